@@ -1,0 +1,32 @@
+"""tokensieve: spend fewer tokens, on current unmodified models."""
+
+from tokensieve.method import Method, reduce
+from tokensieve.parts.budget import Keep
+from tokensieve.plan import Plan, Stage, method
+from tokensieve.reduction import Reduction
+from tokensieve.registry import card, make, methods, register, systems
+from tokensieve.signals import MissingSignal, Need, Signals
+from tokensieve.sites.sieve import Sieve, sieve
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Keep",
+    "Method",
+    "MissingSignal",
+    "Need",
+    "Plan",
+    "Reduction",
+    "Sieve",
+    "Signals",
+    "Stage",
+    "__version__",
+    "card",
+    "make",
+    "method",
+    "methods",
+    "reduce",
+    "register",
+    "sieve",
+    "systems",
+]

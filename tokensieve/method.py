@@ -1,0 +1,110 @@
+"""Method: the contract of a token reduction, and `reduce`, which runs one on plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokensieve.parts import budget
+from tokensieve.reduction import Reduction
+from tokensieve.signals import Need, Signals
+
+
+@dataclass(frozen=True)
+class Method:
+    """A recipe that turns :class:`Signals` and a budget into a :class:`Reduction`.
+
+    Subclasses are frozen dataclasses: hyperparameters as fields with the paper's defaults, the class attributes below, and
+    :meth:`reduce`. Register them with ``@register("name", systems=[...])``.
+
+    Attributes:
+        name: the registered name.
+        site: where the paper applies it ("encoder", "handoff", "prefill"); any other site of ``sites`` may be asked for.
+        sites: all sites that can supply its needs.
+        adaptive: True where the method may keep fewer tokens than the budget by its own rule.
+        pairs: True where the algorithm is defined on all pairs of tokens (time quadratic in N, memory in blocks).
+        proportional: True where later attention weighs merged tokens by their size.
+        layer: for `prefill`, the language-model layer before which tokens leave by default.
+    """
+
+    name: ClassVar[str] = ""
+    site: ClassVar[str] = "handoff"
+    sites: ClassVar[tuple[str, ...]] = ("handoff",)
+    adaptive: ClassVar[bool] = False
+    pairs: ClassVar[bool] = False
+    proportional: ClassVar[bool] = False
+    layer: ClassVar[int] = 2
+
+    @property
+    def needs(self) -> Sequence[Need]:
+        """The signals it reads; a property, since layers may be fields."""
+        return ()
+
+    def score(self, s: Signals) -> Tensor | None:
+        """``(B, N)``, what the method ranks tokens by, for heat maps; None where it does not rank them."""
+        return None
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row)."""
+        raise NotImplementedError
+
+    def __call__(self, s: Signals, keep: budget.Budget) -> Reduction:
+        """Resolve the budget and reduce; the identity where every token is kept."""
+        counts = budget.counts(keep, s.valid)
+        if bool((counts == s.n).all()):
+            return Reduction.identity(s.batch, s.n, s.device)
+        return self.reduce(s, counts)
+
+
+def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, **signals: Any) -> Reduction:
+    """Reduce an array of tokens, outside any model.
+
+    Args:
+        x: ``(B, N, D)`` or ``(N, D)``, a tensor or anything NumPy reads.
+        method: a registered name (``tokensieve.methods()`` lists them) or a :class:`Method`.
+        keep: an int (tokens per row), a float in (0, 1] (share of the row's valid tokens), or a :class:`Keep`.
+        seed: for methods that draw.
+        signals: what the method needs, by keyword: ``cls_attention``, ``received_attention``, ``text``, ``keys``, ``values``,
+            ``grid``, ``mask``, ... (see :class:`Signals`). Arrays, or tensors on any device.
+
+    Returns:
+        The :class:`Reduction`; ``.apply(x)`` gives the reduced tokens.
+
+    Raises:
+        ValueError: a budget outside its range, NaN or infinite input, shapes that do not fit; `MissingSignal`, a ValueError,
+            names a signal that the method needs and how to pass it.
+
+    Example:
+        >>> import torch, tokensieve as ts
+        >>> x = torch.randn(2, 576, 64)
+        >>> ts.reduce(x, "divprune", keep=64).apply(x).shape
+        torch.Size([2, 64, 64])
+    """
+    from tokensieve.registry import make
+
+    made = make(method) if isinstance(method, str) else method
+    x = _tensor(x)
+    if x.dim() == 2:
+        x = x[None]
+        signals = {k: _tensor(v)[None] if _is_array(v) else v for k, v in signals.items()}
+    given = {k: _tensor(v) if _is_array(v) else v for k, v in signals.items() if v is not None}
+    unknown = set(given) - set(Signals.__dataclass_fields__)
+    if unknown:
+        raise ValueError(f"unknown signals {sorted(unknown)}; known are {sorted(set(Signals.__dataclass_fields__) - {'features'})}")
+    if "mask" in given:
+        given["mask"] = given["mask"].bool()
+    return made(Signals(features=x, seed=seed, **given), keep)
+
+
+def _is_array(v: Any) -> bool:
+    return isinstance(v, (Tensor, np.ndarray, list))
+
+
+def _tensor(v: Any) -> Tensor:
+    out = v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v))
+    return out

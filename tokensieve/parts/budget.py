@@ -1,0 +1,98 @@
+"""Budgets: how many tokens to keep."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Keep:
+    """A budget in a declared unit; give exactly one of the first four.
+
+    Args:
+        tokens: tokens per unit.
+        share: share of the valid tokens of the unit, in (0, 1].
+        average: mean tokens over the language model's layers (sites that know layers turn it into a count).
+        flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise).
+        per: the unit, "image" or "prompt" (where several images share one budget).
+    """
+
+    tokens: int | None = None
+    share: float | None = None
+    average: float | None = None
+    flops: float | None = None
+    per: str = "image"
+
+    def __post_init__(self) -> None:
+        given = [k for k in ("tokens", "share", "average", "flops") if getattr(self, k) is not None]
+        if len(given) != 1:
+            raise ValueError(f"Keep needs exactly one of tokens, share, average, flops; got {given or 'none'}")
+        if self.per not in ("image", "prompt"):
+            raise ValueError(f"per={self.per!r}; it must be 'image' or 'prompt'")
+        value = getattr(self, given[0])
+        whole = given[0] == "tokens"
+        check(value, given[0], whole=whole, most=None if given[0] in ("tokens", "average") else 1.0)
+
+    @property
+    def direct(self) -> int | float:
+        """The count or share, where the budget is one.
+
+        Raises:
+            ValueError: the budget is in a unit that only a model can resolve.
+        """
+        if self.tokens is not None:
+            return self.tokens
+        if self.share is not None:
+            return self.share
+        unit = "average" if self.average is not None else "flops"
+        raise ValueError(f"Keep({unit}=...) speaks of a model's layers; on plain arrays pass keep=<tokens> or keep=<share>")
+
+
+Budget = int | float | Keep
+
+
+def check(value: object, name: str = "keep", whole: bool | None = None, most: float | None = None) -> None:
+    """Refuse a budget outside its range: an int of at least 1, or a float in (0, 1].
+
+    Raises:
+        ValueError: naming the argument, the value and the range.
+    """
+    span = "an int of at least 1 (tokens) or a float in (0, 1] (share)"
+    if whole is True:
+        span = "an int of at least 1"
+    elif whole is False:
+        span = "a number above 0" + ("" if most is None else f", at most {most:g}")
+    bad = isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0
+    if not bad and whole is None:
+        bad = isinstance(value, float) and value > 1
+    elif not bad:
+        bad = (whole and not isinstance(value, int)) or (most is not None and value > most)  # type: ignore[operator]
+    if bad:
+        raise ValueError(f"{name}={value!r}; it must be {span}")
+
+
+def counts(keep: Budget, valid: Tensor) -> Tensor:
+    """``(B,)`` tokens to keep per row of ``valid`` (``(B, N)`` bool): at least 1, at most what the row holds.
+
+    A share is rounded half up. A count larger than the row keeps the row whole.
+    """
+    direct = keep.direct if isinstance(keep, Keep) else keep
+    check(direct)
+    held = valid.sum(1)
+    if isinstance(direct, int):
+        return held.clamp(max=direct)
+    return torch.floor(held.double() * direct + 0.5).long().clamp(min=1).minimum(held)
+
+
+def share(keep: Tensor, fraction: float) -> Tensor:
+    """Part of each count, rounded half up, leaving at least one: ``(B,)`` -> ``(B,)``."""
+    return torch.floor(keep.double() * fraction + 0.5).long().clamp(min=0).minimum(keep - 1)
+
+
+def steps(n: int, keep: int, layers: int) -> list[int]:
+    """Tokens after each of ``layers`` equal steps from n down to keep (ToMe's constant r, the remainder spread evenly)."""
+    return [n - round((n - keep) * (i + 1) / layers) for i in range(layers)]

@@ -1,0 +1,36 @@
+"""Rows of attention from queries and keys: exactly those asked for, never the whole map."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BLOCK = 512
+
+
+def attend(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:
+    """Softmax attention rows, in float32.
+
+    Args:
+        query: ``(B, H, T, d)``; key: ``(B, G, N, d)`` with G dividing H (grouped queries).
+        scale: what scores are multiplied by.
+        allowed: bool, or additive, broadcastable to ``(B, 1, T, N)``.
+
+    Returns:
+        ``(B, H, T, N)``.
+    """
+    groups = query.shape[1] // key.shape[1]
+    q = query.float().unflatten(1, (key.shape[1], groups))
+    scores = (q @ key.float()[:, :, None].transpose(-1, -2)).flatten(1, 2) * scale
+    if allowed is not None:
+        scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed.float()
+    return scores.softmax(-1).nan_to_num(0.0)
+
+
+def received(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, block: int = BLOCK) -> Tensor:
+    """Mean attention that each key receives over all queries, ``(B, H, N)``; memory B x H x block x N."""
+    total = query.new_zeros(query.shape[0], query.shape[1], key.shape[2], dtype=torch.float32)
+    for start in range(0, query.shape[2], block):
+        part = allowed if allowed is None or allowed.shape[-2] == 1 else allowed[..., start : start + block, :]
+        total += attend(query[:, :, start : start + block], key, scale, part).sum(2)
+    return total / query.shape[2]

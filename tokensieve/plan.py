@@ -1,0 +1,137 @@
+"""Plan: which methods run where, with which budgets; a JSON file that can be shared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tokensieve.method import Method
+from tokensieve.parts import budget
+from tokensieve.parts.place import POLICIES
+from tokensieve.registry import make
+
+SITES = ("encoder", "handoff", "prefill")
+FORMAT = "tokensieve.plan.1"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One method at one site.
+
+    Args:
+        method: a :class:`Method`, or a registered name.
+        keep: the budget (see :class:`Keep`); None keeps every token.
+        site: "encoder", "handoff" or "prefill"; the method's own by default.
+        layers: encoder: the blocks after which tokens are reduced (by default every block, in equal steps); prefill: the one
+            language-model layer before which tokens leave (by default the method's).
+        positions: "original" or "compact": the position ids of the survivors in the language model.
+
+    Raises:
+        ValueError: an unknown site or policy, a site the method cannot run at, a budget outside its range.
+    """
+
+    method: Method
+    keep: budget.Budget
+    site: str = ""
+    layers: tuple[int, ...] | None = None
+    positions: str = "original"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.method, str):
+            object.__setattr__(self, "method", make(self.method))
+        object.__setattr__(self, "site", self.site or self.method.site)
+        if isinstance(self.layers, int):
+            object.__setattr__(self, "layers", (self.layers,))
+        object.__setattr__(self, "layers", None if self.layers is None else tuple(self.layers))
+        if self.site not in self.method.sites:
+            raise ValueError(f"site={self.site!r}; {self.method.name} runs at {', '.join(self.method.sites)}")
+        if self.site == "prefill" and self.layers is not None and len(self.layers) != 1:
+            raise ValueError(f"layers={self.layers}; a prefill stage has one layer (use several stages for several layers)")
+        if self.positions not in POLICIES:
+            raise ValueError(f"positions={self.positions!r}; it must be one of {', '.join(POLICIES)}")
+        if not isinstance(self.keep, budget.Keep):
+            budget.check(self.keep)
+
+    @property
+    def layer(self) -> int:
+        """The language-model layer of a prefill stage."""
+        return self.layers[0] if self.layers else self.method.layer
+
+    def to_json(self) -> dict[str, Any]:
+        keep = {"Keep": asdict(self.keep)} if isinstance(self.keep, budget.Keep) else self.keep
+        return {
+            "method": self.method.name,
+            "options": asdict(self.method),
+            "keep": keep,
+            "site": self.site,
+            "layers": None if self.layers is None else list(self.layers),
+            "positions": self.positions,
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Stage:
+        keep = data["keep"]
+        known = {f.name for f in fields(cls)} | {"options"}
+        if set(data) - known:
+            raise ValueError(f"a stage holds unknown entries {sorted(set(data) - known)}; known are {sorted(known)}")
+        return cls(
+            method=make(data["method"], **_tuples(data.get("options", {}))),
+            keep=budget.Keep(**keep["Keep"]) if isinstance(keep, dict) else keep,
+            site=data.get("site", ""),
+            layers=None if data.get("layers") is None else tuple(data["layers"]),
+            positions=data.get("positions", "original"),
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages; they run in the order in which a token meets them (encoder, handoff, prefill by layer).
+
+    Raises:
+        ValueError: more than one encoder stage.
+    """
+
+    stages: tuple[Stage, ...]
+
+    def __init__(self, stages: Sequence[Stage] | Stage):
+        made = (stages,) if isinstance(stages, Stage) else tuple(stages)
+        if sum(s.site == "encoder" for s in made) > 1:
+            raise ValueError("a plan holds at most one encoder stage (it may list several layers)")
+        met = sorted(made, key=lambda s: (SITES.index(s.site), s.layer if s.site == "prefill" else 0))
+        object.__setattr__(self, "stages", tuple(met))
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON (to a temporary name first, then renamed)."""
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        part.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read what :meth:`save` wrote."""
+        return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "stages": [s.to_json() for s in self.stages]}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Plan:
+        if data.get("format") != FORMAT:
+            raise ValueError(f"not a plan: format is {data.get('format')!r}, expected {FORMAT!r}")
+        return cls([Stage.from_json(s) for s in data["stages"]])
+
+
+def method(name: str | Method, keep: budget.Budget, **where: Any) -> Stage:
+    """A stage: ``ts.method("tome", keep=0.5)``; keywords are `site`, `layers`, `positions` or options of the method."""
+    placed = {k: where.pop(k) for k in ("site", "layers", "positions") if k in where}
+    if isinstance(name, Method) and where:
+        raise ValueError(f"options {sorted(where)} belong to the method; it is already made")
+    return Stage(name if isinstance(name, Method) else make(name, **where), keep, **placed)
+
+
+def _tuples(options: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items()}

@@ -1,0 +1,265 @@
+"""Reduction: N tokens become M."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+class Reduction:
+    """Maps ``(B, N, D)`` to ``(B, M, D)``.
+
+    Two forms behind one type. *Hard*: every source token has one owner slot or is dropped. *Soft*: a ``(B, M, N)``
+    matrix, dense or sparse COO, for many-to-many transforms. Build one with :meth:`keep`, :meth:`merge`, :meth:`soft` or
+    :meth:`identity`; compose with :meth:`then`.
+
+    Attributes:
+        n: number of source tokens N.
+        kept: ``(B, M)`` long; the source token whose place each slot takes, ascending. Padding slots (rows that keep fewer
+            than M) stand at the end and repeat the row's last kept token.
+        mask: ``(B, M)`` bool; False at padding slots.
+        owner: ``(B, N)`` long; the slot that each source token went to, -1 where it was dropped. In the soft form, the slot
+            that received most of it.
+        weight: ``(B, N)`` float or None; the weight of each source token in its slot (hard merging only).
+        matrix: ``(B, M, N)`` or None; the transform (soft form only).
+    """
+
+    def __init__(self, n: int, kept: Tensor, mask: Tensor, owner: Tensor, weight: Tensor | None, matrix: Tensor | None):
+        self.n, self.kept, self.mask, self.owner, self.weight, self.matrix = n, kept, mask, owner, weight, matrix
+        self.is_identity = kept.shape[1] == n and weight is None and matrix is None
+
+    # ---- making one -------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def identity(cls, batch: int, n: int, device: torch.device | str = "cpu") -> Reduction:
+        """Keep everything: :meth:`apply` returns its argument itself."""
+        every = torch.arange(n, device=device).expand(batch, n)
+        return cls(n, every, torch.ones_like(every, dtype=torch.bool), every, None, None)
+
+    @classmethod
+    def keep(cls, chosen: Tensor) -> Reduction:
+        """Drop every token outside ``chosen``, a ``(B, N)`` bool tensor."""
+        kept, mask, slot = _slots(chosen)
+        return cls(chosen.shape[1], kept, mask, torch.where(chosen, slot, -1), None, None)
+
+    @classmethod
+    def merge(cls, chosen: Tensor, target: Tensor, weight: Tensor | None = None) -> Reduction:
+        """Average tokens into the chosen ones.
+
+        Args:
+            chosen: ``(B, N)`` bool, the tokens that stay as slots.
+            target: ``(B, N)`` long; the source index of the chosen token that each token joins, -1 to drop it. Chosen tokens
+                join themselves whatever stands here.
+            weight: ``(B, N)`` non-negative weight of each token within its slot, normalised per slot; None weighs all equally.
+        """
+        kept, mask, slot = _slots(chosen)
+        owner = torch.where(target >= 0, slot.gather(1, target.clamp(min=0)), -1)
+        owner = torch.where(chosen, slot, owner)
+        weight = torch.ones(chosen.shape, device=chosen.device) if weight is None else weight
+        weight = torch.where(owner >= 0, weight, 0.0)
+        total = weight.new_zeros(kept.shape).scatter_add_(1, owner.clamp(min=0), weight)
+        return cls(chosen.shape[1], kept, mask, owner, weight / total.gather(1, owner.clamp(min=0)).clamp(min=1e-12), None)
+
+    @classmethod
+    def weighted(cls, chosen: Tensor, target: Tensor, weight: Tensor) -> Reduction:
+        """As :meth:`merge`, with ``weight`` used as it is, not normalised (for recipes that add onto a token)."""
+        made = cls.merge(chosen, target)
+        return cls(made.n, made.kept, made.mask, made.owner, torch.where(made.owner >= 0, weight, 0.0), None)
+
+    @classmethod
+    def soft(cls, matrix: Tensor, chosen: Tensor) -> Reduction:
+        """An explicit transform: ``matrix`` is ``(B, M, N)``, dense or sparse COO.
+
+        ``chosen`` is a ``(B, N)`` bool tensor naming the token whose place (position, provenance) each slot takes; slot order is
+        the ascending order of the chosen tokens.
+        """
+        kept, mask, _ = _slots(chosen)
+        if matrix.shape != (*kept.shape, chosen.shape[1]):
+            raise ValueError(f"matrix has shape {tuple(matrix.shape)}; chosen asks for {(*kept.shape, chosen.shape[1])}")
+        return cls(chosen.shape[1], kept, mask, _strongest(matrix), None, matrix)
+
+    # ---- facts ------------------------------------------------------------------------------------------------------
+
+    @property
+    def batch(self) -> int:
+        return self.kept.shape[0]
+
+    @property
+    def m(self) -> int:
+        """The number of slots M (of the longest row)."""
+        return self.kept.shape[1]
+
+    @property
+    def counts(self) -> Tensor:
+        """``(B,)`` slots in use per row."""
+        return self.mask.sum(1)
+
+    @property
+    def drops(self) -> bool:
+        """True when every slot is exactly its kept token, so nothing is mixed."""
+        return self.weight is None and self.matrix is None
+
+    def sizes(self) -> Tensor:
+        """``(B, M)`` float: how many source tokens stand behind each slot (for proportional attention). At least 1."""
+        if self.matrix is not None:
+            share = _dense(self.matrix).abs()
+            share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
+            return share.sum(2).clamp(min=1.0)
+        count = torch.zeros(self.kept.shape, device=self.kept.device)
+        return count.scatter_add_(1, self.owner.clamp(min=0), (self.owner >= 0).float()).clamp(min=1.0)
+
+    def dense(self) -> Tensor:
+        """The ``(B, M, N)`` matrix of this reduction, whatever its form (memory B x M x N)."""
+        if self.matrix is not None:
+            return _dense(self.matrix)
+        value = (self.owner >= 0).float() if self.weight is None else self.weight
+        out = torch.zeros(self.batch, self.m, self.n, device=self.kept.device, dtype=value.dtype)
+        return out.scatter_(1, self.owner.clamp(min=0)[:, None], value[:, None]) * self.mask[..., None]
+
+    # ---- using it ---------------------------------------------------------------------------------------------------
+
+    def take(self, x: Tensor, dim: int = 1) -> Tensor:
+        """The kept tokens of ``x`` as they are, without merging: for positions, masks and ids."""
+        self._check(x, dim)
+        if self.is_identity:
+            return x
+        shape = [1] * x.dim()
+        shape[0], shape[dim] = self.batch, self.m
+        size = list(x.shape)
+        size[dim] = self.m
+        return x.gather(dim, self.kept.reshape(shape).expand(size))
+
+    def apply(self, x: Tensor, dim: int = 1) -> Tensor:
+        """Reduce ``x`` along its token dimension; dtype and device are kept. Integers and bools are taken, never averaged.
+
+        Args:
+            x: ``(B, N, ...)``, or any shape whose dimension ``dim`` is N; ``(N, D)`` where B is 1.
+            dim: the token dimension.
+        """
+        if x.dim() == 2 and self.batch == 1 and dim == 1 and x.shape[0] == self.n and x.shape[0] != 1:
+            return self.apply(x[None])[0]
+        if self.drops or not (x.is_floating_point() or x.is_complex()):
+            return self.take(x, dim)
+        self._check(x, dim)
+        moved = x.movedim(dim, 1)
+        flat = moved.reshape(self.batch, self.n, -1)
+        out = self._mix(flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat)
+        return out.to(x.dtype).reshape(self.batch, self.m, *moved.shape[2:]).movedim(1, dim)
+
+    def _mix(self, flat: Tensor) -> Tensor:
+        if self.matrix is not None:
+            return torch.bmm(self.matrix.to(flat.dtype), flat)
+        assert self.weight is not None
+        weighed = flat * self.weight.to(flat.dtype)[..., None]
+        slot = self.owner.clamp(min=0)[..., None].expand_as(weighed)
+        return flat.new_zeros(self.batch, self.m, flat.shape[2]).scatter_add_(1, slot, weighed)
+
+    def restore(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
+        """From ``(B, M, D)`` back to ``(B, N, D)``: every source token takes the value of its slot.
+
+        Args:
+            fill: what dropped tokens get: a number, or a ``(B, N, D)`` tensor (their last state).
+        """
+        if self.is_identity:
+            return y
+        if self.matrix is not None:
+            share = _dense(self.matrix).abs()
+            share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
+            out = torch.bmm(share.transpose(1, 2).to(y.dtype), y)
+        else:
+            out = y.gather(1, self.owner.clamp(min=0)[..., None].expand(-1, -1, y.shape[2]))
+        gone = (self.owner < 0)[..., None]
+        return torch.where(gone, fill.to(y) if isinstance(fill, Tensor) else torch.full((), fill).to(y), out)
+
+    def then(self, other: Reduction) -> Reduction:
+        """This reduction followed by ``other``, as one; provenance still names the tokens of the first."""
+        if other.n != self.m or other.batch != self.batch:
+            raise ValueError(f"other maps {other.batch} x {other.n} tokens; this one yields {self.batch} x {self.m}")
+        if self.is_identity or other.is_identity:
+            return other if self.is_identity else self
+        mask = other.mask & self.mask.gather(1, other.kept)
+        kept = self.kept.gather(1, other.kept)
+        if self.matrix is not None or other.matrix is not None:
+            matrix = torch.bmm(other.dense(), self.dense().to(other.dense()))
+            return Reduction(self.n, kept, mask, _strongest(matrix), None, matrix)
+        owner = torch.where(self.owner >= 0, other.owner.gather(1, self.owner.clamp(min=0)), -1)
+        if self.drops and other.drops:
+            return Reduction(self.n, kept, mask, owner, None, None)
+        first = torch.ones(owner.shape, device=owner.device) if self.weight is None else self.weight
+        second = torch.ones(other.owner.shape, device=owner.device) if other.weight is None else other.weight
+        weight = first * second.gather(1, self.owner.clamp(min=0))
+        return Reduction(self.n, kept, mask, owner, torch.where(owner >= 0, weight, 0.0), None)
+
+    def rows(self, index: Tensor | slice) -> Reduction:
+        """Some rows of the batch."""
+        pick = [None if t is None else _dense(t)[index] for t in (self.weight, self.matrix)]
+        return Reduction(self.n, self.kept[index], self.mask[index], self.owner[index], pick[0], pick[1])
+
+    def to(self, device: torch.device | str) -> Reduction:
+        parts = [None if t is None else t.to(device) for t in self._tensors().values()]
+        return Reduction(self.n, *parts)  # type: ignore[arg-type]
+
+    # ---- files ------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write to a safetensors file (to a temporary name first, then renamed)."""
+        from safetensors.torch import save_file
+
+        tensors = {k: _dense(t).contiguous() for k, t in self._tensors().items() if t is not None}
+        path = Path(path)
+        part = path.with_name(path.name + ".part")
+        save_file(tensors, part, metadata={"format": "tokensieve.reduction.1", "n": str(self.n)})
+        part.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Reduction:
+        """Read what :meth:`save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as f:
+            meta = f.metadata() or {}
+            if meta.get("format") != "tokensieve.reduction.1":
+                raise ValueError(f"{path} is not a saved Reduction (format {meta.get('format')!r})")
+            t = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
+        return cls(int(meta["n"]), t["kept"], t["mask"], t["owner"], t.get("weight"), t.get("matrix"))
+
+    def _tensors(self) -> dict[str, Tensor | None]:
+        return {k: getattr(self, k) for k in ("kept", "mask", "owner", "weight", "matrix")}
+
+    def _check(self, x: Tensor, dim: int) -> None:
+        if x.shape[dim] != self.n or x.shape[0] != self.batch:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this reduction needs batch {self.batch} and {self.n} tokens in dimension {dim}"
+            )
+
+    def __repr__(self) -> str:
+        form = "identity" if self.is_identity else "soft" if self.matrix is not None else "drop" if self.drops else "merge"
+        return f"Reduction({form}, batch={self.batch}, {self.n} -> {self.m} tokens)"
+
+
+def _slots(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """kept (B, M), mask (B, M) and, for every source token, the slot it would own (B, N)."""
+    slot = chosen.long().cumsum(1) - 1
+    counts = slot[:, -1] + 1
+    least, most = int(counts.min()), int(counts.max())
+    if least == 0:
+        raise ValueError("a row keeps no token; every row must keep at least one")
+    b, n = chosen.shape
+    if least == most:
+        kept = chosen.nonzero()[:, 1].view(b, most)
+        return kept, torch.ones_like(kept, dtype=torch.bool), slot
+    mask = torch.arange(most, device=chosen.device) < counts[:, None]
+    first_kept = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
+    last = first_kept.gather(1, counts[:, None] - 1)
+    return torch.where(mask, first_kept, last), mask, slot
+
+
+def _dense(matrix: Tensor) -> Tensor:
+    return matrix.to_dense() if matrix.is_sparse else matrix
+
+
+def _strongest(matrix: Tensor) -> Tensor:
+    value, owner = _dense(matrix).abs().max(1)
+    return torch.where(value > 0, owner, -1)

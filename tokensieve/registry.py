@@ -1,0 +1,133 @@
+"""Names: methods register themselves; the table of published systems says what each one answers to."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cache
+from importlib import resources
+from typing import Any, TypeVar
+
+from tokensieve.method import Method
+
+T = TypeVar("T", bound=type[Method])
+_METHODS: dict[str, type[Method]] = {}
+_SYSTEMS: dict[str, tuple[int, ...]] = {}
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known about a registered method."""
+
+    name: str
+    family: str
+    site: str
+    sites: tuple[str, ...]
+    needs: tuple[str, ...]
+    systems: tuple[int, ...]
+    summary: str
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class System:
+    """A row of the table of published systems."""
+
+    id: int
+    name: str
+    title: str
+    family: str
+    kind: str
+    site: str
+    delivers: str
+    works_when: str
+    tier: int
+
+
+def register(name: str, systems: Sequence[int] = ()) -> Callable[[T], T]:
+    """Class decorator: give a method its name, and the ids of the published systems it answers to."""
+
+    def add(cls: T) -> T:
+        if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
+            raise ValueError(f"the name {name!r} is taken by {_METHODS[name].__qualname__}")
+        cls.name = name
+        _METHODS[name] = cls
+        _SYSTEMS[name] = tuple(systems)
+        return cls
+
+    return add
+
+
+@cache
+def _load() -> None:
+    import tokensieve.methods as root
+
+    for found in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
+        importlib.import_module(found.name)
+
+
+def get(name: str) -> type[Method]:
+    """The class registered under a name.
+
+    Raises:
+        ValueError: no such name; the message offers the nearest ones.
+    """
+    _load()
+    if name not in _METHODS:
+        near = difflib.get_close_matches(name, _METHODS, n=3) or sorted(_METHODS)
+        raise ValueError(f"no method is called {name!r}; did you mean {', '.join(near)}? `tokensieve methods` lists all")
+    return _METHODS[name]
+
+
+def make(name: str, **options: Any) -> Method:
+    """A method with its options.
+
+    Raises:
+        ValueError: an unknown name or option.
+    """
+    cls = get(name)
+    known = [f.name for f in fields(cls)]
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise ValueError(f"{name} has no option {', '.join(unknown)}; its options are {', '.join(known) or 'none'}")
+    return cls(**options)
+
+
+def methods(site: str | None = None, family: str | None = None) -> list[str]:
+    """Registered names, sorted; only those that can run at ``site`` or belong to ``family``, where given."""
+    _load()
+    found = (card(name) for name in sorted(_METHODS))
+    return [c.name for c in found if (site is None or site in c.sites) and (family is None or family == c.family)]
+
+
+def card(name: str) -> Card:
+    """The card of a method: family, sites, needs, systems, the first line of its docstring, options with defaults."""
+    cls = get(name)
+    options = {f.name: f.default if f.default is not MISSING else None for f in fields(cls)}
+    needs = tuple(n.name for n in cls().needs)
+    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
+    return Card(name, cls.__module__.split(".")[2], cls.site, cls.sites, needs, _SYSTEMS[name], summary, options)
+
+
+def systems(family: str | None = None, tier: int | None = None) -> list[System]:
+    """The rows of the table of published systems, in the order of their ids."""
+    text = resources.files("tokensieve").joinpath("data/systems.tsv").read_text(encoding="utf-8")
+    rows = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    made = [System(**{**row, "id": int(row["id"]), "tier": int(row["tier"])}) for row in rows]  # type: ignore[arg-type]
+    return [s for s in made if (family is None or s.family == family) and (tier is None or s.tier == tier)]
+
+
+def entries(system: int) -> list[str]:
+    """Names of the methods that answer to a published system."""
+    _load()
+    return sorted(name for name, ids in _SYSTEMS.items() if system in ids)
+
+
+def as_dict(row: Card | System) -> dict[str, Any]:
+    """A card or a system as plain data for JSON."""
+    return asdict(row)

@@ -1,0 +1,1 @@
+"""Sites: the only floor that knows transformers' models. Hooks, attention taps, caches."""

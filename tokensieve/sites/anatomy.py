@@ -1,0 +1,156 @@
+"""Anatomy: where a model keeps its encoder, its language model and their attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A run of transformer blocks.
+
+    Attributes:
+        root: the module whose forward runs the blocks and returns their hidden states.
+        layers: the blocks.
+        attentions: the attention module of each block (None where a block has none).
+        specials: tokens before the patches (CLS, registers); 0 in language models.
+        cls: True where the first of them is a CLS token.
+    """
+
+    root: nn.Module
+    layers: tuple[nn.Module, ...]
+    attentions: tuple[nn.Module | None, ...]
+    specials: int = 0
+    cls: bool = False
+
+    @property
+    def config(self) -> Any:
+        return self.root.config
+
+    def layer(self, index: int) -> int:
+        """A block's index from one that may count from the end.
+
+        Raises:
+            ValueError: outside the stack.
+        """
+        depth = len(self.layers)
+        if not -depth <= index < depth:
+            raise ValueError(f"layer={index}; {type(self.root).__name__} has layers 0 to {depth - 1}")
+        return index % depth
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """What a sieve needs to know of a model.
+
+    Attributes:
+        base: the module whose forward takes ``input_ids`` and calls the language model (None for a bare encoder).
+        vision: the encoder of images, or the encoder itself for a bare one.
+        language: the language model; None for a bare encoder.
+        feature_layer: index of the encoder block whose output feeds the language model.
+        image_token_id: the placeholder of a visual token in ``input_ids``.
+    """
+
+    model: nn.Module
+    base: nn.Module | None
+    vision: Stack
+    language: Stack | None
+    feature_layer: int = -1
+    image_token_id: int | None = None
+
+
+def find(model: nn.Module) -> Anatomy:
+    """Find the parts of a transformers model: a vision-language model, or a bare vision encoder.
+
+    Raises:
+        ValueError: no run of transformer blocks is recognised, or a vision-language model without a vision part.
+    """
+    config = getattr(model, "config", None)
+    if config is None:
+        raise ValueError(f"{type(model).__name__} is not a transformers model (it has no config)")
+    text = getattr(config, "text_config", None)
+    sight = getattr(config, "vision_config", None)
+    if text is None or sight is None:
+        return _bare(model)
+    language = _stack(_holder(model, text, "language"))
+    vision_root = _holder(model, sight, "vision")
+    stack = _stack(vision_root)
+    vision = Stack(vision_root, stack.layers, stack.attentions, *_specials(vision_root))
+    base = next(m for m in model.modules() if _child(m, language.root))
+    token = getattr(config, "image_token_id", None)
+    if token is None:
+        token = getattr(config, "image_token_index", None)
+    if token is None:
+        raise ValueError(f"{type(model).__name__} has no image_token_id in its config; visual tokens cannot be found")
+    wanted = getattr(config, "vision_feature_layer", -1)
+    wanted = wanted[-1] if isinstance(wanted, (list, tuple)) else wanted
+    return Anatomy(model, base, vision, language, _block(wanted, len(vision.layers)), int(token))
+
+
+def _bare(model: nn.Module) -> Anatomy:
+    """An encoder on its own, possibly under a head (image classification)."""
+    stack = _stack(model)
+    causal = any(getattr(a, "is_causal", False) for a in stack.attentions)
+    if causal:
+        raise ValueError(
+            f"{type(model).__name__} has no recognisable vision part; visual tokens can be reduced in vision-language models "
+            "and in vision encoders"
+        )
+    owner = next((m for m in model.modules() if m is not model and _is_model(m) and _holds(m, stack)), model)
+    return Anatomy(model, None, Stack(owner, stack.layers, stack.attentions, *_specials(owner)), None, len(stack.layers) - 1)
+
+
+def _is_model(module: nn.Module) -> bool:
+    return hasattr(module, "config") and hasattr(module, "post_init")
+
+
+def _holds(module: nn.Module, stack: Stack) -> bool:
+    inside = set(map(id, module.modules()))
+    return all(id(layer) in inside for layer in stack.layers)
+
+
+def _holder(model: nn.Module, config: Any, what: str) -> nn.Module:
+    """The outermost submodel built from a part of the config."""
+    found = next((m for m in model.modules() if m is not model and _is_model(m) and m.config is config), None)
+    if found is None:
+        kind = type(config)
+        found = next((m for m in model.modules() if m is not model and _is_model(m) and type(m.config) is kind), None)
+    if found is None:
+        raise ValueError(f"{type(model).__name__} has no recognisable {what} part")
+    return found
+
+
+def _stack(root: nn.Module) -> Stack:
+    """The longest list of blocks that hold attention."""
+    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) and _attention(m[0]) is not None]
+    if not lists:
+        raise ValueError(f"{type(root).__name__} has no recognisable transformer blocks")
+    layers = tuple(max(lists, key=len))
+    return Stack(root, layers, tuple(_attention(layer) for layer in layers))
+
+
+def _attention(layer: nn.Module) -> nn.Module | None:
+    found = (m for m in layer.modules() if "Attention" in type(m).__name__ and hasattr(m, "is_causal"))
+    return next(found, None)
+
+
+def _child(module: nn.Module, child: nn.Module) -> bool:
+    return any(c is child for c in module.children())
+
+
+def _specials(root: nn.Module) -> tuple[int, bool]:
+    """(tokens before the patches, whether the first is CLS), read off the embedding's own parameters."""
+    tokens = {name.rsplit(".", 1)[-1]: p for name, p in root.named_parameters()}
+    cls = next((tokens[k] for k in ("cls_token", "class_embedding") if k in tokens), None)
+    registers = tokens.get("register_tokens")
+    extra = registers.shape[-2] if registers is not None else 0
+    distillation = int("distillation_token" in tokens)
+    return int(cls is not None) + extra + distillation, cls is not None
+
+
+def _block(hidden_state: int, depth: int) -> int:
+    """The block behind an entry of ``hidden_states`` (entry 0 is the embedding)."""
+    return hidden_state - 1 if hidden_state > 0 else depth + hidden_state

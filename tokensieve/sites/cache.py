@@ -1,0 +1,119 @@
+"""A cache layer that remembers which prompt tokens its entries stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class SievedLayer(DynamicLayer):
+    """A dynamic cache layer that holds fewer entries than the sequence has tokens.
+
+    To `generate` and to the mask builder it reports the length of the whole sequence, so that positions, slicing and a second turn
+    go on as if nothing had left; ``columns`` says which column of the full mask each entry stands for.
+
+    Attributes:
+        columns: ``(B, entries)`` long; -1 at padding entries (rows that keep fewer tokens than the longest).
+        holes: True where there are such padding entries.
+        length: tokens of the sequence so far, kept or not.
+        shift: ``(..., B)``, by how much the position ids of later tokens are lowered; None where they are not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.columns: Tensor | None = None
+        self.holes = False
+        self.length = 0
+        self.shift: Tensor | None = None
+        self._next: tuple[Tensor, int] | None = None
+
+    @classmethod
+    def of(cls, cache: Cache, index: int, batch: int, device: torch.device) -> SievedLayer:
+        """The sieved layer at ``index`` of a cache, put in the place of a plain dynamic one.
+
+        Raises:
+            ValueError: the layer is of a kind whose entries cannot leave (static, sliding, quantized).
+        """
+        while len(cache.layers) <= index:
+            cache.layers.append(DynamicLayer())
+        old = cache.layers[index]
+        if isinstance(old, cls):
+            return old
+        if type(old) is not DynamicLayer:
+            raise ValueError(
+                f"layer {index} of the cache is a {type(old).__name__}; tokens can leave a DynamicCache only (pass "
+                "past_key_values=DynamicCache(), or no cache)"
+            )
+        new = cls()
+        new.__dict__.update(old.__dict__)
+        new.length = old.get_seq_length()
+        new.columns = torch.arange(new.length, device=device).expand(batch, -1)
+        cache.layers[index] = new
+        return new
+
+    def expect(self, columns: Tensor, length: int, holes: bool) -> None:
+        """Say what the next :meth:`update` brings: the columns of its entries, and how many tokens they stand for."""
+        self._next = (columns, length)
+        self.holes |= holes
+
+    def lower(self, shift: Tensor | None) -> None:
+        """Lower the ids of all later tokens by ``shift`` more."""
+        if shift is not None:
+            self.shift = shift if self.shift is None else self.shift + shift
+
+    def upcoming(self, query: int) -> Tensor:
+        """Columns of all entries once ``query`` ordinary tokens have been added."""
+        assert self.columns is not None
+        new = torch.arange(self.length, self.length + query, device=self.columns.device)
+        return torch.cat([self.columns, new.expand(self.columns.shape[0], -1)], 1)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+        query = key_states.shape[-2]
+        if self._next is None:
+            self.columns = self.upcoming(query)
+            self.length += query
+        else:
+            columns, length = self._next
+            assert self.columns is not None
+            self.columns, self.length, self._next = torch.cat([self.columns, columns], 1), self.length + length, None
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def reset(self) -> None:
+        self.columns, self.holes, self.length, self.shift, self._next = None, False, 0, None, None
+        super().reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove == 0 or self.columns is None:
+            return
+        keep = self.length - abs(tokens_to_remove)
+        gone = (self.columns >= keep).sum(1)
+        if bool((gone != gone[0]).any()):
+            raise ValueError("cannot crop into a prompt whose rows keep different numbers of tokens")
+        entries = self.columns.shape[1] - int(gone[0])
+        assert self.keys is not None and self.values is not None
+        self.keys, self.values = self.keys[..., :entries, :], self.values[..., :entries, :]
+        self.columns, self.length = self.columns[:, :entries], keep
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._rows(lambda c, axis: c.index_select(axis, beam_idx.to(c.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._rows(lambda c, axis: c.repeat_interleave(repeats, dim=axis))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._rows(lambda c, axis: c.index_select(axis, indices.to(c.device)))
+
+    def _rows(self, change: Callable[[Tensor, int], Tensor]) -> None:
+        if self.columns is not None:
+            self.columns = change(self.columns, 0)
+        if self.shift is not None:
+            self.shift = change(self.shift, -1)

@@ -1,0 +1,189 @@
+"""The encoder site: what an encoder can tell about its tokens, and reduction between its blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.parts import budget, rows
+from tokensieve.plan import Stage
+from tokensieve.reduction import Reduction
+from tokensieve.signals import Need, Signals
+from tokensieve.sites import taps
+from tokensieve.sites.anatomy import Stack
+from tokensieve.sites.clock import Clock
+from tokensieve.sites.trace import StageTrace, Trace
+
+Detach = Callable[[], None]
+ENCODER_SIGNALS = ("cls_attention", "received_attention", "keys", "values")
+
+
+class Watch:
+    """Records, at the blocks asked for, the signals that an encoder alone can give, of its patches (not its special tokens)."""
+
+    def __init__(self, stack: Stack, needs: Iterable[Need], clock: Clock, layers: tuple[int, ...] = ()):
+        self.stack, self.clock = stack, clock
+        self.seen: dict[str, dict[int, Tensor]] = {}
+        self._wanted: dict[int, dict[str, list[int]]] = {}
+        for need in needs:
+            for name in self._names(need):
+                for asked in need.layers or layers:
+                    self._wanted.setdefault(stack.layer(asked), {}).setdefault(name, []).append(asked)
+
+    def _names(self, need: Need) -> list[str]:
+        """What is recorded for a need: the first of it and its stand-ins that this encoder has."""
+        for name in (need.name, *need.instead):
+            if name in ENCODER_SIGNALS and (name != "cls_attention" or self.stack.cls):
+                return [name]
+        return []
+
+    def attach(self) -> list[Detach]:
+        return [self._tap(layer, names) for layer, names in self._wanted.items()]
+
+    def _tap(self, layer: int, names: dict[str, list[int]]) -> Detach:
+        module = self.stack.attentions[layer]
+        assert module is not None
+
+        def observe(call: taps.Call) -> None:
+            with self.clock, torch.no_grad():
+                for name, asked in names.items():
+                    value = self._read(name, call)
+                    for index in asked:
+                        self.seen.setdefault(name, {})[index] = value
+
+        return taps.attach(module, observe=observe)
+
+    def _read(self, name: str, call: taps.Call) -> Tensor:
+        first = self.stack.specials
+        if name == "cls_attention":
+            return rows.attend(call.query[:, :, :1], call.key, call.scale, call.mask)[:, :, 0, first:]
+        if name == "received_attention":
+            return rows.received(call.query, call.key, call.scale, call.mask)[..., first:]
+        x = call.key if name == "keys" else call.value
+        return x[:, :, first:].transpose(1, 2).flatten(2)
+
+
+class EncoderSite:
+    """Reduces an encoder's tokens after some of its blocks; its outputs get their full length back at the root."""
+
+    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, seed: int):
+        self.stack, self.stage, self.clock, self.seed = stack, stage, clock, seed
+        self.layers = tuple(stack.layer(i) for i in stage.layers) if stage.layers else tuple(range(last + 1))
+        if max(self.layers) > last:
+            raise ValueError(f"layers={stage.layers}; the features leave this encoder after layer {last}")
+        method = stage.method
+        self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
+        self._clear()
+
+    @property
+    def trace(self) -> Trace | None:
+        """What happened in the last pass of a bare encoder."""
+        if self.total is None:
+            return None
+        return Trace([StageTrace(self.stage, self.total, self.score, self.grid)], list(range(self.total.batch)), [])
+
+    def _clear(self, pixels: Tensor | None = None) -> None:
+        self.grid: tuple[int, int] | None = None
+        patch = getattr(self.stack.config, "patch_size", None)
+        if isinstance(pixels, Tensor) and pixels.dim() == 4 and isinstance(patch, int):
+            self.grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+        self.total: Reduction | None = None
+        self.by_length: dict[int, Reduction] = {}
+        self.score: Tensor | None = None
+        self.targets: list[int] = []
+        self.watch.seen.clear()
+
+    def attach(self) -> list[Detach]:
+        out = self.watch.attach()
+        for i, layer in enumerate(self.stack.layers):
+            if i in self.layers:
+                out.append(layer.register_forward_hook(self._after(i), prepend=True).remove)
+            if i > min(self.layers):
+                attention = self.stack.attentions[i]
+                if attention is not None:
+                    out.append(taps.attach(attention, mask=self._weigh))
+        out.append(self.stack.root.register_forward_pre_hook(self._start, with_kwargs=True).remove)
+        out.append(self.stack.root.register_forward_hook(self._restore).remove)
+        return out
+
+    def _start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._clear(kwargs.get("pixel_values", args[0] if args else None))
+
+    def _after(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = output[0] if isinstance(output, tuple) else output
+            with self.clock:
+                new = self._reduce(index, hidden)
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+        return hook
+
+    def _reduce(self, index: int, hidden: Tensor) -> Tensor:
+        first = self.stack.specials
+        special, tokens = hidden[:, :first], hidden[:, first:]
+        if self.total is None:
+            keep = budget.counts(self.stage.keep, torch.ones(1, tokens.shape[1], dtype=torch.bool))
+            self.targets = budget.steps(tokens.shape[1], int(keep), len(self.layers))
+        target = self.targets[self.layers.index(index)]
+        before = self.total or Reduction.identity(tokens.shape[0], tokens.shape[1], tokens.device)
+        whole = before.is_identity
+        signals = Signals(
+            features=tokens,
+            mask=None if whole else before.mask,
+            grid=self.grid if whole else None,
+            sizes=None if whole else before.sizes(),
+            seed=self.seed,
+            **{name: seen[index] for name, seen in self._seen(index).items()},
+        )
+        step = self.stage.method(signals, target)
+        self.total = before.then(step)
+        self.score = self.stage.method.score(signals) if whole else self.score
+        self.by_length[first + step.m] = self.total
+        return torch.cat([special, step.apply(tokens)], 1)
+
+    def _seen(self, index: int) -> dict[str, dict[int, Tensor]]:
+        return {name: seen for name, seen in self.watch.seen.items() if index in seen}
+
+    def widen(self, x: Tensor) -> Tensor:
+        """``(I, m, ...)`` recorded at some block -> ``(I, n, ...)``: each original token has what its slot had there."""
+        first = self.stack.specials
+        if self.total is None or x.shape[1] == self.total.n:
+            return x
+        flat = x.reshape(*x.shape[:2], -1)
+        return self.by_length[first + x.shape[1]].restore(flat).reshape(x.shape[0], -1, *x.shape[2:])
+
+    def _weigh(self, mask: Tensor | None, key: Tensor) -> Tensor | None:
+        """Hide padding slots, and weigh merged tokens by their size where the method asks for it."""
+        total = self.total
+        if total is None or (bool(total.mask.all()) and not self.stage.method.proportional):
+            return mask
+        first = self.stack.specials
+        bias = torch.zeros(key.shape[0], 1, 1, key.shape[2], dtype=key.dtype, device=key.device)
+        if self.stage.method.proportional:
+            bias[..., first:] = total.sizes().log().to(key.dtype)[:, None, None]
+        bias[..., first:] = bias[..., first:].masked_fill(~total.mask[:, None, None], torch.finfo(key.dtype).min)
+        if mask is None:
+            return bias
+        return bias.masked_fill(~mask, torch.finfo(key.dtype).min) if mask.dtype == torch.bool else bias + mask
+
+    def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
+        if self.total is None or not hasattr(output, "keys"):
+            return output
+        full = self.stack.specials + self.total.n
+        for name in ("last_hidden_state", "hidden_states"):
+            value = output.get(name)
+            if isinstance(value, Tensor):
+                output[name] = self._widen(value, full)
+            elif isinstance(value, tuple):
+                output[name] = tuple(self._widen(v, full) for v in value)
+        return output
+
+    def _widen(self, hidden: Tensor | None, full: int) -> Tensor | None:
+        if hidden is None or hidden.dim() != 3 or hidden.shape[1] == full or hidden.shape[1] not in self.by_length:
+            return hidden
+        first = self.stack.specials
+        tokens = self.by_length[hidden.shape[1]].restore(hidden[:, first:])
+        return torch.cat([hidden[:, :first], tokens], 1)

@@ -1,0 +1,82 @@
+"""Masks, rotary positions and other per-token arguments, gathered to the tokens that are still there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
+    """``x`` at ``index`` (``(B, m)`` long, negative = padding, read from 0) along a token dimension; dimension 0 may be 1."""
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = index.shape
+    size = list(x.shape)
+    size[0], size[dim] = index.shape
+    if x.shape[0] != index.shape[0]:
+        x = x.expand(index.shape[0], *x.shape[1:])
+    return x.gather(dim, index.clamp(min=0).reshape(shape).expand(size))
+
+
+def attention(
+    mask: Tensor | None, rows: Tensor | None, columns: Tensor, holes: bool, kind: str, like: Tensor
+) -> Tensor | None:
+    """The attention mask of the tokens that are there.
+
+    Args:
+        mask: what the model built: None (plain causal), ``(B, kv)`` (flash), or ``(B, 1, q, kv)`` bool or additive.
+        rows: ``(B, q')`` which of the mask's queries remain; None keeps all.
+        columns: ``(B, kv')`` which of its columns the keys are, ascending; -1 at padding.
+        holes: whether there is such padding.
+        kind: the attention implementation ("sdpa", "eager", "flash_attention_2", ...).
+        like: hidden states, for dtype and device.
+    """
+    hole = columns < 0
+    if mask is None:
+        return None if not holes else _causal(columns, columns if rows is None else rows, like.shape[1], kind, like.dtype)
+    if mask.dim() == 2:
+        out = gather(mask, columns, 1)
+        return out.masked_fill(hole, 0) if holes else out
+    if rows is not None:
+        mask = gather(mask, rows, 2)
+    out = gather(mask, columns, 3)
+    if holes:
+        out = out.masked_fill(hole[:, None, None], False if out.dtype == torch.bool else torch.finfo(out.dtype).min)
+    return out
+
+
+def _causal(columns: Tensor, rows: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:
+    """A causal mask over ``columns`` for the last ``query`` of ``rows``, where the model saw no need for one."""
+    real = columns >= 0
+    if "flash" in kind:
+        return real.long()
+    allowed = real[:, None] & (columns[:, None] <= rows[:, -query:, None].clamp(min=0))
+    allowed = allowed[:, None]
+    if kind == "eager":
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+    return allowed
+
+
+def arguments(kwargs: dict[str, Any], index: Tensor, n: int) -> dict[str, Any]:
+    """A layer's keyword arguments with every per-token tensor but the mask gathered from ``n`` tokens to ``index``.
+
+    Knows rotary tables ``(B or 1, n, d)``, ids ``(B, n)`` and M-RoPE ids ``(3 or 4, B, n)``.
+    """
+    out = dict(kwargs)
+    for name, value in kwargs.items():
+        if isinstance(value, tuple) and value and all(isinstance(v, Tensor) for v in value):
+            out[name] = tuple(_one(v, index, n) for v in value)
+        elif isinstance(value, Tensor) and name != "attention_mask":
+            out[name] = _one(value, index, n)
+    return out
+
+
+def _one(x: Tensor, index: Tensor, n: int) -> Tensor:
+    if x.dim() == 2 and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
+        return gather(x, index, 1)
+    if x.dim() == 3 and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
+        return gather(x, index, 1)
+    if x.dim() == 3 and x.shape[2] == n:
+        return torch.stack([gather(part, index, 1) for part in x])
+    return x

@@ -1,0 +1,162 @@
+"""sieve: run a model on fewer tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from tokensieve.method import Method
+from tokensieve.parts.budget import Budget
+from tokensieve.plan import Plan, Stage, method
+from tokensieve.sites.anatomy import find
+from tokensieve.sites.clock import Clock
+from tokensieve.sites.encoder import Detach, EncoderSite
+from tokensieve.sites.language import LanguageSite
+from tokensieve.sites.trace import Trace
+
+NEST = "_tokensieve_sieves"
+
+
+class Sieve:
+    """A plan applied to a model: a context manager, or :meth:`attach` and :meth:`detach`.
+
+    Sieves on one model nest: while the inner one is attached, the stages of both run as one plan.
+
+    Attributes:
+        plan: what is applied.
+        seed: for methods that draw.
+        timed: set to True to have selection timed (synchronises CUDA); ``seconds`` adds it up.
+        last: what happened in the last pass that brought visual tokens.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, seed: int = 0):
+        self.model, self.plan, self.seed = model, plan, seed
+        self._clock = Clock()
+        self._sites = _Sites(model, plan, self._clock, seed)
+
+    @property
+    def timed(self) -> bool:
+        return self._clock.on
+
+    @timed.setter
+    def timed(self, on: bool) -> None:
+        self._clock.on = on
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on selection so far, recording attention rows included (only while ``timed``)."""
+        return self._clock.seconds
+
+    @property
+    def last(self) -> Trace | None:
+        return self._sites.trace
+
+    def attach(self) -> Sieve:
+        """Put the hooks on.
+
+        Raises:
+            RuntimeError: this sieve is attached already.
+            ValueError: it does not go together with one that is attached to the same model.
+        """
+        around: list[Sieve] = self.model.__dict__.get(NEST, [])
+        if self in around:
+            raise RuntimeError("this sieve is attached already; detach() it first, or make a second one to nest")
+        _settle(self.model, [*around, self])
+        return self
+
+    def detach(self) -> None:
+        """Take this sieve's hooks off; without others around it, the model is what it was."""
+        around = self.model.__dict__.get(NEST, [])
+        if self in around:
+            _settle(self.model, [s for s in around if s is not self])
+
+    def __enter__(self) -> Sieve:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+
+class _Sites:
+    """The sites of one plan on one model."""
+
+    def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seed: int):
+        anatomy = find(model)
+        inside = next((s for s in plan.stages if s.site == "encoder"), None)
+        if anatomy.language is None and any(s.site != "encoder" for s in plan.stages):
+            raise ValueError(f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it")
+        self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed) if inside else None
+        self.language = None
+        if anatomy.language is not None:
+            self.language = LanguageSite(anatomy, plan.stages, self.encoder, clock, seed)
+        self.undo: list[Detach] = []
+
+    @property
+    def trace(self) -> Trace | None:
+        if self.language is not None:
+            return self.language.trace
+        return None if self.encoder is None else self.encoder.trace
+
+    def attach(self) -> None:
+        try:
+            for site in (self.encoder, self.language):
+                if site is not None:
+                    self.undo += site.attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def detach(self) -> None:
+        while self.undo:
+            self.undo.pop()()
+
+
+def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
+    """Make ``sieves``, outermost first, the ones that act on the model, as one plan."""
+    sites = None
+    if sieves:
+        inner, whole = sieves[-1], Plan([stage for s in sieves for stage in s.plan.stages])
+        sites = _Sites(model, whole, inner._clock, inner.seed)
+    before: list[Sieve] = model.__dict__.pop(NEST, [])
+    if before:
+        before[-1]._sites.detach()
+    if sites is not None:
+        sites.attach()
+        for s in sieves:
+            s._sites = sites
+        model.__dict__[NEST] = sieves
+
+
+def sieve(
+    model: nn.Module, what: str | Method | Stage | Plan, keep: Budget | None = None, *, seed: int = 0, **where: Any
+) -> Sieve:
+    """Run a model on fewer tokens, through hooks that go away again.
+
+    Args:
+        model: an unmodified transformers model: a vision-language model, or a vision encoder.
+        what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
+        keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
+        seed: for methods that draw.
+        where: ``site``, ``layers``, ``positions``, or options of the method.
+
+    Returns:
+        a :class:`Sieve`, to be used in a ``with`` statement or with ``attach()`` and ``detach()``.
+
+    Raises:
+        ValueError: no vision part is recognised, a site or layer does not exist here, or a budget is out of range.
+
+    Prompts without images pass through untouched. Output shapes stay as they are: logits at removed positions come from the state in
+    which the token left.
+
+    Example:
+        >>> with ts.sieve(model, "visionzip", keep=64):  # doctest: +SKIP
+        ...     model.generate(**inputs)
+    """
+    if isinstance(what, (Plan, Stage)):
+        if keep is not None or where:
+            raise ValueError("a plan or stage carries its own keep and options; pass the model and the plan only")
+        return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed)
+    if keep is None:
+        raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
+    return Sieve(model, Plan(method(what, keep, **where)), seed)

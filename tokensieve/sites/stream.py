@@ -1,0 +1,184 @@
+"""The stream: which tokens of a prompt are still there, during one pass through the language model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokensieve.reduction import Reduction
+from tokensieve.sites.masks import gather
+
+
+class Images:
+    """Where the visual tokens of a batch of prompts lie.
+
+    Attributes:
+        row: ``(I,)`` long, the batch row of each image.
+        place: ``(I, n)`` long, the prompt position of each of its tokens; -1 at padding (images of different sizes).
+    """
+
+    def __init__(self, row: Tensor, place: Tensor):
+        self.row, self.place = row, place
+
+    @property
+    def mask(self) -> Tensor:
+        return self.place >= 0
+
+    @classmethod
+    def split(cls, visual: Tensor, tokens: int | None) -> Images:
+        """One group per image: runs of ``tokens`` placeholders where that fits every row, otherwise runs of neighbours.
+
+        Args:
+            visual: ``(B, L)`` bool.
+            tokens: visual tokens of one image, where known.
+        """
+        where = visual.nonzero()
+        if tokens and bool((visual.sum(1) % tokens == 0).all()):
+            return cls(where[::tokens, 0], where[:, 1].view(-1, tokens))
+        apart = (where[1:, 0] != where[:-1, 0]) | (where[1:, 1] != where[:-1, 1] + 1)
+        return cls._groups(where, torch.cat([apart.new_zeros(1), apart]).cumsum(0))
+
+    @classmethod
+    def by_prompt(cls, visual: Tensor) -> Images:
+        """One group per prompt that holds images."""
+        where = visual.nonzero()
+        _, group = where[:, 0].unique_consecutive(return_inverse=True)
+        return cls._groups(where, group)
+
+    def repeated(self, copies: int) -> Tensor:
+        """For each token (in prompt order) its rank in a batch before every row was repeated ``copies`` times (beam search)."""
+        held = self.mask.sum(1)
+        per_row = torch.zeros(int(self.row.max()) + 1, dtype=torch.long, device=held.device).index_add_(0, self.row, held)
+        once = per_row[::copies]
+        start = (once.cumsum(0) - once).repeat_interleave(copies)
+        ends = per_row.cumsum(0)
+        row = torch.arange(len(per_row), device=held.device).repeat_interleave(per_row)
+        return start[row] + torch.arange(int(ends[-1]), device=held.device) - (ends - per_row)[row]
+
+    @classmethod
+    def _groups(cls, where: Tensor, group: Tensor) -> Images:
+        sizes = group.bincount()
+        start = sizes.cumsum(0) - sizes
+        rank = torch.arange(len(group), device=group.device) - start[group]
+        place = where.new_full((len(sizes), int(sizes.max())), -1)
+        place[group, rank] = where[:, 1]
+        return cls(where[start, 0], place)
+
+
+class Stream:
+    """The tokens of one pass.
+
+    Attributes:
+        length: tokens of the prompt, L.
+        index: ``(B, l)`` long, the prompt position of each token in the stream; -1 at padding (always on the left).
+        entry: ``(B, l)`` long, its position among the tokens that entered the language model; -1 at padding.
+        images: the visual tokens; reduction: what became of them so far, per image.
+        left: ``(B, L, D)``, the last state of every token that is gone.
+        holes: whether the index holds padding.
+        shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones.
+        renumbered: position ids and rotary tables that layers after a compacting prefill stage get instead of theirs.
+    """
+
+    def __init__(self, images: Images, real: Tensor):
+        """``real`` is ``(B, L)`` bool, False at the prompt's own padding."""
+        b, self.length = real.shape
+        self.index = torch.arange(self.length, device=real.device).expand(b, -1)
+        self.entry = self.index
+        self.images, self.real = images, real
+        self.reduction = Reduction.identity(*images.place.shape, device=real.device)
+        self.left: Tensor | None = None
+        self.holes = False
+        self.shift: Tensor | None = None
+        self.renumbered: tuple[Tensor, Any] | None = None
+
+    @property
+    def reduced(self) -> bool:
+        return self.left is not None
+
+    def slots(self) -> tuple[Tensor, Tensor]:
+        """Stream positions ``(I, m)`` of the visual tokens that are there, and ``(I, m)`` bool which of them are real."""
+        place = self.images.place.gather(1, self.reduction.kept)
+        mask = self.reduction.mask & (place >= 0)
+        inverse = torch.zeros(self.index.shape[0], self.length, dtype=torch.long, device=place.device)
+        here = torch.arange(self.index.shape[1], device=place.device).expand_as(self.index)
+        inverse.scatter_(1, self.index.clamp(min=0), torch.where(self.index >= 0, here, 0))
+        return inverse[self.images.row].gather(1, place.clamp(min=0)), mask
+
+    def text(self) -> tuple[Tensor, Tensor]:
+        """Stream positions ``(B, T)`` of the text tokens after the first visual one (all text, where none follows), and mask."""
+        place, mask = self.slots()
+        visual = torch.zeros(self.index.shape, dtype=torch.bool, device=place.device)
+        row = self.images.row[:, None].expand_as(place)
+        visual[row[mask], place[mask]] = True
+        text = self._real_here() & ~visual
+        after = text & (visual.long().cumsum(1) > 0)
+        text = torch.where(after.any(1, keepdim=True), after, text)
+        most = max(int(text.sum(1).max()), 1)
+        order = text.to(torch.uint8).argsort(dim=1, stable=True)[:, -most:]
+        return order, text.gather(1, order)
+
+    def _real_here(self) -> Tensor:
+        return self.real.gather(1, self.index.clamp(min=0)) & (self.index >= 0)
+
+    def pick(self, x: Tensor, place: Tensor) -> Tensor:
+        """Tokens of ``x`` (``(B, l, D)``) at each image's stream positions: ``(I, m, D)``."""
+        return x[self.images.row[:, None], place]
+
+    def leave(self, step: Reduction, x: Tensor, merge: bool = True) -> Tensor:
+        """Apply a step of reduction to the visual tokens of the stream.
+
+        Args:
+            step: per image, from the slots that are there to fewer.
+            x: ``(B, l, D)`` states or embeddings.
+            merge: write the merged tokens; False where ``x`` holds them already.
+
+        Returns:
+            the new states ``(B, l', D)``.
+        """
+        place, mask = self.slots()
+        row = self.images.row[:, None]
+        new = step.take(place)
+        kept = step.mask & step.take(mask)
+        self.left = self._scatter(x, torch.zeros_like(x) if self.left is None else self.left)
+        if merge and not step.drops:
+            values = step.apply(self.pick(x, place))
+            x = x.clone()
+            x[row.expand_as(new)[kept], new[kept]] = values[kept].to(x.dtype)
+        survive = self._real_here()
+        survive[row.expand_as(place)[mask], place[mask]] = False
+        survive[row.expand_as(new)[kept], new[kept]] = True
+        chosen = _survivors(survive)
+        self.index = torch.where(chosen >= 0, self.index.gather(1, chosen.clamp(min=0)), -1)
+        self.entry = torch.where(chosen >= 0, self.entry.gather(1, chosen.clamp(min=0)), -1)
+        self.holes = bool((self.index < 0).any())
+        self.reduction = self.reduction.then(step)
+        return gather(x, chosen, 1)
+
+    def entered(self) -> None:
+        """The tokens now in the stream are those that the language model is given."""
+        self.entry = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """``(B, l, D)`` at the end of the pass -> ``(B, L, D)``: tokens that are gone get the state in which they left."""
+        return x if self.left is None else self._scatter(x, self.left)
+
+    def _scatter(self, x: Tensor, into: Tensor) -> Tensor:
+        if into.shape[1] != self.length:
+            into = into.new_zeros(into.shape[0], self.length, into.shape[2])
+        real = self.index >= 0
+        row = torch.arange(x.shape[0], device=x.device)[:, None].expand_as(self.index)
+        out = into.clone()
+        out[row[real], self.index[real]] = x[real].to(out.dtype)
+        return out
+
+
+def _survivors(survive: Tensor) -> Tensor:
+    """Positions of the True entries of each row, ascending, padded with -1 on the left."""
+    counts = survive.sum(1)
+    most = int(counts.max())
+    if bool((counts == most).all()):
+        return survive.nonzero()[:, 1].view(survive.shape[0], most)
+    order = survive.to(torch.uint8).argsort(dim=1, stable=True)[:, -most:]
+    return torch.where(survive.gather(1, order), order, -1)

@@ -1,0 +1,123 @@
+"""Attention taps: see queries, keys and values as the attention kernel gets them, and weigh keys by size.
+
+A tapped module's attention implementation is wrapped under a name of its own, registered together with the mask builder of the
+implementation it wraps (a name without one would make the model pass no mask at all). The kernel itself stays what it was.
+What a module does is kept on the module, so that models never share state.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PREFIX = "tokensieve_"
+STATE = "_tokensieve_taps"
+
+
+@dataclass(frozen=True)
+class Call:
+    """What the attention kernel was called with; q ``(B, H, q, d)``, k and v ``(B, G, kv, d)``, after RoPE."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    scale: float
+    causal: bool
+
+
+Observer = Callable[[Call], None]
+Mask = Callable[[Tensor | None, Tensor], Tensor | None]
+
+
+@dataclass
+class Taps:
+    observers: list[Observer]
+    masks: list[Mask]
+
+
+# By the id of a config (they do not hash): the config, kept alive while tapped, its plain implementation, and its taps.
+_attached: dict[int, tuple[Any, str | None, int]] = {}
+
+
+def kind(config: Any) -> str:
+    """The attention implementation of a config, whether tapped or not."""
+    return str(config._attn_implementation or "eager").removeprefix(PREFIX)
+
+
+def attach(module: nn.Module, observe: Observer | None = None, mask: Mask | None = None) -> Callable[[], None]:
+    """Tap an attention module; returns the function that takes the tap away again.
+
+    Args:
+        observe: called with every :class:`Call`.
+        mask: maps (mask, keys) to the mask the kernel gets.
+    """
+    taps = module.__dict__.setdefault(STATE, Taps([], []))
+    _wrap(module.config)
+    if observe is not None:
+        taps.observers.append(observe)
+    if mask is not None:
+        taps.masks.append(mask)
+
+    def detach() -> None:
+        if observe is not None:
+            taps.observers.remove(observe)
+        if mask is not None:
+            taps.masks.remove(mask)
+        if not taps.observers and not taps.masks:
+            module.__dict__.pop(STATE, None)
+        _unwrap(module.config)
+
+    return detach
+
+
+def _wrap(config: Any) -> None:
+    _, plain, count = _attached.get(id(config), (config, config._attn_implementation, 0))
+    if count == 0:
+        name = PREFIX + (plain or "eager")
+        AttentionInterface.register(name, _tapped)
+        masks = ALL_MASK_ATTENTION_FUNCTIONS
+        AttentionMaskInterface.register(name, masks[plain if plain in masks else "eager"])
+        config._attn_implementation = name
+    _attached[id(config)] = (config, plain, count + 1)
+
+
+def _unwrap(config: Any) -> None:
+    _, plain, count = _attached.pop(id(config))
+    if count > 1:
+        _attached[id(config)] = (config, plain, count - 1)
+    else:
+        config._attn_implementation = plain
+
+
+def _tapped(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
+) -> tuple[Tensor, Tensor | None]:
+    inner = kind(module.config)
+    taps = module.__dict__.get(STATE)
+    if taps is not None:
+        scale = kwargs.get("scaling")
+        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+        causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
+        for observe in taps.observers:
+            observe(Call(query, key, value, attention_mask, scale, bool(causal)))
+        for change in taps.masks:
+            attention_mask = change(attention_mask, key)
+    function = ALL_ATTENTION_FUNCTIONS.get(inner) if inner != "eager" else _eager(module)
+    return function(module, query, key, value, attention_mask, **kwargs)
+
+
+def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
+    """The eager attention of the file that the module's class comes from."""
+    for cls in type(module).__mro__:
+        found = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
+        if found is not None:
+            return found
+    raise ValueError(f"{type(module).__name__} has no eager attention of its own; load the model with attn_implementation='sdpa'")

@@ -1,0 +1,52 @@
+"""Held-out questions, balanced by kind, for whoever wants to measure something on the packaged model."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from .questions import QUESTION_KINDS, Question, questions
+from .scenes import generate
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one image. `boxes` are those of the things asked about, in pixels."""
+
+    image: Image.Image
+    question: Question
+
+    @property
+    def answer(self) -> str:
+        return self.question.answer
+
+    @property
+    def kind(self) -> str:
+        return self.question.kind
+
+    @property
+    def boxes(self) -> tuple[tuple[int, int, int, int], ...]:
+        return self.question.boxes
+
+
+def test_set(n_scenes: int = 100, questions_per_kind: int = 40, seed: int = 0, split: str = "test") -> list[Item]:
+    """`questions_per_kind` questions of each kind about `n_scenes` scenes, the kinds one after the other.
+
+    The same arguments always give the same items.
+    """
+    found: dict[str, list[Item]] = {kind: [] for kind in QUESTION_KINDS}
+    for index in range(n_scenes):
+        scene = generate(seed, index, split)
+        for question in questions(scene):
+            found[question.kind].append(Item(scene.image, question))
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for kind, items in found.items():
+        if len(items) < questions_per_kind:
+            raise ValueError(f"{n_scenes} scenes hold {len(items)} {kind} questions, not {questions_per_kind}: raise n_scenes")
+        order = rng.permutation(len(items))[:questions_per_kind]
+        chosen += [items[i] for i in np.sort(order)]
+    return chosen
+
+
+test_set.__test__ = False  # not a test, whatever pytest thinks of the name

@@ -1,0 +1,95 @@
+"""Accuracy by kind of question, beside what blind guessing would get."""
+
+import functools
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from . import packing
+from .data import Item
+from .questions import QUESTION_KINDS, Question, prompt, questions
+from .scenes import Scene, generate
+
+PRIOR_SCENES = 1000
+
+
+def evaluate(model, processor, split: str = "test", scenes: int = 200, seed: int = 0, packed: bool = True) -> dict:
+    """Ask every question about `scenes` scenes.
+
+    Returns `{kind: {"accuracy", "n", "prior"}}` with a last entry "all", the mean over the kinds. The prior is the
+    accuracy of always giving the most frequent training answer to the question's template. An answer is right if it is
+    right to the last word and ends there.
+
+    `packed` asks all questions of a scene in one forward pass: fast, and equal to greedy decoding on an unmodified model.
+    `packed=False` asks each on its own with `generate`, as it has to be where tokens are being removed.
+    """
+    results = []
+    for start in range(0, scenes, 8):
+        group = [generate(seed, index, split) for index in range(start, min(start + 8, scenes))]
+        if packed:
+            results += _ask_packed(model, processor, group)
+        else:
+            items = [Item(scene.image, question) for scene in group for question in questions(scene)]
+            results += zip((item.question for item in items), correct(model, processor, items), strict=True)
+    return summarise(results)
+
+
+def correct(model, processor, items: Iterable[Item], batch: int = 16) -> list[bool]:
+    """For each item, whether `generate` answers it exactly. Works with whatever is attached to the model."""
+    items, right = list(items), []
+    for start in range(0, len(items), batch):
+        group = items[start : start + batch]
+        said = answers(model, processor, [i.image for i in group], [i.question.text for i in group])
+        right += [a == item.answer for a, item in zip(said, group, strict=True)]
+    return right
+
+
+@torch.no_grad()
+def answers(model, processor, images: list, texts: list[str]) -> list[str]:
+    """The greedy answers to one question per image, in one batch."""
+    inputs = processor(images=images, text=[prompt(text) for text in texts], padding=True, return_tensors="pt")
+    inputs = inputs.to(model.device, model.dtype)
+    written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    return [text.strip() for text in processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
+
+
+@torch.no_grad()
+def _ask_packed(model, processor, scenes: list[Scene]) -> list[tuple[Question, bool]]:
+    asked = [questions(scene) for scene in scenes]
+    images = processor.image_processor([scene.image for scene in scenes], return_tensors="pt")["pixel_values"]
+    prefix = packing.image_prefix(model, images.to(model.device, model.dtype))
+    packed = {k: v.to(model.device) for k, v in packing.pack(asked, prefix.shape[1]).items()}
+    right = packing.right(packing.run(model, prefix, packed), packed)
+    return [pair for row, flags in zip(asked, right, strict=True) for pair in zip(row, flags, strict=True)]
+
+
+def summarise(results: Iterable[tuple[Question, bool]]) -> dict[str, dict[str, float]]:
+    """Accuracy, count and prior by kind, from questions and whether each was answered rightly."""
+    right, blind = defaultdict(list), defaultdict(list)
+    usual = usual_answers()
+    for question, flag in results:
+        right[question.kind].append(flag)
+        blind[question.kind].append(usual.get(question.template) == question.answer)
+    table = {
+        kind: {"accuracy": float(np.mean(right[kind])), "n": len(right[kind]), "prior": float(np.mean(blind[kind]))}
+        for kind in QUESTION_KINDS
+        if right[kind]
+    }
+    table["all"] = {
+        "accuracy": float(np.mean([row["accuracy"] for row in table.values()])),
+        "n": sum(row["n"] for row in table.values()),
+        "prior": float(np.mean([row["prior"] for row in table.values()])),
+    }
+    return table
+
+
+@functools.cache
+def usual_answers() -> dict[str, str]:
+    """The most frequent answer to each question template in the training split."""
+    counts: dict[str, Counter] = defaultdict(Counter)
+    for index in range(PRIOR_SCENES):
+        for question in questions(generate(3, index, "train")):
+            counts[question.template][question.answer] += 1
+    return {template: counter.most_common(1)[0][0] for template, counter in counts.items()}
