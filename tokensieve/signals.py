@@ -120,6 +120,7 @@ class Signals:
                 raise ValueError("mask leaves a row without any token; every row must hold at least one")
         if self.grid is not None and self.grid[0] * self.grid[1] != n:
             raise ValueError(f"grid={self.grid} holds {self.grid[0] * self.grid[1]} tokens; features hold {n}")
+        self._check_text()
         for name, axis in _TOKEN_AXIS.items():
             for value in _each(getattr(self, name)):
                 if value.shape[0] != b or value.shape[axis] != n:
@@ -129,6 +130,18 @@ class Signals:
             for one in _each(value):
                 _finite(f.name, one, self.mask)
             object.__setattr__(self, f.name, _widen(value))
+
+    def _check_text(self) -> None:
+        b, _, d = self.features.shape
+        if self.text is not None and (self.text.dim() != 3 or self.text.shape[0] != b or self.text.shape[2] != d):
+            raise ValueError(f"text has shape {tuple(self.text.shape)}; pass {HOW['text']}, here B={b}, D={d}")
+        lengths = {
+            name: value.shape[axis]
+            for name, axis in (("text", 1), ("text_mask", 1), ("text_attention", -2))
+            if (value := getattr(self, name)) is not None
+        }
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"the text signals hold different numbers of tokens: {lengths}")
 
     @property
     def batch(self) -> int:

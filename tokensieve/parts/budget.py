@@ -49,7 +49,9 @@ class Keep:
         if self.share is not None:
             return self.share
         unit = "average" if self.average is not None else "flops"
-        raise ValueError(f"Keep({unit}=...) speaks of a model's layers; on plain arrays pass keep=<tokens> or keep=<share>")
+        raise ValueError(
+            f"Keep({unit}=...) speaks of a model's layers; on plain arrays pass keep=<tokens> or keep=<share>"
+        )
 
 
 Budget = int | float | Keep
@@ -94,5 +96,49 @@ def share(keep: Tensor, fraction: float) -> Tensor:
 
 
 def steps(n: int, keep: int, layers: int) -> list[int]:
-    """Tokens after each of ``layers`` equal steps from n down to keep (ToMe's constant r, the remainder spread evenly)."""
+    """Tokens after each of ``layers`` equal steps from n to keep (ToMe's constant r, the remainder spread evenly)."""
     return [n - round((n - keep) * (i + 1) / layers) for i in range(layers)]
+
+
+def split(total: Tensor, parts: Tensor) -> Tensor:
+    """``(B, G)``: each total split evenly over the groups that ``parts`` names (``(B, G)`` bool), the first ones
+    taking one more."""
+    number = parts.sum(1, keepdim=True).clamp(min=1)
+    place = parts.long().cumsum(1) - 1
+    return torch.where(parts, (total[:, None] + number - 1 - place).div(number, rounding_mode="floor"), 0)
+
+
+def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Tensor, Tensor]:
+    """How SparseVLM spends a budget: tokens kept as they are, and pruned tokens clustered into the rest of it.
+
+    Of m pruned tokens ``floor(fraction * m) + 1`` are recycled, r of them into ``r // ratio + 1`` clusters, and the
+    number of tokens kept as they are is the largest for which kept and clusters fit the budget. At least half the
+    budget is kept.
+
+    Args:
+        keep: ``(B,)`` budgets; held: ``(B,)`` tokens of each row.
+
+    Returns:
+        kept ``(B,)`` and recycled ``(B,)``; ``keep - kept`` is the number of clusters.
+    """
+    kept = torch.arange(int(keep.max()) + 1, device=keep.device).expand(len(keep), -1)
+    recycled = torch.floor(fraction * (held[:, None] - kept).double()).long() + 1
+    # Keeping one more token costs one or nothing, since it may save a cluster: the sums never fall along a row.
+    fits = (kept + recycled // ratio + 1 <= keep[:, None]) & (kept <= held[:, None])
+    kept = (fits.sum(1) - 1).maximum((keep + 1) // 2)
+    recycled = torch.floor(fraction * (held - kept).double()).long() + 1
+    return kept, recycled.maximum(keep - kept).minimum(held - kept)
+
+
+def rank(rows: Tensor, held: Tensor, scale: float) -> Tensor:
+    """SparseVLM's adaptive count: of n tokens leave ``floor(scale * (n - rank))``, by the rank of attention over them.
+
+    Args:
+        rows: ``(B, T, N)``, zero at padding; held: ``(B,)`` tokens of each row.
+
+    Returns:
+        ``(B,)`` tokens that stay, at least 1.
+    """
+    # A fixed tolerance: the usual one grows with the padded shape.
+    redundant = held - torch.linalg.matrix_rank(rows, rtol=1e-5)
+    return (held - torch.floor(scale * redundant.double()).long()).clamp(min=1).minimum(held)

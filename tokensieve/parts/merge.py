@@ -6,35 +6,39 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts.select import compact, take
+
 BLOCK = 4096
 
 
-def nearest(metric: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
-    """For every token the source index of the most cosine-similar token of ``among``, and that similarity.
+def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Tensor, Tensor]:
+    """For every token the source index of the most similar token of ``among``, and that similarity.
 
     Args:
-        metric: ``(B, N, D)``.
-        among: ``(B, N)`` bool, at least one per row.
+        metric: ``(B, N, D)``. among: ``(B, N)`` bool. euclidean: take the token at the smallest distance instead of the
+        largest cosine; similarity is then minus half the
+            squared distance, up to a term that depends on the token alone.
 
     Returns:
-        index ``(B, N)`` long and similarity ``(B, N)``. Works in blocks over N: memory B x block x M.
+        index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
+        B x block x M.
     """
-    from tokensieve.reduction import Reduction
-
-    unit = normalize(metric, dim=-1)
-    slots = Reduction.keep(among)
-    anchors = slots.take(unit)
+    unit = metric if euclidean else normalize(metric, dim=-1)
+    slots, held = compact(among)
+    anchors = take(unit, slots)
+    bias = anchors.square().sum(-1) / -2 if euclidean else torch.zeros_like(anchors[..., 0])
+    bias = bias.masked_fill(~held, -torch.inf)
     index, value = [], []
     for rows in unit.split(BLOCK, dim=1):
-        like = (rows @ anchors.transpose(1, 2)).masked_fill(~slots.mask[:, None], -torch.inf)
-        v, i = like.max(-1)
+        v, i = (rows @ anchors.transpose(1, 2) + bias[:, None]).max(-1)
         value.append(v)
-        index.append(slots.kept.gather(1, i))
-    return torch.cat(index, 1), torch.cat(value, 1)
+        index.append(slots.gather(1, i))
+    found = torch.cat(index, 1).masked_fill(~among.any(1, keepdim=True), -1)
+    return found, torch.cat(value, 1)
 
 
 def added_mean(chosen: Tensor, target: Tensor) -> Tensor:
-    """Weights that add the plain mean of a slot's joining tokens onto its own token: 1 for chosen, 1/joiners for the rest."""
+    """Weights that add the mean of a slot's joining tokens onto its own token: 1 for chosen, 1/joiners for the rest."""
     joins = (target >= 0) & ~chosen
     joiners = joins.new_zeros(target.shape, dtype=torch.float32).scatter_add_(1, target.clamp(min=0), joins.float())
     return torch.where(chosen, 1.0, 1.0 / joiners.gather(1, target.clamp(min=0)).clamp(min=1))

@@ -1,4 +1,4 @@
-"""Score: which tokens matter. Every function returns ``(B, N)``, higher is kept first."""
+"""Score: which tokens matter. Every score is ``(B, N)``, higher is kept first."""
 
 from __future__ import annotations
 
@@ -17,3 +17,47 @@ def attention(s: Signals, need: Need) -> Tensor:
 def per_token(a: Tensor) -> Tensor:
     """``(B, N)`` from ``(B, N)`` or ``(B, heads, N)``: the mean over heads."""
     return a if a.dim() == 2 else a.mean(1)
+
+
+def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
+    """Attention rows of text tokens over visual tokens, ``(B, T, N)``, averaged over heads, and which are real.
+
+    From the signal that ``need`` finds: attention rows as they are; text embeddings t as softmax(t x^T / sqrt(D)) over
+    the visual tokens x; a signal with one value per visual token as a single row.
+    """
+    name, value = s.get(need)
+    if name == "text":
+        like = value @ s.features.transpose(1, 2) * s.features.shape[2] ** -0.5
+        rows = like.masked_fill(~s.valid[:, None], -torch.inf).softmax(-1)
+    elif name == "text_attention":
+        rows = value if value.dim() == 3 else value.mean(1)
+    else:
+        rows = per_token(value)[:, None]
+    if s.text_mask is not None and name in ("text", "text_attention"):
+        return rows, s.text_mask.bool()
+    return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+
+
+def last_row(rows: Tensor, real: Tensor) -> Tensor:
+    """``(B, N)``: of :func:`text_rows`, the row of the last real token."""
+    last = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).amax(1).clamp(min=0)
+    return rows[torch.arange(rows.shape[0], device=rows.device), last]
+
+
+def mean_row(rows: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: the mean of those rows that ``among`` (``(B, T)`` bool) names."""
+    weight = among.to(rows.dtype) / among.sum(1, keepdim=True).clamp(min=1)
+    return (weight[:, None] @ rows)[:, 0]
+
+
+def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+    """Text tokens that have much to do with the image, ``(B, T)`` bool: at least one, and each at least average.
+
+    A text token's relevance is the mean over visual tokens x of softmax(x t^T), the softmax running over the text.
+    """
+    like = x @ text.transpose(1, 2)
+    share = like.masked_fill(~real[:, None], -torch.inf).softmax(-1)
+    relevance = mean_row(share, valid)
+    mean = torch.where(real, relevance, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+    # Equal relevances may all round to just below their mean.
+    return real & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))

@@ -99,17 +99,12 @@ def _bare(model: nn.Module) -> Anatomy:
             f"{type(model).__name__} has no recognisable vision part; visual tokens can be reduced in vision-language models "
             "and in vision encoders"
         )
-    owner = next((m for m in model.modules() if m is not model and _is_model(m) and _holds(m, stack)), model)
+    owner = getattr(model, "base_model", model)
     return Anatomy(model, None, Stack(owner, stack.layers, stack.attentions, *_specials(owner)), None, len(stack.layers) - 1)
 
 
 def _is_model(module: nn.Module) -> bool:
     return hasattr(module, "config") and hasattr(module, "post_init")
-
-
-def _holds(module: nn.Module, stack: Stack) -> bool:
-    inside = set(map(id, module.modules()))
-    return all(id(layer) in inside for layer in stack.layers)
 
 
 def _holder(model: nn.Module, config: Any, what: str) -> nn.Module:

@@ -158,7 +158,7 @@ class EncoderSite:
     def _weigh(self, mask: Tensor | None, key: Tensor) -> Tensor | None:
         """Hide padding slots, and weigh merged tokens by their size where the method asks for it."""
         total = self.total
-        if total is None or (bool(total.mask.all()) and not self.stage.method.proportional):
+        if total is None or total.is_identity or (bool(total.mask.all()) and not self.stage.method.proportional):
             return mask
         first = self.stack.specials
         bias = torch.zeros(key.shape[0], 1, 1, key.shape[2], dtype=key.dtype, device=key.device)

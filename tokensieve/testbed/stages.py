@@ -115,7 +115,7 @@ def align(model, seed: int):
             spots[:, column] = ids[np.maximum(known[key], 0)]
         place = known["place"] - 1
         for column, (axis, words) in enumerate(((place // 3, ROWS), (place % 3, COLUMNS)), 3):
-            spots[:, column] = np.where(place >= 0, np.array([_ID[word] for word in words])[axis], 0)
+            spots[:, column] = np.where(place >= 0, np.array([_ID[word] for word in words])[np.maximum(axis, 0)], 0)
         spots[:, 5] = np.where(known["centre"] > 0, _ID["things"], 0)
         # Rims are left out; background counts a little.
         weight = np.where(known["kind"] > 0, 1.0, np.where(known["kind"] == 0, 0.05, 0.0)).astype(np.float32)

@@ -14,8 +14,9 @@ from tokensieve.signals import CLSAttention, Signals
 class FasterVLM(Method):
     """Keeps the visual tokens to which the encoder's CLS token attends most.
 
-    Source: arXiv 2412.01818. Attention is averaged over heads, at the layer the features are taken from (``encoder_layer``).
-    Deviations from the public code: none in the selection; an encoder without CLS is scored by mean received attention.
+    Source: arXiv 2412.01818. Attention is averaged over heads, at the layer the features are taken from
+    (``encoder_layer``). Deviations from the public code: none in the selection; an encoder without CLS is scored by
+    mean received attention.
     """
 
     encoder_layer: int = -2

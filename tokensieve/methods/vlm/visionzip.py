@@ -14,9 +14,10 @@ from tokensieve.signals import CLSAttention, Keys, Signals
 class VisionZip(Method):
     """Dominant tokens by CLS attention; the rest merged into contextual tokens by key similarity.
 
-    Source: arXiv 2412.04467. ``contextual`` is the share of the budget spent on contextual tokens (the paper's 10 of 64);
-    their targets lie at equal steps along the remaining tokens. Deviation: contextual tokens are true means;
-    ``parity=True`` adds the mean of the joining tokens onto the target, as the public code does.
+    Source: arXiv 2412.04467. ``contextual`` is the share of the budget spent on contextual tokens (the paper's 10 of
+    64); their targets lie at equal steps along the remaining tokens. Deviations: contextual tokens are true means, and
+    keys are compared with all heads side by side, where the public code first averages them over heads. ``parity=True``
+    adds the mean of the joining tokens onto the target and takes its targets at whole steps, as that code does.
     """
 
     contextual: float = 10 / 64
@@ -27,15 +28,15 @@ class VisionZip(Method):
     def needs(self):
         return (CLSAttention(self.encoder_layer), Keys(self.encoder_layer))
 
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        cls, keys = self.needs
         spare = budget.share(keep, self.contextual)
-        dominant = select.top(score.attention(s, cls), keep - spare, s.valid)
+        dominant = select.top(self.score(s), keep - spare, s.valid)
         rest = s.valid & ~dominant
-        targets = select.evenly(spare, rest)
-        if not bool((spare > 0).all()):
-            return Reduction.keep(dominant | targets)
-        target, _ = merge.nearest(s.metric(keys, self.encoder_layer), targets)
+        targets = (select.strided if self.parity else select.evenly)(spare, rest)
+        target, _ = merge.nearest(s.metric(self.needs[1], self.encoder_layer), targets)
         target = target.masked_fill(~rest, -1)
         if not self.parity:
             return Reduction.merge(dominant | targets, target)

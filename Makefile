@@ -1,0 +1,38 @@
+# `make demo` and `make test` set up their own .venv on a fresh clone; a second call does not reinstall.
+PYTHON ?= python3
+BIN := .venv/bin
+MADE := .venv/.made
+
+.PHONY: demo test test-all systems benchmark docs clean
+
+$(MADE): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(MADE)
+	$(BIN)/tokensieve demo --out out/demo
+
+test: $(MADE)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest -m "not slow"
+
+test-all: $(MADE)
+	$(BIN)/pytest
+
+systems: $(MADE)
+	$(BIN)/python -m benchmarks.systems
+
+benchmark: $(MADE)
+	$(BIN)/python -m benchmarks.all
+
+docs: $(MADE)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf .venv out site

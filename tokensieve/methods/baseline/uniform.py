@@ -1,0 +1,25 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("uniform")
+@dataclass(frozen=True)
+class Uniform(Method):
+    """Keeps the centres of near-equal cells of the grid: a sampling that looks at nothing but positions.
+
+    Exactly the budget for any number of tokens. Where there is no grid, or a row holds padding, tokens are taken at
+    equal steps along the row.
+    """
+
+    sites = ("handoff", "prefill", "encoder")
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        centres, _ = select.cells(keep, s.valid, s.grid)
+        return Reduction.keep(centres)

@@ -1,0 +1,49 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tokensieve.method import Method
+from tokensieve.parts import budget, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Keys, Need, Signals
+
+
+@register("dart", systems=[279])
+@dataclass(frozen=True)
+class DART(Method):
+    """Pivot tokens by key norm, then for each pivot in turn the tokens least similar to it: no attention map is needed.
+
+    Source: arXiv 2502.11494. Four visual pivots, of the largest L1 norm of their keys, are kept; four text pivots, of
+    the largest L1 norm, only look (none where no text is given). The rest of the budget is split evenly over the
+    pivots, and each in turn takes what is left with the smallest cosine similarity of features. Deviations from the
+    public code: the budget is exact (the code keeps its visual pivots on top, 68 for 64), pivots take their turn by
+    norm and visual first (there, in the order of a Python set), text pivots go by the norm of their embeddings, and
+    features are compared without the model's final norm.
+    """
+
+    site = "prefill"
+    sites = ("prefill",)
+    pivots: int = 4
+    text_pivots: int = 4
+
+    @property
+    def needs(self):
+        return (Keys(), Need("text", instead=("features",)))
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        norm = s.metric(self.needs[0]).norm(p=1, dim=-1)
+        leads, real = select.ranked(norm, keep.clamp(max=self.pivots), s.valid)
+        chosen = torch.zeros_like(s.valid).scatter_(1, leads, real)
+        pivots = select.take(s.features, leads)
+        if s.text is not None:
+            heard = torch.ones_like(s.text[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
+            looks, ok = select.ranked(s.text.norm(p=1, dim=-1), torch.full_like(keep, self.text_pivots), heard)
+            pivots, real = torch.cat([pivots, select.take(s.text, looks)], 1), torch.cat([real, ok], 1)
+        like = normalize(pivots, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2)
+        quota = budget.split(keep - chosen.sum(1), real)
+        for pivot in range(like.shape[1]):
+            chosen = chosen | select.top(-like[:, pivot], quota[:, pivot], s.valid & ~chosen)
+        return Reduction.keep(chosen)

@@ -1,0 +1,41 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import ReceivedAttention, Signals
+
+
+@register("hiprune", systems=[27])
+@dataclass(frozen=True)
+class HiPrune(Method):
+    """Keeps anchors by middle-layer attention, their grid neighbours as buffers, and registers by deep attention.
+
+    Source: arXiv 2508.00553. Attention is the mean that a token receives, so no CLS is needed. ``alpha`` is the share
+    of the budget for anchors and buffers (the paper's 0.1), a fifth of it anchors. ``object_layer`` is the paper's 9th
+    of CLIP-L's 24 layers, counted from the end; an encoder of another depth wants its own. Without a grid the buffers
+    are the neighbours in the sequence. Deviations from the public code: buffers never wrap around a row's edge, the
+    budget is per image and exact (the code divides it by the batch), halves round up, and attention paid by a CLS token
+    counts only where the signal includes it.
+    """
+
+    alpha: float = 0.1
+    object_layer: int = -16
+    encoder_layer: int = -2
+
+    @property
+    def needs(self):
+        return (ReceivedAttention(self.object_layer), ReceivedAttention(self.encoder_layer))
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[1])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        middle, deep = score.attention(s, self.needs[0]), self.score(s)
+        anchors = select.top(middle, (keep * self.alpha / 5 + 0.5).long(), s.valid)
+        buffers = select.top(middle, keep - anchors.sum(1), select.around(anchors, s.grid) & s.valid)
+        chosen = anchors | buffers
+        return Reduction.keep(chosen | select.top(deep, keep - chosen.sum(1), s.valid & ~chosen))

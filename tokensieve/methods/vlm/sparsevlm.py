@@ -1,0 +1,54 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import budget, merge, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Need, Signals, TextAttention
+
+
+@register("sparsevlm", systems=[270])
+@dataclass(frozen=True)
+class SparseVLM(Method):
+    """Keeps the visual tokens that relevant text tokens attend to, and clusters the best of the rest into a few more.
+
+    Source: arXiv 2410.04417. Raters are the text tokens of at least average similarity to the image; a visual token's
+    score is their mean attention to it. Of the pruned tokens the ``recycled`` share with the highest scores is
+    clustered by density peaks, ``ratio`` tokens to a cluster, and averaged; kept tokens and clusters together are the
+    budget. With ``rank`` above 0 the count adapts: at most n - rank (n - r) of n tokens stay, r being the rank of the
+    raters' attention (the paper's lambda). Defaults are the public code's. Deviations from it: no random noise on
+    densities, clusters stand at their centre's place, at least half of a small budget is kept unmerged, and without
+    text embeddings every text token rates.
+    """
+
+    site = "prefill"
+    sites = ("prefill",)
+    layer = 2
+    recycled: float = 0.3
+    ratio: int = 10
+    rank: float = 0.0
+
+    @property
+    def needs(self):
+        return (TextAttention, Need("text", instead=("text_attention", "received_attention")))
+
+    def score(self, s: Signals) -> Tensor:
+        return score.mean_row(*self._rated(s))
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        rows, raters = self._rated(s)
+        saliency, held = score.mean_row(rows, raters), s.valid.sum(1)
+        if self.rank > 0:
+            keep = keep.minimum(budget.rank(rows * raters[..., None] * s.valid[:, None], held, self.rank))
+        plain, again = budget.recycle(keep, held, self.recycled, self.ratio)
+        kept = select.top(saliency, plain, s.valid)
+        pruned = select.top(saliency, again, s.valid & ~kept)
+        centres = select.density_peaks(s.features, keep - plain, pruned)
+        target, _ = merge.nearest(s.features, centres, euclidean=True)
+        return Reduction.merge(kept | centres, target.masked_fill(~pruned, -1))
+
+    def _rated(self, s: Signals) -> tuple[Tensor, Tensor]:
+        rows, real = score.text_rows(s, TextAttention)
+        return rows, real if s.text is None else score.raters(s.text, real, s.features, s.valid)

@@ -1,0 +1,32 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import CLSAttention, Signals
+
+
+@register("vtc-cls", systems=[6])
+@dataclass(frozen=True)
+class VTCCLS(Method):
+    """Keeps the visual tokens to which the encoder's CLS token attends most, over several of its layers together.
+
+    Source: arXiv 2412.05819. Attention is averaged over heads and over ``encoder_layers``; the default is the public
+    code's, layers 16 to 22 of CLIP-L's 24 (counted from the end), and an encoder of another depth wants its own.
+    Deviations from the public code: none in the selection; an encoder without CLS is scored by mean received attention.
+    """
+
+    encoder_layers: tuple[int, ...] = (-8, -7, -6, -5, -4, -3, -2)
+
+    @property
+    def needs(self):
+        return (CLSAttention(*self.encoder_layers),)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(select.top(self.score(s), keep, s.valid))
