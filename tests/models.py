@@ -11,7 +11,12 @@ def llava(attn: str = "sdpa", layers: int = 4, kv_heads: int = 2, seed: int = 0)
     """64 visual tokens, 4 language-model layers."""
     torch.manual_seed(seed)
     vision = CLIPVisionConfig(
-        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=64, image_size=SIDE * 4, patch_size=4
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=64,
+        image_size=SIDE * 4,
+        patch_size=4,
     )
     text = LlamaConfig(
         hidden_size=48, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=kv_heads, intermediate_size=96,

@@ -67,14 +67,23 @@ def oracle(model, inputs, dropped, ids, layer, positions=None):
             h.remove()
 
 
-SETTINGS = [("fastervlm", {}, 0), ("divprune", {}, 0), ("fastv", {}, 2), ("divprune", {"site": "prefill", "layers": 1}, 1)]
+SETTINGS = [
+    ("fastervlm", {}, 0),
+    ("divprune", {}, 0),
+    ("fastv", {}, 2),
+    ("divprune", {"site": "prefill", "layers": 1}, 1),
+]
 
 
 @pytest.mark.parametrize("images", [(1,), (1, 2), (2, 1)])
 @pytest.mark.parametrize("how", ["greedy", "sample", "beam"])
 def test_keeping_all_is_the_plain_model(model, images, how):
     inputs = prompt(images)
-    extra = {"greedy": GREEDY, "sample": {"max_new_tokens": NEW, "do_sample": True}, "beam": {**GREEDY, "num_beams": 3}}[how]
+    extra = {
+        "greedy": GREEDY,
+        "sample": {"max_new_tokens": NEW, "do_sample": True},
+        "beam": {**GREEDY, "num_beams": 3},
+    }[how]
 
     def run():
         torch.manual_seed(0)
@@ -133,9 +142,16 @@ def test_a_second_turn_on_the_same_cache(sdpa, name, where, layer):
         first = sdpa.generate(**inputs, **GREEDY, past_key_values=cache)
         dropped = gone(s, inputs)
         ids = torch.cat([first, more], 1)
-        mask = torch.cat([inputs["attention_mask"], torch.ones(2, ids.shape[1] - dropped.shape[1], dtype=torch.long)], 1)
+        mask = torch.cat(
+            [inputs["attention_mask"], torch.ones(2, ids.shape[1] - dropped.shape[1], dtype=torch.long)], 1
+        )
         second = sdpa.generate(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, **GREEDY, return_dict_in_generate=True, output_logits=True
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            **GREEDY,
+            return_dict_in_generate=True,
+            output_logits=True,
         )
     expected = oracle(sdpa, inputs, dropped, second.sequences, layer)
     torch.testing.assert_close(torch.stack(second.logits, 1), expected[:, ids.shape[1] - 1 : -1], atol=5e-5, rtol=1e-4)
@@ -148,7 +164,9 @@ def test_a_second_image_in_a_second_turn(sdpa, name):
     more["input_ids"][more["input_ids"] == 0] = 7
     cache = DynamicCache(config=sdpa.config.text_config)
     with ts.sieve(sdpa, name, keep=16) as s, torch.no_grad():
-        first = sdpa(**inputs, past_key_values=cache, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0))
+        first = sdpa(
+            **inputs, past_key_values=cache, position_ids=(inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        )
         gone_first = gone(s, inputs)
         mask = torch.cat([inputs["attention_mask"], more["attention_mask"]], 1)
         second = sdpa(
@@ -156,7 +174,10 @@ def test_a_second_image_in_a_second_turn(sdpa, name):
             position_ids=(mask.cumsum(1) - 1)[:, first.logits.shape[1] :],
         ).logits  # fmt: skip
         gone_both = torch.cat([gone_first, gone(s, more)], 1)
-    both = {"pixel_values": torch.stack([inputs["pixel_values"], more["pixel_values"]], 1).flatten(0, 1), "attention_mask": mask}
+    both = {
+        "pixel_values": torch.stack([inputs["pixel_values"], more["pixel_values"]], 1).flatten(0, 1),
+        "attention_mask": mask,
+    }
     ids = torch.cat([inputs["input_ids"], more["input_ids"]], 1)
     expected = oracle(sdpa, both, gone_both, ids, 0 if name == "fastervlm" else 2)[:, first.logits.shape[1] :]
     stays = ~gone_both[:, first.logits.shape[1] :]
@@ -228,7 +249,10 @@ def test_budgets_over_layers(sdpa, keep):
     assert tokens[2] == tokens[3] < 64
     if keep.average:
         assert sum(tokens) / 4 == keep.average
-    with pytest.raises(ValueError, match="cannot be met from layer 2"), ts.sieve(sdpa, "fastv", keep=ts.Keep(average=20)):
+    with (
+        pytest.raises(ValueError, match="cannot be met from layer 2"),
+        ts.sieve(sdpa, "fastv", keep=ts.Keep(average=20)),
+    ):
         sdpa.generate(**inputs, **GREEDY)
 
 
@@ -248,7 +272,9 @@ def test_stages_compose(sdpa):
     assert [t.reduction.m for t in s.last.stages] == [48, 32, 16, 8]
     assert all(t.reduction.n == N for t in s.last.stages)
     text = int(inputs["attention_mask"].sum(1).max()) - N
-    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [text + n + NEW - 1 for n in (32, 16, 16, 8)]
+    assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [
+        text + n + NEW - 1 for n in (32, 16, 16, 8)
+    ]
 
 
 def test_prompts_without_images_pass_through(sdpa):

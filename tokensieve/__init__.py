@@ -1,5 +1,6 @@
 """tokensieve: spend fewer tokens, on current unmodified models."""
 
+from tokensieve.bench.cost import cost
 from tokensieve.method import Method, reduce
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage, method
@@ -22,6 +23,7 @@ __all__ = [
     "Stage",
     "__version__",
     "card",
+    "cost",
     "make",
     "method",
     "methods",

@@ -95,7 +95,9 @@ def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, 
     given = {k: _tensor(v) if _is_array(v) else v for k, v in signals.items() if v is not None}
     unknown = set(given) - set(Signals.__dataclass_fields__)
     if unknown:
-        raise ValueError(f"unknown signals {sorted(unknown)}; known are {sorted(set(Signals.__dataclass_fields__) - {'features'})}")
+        raise ValueError(
+            f"unknown signals {sorted(unknown)}; known are {sorted(set(Signals.__dataclass_fields__) - {'features'})}"
+        )
     if "mask" in given:
         given["mask"] = given["mask"].bool()
     return made(Signals(features=x, seed=seed, **given), keep)

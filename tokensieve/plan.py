@@ -49,7 +49,9 @@ class Stage:
         if self.site not in self.method.sites:
             raise ValueError(f"site={self.site!r}; {self.method.name} runs at {', '.join(self.method.sites)}")
         if self.site == "prefill" and self.layers is not None and len(self.layers) != 1:
-            raise ValueError(f"layers={self.layers}; a prefill stage has one layer (use several stages for several layers)")
+            raise ValueError(
+                f"layers={self.layers}; a prefill stage has one layer (use several stages for several layers)"
+            )
         if self.positions not in POLICIES:
             raise ValueError(f"positions={self.positions!r}; it must be one of {', '.join(POLICIES)}")
         if not isinstance(self.keep, budget.Keep):

@@ -28,7 +28,8 @@ class Reduction:
 
     def __init__(self, n: int, kept: Tensor, mask: Tensor, owner: Tensor, weight: Tensor | None, matrix: Tensor | None):
         self.n, self.kept, self.mask, self.owner, self.weight, self.matrix = n, kept, mask, owner, weight, matrix
-        self.is_identity = kept.shape[1] == n and weight is None and matrix is None
+        # Beside a row that keeps every token, another may keep fewer.
+        self.is_identity = kept.shape[1] == n and weight is None and matrix is None and bool(mask.all())
 
     # ---- making one -------------------------------------------------------------------------------------------------
 
@@ -60,7 +61,9 @@ class Reduction:
         weight = torch.ones(chosen.shape, device=chosen.device) if weight is None else weight
         weight = torch.where(owner >= 0, weight, 0.0)
         total = weight.new_zeros(kept.shape).scatter_add_(1, owner.clamp(min=0), weight)
-        return cls(chosen.shape[1], kept, mask, owner, weight / total.gather(1, owner.clamp(min=0)).clamp(min=1e-12), None)
+        return cls(
+            chosen.shape[1], kept, mask, owner, weight / total.gather(1, owner.clamp(min=0)).clamp(min=1e-12), None
+        )
 
     @classmethod
     def weighted(cls, chosen: Tensor, target: Tensor, weight: Tensor) -> Reduction:
@@ -77,7 +80,9 @@ class Reduction:
         """
         kept, mask, _ = _slots(chosen)
         if matrix.shape != (*kept.shape, chosen.shape[1]):
-            raise ValueError(f"matrix has shape {tuple(matrix.shape)}; chosen asks for {(*kept.shape, chosen.shape[1])}")
+            raise ValueError(
+                f"matrix has shape {tuple(matrix.shape)}; chosen asks for {(*kept.shape, chosen.shape[1])}"
+            )
         return cls(chosen.shape[1], kept, mask, _strongest(matrix), None, matrix)
 
     # ---- facts ------------------------------------------------------------------------------------------------------
@@ -235,7 +240,9 @@ class Reduction:
             )
 
     def __repr__(self) -> str:
-        form = "identity" if self.is_identity else "soft" if self.matrix is not None else "drop" if self.drops else "merge"
+        form = (
+            "identity" if self.is_identity else "soft" if self.matrix is not None else "drop" if self.drops else "merge"
+        )
         return f"Reduction({form}, batch={self.batch}, {self.n} -> {self.m} tokens)"
 
 

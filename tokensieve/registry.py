@@ -6,6 +6,7 @@ import csv
 import difflib
 import importlib
 import inspect
+import json
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
@@ -80,7 +81,9 @@ def get(name: str) -> type[Method]:
     _load()
     if name not in _METHODS:
         near = difflib.get_close_matches(name, _METHODS, n=3) or sorted(_METHODS)
-        raise ValueError(f"no method is called {name!r}; did you mean {', '.join(near)}? `tokensieve methods` lists all")
+        raise ValueError(
+            f"no method is called {name!r}; did you mean {', '.join(near)}? `tokensieve methods` lists all"
+        )
     return _METHODS[name]
 
 
@@ -126,6 +129,12 @@ def entries(system: int) -> list[str]:
     """Names of the methods that answer to a published system."""
     _load()
     return sorted(name for name, ids in _SYSTEMS.items() if system in ids)
+
+
+def record() -> dict[str, Any]:
+    """What `make systems` last measured: ``rows`` by system id, each with status, check and numbers."""
+    file = resources.files("tokensieve").joinpath("data/record.json")
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": {}}
 
 
 def as_dict(row: Card | System) -> dict[str, Any]:

@@ -124,7 +124,9 @@ class Signals:
         for name, axis in _TOKEN_AXIS.items():
             for value in _each(getattr(self, name)):
                 if value.shape[0] != b or value.shape[axis] != n:
-                    raise ValueError(f"{name} has shape {tuple(value.shape)}; pass {HOW.get(name, name)}, here B={b}, N={n}")
+                    raise ValueError(
+                        f"{name} has shape {tuple(value.shape)}; pass {HOW.get(name, name)}, here B={b}, N={n}"
+                    )
         for f in fields(self):
             value = getattr(self, f.name)
             for one in _each(value):
@@ -259,6 +261,10 @@ def _finite(name: str, value: Tensor, mask: Tensor | None) -> None:
         shape[0], shape[axis] = mask.shape
         bad &= mask.reshape(shape)
         if not bad.any():
-            raise ValueError(f"{name} holds NaN or infinite values at padding; zero them (0 * NaN would leak into merges)")
+            raise ValueError(
+                f"{name} holds NaN or infinite values at padding; zero them (0 * NaN would leak into merges)"
+            )
     where = bad.nonzero()[0].tolist()
-    raise ValueError(f"{name} holds NaN or infinite values: first in row {where[0]}, token {where[axis]}; {int(bad.sum())} in all")
+    raise ValueError(
+        f"{name} holds NaN or infinite values: first in row {where[0]}, token {where[axis]}; {int(bad.sum())} in all"
+    )

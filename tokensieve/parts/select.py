@@ -6,6 +6,8 @@ the candidates are taken). Ties go to the earlier position, and no row has an in
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -90,7 +92,7 @@ def cells(count: Tensor, among: Tensor, grid: tuple[int, int] | None) -> tuple[T
 
 def around(chosen: Tensor, grid: tuple[int, int] | None) -> Tensor:
     """The tokens beside, above and below the chosen ones on the grid (beside, where there is none), ``(B, N)`` bool."""
-    flat = chosen.view(-1, *(grid or (1, chosen.shape[1])))
+    flat = chosen.reshape(-1, *(grid or (1, chosen.shape[1])))
     out = torch.zeros_like(flat)
     out[:, 1:] |= flat[:, :-1]
     out[:, :-1] |= flat[:, 1:]
@@ -114,20 +116,22 @@ def farthest(metric: Tensor, count: Tensor, among: Tensor) -> Tensor:
     unit = normalize(metric, dim=-1)
     near = _nearest_other(unit, among).masked_fill_(~among, torch.inf)
     pick = near.argmin(1, keepdim=True)
-    chosen = torch.zeros_like(among).scatter_(1, pick, count[:, None] > 0)
+    left = count.minimum(among.sum(1))
+    chosen = torch.zeros_like(among).scatter_(1, pick, left[:, None] > 0)
     near = _similarity(unit, pick)[..., 0].masked_fill_(~among, torch.inf).scatter_(1, pick, torch.inf)
-    left = count.minimum(among.sum(1)) - 1
+    left = left - 1
     width = min(LOOKAHEAD, n)
     while int(left.max()) > 0:
         ahead, order = near.sort(dim=1, stable=True)
-        limit = ahead[:, width:].amin(1, keepdim=True) if width < n else torch.full_like(ahead[:, :1], torch.inf)
+        limit = ahead[:, width, None] if width < n else torch.full_like(ahead[:, :1], torch.inf)
         pool = order[:, :width].sort(1).values
         picks, similarity = _greedy(unit, near, pool, limit, min(width, int(left.max())))
         fits = similarity < limit
         fits[:, 0] = similarity[:, 0] < torch.inf
         fits &= torch.arange(picks.shape[1], device=picks.device) < left[:, None]
         left = left - fits.sum(1)
-        chosen.scatter_(1, picks, chosen.gather(1, picks) | fits)
+        # A row that has run out of candidates repeats its picks.
+        chosen |= left.new_zeros(chosen.shape).scatter_add_(1, picks, fits.long()) > 0
         fresh = _similarity(unit, picks).masked_fill_(~fits[:, None], -torch.inf).amax(2)
         near = near.maximum(fresh).masked_fill_(chosen, torch.inf)
     return chosen
@@ -204,9 +208,23 @@ def density_peaks(x: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return torch.zeros_like(among).scatter_(1, place, centres) & among
 
 
-def _squares(x: Tensor, real: Tensor):  # type: ignore[no-untyped-def]
-    """Squared distances of each block of rows to all rows, infinite to padding."""
-    norm = x.square().sum(2)
-    for rows, own in zip(x.split(ROWS, 1), norm.split(ROWS, 1), strict=True):
-        d = (own[..., None] + norm[:, None] - 2 * (rows @ x.transpose(1, 2))).clamp_(min=0)
-        yield d.masked_fill_(~real[:, None], torch.inf)
+def _squares(x: Tensor, real: Tensor) -> Iterator[Tensor]:
+    """Squared distances of each block of rows to all rows, infinite to padding.
+
+    Both ends of a pair see the same value to the last bit: two tokens nearest to each other tie in density.
+    """
+    blocks, norms = x.split(ROWS, 1), x.square().sum(2).split(ROWS, 1)
+
+    def square(i: int, j: int) -> Tensor:
+        if i > j:
+            return square(j, i).transpose(1, 2)
+        dot = blocks[i] @ blocks[j].transpose(1, 2)
+        d = (norms[i][..., None] + norms[j][:, None] - 2 * dot).clamp_(min=0)
+        if i == j:
+            d = d.minimum(d.transpose(1, 2))
+            d.diagonal(dim1=1, dim2=2).fill_(0)
+        return d
+
+    for i in range(len(blocks)):
+        row = torch.cat([square(i, j) for j in range(len(blocks))], 2)
+        yield row.masked_fill_(~real[:, None], torch.inf)

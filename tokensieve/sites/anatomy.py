@@ -100,7 +100,9 @@ def _bare(model: nn.Module) -> Anatomy:
             "and in vision encoders"
         )
     owner = getattr(model, "base_model", model)
-    return Anatomy(model, None, Stack(owner, stack.layers, stack.attentions, *_specials(owner)), None, len(stack.layers) - 1)
+    return Anatomy(
+        model, None, Stack(owner, stack.layers, stack.attentions, *_specials(owner)), None, len(stack.layers) - 1
+    )
 
 
 def _is_model(module: nn.Module) -> bool:

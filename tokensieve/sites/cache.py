@@ -70,7 +70,9 @@ class SievedLayer(DynamicLayer):
         new = torch.arange(self.length, self.length + query, device=self.columns.device)
         return torch.cat([self.columns, new.expand(self.columns.shape[0], -1)], 1)
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
         query = key_states.shape[-2]
         if self._next is None:
             self.columns = self.upcoming(query)

@@ -240,7 +240,7 @@ class LanguageSite:
         full = ids.expand(*ids.shape[:-2], index.shape[0], ids.shape[-1])
         new = place.positions(full, index.clamp(min=0), index >= 0, policy)
         if policy == "compact":
-            lowered = full[..., -1] - new[..., -1]
+            lowered = place.shift(full, index.clamp(min=0), index >= 0, policy)
             stream.shift = lowered if stream.shift is None else stream.shift + lowered
         return new
 

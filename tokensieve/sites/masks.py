@@ -34,7 +34,9 @@ def attention(
     """
     hole = columns < 0
     if mask is None:
-        return None if not holes else _causal(columns, columns if rows is None else rows, like.shape[1], kind, like.dtype)
+        return (
+            None if not holes else _causal(columns, columns if rows is None else rows, like.shape[1], kind, like.dtype)
+        )
     if mask.dim() == 2:
         out = gather(mask, columns, 1)
         return out.masked_fill(hole, 0) if holes else out
@@ -54,7 +56,9 @@ def _causal(columns: Tensor, rows: Tensor, query: int, kind: str, dtype: torch.d
     allowed = real[:, None] & (columns[:, None] <= rows[:, -query:, None].clamp(min=0))
     allowed = allowed[:, None]
     if kind == "eager":
-        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, torch.finfo(dtype).min)
+        return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
+            ~allowed, torch.finfo(dtype).min
+        )
     return allowed
 
 

@@ -26,7 +26,9 @@ def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method
     for need in needs:
         name = next((n for n in (need.name, *need.instead) if n in available), None)
         if name is None:
-            raise ValueError(f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)}")
+            raise ValueError(
+                f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)}"
+            )
         out.append(name)
     return out
 

@@ -85,7 +85,9 @@ class _Sites:
         anatomy = find(model)
         inside = next((s for s in plan.stages if s.site == "encoder"), None)
         if anatomy.language is None and any(s.site != "encoder" for s in plan.stages):
-            raise ValueError(f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it")
+            raise ValueError(
+                f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
+            )
         self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed) if inside else None
         self.language = None
         if anatomy.language is not None:

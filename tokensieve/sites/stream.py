@@ -50,7 +50,9 @@ class Images:
     def repeated(self, copies: int) -> Tensor:
         """For each token (in prompt order) its rank in a batch before every row was repeated ``copies`` times (beam search)."""
         held = self.mask.sum(1)
-        per_row = torch.zeros(int(self.row.max()) + 1, dtype=torch.long, device=held.device).index_add_(0, self.row, held)
+        per_row = torch.zeros(int(self.row.max()) + 1, dtype=torch.long, device=held.device).index_add_(
+            0, self.row, held
+        )
         once = per_row[::copies]
         start = (once.cumsum(0) - once).repeat_interleave(copies)
         ends = per_row.cumsum(0)

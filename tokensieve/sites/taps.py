@@ -120,4 +120,6 @@ def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:
         found = getattr(sys.modules.get(cls.__module__), "eager_attention_forward", None)
         if found is not None:
             return found
-    raise ValueError(f"{type(module).__name__} has no eager attention of its own; load the model with attn_implementation='sdpa'")
+    raise ValueError(
+        f"{type(module).__name__} has no eager attention of its own; load the model with attn_implementation='sdpa'"
+    )

@@ -15,10 +15,10 @@ from .model import SIZES, build, build_processor
 
 # Share of the minutes, learning rate at width 128 to 160, batch on the CPU.
 PLAN = {
-    "see": (0.44, 2e-3, 4),
-    "talk": (0.08, 2e-3, 16),
-    "align": (0.03, 2e-3, 8),
-    "answer": (0.45, 1e-3, 8),
+    "see": (0.37, 2e-3, 4),
+    "talk": (0.09, 2e-3, 16),
+    "align": (0.04, 2e-3, 8),
+    "answer": (0.50, 1e-3, 8),
 }
 SLOW_TOWER = {"tower": 0.1}  # the share of the rate that the tower gets in the last stage
 

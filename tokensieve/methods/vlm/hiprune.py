@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.parts import score, select
+from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import ReceivedAttention, Signals
@@ -35,7 +35,7 @@ class HiPrune(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         middle, deep = score.attention(s, self.needs[0]), self.score(s)
-        anchors = select.top(middle, (keep * self.alpha / 5 + 0.5).long(), s.valid)
+        anchors = select.top(middle, budget.share(keep, self.alpha / 5), s.valid)
         buffers = select.top(middle, keep - anchors.sum(1), select.around(anchors, s.grid) & s.valid)
         chosen = anchors | buffers
         return Reduction.keep(chosen | select.top(deep, keep - chosen.sum(1), s.valid & ~chosen))

@@ -1,0 +1,69 @@
+"""Shared random tensors: full sets of signals, as a method's needs ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from tokensieve.method import Method
+
+HEADS, TEXT = 2, 7
+
+
+def features(batch: int, n: int, dim: int = 16, seed: int = 0) -> Tensor:
+    return torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) -> dict[str, Any]:
+    """Every signal that a method names among its needs, random, as `tokensieve.reduce` takes them."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {
+        "cls_attention": (batch, HEADS, n),
+        "received_attention": (batch, HEADS, n),
+        "last_attention": (batch, HEADS, n),
+        "text_attention": (batch, HEADS, TEXT, n),
+        "text": (batch, TEXT, dim),
+        "keys": (batch, n, dim),
+        "values": (batch, n, dim),
+    }
+    out: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        made = torch.randn(shape, generator=draw)
+        if name in {need.name for need in method.needs}:
+            out[name] = made.softmax(-1) if name.endswith("attention") else made
+    return out
+
+
+def rows(given: dict[str, Any], index: Any) -> dict[str, Any]:
+    """The signals of some rows of the batch."""
+    return {k: v[index] if isinstance(v, Tensor) else v for k, v in given.items()}
+
+
+def tokens(given: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """The signals of some tokens."""
+    axis = {"keys": 1, "values": 1, "text": None}
+    out = {}
+    for k, v in given.items():
+        dim = axis.get(k, -1)
+        out[k] = v if dim is None or not isinstance(v, Tensor) else v.index_select(dim, index)
+    return out
+
+
+class Largest(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation inside returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_iter(out):
+            # An expanded view owns less than it shows.
+            if isinstance(t, Tensor) and t.layout == torch.strided:
+                self.elements = max(self.elements, min(t.numel(), t.untyped_storage().nbytes() // t.element_size()))
+        return out

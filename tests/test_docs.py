@@ -1,0 +1,25 @@
+"""The examples in the documentation run as they stand."""
+
+import re
+from pathlib import Path
+
+import tokensieve as ts
+from tokensieve import registry
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_method_of_the_guide_is_complete():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/writing-a-method.md").read_text(), re.S)
+    try:
+        exec(compile("\n".join(blocks), "writing-a-method.md", "exec"), {})
+        assert "halfhalf" in ts.methods()
+    finally:
+        registry._METHODS.pop("halfhalf", None)
+        registry._SYSTEMS.pop("halfhalf", None)
+
+
+def test_the_reference_names_every_public_name():
+    page = (ROOT / "docs/reference.md").read_text()
+    missing = [n for n in ts.__all__ if not n.startswith("__") and f"::: tokensieve.{n}\n" not in page]
+    assert missing == []

@@ -1,0 +1,1 @@
+"""Measure reductions on models: cost, time, memory, accuracy; and show the result."""

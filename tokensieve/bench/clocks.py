@@ -1,0 +1,124 @@
+"""Where the time of a generation goes, and how much memory it takes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from tokensieve.sites.anatomy import Anatomy
+from tokensieve.sites.sieve import Sieve
+
+
+@dataclass
+class Split:
+    """Seconds of one generation; ``decode`` is per generated token after the first."""
+
+    encoder: float = 0.0
+    selection: float = 0.0
+    prefill: float = 0.0
+    steps: list[float] = field(default_factory=list)
+
+    @property
+    def decode(self) -> float:
+        return sorted(self.steps)[len(self.steps) // 2] if self.steps else 0.0
+
+
+class Watchmaker:
+    """Splits generations into encoder, selection, prefill and decode, by hooks around the encoder and the language model.
+
+    Attach it before a sieve: its hooks then see the sieve's work from outside, and selection is taken out of the part it ran in.
+    """
+
+    def __init__(self, anatomy: Anatomy):
+        assert anatomy.language is not None
+        self._roots = {"encoder": anatomy.vision.root, "language": anatomy.language.root}
+        self._sieve: Sieve | None = None
+        self.split = Split()
+        self._began: dict[str, tuple[float, float]] = {}
+        self._first = True
+
+    @contextmanager
+    def attached(self) -> Iterator[Watchmaker]:
+        handles = []
+        for name, root in self._roots.items():
+            handles.append(root.register_forward_pre_hook(self._start(name), prepend=True))
+            handles.append(root.register_forward_hook(self._stop(name)))
+        try:
+            yield self
+        finally:
+            for h in handles:
+                h.remove()
+
+    @contextmanager
+    def watching(self, sieve: Sieve | None) -> Iterator[Split]:
+        """One generation, under a sieve or none."""
+        self._sieve, self.split, self._first = sieve, Split(), True
+        if sieve is not None:
+            sieve.timed = True
+        yield self.split
+
+    def _chosen(self) -> float:
+        return self._sieve.seconds if self._sieve is not None else 0.0
+
+    def _start(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any) -> None:
+            self._began[name] = (now(), self._chosen())
+
+        return hook
+
+    def _stop(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            began, chosen = self._began[name]
+            selection = self._chosen() - chosen
+            spent = now() - began - selection
+            self.split.selection += selection
+            if name == "encoder":
+                self.split.encoder += spent
+            elif self._first:
+                self.split.prefill, self._first = spent, False
+            else:
+                self.split.steps.append(spent)
+
+        return hook
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return perf_counter()
+
+
+class Peak:
+    """Peak memory above the level at entry, in bytes: allocated memory on CUDA; on Linux the resident set, otherwise None."""
+
+    bytes: int | None = None
+
+    def __enter__(self) -> Peak:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._level: int | None = torch.cuda.memory_allocated()
+            return self
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        self._level = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        high = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+        if high is not None and self._level is not None:
+            self.bytes = max(0, high - self._level)
+
+
+def _status(name: str) -> int | None:
+    with suppress(OSError):
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else None
+    return None

@@ -1,0 +1,65 @@
+"""What a bench asks: held-out questions of the testbed, or a folder of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one image; without a known answer, agreement with the full model is measured."""
+
+    image: Image.Image
+    question: str
+    answer: str | None = None
+    kind: str = "all"
+    name: str = ""
+
+
+def from_testbed(per_kind: int, seed: int) -> list[Sample]:
+    """Balanced over the kinds of question; from the test split."""
+    from tokensieve import testbed
+
+    items = testbed.test_set(n_scenes=max(20, 3 * per_kind), questions_per_kind=per_kind, seed=seed)
+    return [Sample(i.image, i.question.text, i.answer, i.kind, f"scene {n}") for n, i in enumerate(items)]
+
+
+def from_folder(folder: Path, question: str, limit: int | None = None) -> tuple[list[Sample], list[str]]:
+    """The images of a folder, in the order of their names, and a line for each that could not be read.
+
+    Raises:
+        FileNotFoundError: no such folder. ValueError: not one image in it can be read.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"--images {folder}: no such folder")
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    samples, skipped = [], []
+    for file in files:
+        if limit is not None and len(samples) == limit:
+            break
+        try:
+            samples.append(Sample(read_image(file), question, name=file.name))
+        except ValueError as error:
+            skipped.append(str(error))
+    if not samples:
+        found = f"none of its {len(files)} images can be read" if files else "it holds no images"
+        raise ValueError(f"--images {folder}: {found} (looked for {', '.join(sorted(SUFFIXES))})")
+    return samples, skipped
+
+
+def read_image(file: Path) -> Image.Image:
+    """An RGB image, read to its last byte.
+
+    Raises:
+        ValueError: unreadable or truncated.
+    """
+    try:
+        with Image.open(file) as opened:
+            return opened.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file.name}: {error}") from error

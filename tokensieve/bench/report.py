@@ -1,0 +1,68 @@
+"""report.html: one self-contained page with the table, the plot, the overlays and the failures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tokensieve.bench.results import beats_random
+from tokensieve.bench.tables import even, note, ordered
+
+
+def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str, Image.Image]] = ()) -> Path:
+    """Write the page; needs ``pareto.svg`` in the folder.
+
+    Args:
+        overlays: (method, caption, picture).
+    """
+    from jinja2 import Environment, PackageLoader
+
+    page = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("report.html")
+    rows = data["rows"]
+    svg = (folder / "pareto.svg").read_bytes()
+    html = page.render(
+        data=data,
+        rows=[_shown(rows, r) for r in ordered(rows)],
+        kinds=list(rows["full"]["accuracy"]),
+        plot="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
+        overlays=[(name, caption, _uri(picture)) for name, caption, picture in overlays],
+        failures=_failures(data),
+        losers=[f"{r['method']} at {r['keep']}" for r in ordered(rows) if beats_random(rows, r) is False],
+    )
+    file = folder / "report.html"
+    part = file.with_name(file.name + ".part")
+    part.write_text(html, encoding="utf-8")
+    part.replace(file)
+    return file
+
+
+def _shown(rows: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"note": note(rows, row), "even": even(row)}
+
+
+def _failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:
+    """Questions that the full model answers rightly (or at all) and the fewest cells at the smallest budget answer alike."""
+    rows = data["rows"]
+    budgets = [r["keep"] for r in rows.values() if r["keep"] is not None]
+    if not budgets:
+        return []
+    small = [r for r in rows.values() if r["keep"] == min(budgets, key=float)]
+    out = []
+    for i, sample in enumerate(data["samples"]):
+        truth = rows["full"]["answers"][i]
+        if sample["answer"] is not None and truth != sample["answer"]:
+            continue
+        wrong = {r["method"]: r["answers"][i] for r in small if r["answers"][i] != truth}
+        out.append({**sample, "truth": truth, "wrong": wrong, "of": len(small)})
+    return sorted((f for f in out if f["wrong"]), key=lambda f: -len(f["wrong"]))[:most]
+
+
+def _uri(picture: Image.Image) -> str:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

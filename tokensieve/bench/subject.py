@@ -1,0 +1,82 @@
+"""The model under test, with its processor and its way of asking."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokensieve.bench.data import Sample
+from tokensieve.sites.anatomy import Anatomy, find
+
+
+@dataclass
+class Subject:
+    """A vision-language model that can be asked questions in batches."""
+
+    name: str
+    model: Any
+    processor: Any
+    anatomy: Anatomy
+
+    @classmethod
+    def load(cls, name: str, device: str = "cpu", dtype: str = "float32") -> Subject:
+        """``testbed``, or any local or hub model that `AutoModelForImageTextToText` reads; safetensors only.
+
+        Raises:
+            ValueError: not a vision-language model, or a device or dtype that is not there.
+        """
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype):
+            raise ValueError(f"--dtype {dtype}: it must be float32, bfloat16 or float16")
+        if name == "testbed":
+            from tokensieve import testbed
+
+            model, processor = testbed.load(device=device, dtype=kind)
+        else:
+            from transformers import AutoModelForImageTextToText, AutoProcessor
+
+            try:
+                processor = AutoProcessor.from_pretrained(name)
+                model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, use_safetensors=True)
+            except OSError as error:
+                raise ValueError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+            model = model.to(device).eval()
+        anatomy = find(model)
+        if anatomy.language is None:
+            raise ValueError(f"{name} is an encoder without a language model; the bench asks vision-language models")
+        return cls(name, model, processor, anatomy)
+
+    def inputs(self, samples: list[Sample]) -> Any:
+        """Model inputs of a batch, padded on the left."""
+        self.processor.tokenizer.padding_side = "left"
+        asked = self.processor(
+            images=[s.image for s in samples],
+            text=[self.prompt(s.question) for s in samples],
+            padding=True,
+            return_tensors="pt",
+        )
+        return asked.to(self.model.device, self.model.dtype)
+
+    def prompt(self, question: str) -> str:
+        if self.name == "testbed":
+            from tokensieve import testbed
+
+            return testbed.prompt(question)
+        if getattr(self.processor, "chat_template", None):
+            turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+            return self.processor.apply_chat_template([turn], add_generation_prompt=True)
+        return f"{self.processor.image_token} {question}"
+
+    @torch.no_grad()
+    def ask(self, inputs: Any, new_tokens: int) -> Any:
+        """Greedy answers, with logits and cache."""
+        return self.model.generate(
+            **inputs, max_new_tokens=new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+
+    def texts(self, inputs: Any, out: Any) -> list[str]:
+        """The answers, in lower case with single blanks."""
+        said = self.processor.batch_decode(out.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [" ".join(t.lower().split()) for t in said]

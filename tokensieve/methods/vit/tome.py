@@ -1,0 +1,37 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import match
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Keys, Signals
+
+
+@register("tome")
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Merges the most similar pairs between tokens at even and at odd places into averages weighted by size.
+
+    Source: arXiv 2210.09461. Similarity is the cosine of keys, averaged over heads where the heads are given apart.
+    One matching lets at most half of the tokens leave; a smaller budget takes several in one call, between which
+    the keys of merged tokens are averaged like the tokens. In an encoder it runs once per layer with an equal
+    number of tokens leaving each time, and later attention adds the logarithm of the size. Deviations from the
+    public code: merged tokens stay in the order of the source instead of one set behind the other, so later layers
+    alternate over positions; the CLS token takes no place in the alternation; tokens leave after the block, not
+    between its attention and its MLP; ties go to the earlier token.
+    """
+
+    site = "encoder"
+    sites = ("encoder", "handoff", "prefill")
+    pairs = True
+    proportional = True
+
+    @property
+    def needs(self):
+        return (Keys(),)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        chosen, target = match.bipartite(match.metric(s, self.needs[0]), keep, s.valid, s.weight)
+        return Reduction.merge(chosen, target, s.weight)

@@ -1,0 +1,29 @@
+"""FLOPs and cache bytes of transformer layers, from a config and a number of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def of_layer(config: Any, tokens: float) -> float:
+    """FLOPs (two per multiply-add) of one layer over ``tokens`` tokens: projections, full attention, feed-forward.
+
+    Attention counts all pairs, as kernels without causal skipping compute them. Layers with RMSNorm are taken to have a gated
+    feed-forward of three matrices, others two.
+    """
+    width, heads = config.hidden_size, config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    head = getattr(config, "head_dim", None) or width // heads
+    inner = getattr(config, "intermediate_size", None) or int(width * getattr(config, "mlp_ratio", 4))
+    matrices = 3 if hasattr(config, "rms_norm_eps") else 2
+    project = 2 * tokens * width * head * (2 * heads + 2 * groups)
+    attend = 4 * tokens * tokens * heads * head
+    return float(project + attend + 2 * tokens * width * inner * matrices)
+
+
+def kv_bytes(config: Any, tokens: float, itemsize: int = 2) -> float:
+    """Bytes of keys and values that one layer holds for ``tokens`` tokens."""
+    heads = config.num_attention_heads
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return float(2 * tokens * groups * head * itemsize)
