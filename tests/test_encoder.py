@@ -19,8 +19,13 @@ import tokensieve as ts
 from tests.models import llava, prompt
 
 SMALL = {
-    "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64, "image_size": 32, "patch_size": 4,
-}  # fmt: skip
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "image_size": 32,
+    "patch_size": 4,
+}
 KINDS = {
     "clip": (CLIPVisionModel, CLIPVisionConfig, 1),
     "siglip": (SiglipVisionModel, SiglipVisionConfig, 0),

@@ -292,9 +292,14 @@ def test_the_model_is_restored_also_after_an_error(sdpa):
     inputs = prompt((1,))
     plain = sdpa.generate(**inputs, **GREEDY)
     before = hooks()
-    with pytest.raises(KeyError), ts.sieve(sdpa, "fastv", keep=4):
-        sdpa.generate(**inputs, **GREEDY)
-        raise KeyError
+
+    def fail():
+        with ts.sieve(sdpa, "fastv", keep=4):
+            sdpa.generate(**inputs, **GREEDY)
+            raise KeyError("on purpose")
+
+    with pytest.raises(KeyError, match="on purpose"):
+        fail()
     assert hooks() == before
     assert sdpa.config.text_config._attn_implementation == sdpa.config.vision_config._attn_implementation == "sdpa"
     assert torch.equal(sdpa.generate(**inputs, **GREEDY), plain)

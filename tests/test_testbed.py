@@ -77,7 +77,9 @@ def test_test_set_is_balanced_and_repeatable():
 
 def test_geometry_is_that_of_a_real_llava(packaged):
     model, processor = packaged
-    inputs = processor(images=testbed.generate(0, 0).image, text=testbed.prompt("where is the star ?"), return_tensors="pt")
+    inputs = processor(
+        images=testbed.generate(0, 0).image, text=testbed.prompt("where is the star ?"), return_tensors="pt"
+    )
     assert inputs["pixel_values"].shape == (1, 3, 336, 336)
     assert (inputs["input_ids"] == model.config.image_token_id).sum() == 576
     assert processor.tokenizer.padding_side == "left"
@@ -159,9 +161,9 @@ def test_resumed_training_equals_uninterrupted(tmp_path, stage, monkeypatch):
     monkeypatch.setitem(module.PLAN, stage, (share, rate, 2))
     same = {"size": "micro", "steps": 4, "workers": 0, "only": (stage,)}
     whole, records = train(out=tmp_path / "whole", **same)
-    assert records[stage]["done"] and records[stage]["step"] == 4
+    assert (records[stage]["done"], records[stage]["step"]) == (True, 4)
     _, records = train(out=tmp_path / "parts", **same, stop_at=2)
-    assert not records[stage]["done"] and records[stage]["step"] == 2
+    assert (records[stage]["done"], records[stage]["step"]) == (False, 2)
     parts, _ = train(out=tmp_path / "parts", **same)
     for name, value in whole.state_dict().items():
         assert torch.equal(value, parts.state_dict()[name]), name

@@ -1,5 +1,7 @@
 """tokensieve: spend fewer tokens, on current unmodified models."""
 
+# The package first: imported later, it would take the place of the function `methods` below.
+import tokensieve.methods  # noqa: F401
 from tokensieve.bench.cost import cost
 from tokensieve.method import Method, reduce
 from tokensieve.parts.budget import Keep

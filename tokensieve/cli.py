@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -67,7 +68,7 @@ def bench(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
-    """Compare methods and budgets on a model: accuracy or agreement, tokens, FLOPs, memory, times. Resumes what was interrupted."""
+    """Compare methods and budgets on a model: accuracy or agreement, tokens, FLOPs, memory, times; resumes."""
     from tokensieve.bench import session
 
     if testbed == (images is not None):
@@ -155,7 +156,7 @@ def _checked(record: dict[str, Any], system: int) -> tuple[str, str]:
     return row["status"], ", ".join(f"{k} {v}" for k, v in row["numbers"].items())
 
 
-def _print(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.table import Table
 
     table = Table(*head, header_style="bold")

@@ -92,7 +92,7 @@ def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, 
     if x.dim() == 2:
         x = x[None]
         signals = {k: _tensor(v)[None] if _is_array(v) else v for k, v in signals.items()}
-    given = {k: _tensor(v) if _is_array(v) else v for k, v in signals.items() if v is not None}
+    given: dict[str, Any] = {k: _tensor(v) if _is_array(v) else v for k, v in signals.items() if v is not None}
     unknown = set(given) - set(Signals.__dataclass_fields__)
     if unknown:
         raise ValueError(

@@ -253,7 +253,7 @@ def _slots(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     least, most = int(counts.min()), int(counts.max())
     if least == 0:
         raise ValueError("a row keeps no token; every row must keep at least one")
-    b, n = chosen.shape
+    b = chosen.shape[0]
     if least == most:
         kept = chosen.nonzero()[:, 1].view(b, most)
         return kept, torch.ones_like(kept, dtype=torch.bool), slot

@@ -66,8 +66,7 @@ def register(name: str, systems: Sequence[int] = ()) -> Callable[[T], T]:
 
 @cache
 def _load() -> None:
-    import tokensieve.methods as root
-
+    root = importlib.import_module("tokensieve.methods")
     for found in pkgutil.walk_packages(root.__path__, root.__name__ + "."):
         importlib.import_module(found.name)
 

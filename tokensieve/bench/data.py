@@ -38,7 +38,8 @@ def from_folder(folder: Path, question: str, limit: int | None = None) -> tuple[
     if not folder.is_dir():
         raise FileNotFoundError(f"--images {folder}: no such folder")
     files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    samples, skipped = [], []
+    samples: list[Sample] = []
+    skipped: list[str] = []
     for file in files:
         if limit is not None and len(samples) == limit:
             break

@@ -48,8 +48,8 @@ def measure(
 ) -> tuple[dict[str, Any], Reference]:
     """One cell: answers, accuracy or agreement, tokens, cost, memory and times.
 
-    Times are medians over the batches, per batch, in milliseconds (a first, unmeasured run on the first batch warms up); decode is per
-    generated token. Peak memory is that of the first batch above the level before it.
+    Times are medians over the batches, per batch, in milliseconds (a first, unmeasured run on the first batch warms up);
+    decode is per generated token. Peak memory is that of the first batch above the level before it.
 
     Returns:
         the cell's row (plain data), and what the model said, as a reference for other cells.
@@ -100,9 +100,9 @@ def measure(
 def break_even(full: dict[str, float], ours: dict[str, float], n: float, m: float) -> dict[str, float | None]:
     """From how many visual tokens on, and up to how many answer tokens, a plan pays at all.
 
-    Prefill time is taken as linear in the mean visual tokens between the two measured points, the cost of selection as measured.
-    ``min_tokens`` is where what prefill and encoder save equals what selection costs; None: never. ``max_answer`` is where a slower decode step
-    has eaten the gain; None: it never does.
+    Prefill time is taken as linear in the mean visual tokens between the two measured points, the cost of selection as
+    measured. ``min_tokens`` is where what prefill and encoder save equals what selection costs; None: never. ``max_answer`` is
+    where a slower decode step has eaten the gain; None: it never does.
     """
     saved = full["prefill"] - ours["prefill"] + full["encoder"] - ours["encoder"]
     gain = saved - ours["selection"]
@@ -194,10 +194,7 @@ def _floor(subject: Subject, batch: Batch, plan: Plan, layer_tokens: list[float]
     times = []
     for _ in range(4):
         if inside:
-            given = [
-                replace(s, method=Free(), keep=round(layer_tokens[subject.anatomy.language.layer(s.layer)]))
-                for s in inside
-            ]  # type: ignore[union-attr]
+            given = [replace(s, method=Free(), keep=round(layer_tokens[s.layer])) for s in inside]
             times.append(_prefill(subject, batch, Plan(given), seed))
         else:
             times.append(_short(subject, batch, round(layer_tokens[0])))

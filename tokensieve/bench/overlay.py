@@ -60,14 +60,13 @@ def _as_seen(pixels: torch.Tensor) -> Image.Image:
 
 
 def overlay(shown: Shown, side: int = 448) -> Image.Image:
-    """Kept tokens bright; tokens that were merged tinted in the colour of their owner, whose cell is framed in it; dropped ones dim."""
+    """Kept tokens bright; merged ones tinted in the colour of their owner, whose cell is framed in it; dropped ones dim."""
     rows, columns = shown.grid
     image = shown.image.resize((side, side), Image.Resampling.BICUBIC)
     pixels = np.asarray(image, dtype=np.float32) / 255
     owner = shown.reduction.owner[0].numpy().reshape(rows, columns)
-    kept = np.zeros(rows * columns, dtype=bool)
-    kept[shown.reduction.kept[0][shown.reduction.mask[0]].numpy()] = True
-    kept = kept.reshape(rows, columns)
+    kept = np.zeros((rows, columns), dtype=bool)
+    kept.flat[shown.reduction.kept[0][shown.reduction.mask[0]].numpy()] = True
     cell_y = np.arange(side) * rows // side
     cell_x = np.arange(side) * columns // side
     bright = kept[cell_y][:, cell_x][..., None]

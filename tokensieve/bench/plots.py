@@ -46,22 +46,20 @@ def pareto(data: dict[str, Any], folder: Path) -> list[Path]:
             label="frontier",
         )
         ax.axhline(100 * quality(rows["full"]), color="#444444", linewidth=1)
-        ax.annotate(
-            "every token",
-            (0.99, 100 * quality(rows["full"])),
-            xycoords=("axes fraction", "data"),
-            ha="right",
-            va="bottom",
-        )
+        at = (0.01, 100 * quality(rows["full"]))
+        ax.annotate("every token", at, xycoords=("axes fraction", "data"), ha="left", va="bottom")
         ax.set_xscale("log")
         if key == "mean_tokens":
-            ticks = sorted({r["keep"] for r in rows.values() if isinstance(r["keep"], int)})
+            ticks = sorted(
+                {r["keep"] for r in rows.values() if isinstance(r["keep"], int)} | {round(rows["full"][key])}
+            )
+            ax.set_xlim(right=1.15 * rows["full"][key])
             ax.set_xticks(ticks, [str(t) for t in ticks])
             ax.minorticks_off()
         else:
             low = min(r[key] for r in rows.values())
-            ticks = [t for t in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if low * 0.95 <= t]
-            ax.set_xticks(ticks, [f"{100 * t:.0f}%" for t in ticks])
+            shares = [t for t in (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if low * 0.95 <= t]
+            ax.set_xticks(shares, [f"{100 * t:.0f}%" for t in shares])
             ax.minorticks_off()
         ax.set_xlabel(label)
         ax.grid(color="#eeeeee")

@@ -49,7 +49,7 @@ class Results:
         """
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "results.json"
-        fresh = {
+        fresh: dict[str, Any] = {
             "format": FORMAT,
             "settings": asdict(settings),
             "environment": environment(),

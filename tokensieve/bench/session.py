@@ -15,7 +15,6 @@ from tokensieve.bench.results import Results, Settings
 from tokensieve.bench.run import BASELINES, cells, run
 from tokensieve.bench.subject import Subject
 from tokensieve.bench.tables import table
-from tokensieve.parts.budget import Budget
 from tokensieve.plan import Plan, method
 from tokensieve.registry import methods
 
@@ -29,7 +28,7 @@ class Asked:
 
     model: str
     methods: Sequence[str]
-    budgets: Sequence[Budget]
+    budgets: Sequence[int | float]
     out: Path
     images: Path | None = None
     question: str = "Describe the image."

@@ -53,7 +53,9 @@ def table(data: dict[str, Any]) -> Table:
             note(rows, row),
             end_section=row["method"] == "full",
         )
-    out.caption = "accuracy in %; times in ms per batch (medians); FLOPs of encoder and prefill; x floor: (prefill + selection) / floor"
+    out.caption = (
+        "accuracy in %; ms per batch (medians); FLOPs of encoder and prefill; x floor: (prefill + select) / floor"
+    )
     return out
 
 

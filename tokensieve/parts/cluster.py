@@ -18,8 +18,8 @@ EXACT = 4096
 def agglomerative(metric: Tensor, count: Tensor, among: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
     """Bottom-up clustering of the candidates by cosine distance, to exactly ``count[b]`` clusters.
 
-    A cluster stands where its member nearest to its mean direction stands. Beyond ``EXACT`` tokens it works in two stages:
-    contiguous pieces of at most that many tokens are clustered first, then the mean directions of their clusters.
+    A cluster stands where its member nearest to its mean direction stands. Beyond ``EXACT`` tokens it works in two
+    stages: contiguous pieces of at most that many tokens are clustered first, then the mean directions of their clusters.
 
     Args:
         metric: ``(B, N, d)``; among: ``(B, N)`` bool; linkage: one of ``LINKAGES``.
@@ -40,7 +40,7 @@ def agglomerative(metric: Tensor, count: Tensor, among: Tensor, linkage: str) ->
 
 
 def clusters(unit: Tensor, count: int, linkage: str) -> Tensor:
-    """``(n,)`` long: the cluster of each of n unit vectors ``(n, d)``; exactly ``count`` clusters, whatever the ties."""
+    """``(n,)`` long: the cluster of each of n unit vectors ``(n, d)``; exactly ``count`` clusters, ties or not."""
     n = len(unit)
     if n <= EXACT:
         return _cut(unit, count, linkage)

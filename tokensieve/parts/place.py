@@ -33,7 +33,7 @@ def positions(ids: Tensor, index: Tensor, real: Tensor, policy: str) -> Tensor:
 
 
 def shift(ids: Tensor, index: Tensor, real: Tensor, policy: str) -> Tensor:
-    """``(..., B)``: by how much the ids of later tokens (decode steps) are lowered, so that they follow on the survivors.
+    """``(..., B)``: by how much ids of later tokens (decode steps) are lowered, so that they follow on the survivors.
 
     The last survivor must be the last token of its row, as the last of a prompt is.
     """

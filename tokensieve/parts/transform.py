@@ -21,9 +21,9 @@ def pruning(chosen: Tensor) -> Tensor:
 
 
 def merging(chosen: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Many to one: every token goes to the chosen token that ``target`` names (none at -1); slots are weighted means."""
+    """Many to one: every token goes to the chosen one that ``target`` names (none at -1); slots are weighted means."""
     slot = chosen.long().cumsum(1) - 1
-    owner = torch.where(chosen, slot, slot.gather(1, target.clamp(min=0)))
+    owner = torch.where(chosen, slot, slot.gather(1, target.clamp(min=0)).clamp(min=0))
     share = torch.where(chosen | (target >= 0), weight, 0.0)
     out = torch.zeros(chosen.shape[0], int(slot[:, -1].max()) + 1, chosen.shape[1], device=chosen.device)
     return means(out.scatter_(1, owner[:, None], share[:, None]))
@@ -31,13 +31,14 @@ def merging(chosen: Tensor, target: Tensor, weight: Tensor) -> Tensor:
 
 @torch.no_grad()
 def assign(metric: Tensor, chosen: Tensor, scale: float) -> Tensor:
-    """Many to many: every column is a token's softmax over the slots, of ``scale`` times its dot product with theirs."""
+    """Many to many: every column is a token's softmax over the slots of ``scale`` times its dot product with them."""
     place, real = compact(chosen)
     anchors = take(metric, place) * scale
     out = metric.new_empty(*place.shape, chosen.shape[1])
-    for start in range(0, chosen.shape[1], BLOCK):
-        like = anchors @ metric[:, start : start + BLOCK].transpose(1, 2)
-        out[..., start : start + BLOCK] = like.masked_fill_(~real[..., None], -torch.inf).softmax(1)
+    size = max(BLOCK // len(metric), 64)
+    for columns, rows in zip(out.split(size, dim=2), metric.split(size, dim=1), strict=True):
+        like = (anchors @ rows.transpose(1, 2)).masked_fill_(~real[..., None], -torch.inf)
+        columns.copy_(like.softmax(1))
     return out
 
 
@@ -56,11 +57,11 @@ def through(rows: Tensor, real: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def strongest(matrix: Tensor, chosen: Tensor, quantile: float) -> Tensor:
-    """Keep of every column only what reaches its quantile over the slots in use (at least the largest value), in place."""
+    """Keep of every column only what reaches its quantile over the slots in use (the largest does), in place."""
     held = chosen.sum(1)
     place = (1 - quantile) * (held - 1).double()
     low = place.long()
-    for columns in matrix.split(BLOCK, dim=2):
+    for columns in matrix.split(max(BLOCK // len(matrix), 64), dim=2):
         values = columns.topk(min(int(low.max()) + 2, matrix.shape[1]), dim=1).values
         above, below = (values.gather(1, _row(i, values)) for i in (low, (low + 1).minimum(held - 1)))
         edge = above + (place - low).to(values)[:, None, None] * (below - above)
@@ -70,7 +71,7 @@ def strongest(matrix: Tensor, chosen: Tensor, quantile: float) -> Tensor:
 
 @torch.no_grad()
 def compress(matrix: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
-    """Share every token that is not chosen among the slots as its column says; a slot keeps its own token whole. In place.
+    """Share every token that is not chosen among slots as its column says; a slot keeps its own token whole. In place.
 
     Slots become means: own token, weight w, and shares of others, (w x + sum of a_i w_i x_i) / (w + sum of a_i w_i).
     """

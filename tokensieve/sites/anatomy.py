@@ -125,7 +125,7 @@ def _stack(root: nn.Module) -> Stack:
     lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) and _attention(m[0]) is not None]
     if not lists:
         raise ValueError(f"{type(root).__name__} has no recognisable transformer blocks")
-    layers = tuple(max(lists, key=len))
+    layers = max((tuple(blocks) for blocks in lists), key=len)
     return Stack(root, layers, tuple(_attention(layer) for layer in layers))
 
 

@@ -12,8 +12,8 @@ from transformers.cache_utils import Cache, DynamicLayer
 class SievedLayer(DynamicLayer):
     """A dynamic cache layer that holds fewer entries than the sequence has tokens.
 
-    To `generate` and to the mask builder it reports the length of the whole sequence, so that positions, slicing and a second turn
-    go on as if nothing had left; ``columns`` says which column of the full mask each entry stands for.
+    To `generate` and to the mask builder it reports the length of the whole sequence, so that positions, slicing and a
+    second turn go on as if nothing had left; ``columns`` says which column of the full mask each entry stands for.
 
     Attributes:
         columns: ``(B, entries)`` long; -1 at padding entries (rows that keep fewer tokens than the longest).
@@ -21,6 +21,9 @@ class SievedLayer(DynamicLayer):
         length: tokens of the sequence so far, kept or not.
         shift: ``(..., B)``, by how much the position ids of later tokens are lowered; None where they are not.
     """
+
+    keys: Tensor
+    values: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,11 +101,10 @@ class SievedLayer(DynamicLayer):
         if bool((gone != gone[0]).any()):
             raise ValueError("cannot crop into a prompt whose rows keep different numbers of tokens")
         entries = self.columns.shape[1] - int(gone[0])
-        assert self.keys is not None and self.values is not None
-        self.keys, self.values = self.keys[..., :entries, :], self.values[..., :entries, :]
+        self.keys, self.values = (x[..., :entries, :] for x in (self.keys, self.values))
         self.columns, self.length = self.columns[:, :entries], keep
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
         self._rows(lambda c, axis: c.index_select(axis, beam_idx.to(c.device)))
 

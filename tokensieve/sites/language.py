@@ -28,8 +28,8 @@ AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "text", "features"), "prefill": readi
 class LanguageSite:
     """Carries a :class:`Stream` through each pass of the language model that brings visual tokens.
 
-    A pass runs: :meth:`_see` (find the visual tokens) -> :meth:`_enter` (handoff) -> :meth:`_layer` for every layer (prefill stages,
-    masks, caches) -> :meth:`_leave` (states back to full length) -> :meth:`_done` (the trace). Passes without visual tokens only
+    A pass runs: :meth:`_see` (find the visual tokens) -> :meth:`_enter` (handoff) -> :meth:`_layer` for every layer (prefill
+    stages, masks, caches) -> :meth:`_leave` (states back to full length) -> :meth:`_done`. Passes without visual tokens only
     get their masks gathered where the cache holds fewer entries than the sequence has tokens.
     """
 
@@ -189,7 +189,7 @@ class LanguageSite:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
         with self.clock, torch.no_grad():
             names = readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
-            given = readings.read(names, stream, x, call)
+            given: dict[str, Any] = dict(readings.read(names, stream, x, call))
             if stage.site == "handoff":
                 given |= self._seen(stream)
             at, mask = stream.slots()

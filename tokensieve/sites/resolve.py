@@ -20,8 +20,8 @@ def resolve(keep: Budget, layer: int, anatomy: Anatomy, stream: Stream) -> Budge
 
 
 def solve(keep: Budget, layer: int, depth: int, now: int, tokens: int, text: int, config: Any) -> Budget:
-    """``Keep(average=a)`` solves ``layer * now + (depth - layer) * m = depth * a`` for m; ``Keep(flops=f)`` finds the largest m whose
-    prefill costs at most the share f of the prefill with every token. Other budgets are returned as they are.
+    """``Keep(average=a)`` solves ``layer * now + (depth - layer) * m = depth * a`` for m; ``Keep(flops=f)`` finds the largest
+    m whose prefill costs at most the share f of the prefill with every token. Other budgets are returned as they are.
 
     Args:
         layer: the layer before which tokens leave; depth: layers of the language model.

@@ -148,8 +148,8 @@ def sieve(
     Raises:
         ValueError: no vision part is recognised, a site or layer does not exist here, or a budget is out of range.
 
-    Prompts without images pass through untouched. Output shapes stay as they are: logits at removed positions come from the state in
-    which the token left.
+    Prompts without images pass through untouched. Output shapes stay as they are: logits at removed positions come from
+    the state in which the token left.
 
     Example:
         >>> with ts.sieve(model, "visionzip", keep=64):  # doctest: +SKIP

@@ -89,7 +89,8 @@ class Stream:
         self.index = torch.arange(self.length, device=real.device).expand(b, -1)
         self.entry = self.index
         self.images, self.real = images, real
-        self.reduction = Reduction.identity(*images.place.shape, device=real.device)
+        count, tokens = images.place.shape
+        self.reduction = Reduction.identity(count, tokens, real.device)
         self.left: Tensor | None = None
         self.holes = False
         self.shift: Tensor | None = None

@@ -110,7 +110,7 @@ def _tapped(
             observe(Call(query, key, value, attention_mask, scale, bool(causal)))
         for change in taps.masks:
             attention_mask = change(attention_mask, key)
-    function = ALL_ATTENTION_FUNCTIONS.get(inner) if inner != "eager" else _eager(module)
+    function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
     return function(module, query, key, value, attention_mask, **kwargs)
 
 

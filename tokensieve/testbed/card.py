@@ -21,6 +21,7 @@ def package(model, processor, target: Path, size: str, seed: int, records: dict,
     """
     model.to(torch.bfloat16).save_pretrained(target)
     processor.save_pretrained(target)
+    (target / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     saved, processor = load(directory=target, device=model.device)
     table = evaluate(saved, processor, scenes=scenes)
     record = {
@@ -54,6 +55,10 @@ def _card(record: dict, config, target: Path) -> str:
     stages = "\n".join(
         f"| {name} | {stage['step']} | {stage['seconds'] / 60:.1f} |" for name, stage in record["stages"].items()
     )
+    cut = [name for name, stage in record["stages"].items() if not stage["done"]]
+    early = f" Stopped before the end of their schedule: {', '.join(cut)}." if cut else ""
+    tower = f"{vision.num_hidden_layers} layers, width {vision.hidden_size}, {vision.num_attention_heads} heads"
+    language = f"{text.num_hidden_layers} layers, width {text.hidden_size}, {text.num_attention_heads} heads"
     megabytes = (target / "model.safetensors").stat().st_size / 1e6
     return f"""---
 license: apache-2.0
@@ -71,9 +76,9 @@ world and is of no other use.
 
 | | |
 |---|---|
-| vision tower | CLIP, {vision.num_hidden_layers} layers, width {vision.hidden_size}, {vision.num_attention_heads} heads; 336 px, patch 14, CLS + 576 patches |
+| vision tower | CLIP, {tower}; 336 px, patch 14, CLS + 576 patches |
 | features | layer -2, without CLS: 576 visual tokens |
-| language model | Llama, {text.num_hidden_layers} layers, width {text.hidden_size}, {text.num_attention_heads} heads, vocabulary of {text.vocab_size} words |
+| language model | Llama, {language}, vocabulary of {text.vocab_size} words |
 | weights | bfloat16 safetensors, {megabytes:.1f} MB |
 
 ## Use
@@ -91,8 +96,9 @@ is not needed. A prompt is `<image> which digit is red ? answer :`, in lower cas
 
 ## Accuracy
 
-On {record["test"]["scenes"]} scenes of the test split (seed {record["test"]["seed"]}), every token kept, weights as saved, float32. An answer counts
-if all its words are right. The prior always gives the most frequent training answer to the question's template.
+On {record["test"]["scenes"]} scenes of the test split (seed {record["test"]["seed"]}), every token kept, weights as saved,
+float32. An answer counts if all its words are right. The prior always gives the
+most frequent training answer to the question's template.
 
 | kind | accuracy | prior | n |
 |---|---|---|---|
@@ -114,8 +120,9 @@ training picture was seen twice. The lexicon, the fonts and the colours are the 
 {stages}
 
 `see` trains the vision tower on dense labels, `talk` the language model on scenes given as word embeddings, `align` the
-projector, `answer` everything on questions (the tower at a tenth of the rate). Size "{record["size"]}", seed {record["seed"]}, on {record["machine"]}, {record["date"]}.
-The versions are in `training.json`. The stages ran for a set time, so another machine gives slightly other weights.
+projector, `answer` everything on questions (the tower at a tenth of the rate).
+Size "{record["size"]}", seed {record["seed"]}, on {record["machine"]}, {record["date"]}.
+The versions are in `training.json`. The stages ran for a set time, so another machine gives slightly other weights.{early}
 
     python -m tokensieve.testbed.train --size cpu --out runs/cpu --minutes {record["minutes"]:.0f}
     python -m tokensieve.testbed.train --size full --out runs/full --minutes 20      # on a GPU

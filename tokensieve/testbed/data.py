@@ -1,6 +1,10 @@
 """Held-out questions, balanced by kind, for whoever wants to measure something on the packaged model."""
 
-from dataclasses import dataclass
+# ruff: noqa: PT028  (`test_set` is not a test)
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -43,10 +47,24 @@ def test_set(n_scenes: int = 100, questions_per_kind: int = 40, seed: int = 0, s
     chosen = []
     for kind, items in found.items():
         if len(items) < questions_per_kind:
-            raise ValueError(f"{n_scenes} scenes hold {len(items)} {kind} questions, not {questions_per_kind}: raise n_scenes")
+            raise ValueError(
+                f"{n_scenes} scenes hold {len(items)} {kind} questions, not {questions_per_kind}: raise n_scenes"
+            )
         order = rng.permutation(len(items))[:questions_per_kind]
         chosen += [items[i] for i in np.sort(order)]
     return chosen
 
 
 test_set.__test__ = False  # not a test, whatever pytest thinks of the name
+
+
+def write_examples(target: Path, indices: tuple[int, ...] = (0, 1, 2, 3, 4), seed: int = 0) -> None:
+    """Write test scenes as PNG files, and all that can be asked about them as `questions.json`."""
+    target.mkdir(parents=True, exist_ok=True)
+    asked = {}
+    for index in indices:
+        scene = generate(seed, index, "test")
+        name = f"scene-{index}.png"
+        scene.image.save(target / name, optimize=True)
+        asked[name] = [asdict(question) for question in questions(scene)]
+    (target / "questions.json").write_text(json.dumps(asked, indent=1) + "\n")

@@ -67,12 +67,11 @@ def _overlap(box) -> np.ndarray:
 class Heads(nn.Module):
     """Linear read-outs of the patch features of layer -2 and of the CLS output."""
 
-    sizes = {"kind": len(KINDS) + 1, "name": len(NAMES) + 1, "colour": len(COLOURS) + 1, "place": 10}
-
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.patch = nn.ModuleDict({key: nn.Linear(width, size) for key, size in self.sizes.items()})
+        sizes = {"kind": len(KINDS) + 1, "name": len(NAMES) + 1, "colour": len(COLOURS) + 1, "place": 10}
+        self.patch = nn.ModuleDict({key: nn.Linear(width, size) for key, size in sizes.items()})
         self.centre = nn.Linear(width, 1)
         self.letters = nn.Linear(width, len(LETTERS))
         self.thumb = nn.Linear(width, THUMB * THUMB)

@@ -52,7 +52,10 @@ def answers(model, processor, images: list, texts: list[str]) -> list[str]:
     inputs = processor(images=images, text=[prompt(text) for text in texts], padding=True, return_tensors="pt")
     inputs = inputs.to(model.device, model.dtype)
     written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-    return [text.strip() for text in processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)]
+    return [
+        text.strip()
+        for text in processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ]
 
 
 @torch.no_grad()

@@ -77,7 +77,9 @@ def fit(
     modules.train()
     means: dict[str, float] = {}
     began, saved, watched = time.monotonic() - record["seconds"], time.monotonic(), time.monotonic()
-    bar = tqdm(total=stage.steps, initial=record["step"], desc=stage.name, mininterval=20, dynamic_ncols=False, ncols=160)
+    bar = tqdm(
+        total=stage.steps, initial=record["step"], desc=stage.name, mininterval=20, dynamic_ncols=False, ncols=160
+    )
     for batch in stream:
         share = record["step"] / stage.steps if stage.steps else record["seconds"] / (60 * stage.minutes)
         record["done"] = share >= 1

@@ -41,8 +41,8 @@ def load(device="cpu", dtype=torch.float32, directory=None, **kwargs):
 def build(size: str, seed: int = 0) -> LlavaForConditionalGeneration:
     """An untrained model of one of `SIZES`."""
     torch.manual_seed(seed)
-    vision = dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), SIZES[size]["vision"], strict=True))
-    text = dict(zip(("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"), SIZES[size]["text"], strict=True))
+    keys = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    vision, text = (dict(zip(keys, SIZES[size][part], strict=True)) for part in ("vision", "text"))
     token = {name: VOCABULARY.index(name) for name in SPECIAL}
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(**vision, image_size=336, patch_size=14, projection_dim=vision["hidden_size"]),
@@ -76,7 +76,9 @@ def build_processor() -> LlavaProcessor:
 
     words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", VOCABULARY.index("<s>"))])
+    words.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", VOCABULARY.index("<s>"))]
+    )
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=words,
         bos_token="<s>",
@@ -107,7 +109,7 @@ def _see_neighbours(tower, gain: float = 3.0) -> None:
     stays trainable.
     """
     config, side = tower.config, tower.config.image_size // tower.config.patch_size
-    width, head = config.hidden_size, config.hidden_size // config.num_attention_heads
+    head = config.hidden_size // config.num_attention_heads
     waves = head // 4  # per axis; with sine and cosine, the two axes fill one head
     rate = 2 * torch.pi / torch.logspace(0.5, 1.6, waves)  # wavelengths of 3 to 40 patches
     angle = torch.arange(side)[:, None] * rate

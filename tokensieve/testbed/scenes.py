@@ -76,7 +76,9 @@ def crowd(seed: int, index: int, split: str = "train") -> Scene:
     for cell in rng.permutation(9)[: int(rng.integers(6, 10))]:
         kind = str(rng.choice(list(KINDS), p=(0.4, 0.3, 0.3)))
         for third in range(3) if kind == "word" else (None,):
-            things.append(_place(canvas, ink, rng, kind, str(rng.choice(list(COLOURS))), divmod(int(cell), 3), split, third))
+            things.append(
+                _place(canvas, ink, rng, kind, str(rng.choice(list(COLOURS))), divmod(int(cell), 3), split, third)
+            )
     return Scene(tuple(things), canvas, ink, split, seed, index)
 
 

@@ -1,9 +1,9 @@
 """The stages of training, in the order in which a real LLaVA comes about.
 
-    see      the vision tower alone, on dense labels            (CLIP's pretraining)
-    talk     the language model alone, on scenes in words       (the language model's pretraining)
-    align    the projector alone, tower and language model fixed (LLaVA stage 1)
-    answer   all of it on questions, the tower at a low rate    (LLaVA stage 2)
+see      the vision tower alone, on dense labels            (CLIP's pretraining)
+talk     the language model alone, on scenes in words       (the language model's pretraining)
+align    the projector alone, tower and language model fixed (LLaVA stage 1)
+answer   all of it on questions, the tower at a low rate    (LLaVA stage 2)
 """
 
 import numpy as np
@@ -16,6 +16,7 @@ from .dense import Heads, labels
 from .questions import questions
 from .scenes import Scene, crowd, generate
 from .words import COLOURS, COLUMNS, KINDS, NAMES, ROWS, VOCABULARY
+
 
 def pixels(images: torch.Tensor) -> torch.Tensor:
     """uint8 (B, H, W, 3) to what the packaged image processor makes of it."""

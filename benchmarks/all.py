@@ -1,0 +1,17 @@
+"""`make benchmark`: every benchmark in turn; results land in out/benchmarks as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import growth, prefill, selection
+
+
+def main(folder: Path = Path("out/benchmarks")) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for benchmark in (selection, prefill, growth):
+        benchmark.main(folder / f"{benchmark.__name__.rsplit('.', 1)[-1]}.json")
+
+
+if __name__ == "__main__":
+    main()

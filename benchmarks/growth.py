@@ -1,0 +1,120 @@
+"""How selection time and memory grow from 500 to 20,000 tokens of 1,024 dimensions, a ninth of them kept.
+
+Every cell runs in a process of its own, so that a peak is that method's alone: the largest resident set less what the process
+held with its signals in place, before the method ran.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import tokensieve as ts
+from benchmarks.selection import DIM, SEED, THREADS, inputs
+from tokensieve import registry
+from tokensieve.bench.results import environment
+
+TOKENS = (500, 1000, 2000, 5000, 10000, 20000)
+SHARE, REPEATS, LIMIT_MB, SECONDS = 1 / 9, 5, 1000.0, 900
+
+
+@torch.no_grad()
+def cell(name: str, n: int) -> dict[str, Any]:
+    """Runs in a fresh process. Above 5,000 tokens, a first run of more than 10 s is the only one."""
+    torch.set_num_threads(THREADS)
+    method = registry.make(name)
+    given = inputs(method, 1, n)
+    x, keep = given.pop("x"), max(round(n * SHARE), 1)
+    ts.reduce(x[:, :32], method, 4, **{k: _first(k, v, 32) for k, v in given.items()})
+    before = _resident()
+    _forget_peak()
+    times: list[float] = []
+    while len(times) < REPEATS and not (times and times[0] > 10 and n > 5000):
+        start = time.perf_counter()
+        ts.reduce(x, method, keep, **given)
+        times.append(time.perf_counter() - start)
+    return {
+        "method": name,
+        "tokens": n,
+        "keep": keep,
+        "ms": median(times) * 1e3,
+        "runs": len(times),
+        "mb": _peak() - before,
+    }
+
+
+def _first(name: str, value: torch.Tensor, n: int) -> torch.Tensor:
+    """A few tokens of a signal, to warm up on."""
+    if name == "text":
+        return value
+    return value[..., :n] if name.endswith("attention") else value[:, :n]
+
+
+def _status(field: str) -> float:
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) / 1024
+
+
+def _resident() -> float:
+    return _status("VmRSS") if Path("/proc/self/status").exists() else _peak()
+
+
+def _forget_peak() -> None:
+    """Linux lets a process reset its own peak; elsewhere the peak of making the signals may hide a small one."""
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak() -> float:
+    """Largest resident set so far, in MB."""
+    if Path("/proc/self/status").exists():
+        return _status("VmHWM")
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def run(name: str, n: int) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.growth", "--cell", name, str(n)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=os.environ, check=True)
+    except subprocess.TimeoutExpired:
+        return {"method": name, "tokens": n, "error": f"longer than {SECONDS} s"}
+    except subprocess.CalledProcessError as e:
+        return {"method": name, "tokens": n, "error": (e.stderr or str(e)).strip().splitlines()[-1]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(out: Path | None = None) -> None:
+    cells = [(name, n) for name in ts.methods() for n in TOKENS]
+    rows = [run(*c) for c in track(cells, description="growth", console=Console(stderr=True))]
+    table = Table(
+        "method", *(f"{n:,}" for n in TOKENS), f"under {LIMIT_MB:g} MB", title="ms / MB above the signals, by tokens"
+    )
+    for name in ts.methods():
+        mine = [r for r in rows if r["method"] == name]
+        texts = [r["error"] if "error" in r else f"{r['ms']:.1f} / {r['mb']:.0f}" for r in mine]
+        fine = all("error" not in r and r["mb"] < LIMIT_MB for r in mine)
+        table.add_row(name, *texts, "yes" if fine else "NO")
+    Console(width=max(140, Console().width)).print(table)
+    if out is not None:
+        record = {"format": "tokensieve.growth.1", **environment(), "threads": THREADS, "seed": SEED, "dimensions": DIM}
+        out.write_text(json.dumps({**record, "rows": rows}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--cell"]:
+        print(json.dumps(cell(sys.argv[2], int(sys.argv[3]))))
+    else:
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)

@@ -1,0 +1,164 @@
+"""Selection time of every registered method on random tokens of 1,024 dimensions, without any model.
+
+Medians of wall time, each method interleaved with a bare top-k on a given score, so that a busy machine slows both. `share` is
+the processor time a method got over its wall time: clearly below 1 means that others used the machine meanwhile, and the
+milliseconds say little. Limits hold for 576 -> 64 tokens at batch 1 on a machine that is otherwise idle.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import normalize
+
+import tokensieve as ts
+from tokensieve import registry
+from tokensieve.bench.results import environment
+from tokensieve.method import Method
+from tokensieve.reduction import Reduction
+
+SIZES = (((24, 24), 64), ((48, 60), 320))
+DIM, HEADS, TEXT = 1024, 16, 32
+REPEATS, WARM, SEED, THREADS = 7, 2, 0, 2
+LIMITS = {False: 5.0, True: 25.0}
+"""Milliseconds at 576 -> 64, for methods that score tokens and for those defined on pairs of them."""
+BATCH_LIMIT = 8.0
+
+
+def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, Any]:
+    """Random signals for all of a method's needs, and the features."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {
+        "cls_attention": (batch, HEADS, n),
+        "received_attention": (batch, HEADS, n),
+        "last_attention": (batch, HEADS, n),
+        "text_attention": (batch, HEADS, TEXT, n),
+        "text": (batch, TEXT, DIM),
+        "keys": (batch, n, DIM),
+        "values": (batch, n, DIM),
+    }
+    out = {"x": torch.randn(batch, n, DIM, generator=draw)}
+    for name in {need.name for need in method.needs} & set(shapes):
+        made = torch.randn(shapes[name], generator=draw)
+        out[name] = made.softmax(-1) if name.endswith("attention") else made
+    return out
+
+
+def top_k(score: Tensor, keep: int) -> Reduction:
+    """The least any method must do: rank a given score, and say what was kept."""
+    return Reduction.keep(torch.zeros_like(score, dtype=torch.bool).scatter_(1, score.topk(keep).indices, True))
+
+
+def clock(*runs: Callable[[], Any]) -> list[tuple[float, float]]:
+    """Median wall milliseconds of each, interleaved, and the processor time each got per wall time."""
+    wall: list[list[float]] = [[] for _ in runs]
+    busy: list[list[float]] = [[] for _ in runs]
+    gc.disable()
+    for turn in range(WARM + REPEATS):
+        for i, run in enumerate(runs):
+            start, used = time.perf_counter(), time.process_time()
+            run()
+            if turn >= WARM:
+                wall[i].append((time.perf_counter() - start) * 1e3)
+                busy[i].append((time.process_time() - used) * 1e3)
+    gc.enable()
+    return [(median(w), sum(b) / max(sum(w), 1e-9)) for w, b in zip(wall, busy, strict=True)]
+
+
+@torch.no_grad()
+def measure(name: str, grid: tuple[int, int], keep: int) -> dict[str, Any]:
+    method, n = registry.make(name), grid[0] * grid[1]
+
+    def at(batch: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        given = inputs(method, batch, n)
+        x, score = given.pop("x"), torch.rand(batch, n, generator=torch.Generator().manual_seed(SEED))
+        return (lambda: ts.reduce(x, method, keep, grid=grid, **given)), (lambda: top_k(score, keep))
+
+    (one, share), (bare, _) = clock(*at(1))
+    (eight, _), _ = clock(*at(8))
+    limit = LIMITS[method.pairs] if n == 576 else None
+    return {
+        "method": name,
+        "tokens": n,
+        "keep": keep,
+        "ms": one,
+        "share": share,
+        "over_top_k": one / bare,
+        "ms_batch_8": eight,
+        "batch_8_over_1": eight / one,
+        "limit_ms": limit,
+        "pass": (limit is None or one <= limit) and eight / one <= BATCH_LIMIT,
+    }
+
+
+def direct(x: Tensor, keep: int) -> list[int]:
+    """DivPrune by its definition on one row: all N x N distances, then greedy max-min."""
+    unit = normalize(x, dim=1)
+    far = 1 - unit @ unit.T
+    first = far.clone().fill_diagonal_(torch.inf).amin(1).argmax()
+    chosen, least = [int(first)], far[first].clone()
+    for _ in range(keep - 1):
+        least[chosen] = -torch.inf
+        chosen.append(int(least.argmax()))
+        least = least.minimum(far[chosen[-1]])
+    return sorted(chosen)
+
+
+@torch.no_grad()
+def divprune(grid: tuple[int, int], keep: int) -> dict[str, Any]:
+    n = grid[0] * grid[1]
+    x = inputs(registry.make("divprune"), 1, n)["x"]
+    (ours, share), (theirs, _) = clock(lambda: ts.reduce(x, "divprune", keep), lambda: direct(x[0], keep))
+    same = ts.reduce(x, "divprune", keep).kept[0].tolist() == direct(x[0], keep)
+    return {"tokens": n, "keep": keep, "ms": ours, "share": share, "direct_ms": theirs, "same_indices": same}
+
+
+def main(out: Path | None = None) -> None:
+    torch.set_num_threads(THREADS)
+    console = Console(stderr=True)
+    cells = [(name, grid, keep) for grid, keep in SIZES for name in ts.methods()]
+    rows = [measure(*cell) for cell in track(cells, description="selection", console=console)]
+    against = [divprune(grid, keep) for grid, keep in SIZES]
+    console = Console()
+    for grid, keep in SIZES:
+        n = grid[0] * grid[1]
+        table = Table(
+            "method", "ms", "limit", "over top-k", "ms at batch 8", "8 over 1", "share", "", title=f"{n} -> {keep}"
+        )
+        for r in (r for r in rows if r["tokens"] == n):
+            limit = "" if r["limit_ms"] is None else f"{r['limit_ms']:g}"
+            cells_ = (r["method"], f"{r['ms']:.2f}", limit, f"{r['over_top_k']:.1f}", f"{r['ms_batch_8']:.1f}")
+            table.add_row(*cells_, f"{r['batch_8_over_1']:.1f}", f"{r['share']:.2f}", "pass" if r["pass"] else "FAIL")
+        console.print(table)
+    table = Table("tokens", "ours ms", "direct N x N ms", "ratio", "same indices", title="divprune")
+    for r in against:
+        ratio = f"{r['ms'] / r['direct_ms']:.2f}"
+        table.add_row(
+            f"{r['tokens']} -> {r['keep']}", f"{r['ms']:.1f}", f"{r['direct_ms']:.1f}", ratio, str(r["same_indices"])
+        )
+    console.print(table)
+    if out is not None:
+        record = {
+            "format": "tokensieve.selection.1",
+            **environment(),
+            "seed": SEED,
+            "dimensions": DIM,
+            "repeats": REPEATS,
+        }
+        out.write_text(json.dumps({**record, "rows": rows, "divprune": against}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
