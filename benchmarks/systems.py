@@ -184,7 +184,7 @@ def dart(bed: Bed) -> Outcome:
 def sparsevlm(bed: Bed) -> Outcome:
     """576 to 192, 128, 64: above last-token pruning at each; above the no-recycling ablation at 64."""
     n = {f"{name} {k}": bed.right(name, k) for k in (192, 128, 64) for name in ("sparsevlm", "fastv")}
-    n["no recycling 64"] = bed.right("sparsevlm", 64, recycle=0.0)
+    n["no recycling 64"] = bed.right("sparsevlm", 64, recycled=0.0)
     above = all(n[f"sparsevlm {k}"] > n[f"fastv {k}"] for k in (192, 128, 64))
     return above and n["sparsevlm 64"] > n["no recycling 64"], n
 
@@ -233,9 +233,9 @@ def gap(bed: Bed) -> Outcome:
 def ficoco(bed: Bed) -> Outcome:
     """Vision and language variants above ToMe and FastV at equal tokens."""
     n = {
-        "vision": bed.right("ficoco", 64, site="encoder"),
+        "vision": bed.right("ficoco", 64),
         "tome": bed.right("tome", 64),
-        "language": bed.right("ficoco", 64, site="prefill", variant="language"),
+        "language": bed.right("ficoco-l", 64),
         "fastv": bed.right("fastv", 64),
     }
     return n["vision"] > n["tome"] and n["language"] > n["fastv"], n

@@ -305,6 +305,20 @@ def test_the_model_is_restored_also_after_an_error(sdpa):
     assert torch.equal(sdpa.generate(**inputs, **GREEDY), plain)
 
 
+@pytest.mark.parametrize(("name", "where", "layer"), SETTINGS)
+def test_hidden_states_keep_their_shapes(sdpa, name, where, layer):
+    inputs = prompt((1, 2))
+    with torch.no_grad():
+        plain = sdpa(**inputs, output_hidden_states=True).hidden_states
+        with ts.sieve(sdpa, name, keep=16, **where) as s:
+            fewer = sdpa(**inputs, output_hidden_states=True).hidden_states
+    assert [h.shape for h in fewer] == [h.shape for h in plain]
+    real = inputs["attention_mask"].bool()
+    torch.testing.assert_close(fewer[layer][real], plain[layer][real])
+    dropped = gone(s, inputs)
+    torch.testing.assert_close(fewer[-2][dropped], plain[layer][dropped])
+
+
 def test_nested_sieves_run_as_one_plan(sdpa):
     inputs = prompt((1,))
     with ts.sieve(sdpa, "fastv", keep=8) as outer:

@@ -113,7 +113,9 @@ def card(name: str) -> Card:
     options = {f.name: f.default if f.default is not MISSING else None for f in fields(cls)}
     needs = tuple(n.name for n in cls().needs)
     summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
-    return Card(name, cls.__module__.split(".")[2], cls.site, cls.sites, needs, _SYSTEMS[name], summary, options)
+    home = cls.__module__.split(".")
+    family = home[2] if home[:2] == ["tokensieve", "methods"] else "user"
+    return Card(name, family, cls.site, cls.sites, needs, _SYSTEMS[name], summary, options)
 
 
 def systems(family: str | None = None, tier: int | None = None) -> list[System]:

@@ -22,21 +22,30 @@ class Need:
         name: a field of :class:`Signals`.
         layers: the encoder layers it is read at (negative counts from the end); () where the site decides.
         instead: names of signals that stand in where this one is absent, tried in this order.
+        depth: the number of layers of the encoder that ``layers`` speak of, where a paper names layers of one; they are scaled
+            to an encoder of another depth. None: they are meant as they are.
     """
 
     name: str
     layers: tuple[int, ...] = ()
     instead: tuple[str, ...] = ()
+    depth: int | None = None
+
+    def scaled(self, layer: int, depth: int) -> int:
+        """A layer counted from the end, in an encoder of ``depth`` layers; -2, where features usually leave, stays."""
+        if self.depth is None or layer >= -2:
+            return layer
+        return -2 - round((-2 - layer) * (depth - 2) / (self.depth - 2))
 
 
-def CLSAttention(*layers: int) -> Need:
+def CLSAttention(*layers: int, depth: int | None = None) -> Need:
     """Attention of the encoder's CLS token to the patches; mean received attention where an encoder has no CLS."""
-    return Need("cls_attention", layers, instead=("received_attention",))
+    return Need("cls_attention", layers, ("received_attention",), depth)
 
 
-def ReceivedAttention(*layers: int) -> Need:
+def ReceivedAttention(*layers: int, depth: int | None = None) -> Need:
     """Mean attention that each patch receives from all queries."""
-    return Need("received_attention", layers, instead=("cls_attention",))
+    return Need("received_attention", layers, ("cls_attention",), depth)
 
 
 def Keys(*layers: int) -> Need:

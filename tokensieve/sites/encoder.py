@@ -31,7 +31,8 @@ class Watch:
         for need in needs:
             for name in self._names(need):
                 for asked in need.layers or layers:
-                    self._wanted.setdefault(stack.layer(asked), {}).setdefault(name, []).append(asked)
+                    block = stack.layer(need.scaled(asked, len(stack.layers)))
+                    self._wanted.setdefault(block, {}).setdefault(name, []).append(asked)
 
     def _names(self, need: Need) -> list[str]:
         """What is recorded for a need: the first of it and its stand-ins that this encoder has."""

@@ -17,8 +17,9 @@ from tokensieve.sites import masks, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
-from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite, Watch
+from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite
 from tokensieve.sites.resolve import resolve
+from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Images, Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
@@ -48,9 +49,8 @@ class LanguageSite:
             if stage.site != "encoder":
                 readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
         needs = [need for stage in self.handoff for need in stage.method.needs]
-        self.watch = Watch(anatomy.vision, needs, clock, (anatomy.feature_layer,))
+        self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
-        self._pixels: tuple[int, ...] = ()
         self._visual: Tensor | None = None
         self._stream: Stream | None = None
         self._calls: dict[int, taps.Call] = {}
@@ -58,8 +58,7 @@ class LanguageSite:
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
         assert anatomy.base is not None
-        out = self.watch.attach()
-        out.append(anatomy.vision.root.register_forward_pre_hook(self._look, with_kwargs=True).remove)
+        out = self.sight.attach()
         out.append(anatomy.base.register_forward_pre_hook(self._see, with_kwargs=True).remove)
         out.append(language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
         for i, layer in enumerate(language.layers):
@@ -73,12 +72,6 @@ class LanguageSite:
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
-
-    def _look(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """The encoder starts: forget what it said before, note the shape of its input."""
-        self.watch.seen.clear()
-        pixels = kwargs.get("pixel_values", args[0] if args else None)
-        self._pixels = tuple(pixels.shape) if isinstance(pixels, Tensor) else ()
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._visual, self._stream = None, None
@@ -160,6 +153,9 @@ class LanguageSite:
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
+        states = getattr(output, "hidden_states", None)
+        if self._stream is not None and states is not None:
+            output.hidden_states = tuple(self._stream.restore(h) for h in states)
         self._stream = None
         self._calls.clear()
 
@@ -170,7 +166,7 @@ class LanguageSite:
             if self.encoder is not None:
                 raise ValueError("Keep(per='prompt') cannot follow an encoder stage, whose budget is per image")
             return Images.by_prompt(visual)
-        grid = self._grid()
+        grid = self.sight.grid()
         return Images.split(visual, grid[0] * grid[1] if grid else None)
 
     def _from_encoder(self, stream: Stream, total: Reduction, x: Tensor) -> Tensor:
@@ -191,9 +187,9 @@ class LanguageSite:
             names = readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
             if stage.site == "handoff":
-                given |= self._seen(stream)
+                given |= self.sight.signals(stream)
             at, mask = stream.slots()
-            grid = self._grid(mask) if stream.reduction.is_identity else None
+            grid = self.sight.grid(mask) if stream.reduction.is_identity else None
             signals = Signals(
                 features=stream.pick(x, at),
                 mask=None if bool(mask.all()) else mask,
@@ -212,28 +208,6 @@ class LanguageSite:
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
-
-    def _seen(self, stream: Stream) -> dict[str, dict[int, Tensor]]:
-        """What the encoder said, laid out as the images are grouped here, for the tokens still in the stream."""
-        out: dict[str, dict[int, Tensor]] = {}
-        for name, layers in self.watch.seen.items():
-            for layer, value in layers.items():
-                axis = -1 if name.endswith("attention") else 1
-                tokens = value.movedim(axis, 1)
-                if self.encoder is not None:
-                    tokens = self.encoder.widen(tokens)
-                laid = stream.reduction.take(_regroup(name, tokens, stream.images))
-                out.setdefault(name, {})[layer] = laid.movedim(1, axis)
-        return out
-
-    def _grid(self, mask: Tensor | None = None) -> tuple[int, int] | None:
-        """Rows and columns of an image's tokens, from its pixels and the patch size; None where they do not lie on one grid."""
-        patch = getattr(self.anatomy.vision.config, "patch_size", None)
-        if not isinstance(patch, int) or len(self._pixels) != 4:
-            return None
-        grid = (self._pixels[2] // patch, self._pixels[3] // patch)
-        fits = mask is None or (mask.shape[1] == grid[0] * grid[1] and bool(mask.all()))
-        return grid if fits else None
 
     def _place(self, stream: Stream, ids: Tensor, index: Tensor, policy: str) -> Tensor:
         """Position ids of the survivors; remembers by how much later ids are lowered."""
@@ -314,20 +288,3 @@ class LanguageSite:
 
     def _past(self, cache: Any) -> int:
         return 0 if cache is None else int(cache.get_seq_length())
-
-
-def _regroup(name: str, value: Tensor, images: Images) -> Tensor:
-    """Signals of the encoder's images ``(I', n', ...)`` laid out as ``images`` groups them ``(I, n, ...)``."""
-    held = int(images.mask.sum())
-    if value.shape[:2] == images.place.shape:
-        return value
-    flat = value.flatten(0, 1)
-    copies = held // flat.shape[0]
-    if copies * flat.shape[0] != held:
-        raise ValueError(
-            f"the encoder gives {name} for {flat.shape[0]} tokens, the prompt holds {held} visual tokens; "
-            "use a method that reads features only, such as 'divprune'"
-        )
-    out = flat.new_zeros(*images.place.shape, *flat.shape[1:])
-    out[images.mask] = flat[images.repeated(copies)]
-    return out

@@ -78,6 +78,7 @@ class Stream:
         entry: ``(B, l)`` long, its position among the tokens that entered the language model; -1 at padding.
         images: the visual tokens; reduction: what became of them so far, per image.
         left: ``(B, L, D)``, the last state of every token that is gone.
+        past: the index as it was at every length l of this pass.
         holes: whether the index holds padding.
         shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones.
         renumbered: position ids and rotary tables that layers after a compacting prefill stage get instead of theirs.
@@ -92,6 +93,7 @@ class Stream:
         count, tokens = images.place.shape
         self.reduction = Reduction.identity(count, tokens, real.device)
         self.left: Tensor | None = None
+        self.past: dict[int, Tensor] = {}
         self.holes = False
         self.shift: Tensor | None = None
         self.renumbered: tuple[Tensor, Any] | None = None
@@ -144,7 +146,7 @@ class Stream:
         row = self.images.row[:, None]
         new = step.take(place)
         kept = step.mask & step.take(mask)
-        self.left = self._scatter(x, torch.zeros_like(x) if self.left is None else self.left)
+        self.left = self._scatter(x, torch.zeros_like(x) if self.left is None else self.left, self.index)
         if merge and not step.drops:
             values = step.apply(self.pick(x, place))
             x = x.clone()
@@ -155,6 +157,7 @@ class Stream:
         chosen = _survivors(survive)
         self.index = torch.where(chosen >= 0, self.index.gather(1, chosen.clamp(min=0)), -1)
         self.entry = torch.where(chosen >= 0, self.entry.gather(1, chosen.clamp(min=0)), -1)
+        self.past[self.index.shape[1]] = self.index
         self.holes = bool((self.index < 0).any())
         self.reduction = self.reduction.then(step)
         return gather(x, chosen, 1)
@@ -165,15 +168,16 @@ class Stream:
 
     def restore(self, x: Tensor) -> Tensor:
         """``(B, l, D)`` at the end of the pass -> ``(B, L, D)``: tokens that are gone get the state in which they left."""
-        return x if self.left is None else self._scatter(x, self.left)
+        known = x.shape[1] != self.length and x.shape[1] in self.past
+        return x if self.left is None or not known else self._scatter(x, self.left, self.past[x.shape[1]])
 
-    def _scatter(self, x: Tensor, into: Tensor) -> Tensor:
+    def _scatter(self, x: Tensor, into: Tensor, index: Tensor) -> Tensor:
         if into.shape[1] != self.length:
             into = into.new_zeros(into.shape[0], self.length, into.shape[2])
-        real = self.index >= 0
-        row = torch.arange(x.shape[0], device=x.device)[:, None].expand_as(self.index)
+        real = index >= 0
+        row = torch.arange(x.shape[0], device=x.device)[:, None].expand_as(index)
         out = into.clone()
-        out[row[real], self.index[real]] = x[real].to(out.dtype)
+        out[row[real], index[real]] = x[real].to(out.dtype)
         return out
 
 

@@ -55,7 +55,7 @@ def test_set(n_scenes: int = 100, questions_per_kind: int = 40, seed: int = 0, s
     return chosen
 
 
-test_set.__test__ = False  # not a test, whatever pytest thinks of the name
+setattr(test_set, "__test__", False)  # noqa: B010 (not a test, whatever pytest thinks of the name)
 
 
 def write_examples(target: Path, indices: tuple[int, ...] = (0, 1, 2, 3, 4), seed: int = 0) -> None:

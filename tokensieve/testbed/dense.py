@@ -23,7 +23,9 @@ _KIND, _NAME, _COLOUR = ({word: i for i, word in enumerate(group)} for group in 
 
 def labels(scene: Scene) -> dict[str, np.ndarray]:
     """Patch labels of shape (576,): 0 is background, `IGNORE` the rim of a thing. `present` (50,) belongs to the CLS output."""
-    maps = {key: np.zeros((SIDE, SIDE), dtype=np.int64) for key in ("kind", "name", "colour", "place")}
+    maps: dict[str, np.ndarray] = {
+        key: np.zeros((SIDE, SIDE), dtype=np.int64) for key in ("kind", "name", "colour", "place")
+    }
     maps["centre"] = np.zeros((SIDE, SIDE), dtype=np.float32)
     maps["letters"] = np.zeros((SIDE, SIDE, len(LETTERS)), dtype=np.float32)
     maps["thumb"] = np.zeros((SIDE, SIDE, THUMB * THUMB), dtype=np.float32)
@@ -85,7 +87,7 @@ class Heads(nn.Module):
         """
         ink = F.binary_cross_entropy_with_logits(self.ink(early).float(), target["ink"])
         patches = self.norm(patches)
-        loss, seen = 0.0, {}
+        loss, seen = torch.zeros((), device=patches.device), {}
         for key, weight in (("kind", 0.3), ("name", 2.0), ("colour", 0.3), ("place", 0.2)):
             logits = self.patch[key](patches).flatten(0, 1)
             gold = target[key].flatten()

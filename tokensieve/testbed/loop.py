@@ -125,7 +125,7 @@ def _optimizers(modules: nn.ModuleDict, slow: dict[str, float], decay: float) ->
         others = [p for name, p in module.named_parameters() if not (p.ndim == 2 and "layers." in name)]
         matrices += [{"params": inside, "share": 3 * share}] if inside else []
         rest += [{"params": others, "share": share}] if others else []
-    made = [torch.optim.AdamW(rest, betas=(0.9, 0.97), weight_decay=decay)] if rest else []
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(rest, betas=(0.9, 0.97), weight_decay=decay)] if rest else []
     if matrices:
         made.append(torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return made

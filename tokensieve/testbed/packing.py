@@ -27,7 +27,10 @@ def pack(asked: list[list[Question]], prefix: int) -> dict[str, torch.Tensor]:
     """
     rows = []
     for questions in asked:
-        ids, labels, segment, place = [], [], [], []
+        ids: list[int] = []
+        labels: list[int] = []
+        segment: list[int] = []
+        place: list[int] = []
         for number, question in enumerate(questions, 1):
             before, answer = encode(question)
             whole = before + answer
@@ -38,11 +41,9 @@ def pack(asked: list[list[Question]], prefix: int) -> dict[str, torch.Tensor]:
         rows.append((ids, labels, segment, place))
     longest = max(len(row[0]) for row in rows)
     fills = (_ID["<pad>"], IGNORE, 0, 0)
-    ids, labels, segment, place = (
-        torch.tensor([row[k] + [fill] * (longest - len(row[k])) for row in rows]) for k, fill in enumerate(fills)
-    )
-    positions = torch.cat([torch.arange(prefix).expand(len(rows), -1), place], dim=1)
-    return {"ids": ids, "labels": labels, "segment": segment, "positions": positions}
+    padded = [torch.tensor([row[k] + [fill] * (longest - len(row[k])) for row in rows]) for k, fill in enumerate(fills)]
+    positions = torch.cat([torch.arange(prefix).expand(len(rows), -1), padded[3]], dim=1)
+    return {"ids": padded[0], "labels": padded[1], "segment": padded[2], "positions": positions}
 
 
 def mask(segment: torch.Tensor, prefix: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ class FasterVLM(Method):
     mean received attention.
     """
 
+    sites = ("handoff", "encoder")
     encoder_layer: int = -2
 
     @property

@@ -15,8 +15,8 @@ class HiPrune(Method):
     """Keeps anchors by middle-layer attention, their grid neighbours as buffers, and registers by deep attention.
 
     Source: arXiv 2508.00553. Attention is the mean that a token receives, so no CLS is needed. ``alpha`` is the share
-    of the budget for anchors and buffers (the paper's 0.1), a fifth of it anchors. ``object_layer`` is the paper's 9th
-    of CLIP-L's 24 layers, counted from the end; an encoder of another depth wants its own. Without a grid the buffers
+    of the budget for anchors and buffers (the paper's 0.1), a fifth of it anchors. ``object_layer`` is the paper's 9th of
+    CLIP-L's 24 layers, counted from the end; scaled in a model whose encoder has another depth. Without a grid the buffers
     are the neighbours in the sequence. Deviations from the public code: buffers never wrap around a row's edge, the
     budget is per image and exact (the code divides it by the batch), halves round up, and attention paid by a CLS token
     counts only where the signal includes it.
@@ -28,7 +28,7 @@ class HiPrune(Method):
 
     @property
     def needs(self):
-        return (ReceivedAttention(self.object_layer), ReceivedAttention(self.encoder_layer))
+        return (ReceivedAttention(self.object_layer, depth=24), ReceivedAttention(self.encoder_layer))
 
     def score(self, s: Signals) -> Tensor:
         return score.attention(s, self.needs[1])

@@ -15,7 +15,7 @@ class VTCCLS(Method):
     """Keeps the visual tokens to which the encoder's CLS token attends most, over several of its layers together.
 
     Source: arXiv 2412.05819. Attention is averaged over heads and over ``encoder_layers``; the default is the public
-    code's, layers 16 to 22 of CLIP-L's 24 (counted from the end), and an encoder of another depth wants its own.
+    code's, layers 16 to 22 of CLIP-L's 24 (counted from the end; scaled in a model whose encoder has another depth).
     Deviations from the public code: none in the selection; an encoder without CLS is scored by mean received attention.
     """
 
@@ -23,7 +23,7 @@ class VTCCLS(Method):
 
     @property
     def needs(self):
-        return (CLSAttention(*self.encoder_layers),)
+        return (CLSAttention(*self.encoder_layers, depth=24),)
 
     def score(self, s: Signals) -> Tensor:
         return score.attention(s, self.needs[0])

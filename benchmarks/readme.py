@@ -1,0 +1,66 @@
+"""Write the demo's results into README.md and docs/: `python -m benchmarks.readme out/demo`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import tokensieve as ts
+from tokensieve.bench import overlay
+from tokensieve.bench.data import from_testbed
+from tokensieve.bench.results import load
+from tokensieve.bench.subject import Subject
+from tokensieve.bench.tables import note, ordered
+
+ROOT = Path(__file__).parent.parent
+SHOWN = (192, 64, 32)
+
+
+def table(data: dict[str, Any]) -> str:
+    """A Markdown table of the demo at some budgets, with what it was measured on."""
+    rows, kinds = data["rows"], list(data["rows"]["full"]["accuracy"])
+    head = ["method", "keep", "mean", *kinds, "all", "FLOPs", "selection ms", "prefill ms", ""]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
+    for row in ordered(rows):
+        if row["keep"] is not None and row["keep"] not in SHOWN:
+            continue
+        cells = [row["method"], str(row["keep"] or "all"), f"{row['mean_tokens']:.0f}"]
+        cells += [f"{100 * row['accuracy'][k]:.0f}" for k in kinds] + [f"**{100 * row['accuracy_mean']:.1f}**"]
+        cells += [
+            f"{100 * row['flops_share']:.0f}%",
+            f"{row['ms']['selection']:.1f}",
+            f"{row['ms']['prefill']:.1f}",
+            note(rows, row),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    settings, env = data["settings"], data["environment"]
+    about = (
+        f"Accuracy in %, {settings['samples']} held-out questions (so a few percent are noise), seed {settings['seed']}. "
+        f"FLOPs of encoder and prefill. Milliseconds per batch of {settings['batch']}, medians; {env['cpu']}, "
+        f"{env['cores']} cores, torch {env['versions']['torch']}, transformers {env['versions']['transformers']}."
+    )
+    return "\n".join([*lines, "", about])
+
+
+def main(folder: Path) -> None:
+    data = load(folder / "results.json")
+    readme = ROOT / "README.md"
+    text = re.sub(
+        r"(<!-- demo -->\n).*?(<!-- /demo -->)",
+        lambda m: m[1] + table(data) + "\n" + m[2],
+        readme.read_text(),
+        flags=re.S,
+    )
+    readme.write_text(text)
+    shutil.copy(folder / "pareto.png", ROOT / "docs" / "pareto.png")
+    sample = from_testbed(2, 0)[0]
+    shown = overlay.look(Subject.load("testbed"), sample, ts.Plan(ts.method("visionzip", keep=64)))
+    sheet = overlay.sheet(shown, f"visionzip, keep 64 of 576: {sample.question} {shown.answer}", 320)
+    sheet.save(ROOT / "docs" / "visionzip.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
