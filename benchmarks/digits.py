@@ -25,6 +25,7 @@ def data() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return images[:TRAIN], labels[:TRAIN], images[TRAIN:], labels[TRAIN:]
 
 
+@torch.enable_grad()
 def train(epochs: int = 30, seed: int = 0) -> ViTForImageClassification:
     """64 patch tokens and CLS, 6 layers; about 95% on the test digits."""
     torch.manual_seed(seed)

@@ -11,7 +11,7 @@ from tokensieve.testbed.train import train
 from tokensieve.testbed.words import KINDS, VOCABULARY
 
 # Well below what was measured on 1000 scenes (see MODEL_CARD.md), because here there are few questions.
-FLOOR = {"identity": 0.8, "colour": 0.85, "location": 0.85, "count": 0.5, "reading": 0.6}
+FLOOR = {"identity": 0.8, "colour": 0.8, "location": 0.7, "count": 0.9, "reading": 0.65}
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +125,7 @@ def test_only_answers_are_learned_from():
 
 
 def test_packaged_model_answers(packaged):
-    table = evaluate(*packaged, scenes=48, seed=7)
+    table = evaluate(*packaged, scenes=32, seed=7)
     for kind, floor in FLOOR.items():
         assert table[kind]["accuracy"] > floor, (kind, table[kind])
         assert table[kind]["accuracy"] > table[kind]["prior"] + 0.1, (kind, table[kind])

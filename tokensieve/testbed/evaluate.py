@@ -12,7 +12,7 @@ from .data import Item
 from .questions import QUESTION_KINDS, Question, prompt, questions
 from .scenes import Scene, generate
 
-PRIOR_SCENES = 1000
+PRIOR_SCENES = 500
 
 
 def evaluate(model, processor, split: str = "test", scenes: int = 200, seed: int = 0, packed: bool = True) -> dict:
