@@ -22,12 +22,12 @@ from rich.progress import track
 from rich.table import Table
 
 import tokensieve as ts
-from benchmarks.selection import DIM, SEED, THREADS, inputs
+from benchmarks.selection import DIM, SEED, inputs
 from tokensieve import registry
 from tokensieve.bench.results import environment
 
 TOKENS = (500, 1000, 2000, 5000, 10000, 20000)
-SHARE, REPEATS, LIMIT_MB, SECONDS = 1 / 9, 5, 1000.0, 900
+SHARE, REPEATS, THREADS, LIMIT_MB, SECONDS = 1 / 9, 5, 1, 1000.0, 900
 
 
 @torch.no_grad()

@@ -186,13 +186,13 @@ class Free(Method):
 
 
 def _floor(subject: Subject, batch: Batch, plan: Plan, layer_tokens: list[float], seed: int) -> float:
-    """Milliseconds of prefill for the same prompt given only the kept tokens, with no selection; median of 3.
+    """Milliseconds of prefill for the same prompt given only the kept tokens, with no selection; median of 2.
 
     In front of the language model: a prompt of that length. Inside it: the same counts per layer, by taking the first tokens.
     """
     inside = [s for s in plan.stages if s.site == "prefill"]
     times = []
-    for _ in range(4):
+    for _ in range(3):
         if inside:
             given = [replace(s, method=Free(), keep=round(layer_tokens[s.layer])) for s in inside]
             times.append(_prefill(subject, batch, Plan(given), seed))

@@ -19,7 +19,7 @@ from tokensieve.plan import Plan, method
 from tokensieve.registry import methods
 
 DEMO_BUDGETS = (192, 128, 64, 32)
-DEMO_PER_KIND = 12
+DEMO_PER_KIND = 8
 
 
 @dataclass(frozen=True)
