@@ -24,7 +24,7 @@ from tokensieve.bench.measure import Free
 from tokensieve.bench.results import environment
 from tokensieve.sites.anatomy import find
 
-KEEP, TEXT, IMAGE, REPEATS = 64, 32, 9, 7
+KEEP, TEXT, IMAGE, REPEATS = 64, 32, 9, 5
 LIMIT = 1.10
 HANDOFF = ("random", "uniform", "pool", "fastervlm", "visionzip", "vtc-cls", "hiprune", "divprune")
 INSIDE = ("fastv", "dart", "sparsevlm")
