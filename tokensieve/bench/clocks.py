@@ -1,10 +1,12 @@
-"""Where the time of a generation goes."""
+"""Where the time of a generation goes, and how much memory it takes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -92,3 +94,31 @@ def now() -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return perf_counter()
+
+
+class Peak:
+    """Peak memory above the level at entry, in bytes: allocated memory on CUDA; on Linux the resident set, otherwise None."""
+
+    bytes: int | None = None
+
+    def __enter__(self) -> Peak:
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self._level: int | None = torch.cuda.memory_allocated()
+            return self
+        with suppress(OSError):
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        self._level = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        high = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+        if high is not None and self._level is not None:
+            self.bytes = max(0, high - self._level)
+
+
+def _status(name: str) -> int | None:
+    with suppress(OSError):
+        found = re.search(rf"{name}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return int(found[1]) * 1024 if found else None
+    return None

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -67,67 +64,23 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
             per_layer += [float(now)] * (layer - len(per_layer))
             now = _count(solve(stage.keep, layer, depth, now, tokens, text, anatomy.language.config), now)
     per_layer += [float(now)] * (depth - len(per_layer))
-    special = anatomy.vision.specials
-    encoder = of_encoder(anatomy, [(1, special + n) for n in in_encoder])
-    full_encoder = of_encoder(anatomy, [(1, special + tokens)] * len(in_encoder))
-    return of_tokens(anatomy, per_layer, tokens, text, encoder, full_encoder)
+    return of_tokens(anatomy, per_layer, in_encoder, tokens, text)
 
 
-def of_tokens(
-    anatomy: Anatomy, per_layer: list[float], tokens: float, text: float, encoder: float, full_encoder: float
-) -> Cost:
-    """The cost of given visual tokens per language-model layer, beside an encoder of known FLOPs."""
+def of_tokens(anatomy: Anatomy, per_layer: list[float], in_encoder: list[float], tokens: float, text: float) -> Cost:
+    """The cost of given visual tokens per language-model layer and per encoder block."""
     assert anatomy.language is not None
-    config = anatomy.language.config
+    language, vision, special = anatomy.language.config, anatomy.vision.config, anatomy.vision.specials
     return Cost(
-        flops=sum(flops.of_layer(config, text + n) for n in per_layer),
-        full_flops=len(per_layer) * flops.of_layer(config, text + tokens),
-        encoder_flops=encoder,
-        full_encoder_flops=full_encoder,
-        kv_bytes=sum(flops.kv_bytes(config, text + n) for n in per_layer),
-        full_kv_bytes=len(per_layer) * flops.kv_bytes(config, text + tokens),
+        flops=sum(flops.of_layer(language, text + n) for n in per_layer),
+        full_flops=len(per_layer) * flops.of_layer(language, text + tokens),
+        encoder_flops=sum(flops.of_layer(vision, special + n) for n in in_encoder),
+        full_encoder_flops=len(in_encoder) * flops.of_layer(vision, special + tokens),
+        kv_bytes=sum(flops.kv_bytes(language, text + n) for n in per_layer),
+        full_kv_bytes=len(per_layer) * flops.kv_bytes(language, text + tokens),
         final=per_layer[-1],
         mean=sum(per_layer) / len(per_layer),
     )
-
-
-def of_encoder(anatomy: Anatomy, shapes: Sequence[tuple[float, float]]) -> float:
-    """FLOPs of the encoder's blocks, given (sequences, tokens of each) in front of every one.
-
-    Read off the blocks themselves: encoders name the entries of their configs in many ways. Attention in windows is counted as if
-    it were over the whole sequence.
-    """
-    total = 0.0
-    for layer, attention, (sequences, tokens) in zip(
-        anatomy.vision.layers, anatomy.vision.attentions, shapes, strict=True
-    ):
-        linears = [m for m in layer.modules() if isinstance(m, nn.Linear)]
-        inside = [m for m in (attention or layer).modules() if isinstance(m, nn.Linear)]
-        weights = sum(m.weight.numel() for m in linears)
-        total += sequences * flops.of_weights(weights, inside[-1].in_features, tokens)
-    return total
-
-
-@contextmanager
-def encoder_shapes(anatomy: Anatomy) -> Iterator[list[tuple[float, float]]]:
-    """(sequences, tokens of each) that the last pass inside gave every block of the encoder."""
-    seen: list[tuple[float, float]] = [(0.0, 0.0)] * len(anatomy.vision.layers)
-
-    def listen(index: int) -> Any:
-        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            seen[index] = (float(x[..., 0, 0].numel()), float(x.shape[-2]))
-
-        return hook
-
-    hooks = [
-        layer.register_forward_pre_hook(listen(i), with_kwargs=True) for i, layer in enumerate(anatomy.vision.layers)
-    ]
-    try:
-        yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def encoder_tokens(anatomy: Anatomy, stage: Stage, tokens: int, keep: int) -> list[float]:

@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.bench import floor
-from tokensieve.bench.clocks import Split, Watchmaker
-from tokensieve.bench.cost import encoder_shapes, of_encoder, of_tokens
+from tokensieve.bench.clocks import Peak, Split, Watchmaker, now
+from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.data import Sample
-from tokensieve.bench.memory import Peak
 from tokensieve.bench.subject import Subject
 from tokensieve.method import Method
 from tokensieve.plan import Plan
@@ -30,7 +28,6 @@ class Reference:
     first: Tensor
     split: dict[str, float]
     tokens: float
-    encoder_flops: float
 
 
 @dataclass(frozen=True)
@@ -51,8 +48,8 @@ def measure(
 ) -> tuple[dict[str, Any], Reference]:
     """One cell: answers, accuracy or agreement, tokens, cost, memory and times.
 
-    Times are medians over the whole batches, per batch, in milliseconds; decode is per generated token. A first, untimed run on the
-    first batch warms up, and is where peak memory is taken.
+    Times are medians over the batches, per batch, in milliseconds (a first, unmeasured run on the first batch warms up);
+    decode is per generated token. Peak memory is that of the first batch above the level before it.
 
     Returns:
         the cell's row (plain data), and what the model said, as a reference for other cells.
@@ -69,13 +66,12 @@ def measure(
         if sieve is not None:
             sieve.attach()
         try:
-            with peak, encoder_shapes(subject.anatomy) as shapes:
+            with peak:
                 subject.ask(batches[0].inputs, 2)
             for batch in batches:
                 with watch.watching(sieve) as split:
                     out = subject.ask(batch.inputs, new_tokens)
-                if len(batch.samples) == len(batches[0].samples):
-                    splits.append(split)
+                splits.append(split)
                 answers += subject.texts(batch.inputs, out)
                 first.append(out.logits[0].float().log_softmax(-1).cpu())
                 kv += _held(out.past_key_values)
@@ -85,19 +81,18 @@ def measure(
             if sieve is not None:
                 sieve.detach()
     samples = [s for b in batches for s in b.samples]
-    encoder = of_encoder(subject.anatomy, _per_prompt(shapes, len(batches[0].samples)))
-    said = Reference(answers, torch.cat(first), _times(splits), _visual(subject, batches[0]), encoder)
+    said = Reference(answers, torch.cat(first), _times(splits), _visual(subject, batches[0]))
     row: dict[str, Any] = {
         **_quality(samples, said, full),
         "kv_bytes": round(kv / len(samples)),
         "peak_bytes": peak.bytes,
         "ms": said.split,
-        **_tokens(subject, tokens, said, full or said, _text(subject, batches[0])),
+        **_tokens(subject, plan, tokens, said.tokens, _text(subject, batches[0])),
     }
     if plan is not None and full is not None:
-        least = floor.prefill(subject.anatomy, _text(subject, batches[0]), row["layer_tokens"])
-        row["ms_floor"] = round(least, 3)
-        row["overhead"] = round((said.split["prefill"] + said.split["selection"]) / least, 3)
+        floor = _floor(subject, batches[0], plan, row["layer_tokens"], seed)
+        row["ms_floor"] = round(floor, 3)
+        row["overhead"] = round((said.split["prefill"] + said.split["selection"]) / floor, 3)
         row["break_even"] = break_even(full.split, said.split, full.tokens, row["mean_tokens"])
     return row, said
 
@@ -145,14 +140,15 @@ def _quality(samples: list[Sample], said: Reference, full: Reference | None) -> 
     return out
 
 
-def _tokens(
-    subject: Subject, seen: list[list[float]], said: Reference, full: Reference, text: Tensor
-) -> dict[str, Any]:
+def _tokens(subject: Subject, plan: Plan | None, seen: list[list[float]], n: float, text: float) -> dict[str, Any]:
     assert subject.anatomy.language is not None
     depth = len(subject.anatomy.language.layers)
-    per_layer = [sum(t[i] for t in seen) / len(seen) for i in range(depth)] if seen else [said.tokens] * depth
-    words = float(text.sum(1).float().mean())
-    cost = of_tokens(subject.anatomy, per_layer, full.tokens, words, said.encoder_flops, full.encoder_flops)
+    per_layer = [sum(t[i] for t in seen) / len(seen) for i in range(depth)] if seen else [n] * depth
+    in_encoder = [n] * len(subject.anatomy.vision.layers)
+    inside = next((s for s in plan.stages if s.site == "encoder"), None) if plan is not None else None
+    if inside is not None:
+        in_encoder = encoder_tokens(subject.anatomy, inside, round(n), round(per_layer[0]))
+    cost = of_tokens(subject.anatomy, per_layer, in_encoder, n, text)
     return {
         "layer_tokens": [round(t, 2) for t in per_layer],
         "final_tokens": round(cost.final, 2),
@@ -163,24 +159,16 @@ def _tokens(
     }
 
 
-def _per_prompt(shapes: list[tuple[float, float]], prompts: int) -> list[tuple[float, float]]:
-    """(sequences, tokens of each) for one prompt; encoders that pack all images into one sequence are taken apart."""
-    apart = [(prompts, n / prompts) if sequences == 1 else (sequences, n) for sequences, n in shapes]
-    return [(sequences / prompts, n) for sequences, n in apart]
-
-
 def _visual(subject: Subject, batch: Batch) -> float:
-    """Visual tokens of a prompt, mean over a batch."""
+    """Visual tokens of an image, mean over a batch with one image a prompt."""
     return float((batch.inputs["input_ids"] == subject.anatomy.image_token_id).sum(1).float().mean())
 
 
-def _text(subject: Subject, batch: Batch) -> Tensor:
-    """``(B, T)`` bool: the text tokens of each prompt, False at padding, on the left."""
+def _text(subject: Subject, batch: Batch) -> float:
+    """Text tokens of a prompt, mean over a batch."""
     ids = batch.inputs["input_ids"]
     real = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool() & (ids != subject.anatomy.image_token_id)
-    counts = real.sum(1, keepdim=True)
-    steps = torch.arange(int(counts.max()), device=ids.device)
-    return steps >= counts.max() - counts
+    return float(real.sum(1).float().mean())
 
 
 def _held(cache: Any) -> int:
@@ -195,3 +183,45 @@ class Free(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep((s.valid.long().cumsum(1) <= keep[:, None]) & s.valid)
+
+
+def _floor(subject: Subject, batch: Batch, plan: Plan, layer_tokens: list[float], seed: int) -> float:
+    """Milliseconds of prefill for the same prompt given only the kept tokens, with no selection; median of 2.
+
+    In front of the language model: a prompt of that length. Inside it: the same counts per layer, by taking the first tokens.
+    """
+    inside = [s for s in plan.stages if s.site == "prefill"]
+    times = []
+    for _ in range(3):
+        if inside:
+            given = [replace(s, method=Free(), keep=round(layer_tokens[s.layer])) for s in inside]
+            times.append(_prefill(subject, batch, Plan(given), seed))
+        else:
+            times.append(_short(subject, batch, round(layer_tokens[0])))
+    return 1000 * median(times[1:])
+
+
+def _prefill(subject: Subject, batch: Batch, plan: Plan, seed: int) -> float:
+    watch, sieve = Watchmaker(subject.anatomy), Sieve(subject.model, plan, seed)
+    with watch.attached(), sieve, watch.watching(sieve) as split:
+        subject.ask(batch.inputs, 1)
+    return split.prefill
+
+
+@torch.no_grad()
+def _short(subject: Subject, batch: Batch, tokens: int) -> float:
+    language = subject.anatomy.language
+    assert language is not None
+    ids = batch.inputs["input_ids"]
+    mask = batch.inputs.get("attention_mask", torch.ones_like(ids))
+    visual = ids == subject.anatomy.image_token_id
+    text = int((mask.bool() & ~visual).sum(1).max())
+    embed = subject.model.get_input_embeddings()(
+        torch.zeros(len(ids), text + tokens, dtype=torch.long, device=ids.device)
+    )
+    short = torch.ones(embed.shape[:2], dtype=torch.long, device=ids.device)
+    for row, n in enumerate((mask.bool() & ~visual).sum(1).tolist()):
+        short[row, : text - n] = 0
+    began = now()
+    language.root(inputs_embeds=embed, attention_mask=short, use_cache=True)
+    return now() - began

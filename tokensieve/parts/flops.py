@@ -16,12 +16,9 @@ def of_layer(config: Any, tokens: float) -> float:
     head = getattr(config, "head_dim", None) or width // heads
     inner = getattr(config, "intermediate_size", None) or int(width * getattr(config, "mlp_ratio", 4))
     matrices = 3 if hasattr(config, "rms_norm_eps") else 2
-    return of_weights(width * head * (2 * heads + 2 * groups) + width * inner * matrices, heads * head, tokens)
-
-
-def of_weights(weights: int, width: int, tokens: float) -> float:
-    """FLOPs of one layer from the number of its matrices' entries and the width of its attention (heads times their size)."""
-    return float(2 * tokens * weights + 4 * tokens * tokens * width)
+    project = 2 * tokens * width * head * (2 * heads + 2 * groups)
+    attend = 4 * tokens * tokens * heads * head
+    return float(project + attend + 2 * tokens * width * inner * matrices)
 
 
 def kv_bytes(config: Any, tokens: float, itemsize: int = 2) -> float:
