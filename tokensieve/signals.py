@@ -204,7 +204,7 @@ class Signals:
 
         The same row draws the same noise in any batch and under any padding; different rows draw different noise.
         """
-        bits = self.features.detach().float().contiguous().view(torch.int32).long().sum(2)
+        bits = self.features.detach().float().contiguous().view(torch.int32).sum(2, dtype=torch.long)
         contents = torch.where(self.valid, bits, 0).sum(1).tolist()
         out = torch.zeros(self.features.shape[:2])
         for row, content in enumerate(contents):
