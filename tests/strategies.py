@@ -29,6 +29,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "text": (batch, TEXT, dim),
         "keys": (batch, n, dim),
         "values": (batch, n, dim),
+        "relevance": (batch, n),
     }
     out: dict[str, Any] = {}
     for name, shape in shapes.items():

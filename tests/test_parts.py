@@ -12,9 +12,9 @@ from torch.nn.functional import avg_pool2d, normalize
 
 import tokensieve as ts
 from tests.strategies import Largest, features
+from tokensieve.needs import Need
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.parts.budget import Keep
-from tokensieve.signals import Need
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("quick")
@@ -249,3 +249,35 @@ def test_there_is_always_a_rater():
     assert bool(score.raters(alike, torch.ones(2, 3, dtype=torch.bool), x, valid).all())
     one = torch.tensor([[False, True, False], [True, False, False]])
     assert torch.equal(score.raters(features(2, 3, 4), one, x, valid), one)
+
+
+@given(st.integers(0, 40), st.lists(st.tuples(st.floats(0, 5), st.integers(0, 9)), min_size=1, max_size=6))
+def test_allot_shares_out_exactly_by_weight_and_never_overfills(total, groups):
+    weight = torch.tensor([[w for w, _ in groups]])
+    most = torch.tensor([[m for _, m in groups]])
+    got = budget.allot(torch.tensor([total]), weight, most)
+    assert int(got.sum()) == min(total, int(most.sum()))
+    assert bool((got <= most).all())
+    assert bool((got >= 0).all())
+    for (w, m), n in zip(groups, got[0].tolist(), strict=True):
+        for (v, _), k in zip(groups, got[0].tolist(), strict=True):
+            if w >= v and n < m:  # a group that is not full has no less than a lighter one, but for a remainder
+                assert n >= k - 1
+
+
+def test_allot_gives_what_a_full_group_cannot_take_to_the_others():
+    got = budget.allot(torch.tensor([10]), torch.tensor([[8.0, 1.0, 1.0, 0.0]]), torch.tensor([[4, 9, 9, 9]]))
+    assert got.tolist() == [[4, 3, 3, 0]]
+
+
+def test_top_of_each_takes_the_best_of_every_group():
+    generator = torch.Generator().manual_seed(3)
+    score, group = torch.rand(4, 20, generator=generator), torch.randint(-1, 3, (4, 20), generator=generator)
+    among, count = torch.rand(4, 20, generator=generator) > 0.2, torch.tensor([[2, 0, 3]]).expand(4, -1)
+    got = select.top_of_each(score, count, group, among)
+    for b in range(4):
+        want = set()
+        for g in range(3):
+            mine = [i for i in range(20) if group[b, i] == g and among[b, i]]
+            want |= set(sorted(mine, key=lambda i: -float(score[b, i]))[: int(count[b, g])])
+        assert set(got[b].nonzero()[:, 0].tolist()) == want

@@ -8,7 +8,8 @@ import torch
 
 import tokensieve as ts
 from tests.strategies import features
-from tokensieve.signals import CLSAttention, Keys, Signals
+from tokensieve.needs import CLSAttention, Keys
+from tokensieve.signals import Signals
 
 X = features(2, 12, 4)
 MASK = torch.tensor([[True] * 12, [True] * 7 + [False] * 5])

@@ -4,11 +4,12 @@
 import tokensieve.methods  # noqa: F401
 from tokensieve.bench.cost import cost
 from tokensieve.method import Method, reduce
+from tokensieve.needs import Need
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage, method
 from tokensieve.reduction import Reduction
 from tokensieve.registry import card, make, methods, register, systems
-from tokensieve.signals import MissingSignal, Need, Signals
+from tokensieve.signals import MissingSignal, Signals
 from tokensieve.sites.sieve import Sieve, sieve
 
 __version__ = "0.1.0"

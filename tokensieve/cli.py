@@ -93,14 +93,13 @@ def show(
     from tokensieve.bench import overlay
     from tokensieve.bench.data import Sample, read_image
     from tokensieve.bench.subject import Subject
-    from tokensieve.plan import Plan
-    from tokensieve.plan import method as stage
+    from tokensieve.plan import plan
 
-    plan = Plan(stage(method, _budget(keep)))
+    whole = plan(method, _budget(keep))
     if not image.is_file():
         raise FileNotFoundError(f"{image}: no such file")
     sample = Sample(read_image(image), question, name=image.name)
-    shown = overlay.look(Subject.load(model), sample, plan, seed)
+    shown = overlay.look(Subject.load(model), sample, whole, seed)
     file = out or Path(f"{image.stem}.{method}.{keep}.png")
     overlay.sheet(shown, f"{method}, keep {keep} of {shown.reduction.n}: {shown.answer}").save(file)
     typer.echo(

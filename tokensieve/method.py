@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tokensieve.needs import Need
 from tokensieve.parts import budget
 from tokensieve.reduction import Reduction
-from tokensieve.signals import Need, Signals
+from tokensieve.signals import Signals
+
+if TYPE_CHECKING:
+    from tokensieve.plan import Stage
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,13 @@ class Method:
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row)."""
         raise NotImplementedError
+
+    def stages(self, keep: budget.Budget) -> Sequence[Stage]:
+        """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.
+
+        ``keep`` is then the mean over the language model's layers, so that systems compare at the same cost.
+        """
+        return ()
 
     def __call__(self, s: Signals, keep: budget.Budget) -> Reduction:
         """Resolve the budget and reduce; the identity where every token is kept."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class Stage:
         keep: the budget (see :class:`Keep`); None keeps every token.
         site: "encoder", "handoff" or "prefill"; the method's own by default.
         layers: encoder: the blocks after which tokens are reduced (by default every block, in equal steps); prefill: the one
-            language-model layer before which tokens leave (by default the method's).
+            language-model layer before which tokens leave (by default the method's). A float between 0 and 1 is a share of the
+            depth, so that a plan fits models of any depth.
         positions: "original" or "compact": the position ids of the survivors in the language model.
 
     Raises:
@@ -36,14 +37,14 @@ class Stage:
     method: Method
     keep: budget.Budget
     site: str = ""
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int | float, ...] | None = None
     positions: str = "original"
 
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
             object.__setattr__(self, "method", make(self.method))
         object.__setattr__(self, "site", self.site or self.method.site)
-        if isinstance(self.layers, int):
+        if isinstance(self.layers, (int, float)):
             object.__setattr__(self, "layers", (self.layers,))
         object.__setattr__(self, "layers", None if self.layers is None else tuple(self.layers))
         if self.site not in self.method.sites:
@@ -58,8 +59,8 @@ class Stage:
             budget.check(self.keep)
 
     @property
-    def layer(self) -> int:
-        """The language-model layer of a prefill stage."""
+    def layer(self) -> int | float:
+        """The language-model layer of a prefill stage, or the share of the depth at which it lies."""
         return self.layers[0] if self.layers else self.method.layer
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +91,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages; they run in the order in which a token meets them (encoder, handoff, prefill by layer).
+    """Stages; they run in the order in which a token meets them (encoder, handoff, prefill by layer). In the list, shares
+    of the depth stand behind layers that are numbered.
 
     Raises:
         ValueError: more than one encoder stage.
@@ -102,7 +104,7 @@ class Plan:
         made = (stages,) if isinstance(stages, Stage) else tuple(stages)
         if sum(s.site == "encoder" for s in made) > 1:
             raise ValueError("a plan holds at most one encoder stage (it may list several layers)")
-        met = sorted(made, key=lambda s: (SITES.index(s.site), s.layer if s.site == "prefill" else 0))
+        met = sorted(made, key=_order)
         object.__setattr__(self, "stages", tuple(met))
 
     def save(self, path: str | Path) -> None:
@@ -133,6 +135,24 @@ def method(name: str | Method, keep: budget.Budget, **where: Any) -> Stage:
     if isinstance(name, Method) and where:
         raise ValueError(f"options {sorted(where)} belong to the method; it is already made")
     return Stage(name if isinstance(name, Method) else make(name, **where), keep, **placed)
+
+
+def plan(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
+    """The plan of a method as published: all its stages where it has several, and one stage otherwise.
+
+    Args:
+        where: as for :func:`method`; ``site`` or ``layers`` ask for the method alone, as one stage.
+    """
+    alone = method(name, keep, **where)
+    if "site" in where or "layers" in where:
+        return Plan(alone)
+    several = alone.method.stages(keep)
+    return Plan([replace(s, positions=alone.positions) for s in several] or alone)
+
+
+def _order(stage: Stage) -> tuple[int, bool, float]:
+    layer = stage.layer if stage.site == "prefill" else 0
+    return SITES.index(stage.site), isinstance(layer, float), layer
 
 
 def _tuples(options: dict[str, Any]) -> dict[str, Any]:

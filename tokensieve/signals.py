@@ -10,74 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.needs import HOW, Need
+
 LayerTensor = Tensor | Mapping[int, Tensor]
 """One tensor, or one per encoder layer: ``{-2: a, -1: b}``."""
-
-
-@dataclass(frozen=True)
-class Need:
-    """A signal that a method reads.
-
-    Args:
-        name: a field of :class:`Signals`.
-        layers: the encoder layers it is read at (negative counts from the end); () where the site decides.
-        instead: names of signals that stand in where this one is absent, tried in this order.
-        depth: the number of layers of the encoder that ``layers`` speak of, where a paper names layers of one; they are scaled
-            to an encoder of another depth. None: they are meant as they are.
-    """
-
-    name: str
-    layers: tuple[int, ...] = ()
-    instead: tuple[str, ...] = ()
-    depth: int | None = None
-
-    def scaled(self, layer: int, depth: int) -> int:
-        """A layer counted from the end, in an encoder of ``depth`` layers; -2, where features usually leave, stays."""
-        if self.depth is None or layer >= -2:
-            return layer
-        return -2 - round((-2 - layer) * (depth - 2) / (self.depth - 2))
-
-
-def CLSAttention(*layers: int, depth: int | None = None) -> Need:
-    """Attention of the encoder's CLS token to the patches; mean received attention where an encoder has no CLS."""
-    return Need("cls_attention", layers, ("received_attention",), depth)
-
-
-def ReceivedAttention(*layers: int, depth: int | None = None) -> Need:
-    """Mean attention that each patch receives from all queries."""
-    return Need("received_attention", layers, ("cls_attention",), depth)
-
-
-def Keys(*layers: int) -> Need:
-    """Attention keys; the features where none are given."""
-    return Need("keys", layers, instead=("features",))
-
-
-def Values(*layers: int) -> Need:
-    """Attention values; the features where none are given."""
-    return Need("values", layers, instead=("features",))
-
-
-TextAttention = Need("text_attention", instead=("text", "received_attention"))
-"""Attention rows of the text tokens to the visual tokens, at the language-model layer of the stage."""
-
-LastAttention = Need("last_attention", instead=("text_attention", "text", "received_attention"))
-"""Attention of the last prompt token to the visual tokens."""
-
-Text = Need("text")
-"""Embeddings of the text tokens, in the space of the features."""
-
-HOW: dict[str, str] = {
-    "features": "x, of shape (B, N, D)",
-    "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
-    "received_attention": "received_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
-    "text_attention": "text_attention=a with a of shape (B, heads, T, N) or (B, T, N)",
-    "last_attention": "last_attention=a with a of shape (B, heads, N) or (B, N)",
-    "text": "text=t with t of shape (B, T, D) in the space of the features",
-    "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
-    "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
-    "grid": "grid=(rows, columns)",
-}
 
 
 class MissingSignal(ValueError):
@@ -99,7 +35,12 @@ class Signals:
         last_attention: ``(B, heads, N)`` or ``(B, N)``, the row of the last prompt token.
         text: ``(B, T, D)``; ``text_mask``: ``(B, T)`` bool, False at padding.
         keys, values: ``(B, N, D')`` or ``(B, heads, N, d)``, or a mapping from layer to such.
+        relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
         sizes: ``(B, N)``, how many source tokens each token already stands for.
+        crop: ``(B, N)`` long, where an image comes in several: 0 for the thumbnail, 1, 2, ... for the crops, -1 for tokens of
+            none (line ends).
+        frame: ``(B, N)`` long, the frame of a video that each token belongs to, in order of time; -1 for tokens of none.
+        spot: ``(B, N, 2)`` float, the centre ``(y, x)`` of what a token sees, in the whole picture, in [0, 1].
         seed: for methods that draw.
     """
 
@@ -114,7 +55,11 @@ class Signals:
     text_mask: Tensor | None = None
     keys: LayerTensor | None = None
     values: LayerTensor | None = None
+    relevance: Tensor | None = None
     sizes: Tensor | None = None
+    crop: Tensor | None = None
+    frame: Tensor | None = None
+    spot: Tensor | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -178,6 +123,14 @@ class Signals:
         """``(B, N)`` float: sizes, or ones."""
         return self.valid.to(self.features.dtype) if self.sizes is None else self.sizes
 
+    @cached_property
+    def spots(self) -> Tensor | None:
+        """``(B, N, 2)``: :attr:`spot`, or the centres of the grid's cells; None where there is neither."""
+        if self.spot is not None or self.grid is None:
+            return self.spot
+        y, x = ((torch.arange(n, device=self.device) + 0.5) / n for n in self.grid)
+        return torch.cartesian_prod(y, x).to(self.features.dtype).expand(self.batch, -1, -1)
+
     def has(self, name: str) -> bool:
         return getattr(self, name) is not None
 
@@ -226,7 +179,11 @@ _TOKEN_AXIS = {
     "last_attention": -1,
     "keys": -2,
     "values": -2,
+    "relevance": -1,
     "sizes": -1,
+    "crop": 1,
+    "frame": 1,
+    "spot": 1,
 }
 
 

@@ -14,7 +14,7 @@ from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.data import Sample
 from tokensieve.bench.subject import Subject
 from tokensieve.method import Method
-from tokensieve.plan import Plan
+from tokensieve.plan import Plan, Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites.sieve import Sieve
@@ -190,12 +190,15 @@ def _floor(subject: Subject, batch: Batch, plan: Plan, layer_tokens: list[float]
 
     In front of the language model: a prompt of that length. Inside it: the same counts per layer, by taking the first tokens.
     """
+    assert subject.anatomy.language is not None
     inside = [s for s in plan.stages if s.site == "prefill"]
+    counts = {s: round(layer_tokens[subject.anatomy.language.layer(s.layer)]) for s in inside}
+    given = [replace(s, method=Free(), keep=count) for s, count in counts.items()]
+    ahead = [Stage(Free(), round(layer_tokens[0]), "handoff")] if len(inside) < len(plan.stages) else []
     times = []
     for _ in range(3):
         if inside:
-            given = [replace(s, method=Free(), keep=round(layer_tokens[s.layer])) for s in inside]
-            times.append(_prefill(subject, batch, Plan(given), seed))
+            times.append(_prefill(subject, batch, Plan([*ahead, *given]), seed))
         else:
             times.append(_short(subject, batch, round(layer_tokens[0])))
     return 1000 * median(times[1:])

@@ -15,7 +15,7 @@ from tokensieve.bench.results import Results, Settings
 from tokensieve.bench.run import BASELINES, cells, run
 from tokensieve.bench.subject import Subject
 from tokensieve.bench.tables import table
-from tokensieve.plan import Plan, method
+from tokensieve.plan import plan
 from tokensieve.registry import methods
 
 DEMO_BUDGETS = (192, 128, 64, 32)
@@ -99,7 +99,7 @@ def _overlays(subject: Subject, samples: Sequence[Sample], asked: Asked) -> list
     out = []
     for name in dict.fromkeys([*BASELINES, *asked.methods]):
         try:
-            shown = overlay.look(subject, samples[0], Plan(method(name, keep)), asked.seed)
+            shown = overlay.look(subject, samples[0], plan(name, keep), asked.seed)
         except ValueError:
             continue  # no grid to draw on; the table stands without the picture
         title = f"{name}, keep {keep}"

@@ -16,7 +16,8 @@ class Keep:
     Args:
         tokens: tokens per unit.
         share: share of the valid tokens of the unit, in (0, 1].
-        average: mean tokens over the language model's layers (sites that know layers turn it into a count).
+        average: mean tokens over the language model's layers (sites that know layers turn it into a count); up to 1, that
+            mean as a share of the image's tokens.
         flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise).
         per: the unit, "image" or "prompt" (where several images share one budget).
     """
@@ -106,6 +107,39 @@ def split(total: Tensor, parts: Tensor) -> Tensor:
     number = parts.sum(1, keepdim=True).clamp(min=1)
     place = parts.long().cumsum(1) - 1
     return torch.where(parts, (total[:, None] + number - 1 - place).div(number, rounding_mode="floor"), 0)
+
+
+def allot(total: Tensor, weight: Tensor, most: Tensor) -> Tensor:
+    """Each total shared out over groups in proportion to their weights, exactly, and to none more than it can hold.
+
+    What a full group cannot take goes to the others by weight; groups of no weight come last, by what they hold. Fractions
+    are settled by largest remainder, ties in favour of the earlier group.
+
+    Args:
+        total: ``(B,)`` long; weight: ``(B, G)``, not negative; most: ``(B, G)`` long, what each group holds.
+
+    Returns:
+        ``(B, G)`` long, summing to the smaller of ``total`` and what all groups hold.
+    """
+    total = total.minimum(most.sum(1))
+    weight, full = weight.double() * (most > 0), most == 0
+    want = torch.zeros_like(weight)
+    for _ in range(2 * most.shape[1]):
+        rest = total - torch.where(full, most, 0).sum(1)
+        open_ = torch.where(full, 0.0, weight)
+        open_ = torch.where(open_.sum(1, keepdim=True) > 0, open_, torch.where(full, 0, most).double())
+        want = rest[:, None] * open_ / open_.sum(1, keepdim=True).clamp(min=1e-300)
+        over = (want >= most) & ~full
+        if not bool(over.any()):
+            break
+        full = full | over
+    want = torch.where(full, most.double(), want)
+    # A count that is whole but for rounding is whole.
+    base = torch.floor(want + 1e-9).long().minimum(most)
+    missing = (total - base.sum(1))[:, None]
+    order = (want - base).masked_fill(base >= most, -1.0).argsort(dim=1, descending=True, stable=True)
+    more = torch.arange(most.shape[1], device=most.device) < missing
+    return base + torch.zeros_like(base).scatter_(1, order, more.long())
 
 
 def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokensieve.needs import Need
 from tokensieve.parts.select import compact, top
-from tokensieve.signals import Need, Signals
+from tokensieve.signals import Signals
 
 BLOCK = 1024
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from tokensieve.signals import Need, Signals
+from tokensieve.needs import Need, Relevance
+from tokensieve.signals import Signals
 
 
 def attention(s: Signals, need: Need) -> Tensor:
@@ -36,6 +38,22 @@ def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     if s.text_mask is not None and name in ("text", "text_attention"):
         return rows, s.text_mask.bool()
     return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+
+
+def relevance(s: Signals) -> Tensor:
+    """``(B, N)``: how much each visual token has to do with the text, in a space they share.
+
+    The signal ``relevance`` (averaged over text tokens where it has one row for each), or the mean over text tokens of
+    their cosine with the features.
+    """
+    name, value = s.get(Relevance)
+    rows = value if name == "relevance" else normalize(value, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2)
+    if rows.dim() == 2:
+        return rows
+    real = (
+        torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device) if s.text_mask is None else s.text_mask.bool()
+    )
+    return mean_row(rows, real)
 
 
 def last_row(rows: Tensor, real: Tensor) -> Tensor:

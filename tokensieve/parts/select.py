@@ -43,6 +43,29 @@ def top(score: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return torch.zeros_like(among).scatter_(1, *ranked(score, count, among))
 
 
+def held(group: Tensor, among: Tensor, groups: int) -> Tensor:
+    """``(B, G)``: how many candidates each of ``groups`` groups holds; group: ``(B, N)`` long, negative for none."""
+    inside = (among & (group >= 0)).long()
+    return inside.new_zeros(len(group), groups).scatter_add_(1, group.clamp(min=0), inside)
+
+
+def top_of_each(score: Tensor, count: Tensor, group: Tensor, among: Tensor) -> Tensor:
+    """The ``count[b, g]`` candidates of highest score in every group g (crop, frame, window, cluster) of every row.
+
+    Args:
+        score: ``(B, N)``; count: ``(B, G)`` long; group: ``(B, N)`` long, negative for none.
+    """
+    groups = count.shape[1]
+    place = torch.where(among & (group >= 0), group, groups)
+    order = score.argsort(dim=1, descending=True, stable=True)
+    order = order.gather(1, place.gather(1, order).argsort(dim=1, stable=True))
+    place = place.gather(1, order)
+    size = held(place, torch.ones_like(among), groups + 1)
+    rank = torch.arange(place.shape[1], device=place.device) - (size.cumsum(1) - size).gather(1, place)
+    limit = torch.cat([count, torch.zeros_like(count[:, :1])], 1).gather(1, place)
+    return torch.zeros_like(among).scatter_(1, order, rank < limit)
+
+
 def evenly(count: Tensor, among: Tensor) -> Tensor:
     """``count[b]`` candidates at equal steps along the row, starting with the first."""
     held = among.sum(1, keepdim=True)

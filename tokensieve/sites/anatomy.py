@@ -30,13 +30,17 @@ class Stack:
     def config(self) -> Any:
         return self.root.config
 
-    def layer(self, index: int) -> int:
-        """A block's index from one that may count from the end.
+    def layer(self, index: int | float) -> int:
+        """A block's index from one that may count from the end, or from a share of the depth (never the first block).
 
         Raises:
             ValueError: outside the stack.
         """
         depth = len(self.layers)
+        if isinstance(index, float):
+            if not 0 < index < 1:
+                raise ValueError(f"layer={index}; a share of the depth lies between 0 and 1")
+            return min(max(round(index * depth), 1), depth - 1)
         if not -depth <= index < depth:
             raise ValueError(f"layer={index}; {type(self.root).__name__} has layers 0 to {depth - 1}")
         return index % depth

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokensieve.needs import Need
 from tokensieve.parts import budget, rows
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
-from tokensieve.signals import Need, Signals
+from tokensieve.signals import Signals
 from tokensieve.sites import taps
 from tokensieve.sites.anatomy import Stack
 from tokensieve.sites.clock import Clock

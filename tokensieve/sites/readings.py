@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokensieve.needs import Need
 from tokensieve.parts import rows
-from tokensieve.signals import Need
 from tokensieve.sites.masks import gather
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call

@@ -33,11 +33,12 @@ def solve(keep: Budget, layer: int, depth: int, now: int, tokens: int, text: int
     if not isinstance(keep, Keep) or (keep.average is None and keep.flops is None):
         return keep
     if keep.average is not None:
-        m = (keep.average * depth - layer * now) / (depth - layer)
+        mean = keep.average * tokens if keep.average <= 1 else keep.average
+        m = (mean * depth - layer * now) / (depth - layer)
         if m < 1:
             least = (layer * now + depth - layer) / depth
             raise ValueError(
-                f"Keep(average={keep.average:g}) cannot be met from layer {layer} on; the least is {least:g}"
+                f"Keep(average={keep.average:g}) cannot be met from layer {layer} on; the least is {least:g} tokens"
             )
         return max(1, round(m))
     assert keep.flops is not None

@@ -8,7 +8,7 @@ from torch import nn
 
 from tokensieve.method import Method
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import Plan, Stage, method
+from tokensieve.plan import Plan, Stage, plan
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import Detach, EncoderSite
@@ -161,4 +161,4 @@ def sieve(
         return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed)
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
-    return Sieve(model, Plan(method(what, keep, **where)), seed)
+    return Sieve(model, plan(what, keep, **where), seed)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.signals import Need
+from tokensieve.needs import Need
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import Detach, EncoderSite, Watch

@@ -87,7 +87,7 @@ def fit(
             break
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = stage.rate * group["share"] * _schedule(share, stage.warmup)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with torch.autocast(device.type, torch.bfloat16, enabled=_fast_in_bfloat16(device)):
             loss, seen = loss_of(_to(batch, device))
         loss.backward()
         nn.utils.clip_grad_norm_(modules.parameters(), 1.0)
@@ -129,6 +129,10 @@ def _optimizers(modules: nn.ModuleDict, slow: dict[str, float], decay: float) ->
     if matrices:
         made.append(torch.optim.Muon(matrices, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return made
+
+
+def _fast_in_bfloat16(device: torch.device) -> bool:
+    return device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
 def _schedule(share: float, warmup: float) -> float:

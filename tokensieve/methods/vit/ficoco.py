@@ -5,10 +5,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.method import Method
+from tokensieve.needs import Keys, Need, TextAttention
 from tokensieve.parts import score, select, transform
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import Keys, Need, Signals, TextAttention
+from tokensieve.signals import Signals
 
 QUANTILE = 0.998
 

@@ -4,10 +4,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.method import Method
+from tokensieve.needs import Need
 from tokensieve.parts import score, select, transform
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import Need, Signals
+from tokensieve.signals import Signals
 
 
 @register("token-transforming", systems=[62])

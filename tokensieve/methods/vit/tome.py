@@ -3,10 +3,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.needs import Keys
 from tokensieve.parts import match
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import Keys, Signals
+from tokensieve.signals import Signals
 
 
 @register("tome")

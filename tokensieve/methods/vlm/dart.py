@@ -5,10 +5,11 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.method import Method
+from tokensieve.needs import Keys, Need
 from tokensieve.parts import budget, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import Keys, Need, Signals
+from tokensieve.signals import Signals
 
 
 @register("dart", systems=[279])

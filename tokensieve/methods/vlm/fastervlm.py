@@ -3,10 +3,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.needs import CLSAttention
 from tokensieve.parts import score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import CLSAttention, Signals
+from tokensieve.signals import Signals
 
 
 @register("fastervlm", systems=[57])

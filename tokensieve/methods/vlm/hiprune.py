@@ -3,10 +3,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.needs import ReceivedAttention
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import ReceivedAttention, Signals
+from tokensieve.signals import Signals
 
 
 @register("hiprune", systems=[27])

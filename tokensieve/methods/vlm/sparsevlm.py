@@ -3,10 +3,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.needs import Need, TextAttention
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import Need, Signals, TextAttention
+from tokensieve.signals import Signals
 
 
 @register("sparsevlm", systems=[270])

@@ -3,10 +3,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
-from tokensieve.signals import CLSAttention, Keys, Signals
+from tokensieve.signals import Signals
 
 
 @register("visionzip", systems=[380])

@@ -1,0 +1,78 @@
+"""Needs: how a method says which signals it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Need:
+    """A signal that a method reads.
+
+    Args:
+        name: a field of :class:`Signals`.
+        layers: the encoder layers it is read at (negative counts from the end); () where the site decides.
+        instead: names of signals that stand in where this one is absent, tried in this order.
+        depth: the number of layers of the encoder that ``layers`` speak of, where a paper names layers of one; they are scaled
+            to an encoder of another depth. None: they are meant as they are.
+    """
+
+    name: str
+    layers: tuple[int, ...] = ()
+    instead: tuple[str, ...] = ()
+    depth: int | None = None
+
+    def scaled(self, layer: int, depth: int) -> int:
+        """A layer counted from the end, in an encoder of ``depth`` layers; -2, where features usually leave, stays."""
+        if self.depth is None or layer >= -2:
+            return layer
+        return -2 - round((-2 - layer) * (depth - 2) / (self.depth - 2))
+
+
+def CLSAttention(*layers: int, depth: int | None = None) -> Need:
+    """Attention of the encoder's CLS token to the patches; mean received attention where an encoder has no CLS."""
+    return Need("cls_attention", layers, ("received_attention",), depth)
+
+
+def ReceivedAttention(*layers: int, depth: int | None = None) -> Need:
+    """Mean attention that each patch receives from all queries."""
+    return Need("received_attention", layers, ("cls_attention",), depth)
+
+
+def Keys(*layers: int) -> Need:
+    """Attention keys; the features where none are given."""
+    return Need("keys", layers, instead=("features",))
+
+
+def Values(*layers: int) -> Need:
+    """Attention values; the features where none are given."""
+    return Need("values", layers, instead=("features",))
+
+
+TextAttention = Need("text_attention", instead=("text", "received_attention"))
+"""Attention rows of the text tokens to the visual tokens, at the language-model layer of the stage."""
+
+LastAttention = Need("last_attention", instead=("text_attention", "text", "received_attention"))
+"""Attention of the last prompt token to the visual tokens."""
+
+Text = Need("text")
+"""Embeddings of the text tokens, in the space of the features."""
+
+Relevance = Need("relevance", instead=("text",))
+"""Similarity of each visual token to the text in a shared space (a CLIP pair's); from the text embeddings otherwise."""
+
+HOW: dict[str, str] = {
+    "features": "x, of shape (B, N, D)",
+    "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
+    "received_attention": "received_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
+    "text_attention": "text_attention=a with a of shape (B, heads, T, N) or (B, T, N)",
+    "last_attention": "last_attention=a with a of shape (B, heads, N) or (B, N)",
+    "text": "text=t with t of shape (B, T, D) in the space of the features",
+    "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
+    "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
+    "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
+    "crop": "crop=c with c of shape (B, N), 0 for the thumbnail, 1, 2, ... for the crops",
+    "frame": "frame=f with f of shape (B, N), 0, 1, ... in order of time",
+    "spot": "spot=p with p of shape (B, N, 2), (y, x) in [0, 1]",
+    "grid": "grid=(rows, columns)",
+}
