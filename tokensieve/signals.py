@@ -157,15 +157,11 @@ class Signals:
 
         The same row draws the same noise in any batch and under any padding; different rows draw different noise.
         """
-        bits = self.features.detach().float().contiguous().view(torch.int32).sum(2, dtype=torch.long)
-        contents = torch.where(self.valid, bits, 0).sum(1).tolist()
-        out = torch.zeros(self.features.shape[:2])
-        for row, content in enumerate(contents):
-            valid = self.valid[row].cpu()
-            seed = (content * 1_000_003 + self.seed * 7919 + salt) % (2**63)
-            draw = torch.rand(int(valid.sum()), generator=torch.Generator().manual_seed(seed))
-            out[row, valid] = draw
-        return out.to(self.device)
+        bits = self.features.detach().float().contiguous().view(torch.int32).sum(2, dtype=torch.int32).long()
+        contents = torch.where(self.valid, bits, 0).sum(1, keepdim=True)
+        row = _scrambled(contents + _scrambled(torch.full_like(contents, self.seed * 7919 + salt)))
+        draw = _scrambled(row + self.valid.long().cumsum(1) * 0x1E3779B97F4A7C15)
+        return torch.where(self.valid, (draw >> 20 & 0xFFFFFF).float() / 2**24, 0.0)
 
     def over(self, **changes: Any) -> Signals:
         """A copy with some signals replaced."""
@@ -185,6 +181,13 @@ _TOKEN_AXIS = {
     "frame": 1,
     "spot": 1,
 }
+
+
+def _scrambled(x: Tensor) -> Tensor:
+    """Every bit of a 64-bit number spread over all others: the finalizer of SplitMix64, whose products wrap around."""
+    for factor in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
+        x = (x ^ (x >> 31 & 0x1FFFFFFFF)) * factor
+    return x ^ (x >> 32 & 0xFFFFFFFF)
 
 
 def _each(value: Any) -> list[Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.needs import Need
-from tokensieve.parts.select import compact, top
+from tokensieve.parts.select import compact, take, top
 from tokensieve.signals import Signals
 
 BLOCK = 1024
@@ -32,7 +32,7 @@ def bipartite(metric: Tensor, count: Tensor, among: Tensor, weight: Tensor) -> t
         the tokens that stay, ``(B, N)`` bool, and the token that each candidate joins, ``(B, N)`` long, -1 elsewhere.
     """
     place, real = compact(among)
-    x = metric if bool(among.all()) else _rows(metric, place)
+    x = metric if bool(among.all()) else take(metric, place)
     w = weight.gather(1, place) * real
     owner = (among.long().cumsum(1) - 1).clamp(min=0)
     held = real.sum(1)
@@ -78,16 +78,14 @@ def pairs(x: Tensor, leave: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 def _averaged(x: Tensor, w: Tensor, gone: Tensor, into: Tensor, front: Tensor) -> tuple[Tensor, Tensor]:
     """Metric and weight of the tokens at ``front``, after the gone ones joined theirs."""
     weight = torch.zeros_like(w).scatter_add_(1, into, w).gather(1, front)
-    summed = (x * w[..., None]).flatten(0, 1)
+    slot = torch.zeros_like(into).scatter_(1, front, torch.arange(front.shape[1], device=x.device).expand_as(front))
     leaving = gone.flatten().nonzero()[:, 0]
-    summed.index_add_(0, _flat(into, x)[leaving], summed.index_select(0, leaving))
-    return _rows(summed.view_as(x), front).div_(weight.where(weight > 0, 1.0)[..., None]), weight
-
-
-def _rows(x: Tensor, place: Tensor) -> Tensor:
-    return x.flatten(0, 1).index_select(0, _flat(place, x)).unflatten(0, place.shape)
+    joining = x.flatten(0, 1).index_select(0, leaving).mul_(w.flatten()[leaving, None])
+    out = take(x, front).mul_(w.gather(1, front)[..., None])
+    out.flatten(0, 1).index_add_(0, _flat(slot.gather(1, into), out)[leaving], joining)
+    return out.div_(weight.where(weight > 0, 1.0)[..., None]), weight
 
 
 def _flat(place: Tensor, x: Tensor) -> Tensor:
-    """Places within rows as places in all rows on end: whole vectors move much faster than single elements."""
+    """Places within rows as places in all rows on end."""
     return (place + torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]).flatten()

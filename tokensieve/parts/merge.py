@@ -23,18 +23,20 @@ def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Ten
         index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
         B x block x M.
     """
-    unit = metric if euclidean else normalize(metric, dim=-1)
     slots, held = compact(among)
-    anchors = take(unit, slots)
+    anchors = take(metric, slots)
+    # A token's own length does not change which anchor is nearest, so the tokens need no normalised copy.
+    scale = None if euclidean else 1 / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
+    anchors = anchors if euclidean else normalize(anchors, dim=-1)
     bias = anchors.square().sum(-1) / -2 if euclidean else torch.zeros_like(anchors[..., 0])
     bias = bias.masked_fill(~held, -torch.inf)
     index, value = [], []
-    for rows in unit.split(BLOCK, dim=1):
+    for rows in metric.split(BLOCK, dim=1):
         v, i = (rows @ anchors.transpose(1, 2) + bias[:, None]).max(-1)
         value.append(v)
         index.append(slots.gather(1, i))
     found = torch.cat(index, 1).masked_fill(~among.any(1, keepdim=True), -1)
-    return found, torch.cat(value, 1)
+    return found, torch.cat(value, 1) if scale is None else torch.cat(value, 1) * scale
 
 
 def added_mean(chosen: Tensor, target: Tensor) -> Tensor:

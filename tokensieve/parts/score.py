@@ -40,6 +40,12 @@ def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
+def cosine(a: Tensor, x: Tensor) -> Tensor:
+    """``(B, M, N)``: cosines of ``a`` (``(B, M, D)``, the shorter one) with ``x`` (``(B, N, D)``), of which no copy is made."""
+    length = torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+    return (normalize(a, dim=-1) @ x.transpose(1, 2)).div_(length[:, None])
+
+
 def relevance(s: Signals) -> Tensor:
     """``(B, N)``: how much each visual token has to do with the text, in a space they share.
 
@@ -47,7 +53,7 @@ def relevance(s: Signals) -> Tensor:
     their cosine with the features.
     """
     name, value = s.get(Relevance)
-    rows = value if name == "relevance" else normalize(value, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2)
+    rows = value if name == "relevance" else cosine(value, s.features)
     if rows.dim() == 2:
         return rows
     real = (

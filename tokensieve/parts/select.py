@@ -26,7 +26,9 @@ def compact(among: Tensor) -> tuple[Tensor, Tensor]:
 
 def take(x: Tensor, place: Tensor) -> Tensor:
     """``(B, M, D)``: the tokens of x at positions ``(B, M)``."""
-    return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+    rows = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
+    # Whole vectors move much faster than single elements.
+    return x.flatten(0, 1).index_select(0, (place + rows).flatten()).unflatten(0, place.shape)
 
 
 def ranked(score: Tensor, count: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,11 +2,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from tokensieve.method import Method
 from tokensieve.needs import Keys, Need
-from tokensieve.parts import budget, select
+from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -43,7 +42,7 @@ class DART(Method):
             heard = torch.ones_like(s.text[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
             looks, ok = select.ranked(s.text.norm(p=1, dim=-1), torch.full_like(keep, self.text_pivots), heard)
             pivots, real = torch.cat([pivots, select.take(s.text, looks)], 1), torch.cat([real, ok], 1)
-        like = normalize(pivots, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2)
+        like = score.cosine(pivots, s.features)
         quota = budget.split(keep - chosen.sum(1), real)
         for pivot in range(like.shape[1]):
             chosen = chosen | select.top(-like[:, pivot], quota[:, pivot], s.valid & ~chosen)
