@@ -281,3 +281,14 @@ def test_top_of_each_takes_the_best_of_every_group():
             mine = [i for i in range(20) if group[b, i] == g and among[b, i]]
             want |= set(sorted(mine, key=lambda i: -float(score[b, i]))[: int(count[b, g])])
         assert set(got[b].nonzero()[:, 0].tolist()) == want
+
+
+def test_budgets_may_be_numpy_numbers():
+    import numpy as np
+
+    valid = torch.ones(1, 8, dtype=torch.bool)
+    assert budget.counts(np.int64(3), valid).tolist() == [3]
+    assert budget.counts(np.float32(0.5), valid).tolist() == [4]
+    assert ts.Plan(ts.method("random", np.int64(3))).to_json()["stages"][0]["keep"] == 3
+    with pytest.raises(ValueError, match="keep="):
+        budget.counts(np.int64(0), valid)

@@ -56,7 +56,7 @@ class Stage:
         if self.positions not in POLICIES:
             raise ValueError(f"positions={self.positions!r}; it must be one of {', '.join(POLICIES)}")
         if not isinstance(self.keep, budget.Keep):
-            budget.check(self.keep)
+            object.__setattr__(self, "keep", budget.check(self.keep))
 
     @property
     def layer(self) -> int | float:

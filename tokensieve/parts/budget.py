@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class Keep:
             raise ValueError(f"per={self.per!r}; it must be 'image' or 'prompt'")
         value = getattr(self, given[0])
         whole = given[0] == "tokens"
-        check(value, given[0], whole=whole, most=None if given[0] in ("tokens", "average") else 1.0)
+        plain = check(value, given[0], whole=whole, most=None if given[0] in ("tokens", "average") else 1.0)
+        object.__setattr__(self, given[0], plain)
 
     @property
     def direct(self) -> int | float:
@@ -58,8 +60,8 @@ class Keep:
 Budget = int | float | Keep
 
 
-def check(value: object, name: str = "keep", whole: bool | None = None, most: float | None = None) -> None:
-    """Refuse a budget outside its range: an int of at least 1, or a float in (0, 1].
+def check(value: object, name: str = "keep", whole: bool | None = None, most: float | None = None) -> int | float:
+    """A budget as a plain number, NumPy's included: an int of at least 1, or a float in (0, 1].
 
     Raises:
         ValueError: naming the argument, the value and the range.
@@ -69,13 +71,13 @@ def check(value: object, name: str = "keep", whole: bool | None = None, most: fl
         span = "an int of at least 1"
     elif whole is False:
         span = "a number above 0" + ("" if most is None else f", at most {most:g}")
-    bad = isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0
-    if not bad and whole is None:
-        bad = isinstance(value, float) and value > 1
-    elif not bad:
-        bad = (whole and not isinstance(value, int)) or (most is not None and value > most)  # type: ignore[operator]
-    if bad:
+    if isinstance(value, bool) or not isinstance(value, Real) or math.isnan(value) or value <= 0:
         raise ValueError(f"{name}={value!r}; it must be {span}")
+    plain = int(value) if isinstance(value, Integral) else float(value)
+    share = whole is None and isinstance(plain, float)
+    if (share and plain > 1) or (whole and isinstance(plain, float)) or (most is not None and plain > most):
+        raise ValueError(f"{name}={value!r}; it must be {span}")
+    return plain
 
 
 def counts(keep: Budget, valid: Tensor) -> Tensor:
@@ -83,8 +85,7 @@ def counts(keep: Budget, valid: Tensor) -> Tensor:
 
     A share is rounded half up. A count larger than the row keeps the row whole.
     """
-    direct = keep.direct if isinstance(keep, Keep) else keep
-    check(direct)
+    direct = check(keep.direct if isinstance(keep, Keep) else keep)
     held = valid.sum(1)
     if isinstance(direct, int):
         return held.clamp(max=direct)
