@@ -1,0 +1,62 @@
+"""Run every check, print the table, write the record."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import tokensieve as ts
+from benchmarks.systems import vit, vlm  # noqa: F401 (their checks register themselves)
+from benchmarks.systems.bed import CHECKS, SEED, Bed
+
+RECORD = Path(ts.__file__).parent / "data" / "record.json"
+
+
+def write(rows: dict[str, dict[str, Any]], questions: int) -> None:
+    """The record, to a temporary name first, then renamed."""
+    record = {
+        "format": "tokensieve.record.1",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} CPU cores, {platform.machine()}",
+        "versions": {name: version(name) for name in ("torch", "transformers")} | {"tokensieve": ts.__version__},
+        "seed": SEED,
+        "questions": questions,
+        "rows": rows,
+    }
+    part = RECORD.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    part.replace(RECORD)
+
+
+def main() -> int:
+    bed = Bed()
+    rows: dict[str, dict[str, Any]] = {}
+    for system in track(sorted(CHECKS), description="checks", console=Console(stderr=True)):
+        shown, numbers = CHECKS[system](bed)
+        rows[str(system)] = {
+            "status": "shown" if shown else "runs",
+            "check": (CHECKS[system].__doc__ or "").strip(),
+            "numbers": numbers,
+        }
+    write(rows, len(bed.items))
+    table = Table("id", "system", "status", "numbers")
+    names = {s.id: s.name for s in ts.systems()}
+    for system, row in sorted(rows.items(), key=lambda kv: int(kv[0])):
+        numbers = ", ".join(f"{k} {v}" for k, v in row["numbers"].items())
+        table.add_row(system, names[int(system)], row["status"], numbers)
+    Console().print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What every check stands on: the testbed model, its held-out questions, and accuracies measured once and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import tokensieve as ts
+from benchmarks import digits
+from tokensieve import testbed
+
+PER_KIND = 40
+INSIDE = {"layers": 1}  # of 4: the paper's second of 32 is as early; by the second of 4 the text has read the image
+SEED = 7
+Outcome = tuple[bool, dict[str, Any]]
+CHECKS: dict[int, Callable[[Bed], Outcome]] = {}
+
+
+class Bed:
+    """The testbed model and its held-out questions; accuracies are measured once and kept."""
+
+    def __init__(self) -> None:
+        self.model, self.processor = testbed.load()
+        self.items = testbed.test_set(n_scenes=150, questions_per_kind=PER_KIND, seed=SEED)
+        self._known: dict[str, list[bool]] = {}
+        self._vit: Any = None
+
+    @property
+    def vit(self) -> Any:
+        if self._vit is None:
+            self._vit = digits.train()
+        return self._vit
+
+    def right(self, name: str, keep: int | float, kind: str | None = None, **options: Any) -> float:
+        """Accuracy over all kinds (balanced), or of one."""
+        key = json.dumps([name, keep, options], sort_keys=True)
+        if key not in self._known:
+            with ts.sieve(self.model, name, keep=keep, seed=SEED, **options):
+                self._known[key] = testbed.correct(self.model, self.processor, self.items, batch=25)
+        flags = [ok for ok, item in zip(self._known[key], self.items, strict=True) if kind in (None, item.kind)]
+        return round(sum(flags) / len(flags), 4)
+
+    @torch.no_grad()
+    def kept(self, name: str, keep: int | float, count: int = 60, **options: Any) -> list[tuple[Any, torch.Tensor]]:
+        """Items and the original visual tokens that were kept for them, one by one."""
+        out = []
+        with ts.sieve(self.model, name, keep=keep, seed=SEED, **options) as s:
+            for item in self.items[:: len(self.items) // count]:
+                testbed.answers(self.model, self.processor, [item.image], [item.question.text])
+                assert s.last is not None
+                out.append((item, s.last.stages[-1].reduction.kept[0]))
+        return out
+
+    def on_object(self, name: str, keep: int | float, **options: Any) -> float:
+        """Share of kept tokens whose patch centre lies in a box of what is asked about."""
+        hits = total = 0
+        for item, kept in self.kept(name, keep, **options):
+            centres = [((int(k) % 24) * 14 + 7, (int(k) // 24) * 14 + 7) for k in kept]
+            hits += sum(any(x0 <= x <= x1 and y0 <= y <= y1 for x0, y0, x1, y1 in item.boxes) for x, y in centres)
+            total += len(centres)
+        return round(hits / total, 4)
+
+    @torch.no_grad()
+    def vit_right(self, name: str, keep: int | float, **options: Any) -> float:
+        with ts.sieve(self.vit, name, keep=keep, site="encoder", seed=SEED, **options):
+            return round(digits.accuracy(self.vit), 4)
+
+
+def check(system: int) -> Callable[[Callable[[Bed], Outcome]], Callable[[Bed], Outcome]]:
+    def add(function: Callable[[Bed], Outcome]) -> Callable[[Bed], Outcome]:
+        CHECKS[system] = function
+        return function
+
+    return add
+
+
+def beats(numbers: dict[str, float], winner: str, strict: tuple[str, ...], weak: tuple[str, ...] = ()) -> bool:
+    return all(numbers[winner] > numbers[k] for k in strict) and all(numbers[winner] >= numbers[k] for k in weak)
