@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 from statistics import mean, stdev
+from textwrap import fill
 from typing import Any
 
 from rich.console import Console
@@ -93,18 +94,18 @@ def page(data: dict[str, Any]) -> str:
     full = [data["rows"][f"full@1.0#{seed}"]["accuracy"] for seed in SEEDS]
     kinds = list(full[0])
     head = ["method", "final", "mean", "FLOPs", *kinds, "all", "±", "selection ms"]
-    out = [
-        "# Leaderboard",
-        "",
-        f"Accuracy kept, in % of the full model's, on the packaged testbed: {len(SEEDS)} seeds of {PER_KIND * len(kinds)}",
-        "held-out questions each, the same for all methods; ± is the standard deviation of `all` between seeds. `final` and `mean`",
-        "are visual tokens in the last layer and over the language model's layers: compare rows at equal FLOPs, not at equal labels.",
-        f"Milliseconds of selection are per image in batches of {BATCH}. The testbed is a 2.5 M-parameter model on generated scenes:",
-        "it finds mistakes and compares methods, it does not predict a real model's accuracy.",
-        "",
-        f"Full model: {', '.join(f'{k} {100 * mean(f[k] for f in full):.1f}%' for k in kinds)}. {data['cpu']}, {data['threads']} "
-        f"threads, torch {data['versions']['torch']}, transformers {data['versions']['transformers']}.",
-    ]
+    what = (
+        f"Accuracy kept, in % of the full model's, on the packaged testbed: {len(SEEDS)} seeds of {PER_KIND * len(kinds)} "
+        "held-out questions each, the same for all methods; ± is the standard deviation of `all` between seeds. `final` and "
+        "`mean` are visual tokens in the last layer and over the language model's layers: compare rows at equal FLOPs, not at "
+        f"equal labels. Milliseconds of selection are per image in batches of {BATCH}. The testbed is a 2.5 M-parameter model "
+        "on generated scenes: it finds mistakes and compares methods, it does not predict a real model's accuracy."
+    )
+    where = (
+        f"Full model: {', '.join(f'{k} {100 * mean(f[k] for f in full):.1f}%' for k in kinds)}. {data['cpu']}, "
+        f"{data['threads']} threads, torch {data['versions']['torch']}, transformers {data['versions']['transformers']}."
+    )
+    out = ["# Leaderboard", "", fill(what, 128), "", fill(where, 128)]
     for keep in BUDGETS:
         rows = [_row(data, name, keep, full, kinds) for name in names() if f"{name}@{keep}#{SEEDS[-1]}" in data["rows"]]
         rows.sort(key=lambda r: -r[1])
