@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from hashlib import sha256
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
@@ -68,10 +69,17 @@ def names() -> list[str]:
 
 
 def measure(file: Path) -> dict[str, Any]:
-    """All cells, resumed from ``file``, which is complete after each (written to a temporary name first, then renamed)."""
-    data = (
-        json.loads(file.read_text()) if file.exists() else {"format": FORMAT, **environment(), "rows": {}, "left": {}}
-    )
+    """All cells, resumed from ``file``, which is complete after each (written to a temporary name first, then renamed).
+
+    Raises:
+        ValueError: the file holds the results of other weights.
+    """
+    weights = sha256((testbed.path() / "model.safetensors").read_bytes()).hexdigest()
+    data: dict[str, Any] = {"format": FORMAT, "weights": weights, **environment(), "rows": {}, "left": {}}
+    if file.exists():
+        data = json.loads(file.read_text())
+        if data.get("weights") != weights:
+            raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
     bed = Bed()
     cells = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in names()]
     for name, keep in track(cells, description="leaderboard", console=Console(stderr=True)):
