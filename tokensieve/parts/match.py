@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from tokensieve.needs import Need
-from tokensieve.parts.select import compact, top
+from tokensieve.parts.select import compact, take, top
 from tokensieve.signals import Signals
 
 BLOCK = 1024
@@ -91,3 +92,23 @@ def _rows(x: Tensor, place: Tensor) -> Tensor:
 def _flat(place: Tensor, x: Tensor) -> Tensor:
     """Places within rows as places in all rows on end: whole vectors move much faster than single elements."""
     return (place + torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]).flatten()
+
+
+@torch.no_grad()
+def distinct(x: Tensor, real: Tensor, count: Tensor, step: int) -> Tensor:
+    """``(B, n)`` bool: ``count[b]`` tokens of each row that are left after rounds that remove duplicates.
+
+    In a round the ``step`` tokens at even places that are most similar to one at an odd place leave; fewer in the last one,
+    and never more than are at even places with a partner.
+
+    Args:
+        x: ``(B, n, d)``, compared by cosine; real: ``(B, n)`` bool, True at the front of each row.
+    """
+    x = normalize(x, dim=-1)
+    out = real & (count > 0)[:, None]
+    while bool((out.sum(1) > count).any()):
+        front, real = compact(out)
+        held = real.sum(1)
+        gone, _ = pairs(take(x, front), (held - count).clamp(min=0, max=step).minimum(held // 2), real)
+        out = out & ~torch.zeros_like(out).scatter_(1, front, gone)
+    return out

@@ -9,6 +9,8 @@ from torch.nn.functional import normalize
 from tokensieve.needs import Need, Relevance
 from tokensieve.signals import Signals
 
+ROWS = 512
+
 
 def attention(s: Signals, need: Need) -> Tensor:
     """Attention paid to each token, averaged over heads and over the layers of the need."""
@@ -40,20 +42,33 @@ def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
+def similarity(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
+    """Similarity of text tokens to visual tokens, ``(B, T, N)``, and which of them are real.
+
+    From the signal that ``need`` finds: ``relevance`` as it is, or cosines of text embeddings with the features.
+    """
+    name, value = s.get(need)
+    rows = value if name == "relevance" else normalize(value, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2)
+    if rows.dim() == 2:
+        rows = rows[:, None]
+    elif s.text_mask is not None:
+        return rows, s.text_mask.bool()
+    return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+
+
 def relevance(s: Signals) -> Tensor:
     """``(B, N)``: how much each visual token has to do with the text, in a space they share.
 
     The signal ``relevance`` (averaged over text tokens where it has one row for each), or the mean over text tokens of
     their cosine with the features.
     """
-    name, value = s.get(Relevance)
-    rows = value if name == "relevance" else normalize(value, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2)
-    if rows.dim() == 2:
-        return rows
-    real = (
-        torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device) if s.text_mask is None else s.text_mask.bool()
-    )
-    return mean_row(rows, real)
+    return mean_row(*similarity(s, Relevance))
+
+
+def best_row(rows: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: the highest value over those rows that ``among`` (``(B, T)`` bool) names; zero where it names none."""
+    best = rows.masked_fill(~among[..., None], -torch.inf).amax(1)
+    return best.masked_fill(~among.any(1, keepdim=True), 0.0)
 
 
 def last_row(rows: Tensor, real: Tensor) -> Tensor:
@@ -79,3 +94,17 @@ def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
     mean = torch.where(real, relevance, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     # Equal relevances may all round to just below their mean.
     return real & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))
+
+
+@torch.no_grad()
+def alike(metric: Tensor, above: float, group: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
+
+    Time N^2 D; memory B x block x N.
+    """
+    unit, group = normalize(metric, dim=-1), group.masked_fill(~among, -1)
+    out = []
+    for rows, own in zip(*(t.split(max(ROWS // len(metric), 64), 1) for t in (unit, group)), strict=True):
+        like = (rows @ unit.transpose(1, 2) > above) & (own[..., None] == group[:, None])
+        out.append(like.sum(2))
+    return torch.cat(out, 1).masked_fill(~among, 0)
