@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.needs import Need, Relevance
+from tokensieve.parts.select import compact, take
 from tokensieve.signals import Signals
 
 ROWS = 512
@@ -97,14 +98,16 @@ def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def alike(metric: Tensor, above: float, group: Tensor, among: Tensor) -> Tensor:
+def alike(metric: Tensor, above: float, group: Tensor, among: Tensor, groups: int) -> Tensor:
     """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
 
-    Time N^2 D; memory B x block x N.
+    Groups are compared one after the other: over M tokens of a group, time M^2 D and memory B x block x M.
     """
-    unit, group = normalize(metric, dim=-1), group.masked_fill(~among, -1)
-    out = []
-    for rows, own in zip(*(t.split(max(ROWS // len(metric), 64), 1) for t in (unit, group)), strict=True):
-        like = (rows @ unit.transpose(1, 2) > above) & (own[..., None] == group[:, None])
-        out.append(like.sum(2))
-    return torch.cat(out, 1).masked_fill(~among, 0)
+    out, unit = torch.zeros_like(group), normalize(metric, dim=-1)
+    for g in range(groups):
+        place, real = compact(among & (group == g))
+        own = take(unit, place)
+        blocks = own.split(max(ROWS // len(metric), 64), 1)
+        count = [((rows @ own.transpose(1, 2) > above) & real[:, None]).sum(2) for rows in blocks]
+        out.scatter_add_(1, place, torch.cat(count, 1) * real)
+    return out

@@ -43,13 +43,10 @@ class CLSInflection(Method):
         return Reduction.keep(select.top(saliency, count, s.valid))
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
-        if isinstance(keep, budget.Keep):
-            keep = keep.direct
-        first = keep * 5 // 4 if isinstance(keep, int) else min(keep * 1.25, 1.0)
-        return (
-            Stage(self, first),
-            Stage(CLSInflectionL(), budget.Keep(average=keep), layers=(self.cut,)),
-        )
+        mean = (keep.average or keep.direct) if isinstance(keep, budget.Keep) else keep
+        share = isinstance(mean, float) and mean <= 1
+        first = min(mean * 1.25, 1.0) if share else max(int(mean * 1.25), 1)
+        return (Stage(self, first), Stage(CLSInflectionL(), budget.Keep(average=mean), layers=(self.cut,)))
 
 
 @register("cls-inflection-l", systems=[316])
