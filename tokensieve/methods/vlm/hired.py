@@ -38,13 +38,12 @@ class HiRED(Method):
         group, number = crops.of(s)
         held = select.held(group, s.valid, number)
         thumbnail = budget.share(keep, self.alpha).minimum(held[:, 0]).maximum(keep - held[:, 1:].sum(1))
-        count = held.clone()
-        count[:, 0] = 0
-        if number > 2:
-            region = crops.regions(crops.spots(s), group, s.valid, number)
-            seen = groups.sums(score.attention(s, self.needs[0]), region, s.valid, number)
-            count = budget.allot(keep - thumbnail, seen, count)
-        else:
-            count = budget.allot(keep - thumbnail, count.double(), count)
+        room = held.clone()
+        room[:, 0] = 0
+        count = budget.allot(keep - thumbnail, self._looks(s, group, number) if number > 2 else room, room)
         count[:, 0] = thumbnail
         return Reduction.keep(select.top_of_each(self.score(s), count, group, s.valid))
+
+    def _looks(self, s: Signals, group: Tensor, number: int) -> Tensor:
+        region = crops.regions(crops.spots(s), group, s.valid, number)
+        return groups.sums(score.attention(s, self.needs[0]), region, s.valid, number)
