@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from tokensieve.needs import Need
 from tokensieve.parts.select import compact, take, top
 from tokensieve.signals import Signals
 
 BLOCK = 1024
+HELD = 4096
+"""The largest number of tokens whose similarities :func:`distinct` holds (64 MB)."""
 
 
 def metric(s: Signals, need: Need) -> Tensor:
@@ -89,3 +92,37 @@ def _averaged(x: Tensor, w: Tensor, gone: Tensor, into: Tensor, front: Tensor) -
 def _flat(place: Tensor, x: Tensor) -> Tensor:
     """Places within rows as places in all rows on end."""
     return (place + torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]).flatten()
+
+
+@torch.no_grad()
+def distinct(x: Tensor, real: Tensor, count: Tensor, step: int) -> Tensor:
+    """``(B, n)`` bool: ``count[b]`` tokens of each row that are left after rounds that remove duplicates.
+
+    In a round the ``step`` tokens at even places that are most similar to one at an odd place leave; fewer in the last one,
+    and never more than are at even places with a partner. Up to ``HELD`` tokens, similarities are computed once and held.
+
+    Args:
+        x: ``(B, n, d)``, compared by cosine; real: ``(B, n)`` bool, True at the front of each row.
+    """
+    size = max(HELD**2 // x.shape[1] ** 2, 1)
+    each = zip(x.split(size), real.split(size), count.split(size), strict=True)
+    return torch.cat([_rounds(*rows, step) for rows in each])
+
+
+def _rounds(x: Tensor, out: Tensor, count: Tensor, step: int) -> Tensor:
+    unit = normalize(x, dim=-1)
+    like = unit @ unit.transpose(1, 2) if x.shape[1] <= HELD else None
+    out = out & (count > 0)[:, None]
+    while bool((out.sum(1) > count).any()):
+        front, real = compact(out)
+        held = real.sum(1)
+        leave = (held - count).clamp(min=0, max=step).minimum(held // 2)
+        if like is None:
+            gone, _ = pairs(take(x, front), leave, real)
+        else:
+            odd = torch.zeros_like(out).scatter_(1, front[:, 1::2], real[:, 1::2])
+            best = take(like, front[:, ::2]).masked_fill_(~odd[:, None], -torch.inf).amax(2)
+            gone = torch.zeros_like(real)
+            gone[:, ::2] = top(best, leave, real[:, ::2])
+        out = out & ~torch.zeros_like(out).scatter_(1, front, gone)
+    return out

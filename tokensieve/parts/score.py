@@ -7,7 +7,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.needs import Need, Relevance
+from tokensieve.parts.select import compact, take
 from tokensieve.signals import Signals
+
+ROWS = 512
 
 
 def attention(s: Signals, need: Need) -> Tensor:
@@ -46,20 +49,33 @@ def cosine(a: Tensor, x: Tensor) -> Tensor:
     return (normalize(a, dim=-1) @ x.transpose(1, 2)).div_(length[:, None])
 
 
+def similarity(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
+    """Similarity of text tokens to visual tokens, ``(B, T, N)``, and which of them are real.
+
+    From the signal that ``need`` finds: ``relevance`` as it is, or cosines of text embeddings with the features.
+    """
+    name, value = s.get(need)
+    rows = value if name == "relevance" else cosine(value, s.features)
+    if rows.dim() == 2:
+        rows = rows[:, None]
+    elif s.text_mask is not None:
+        return rows, s.text_mask.bool()
+    return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+
+
 def relevance(s: Signals) -> Tensor:
     """``(B, N)``: how much each visual token has to do with the text, in a space they share.
 
     The signal ``relevance`` (averaged over text tokens where it has one row for each), or the mean over text tokens of
     their cosine with the features.
     """
-    name, value = s.get(Relevance)
-    rows = value if name == "relevance" else cosine(value, s.features)
-    if rows.dim() == 2:
-        return rows
-    real = (
-        torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device) if s.text_mask is None else s.text_mask.bool()
-    )
-    return mean_row(rows, real)
+    return mean_row(*similarity(s, Relevance))
+
+
+def best_row(rows: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: the highest value over those rows that ``among`` (``(B, T)`` bool) names; zero where it names none."""
+    best = rows.masked_fill(~among[..., None], -torch.inf).amax(1)
+    return best.masked_fill(~among.any(1, keepdim=True), 0.0)
 
 
 def last_row(rows: Tensor, real: Tensor) -> Tensor:
@@ -85,3 +101,19 @@ def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
     mean = torch.where(real, relevance, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     # Equal relevances may all round to just below their mean.
     return real & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))
+
+
+@torch.no_grad()
+def alike(metric: Tensor, above: float, group: Tensor, among: Tensor, groups: int) -> Tensor:
+    """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
+
+    Groups are compared one after the other: over M tokens of a group, time M^2 D and memory B x block x M.
+    """
+    out, unit = torch.zeros_like(group), normalize(metric, dim=-1)
+    for g in range(groups):
+        place, real = compact(among & (group == g))
+        own = take(unit, place)
+        blocks = own.split(max(ROWS // len(metric), 64), 1)
+        count = [((rows @ own.transpose(1, 2) > above) & real[:, None]).sum(2) for rows in blocks]
+        out.scatter_add_(1, place, torch.cat(count, 1) * real)
+    return out

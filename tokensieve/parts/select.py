@@ -68,6 +68,16 @@ def top_of_each(score: Tensor, count: Tensor, group: Tensor, among: Tensor) -> T
     return torch.zeros_like(among).scatter_(1, order, rank < limit)
 
 
+def drawn(weight: Tensor, noise: Tensor) -> Tensor:
+    """``(B, N)`` scores whose top k are k draws without replacement with probabilities in proportion to ``weight``.
+
+    Args:
+        weight: not negative; noise: uniform in [0, 1).
+    """
+    tiny = torch.finfo(weight.dtype).tiny
+    return weight.clamp(min=tiny).log() - (-noise.clamp(min=tiny).log()).clamp(min=tiny).log()
+
+
 def evenly(count: Tensor, among: Tensor) -> Tensor:
     """``count[b]`` candidates at equal steps along the row, starting with the first."""
     held = among.sum(1, keepdim=True)

@@ -1,0 +1,54 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import HOW, ReceivedAttention
+from tokensieve.parts import groups, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import MissingSignal, Signals
+
+MODES = ("rank", "row")
+
+
+@register("fopru", systems=[50])
+@dataclass(frozen=True)
+class FoPru(Method):
+    """Keeps the tokens that receive most attention in the encoder, one by one or by whole rows of the grid.
+
+    Source: arXiv 2411.14164. ``mode`` is "rank" (all tokens against each other) or "row" (rows of the grid by their mean
+    attention, best first; of the last one that the budget reaches, its best tokens). Tokens keep their order.
+    Deviations from the public code: attention is always averaged over queries (the code takes the mean over keys where
+    that varies more), and a budget that is no multiple of a row is met exactly.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+
+    mode: str = "rank"
+    encoder_layer: int = -2
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r}; it must be one of {', '.join(MODES)}")
+
+    @property
+    def needs(self):
+        return (ReceivedAttention(self.encoder_layer),)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        if self.mode == "rank":
+            return Reduction.keep(select.top(self.score(s), keep, s.valid))
+        if s.grid is None:
+            raise MissingSignal(f"fopru's mode 'row' needs the tokens' grid; pass {HOW['grid']}, or use mode='rank'")
+        high, wide = s.grid
+        row = (torch.arange(s.n, device=s.device) // wide).expand(s.batch, -1)
+        held = select.held(row, s.valid, high)
+        mean = groups.sums(self.score(s), row, s.valid, high) / held
+        count = groups.filled(keep, mean.nan_to_num(nan=-torch.inf), held)
+        return Reduction.keep(select.top_of_each(self.score(s), count, row, s.valid))

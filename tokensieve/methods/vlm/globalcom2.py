@@ -1,0 +1,60 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import CLSAttention
+from tokensieve.parts import budget, crops, groups, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("globalcom2", systems=[0])
+@dataclass(frozen=True)
+class GlobalCom2(Method):
+    """Lets the thumbnail decide how much of each crop is kept, and share in the ranking of its tokens.
+
+    Source: arXiv 2501.05179. Of n crops, one keeps a share of its tokens in proportion to 1 + p - 1/n, with p the
+    softmax over crops of the thumbnail's CLS scores summed over the crop's region, at ``temperature``; the thumbnail
+    keeps its plain share. Thumbnail tokens are ranked by CLS attention, those of a crop by their own CLS attention
+    plus the thumbnail's at the same spot, each scaled to unit length over the crop. A picture without crops is ranked
+    as a whole. Deviations from the public code: it works on scores in front of the softmax; budgets here use the
+    logarithm of attention, centred over the thumbnail (the same up to a constant), and ranks use attention itself; the
+    total is exact.
+    """
+
+    temperature: float = 10.0
+    encoder_layer: int = -2
+
+    @property
+    def needs(self):
+        return (CLSAttention(self.encoder_layer),)
+
+    def score(self, s: Signals) -> Tensor:
+        own, (group, number) = score.attention(s, self.needs[0]), crops.of(s)
+        if number == 2:
+            return own
+        seen = crops.seen(own, crops.spots(s), s.valid & (group == 0))
+        blended = groups.scaled(own, group, s.valid, number) + groups.scaled(seen, group, s.valid, number)
+        return torch.where(group == 0, own, blended)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        group, number = crops.of(s)
+        held = select.held(group, s.valid, number)
+        weight = self._shares(s, group, held) if number > 2 else held
+        count = budget.allot(keep, weight, held)
+        return Reduction.keep(select.top_of_each(self.score(s), count, group, s.valid))
+
+    def _shares(self, s: Signals, group: Tensor, held: Tensor) -> Tensor:
+        thumbnail, real = s.valid & (group == 0), held[:, 1:-1] > 0
+        logit = score.attention(s, self.needs[0]).clamp(min=1e-12).log()
+        logit = logit - score.mean_row(logit[..., None], thumbnail)
+        region = crops.regions(crops.spots(s), group, s.valid, held.shape[1])
+        summed = groups.sums(logit, region, s.valid, held.shape[1])[:, 1:-1]
+        part = (summed / self.temperature).masked_fill(~real, -torch.inf).softmax(1).nan_to_num(0.0)
+        weight = held.double()
+        weight[:, 1:-1] *= 1 + part - 1 / real.sum(1, keepdim=True).clamp(min=1)
+        weight[:, -1] = 0
+        return weight

@@ -1,0 +1,43 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import CLSAttention, Keys
+from tokensieve.parts import curve, merge, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("prumerge")
+@dataclass(frozen=True)
+class PruMerge(Method):
+    """Keeps the outliers of CLS attention, and merges every other token into the kept one with the most similar keys.
+
+    Source: arXiv 2403.15388. The count is the number of tokens above Q3 + 1.5 (Q3 - Q1) of the image's CLS attention, at
+    most the budget. Merged tokens are means weighed by CLS attention. ``plus=True`` is PruMerge+: tokens at equal steps
+    along the rest fill the budget. Deviations from the public code: each token joins its nearest kept one (there, every
+    kept token adds its 32 nearest of all others, unnormalised, and a sum of all dropped ones is appended), counts are
+    those of each image, and attention and keys are of the layer that features leave from (there, the last).
+    """
+
+    adaptive = True
+    plus: bool = False
+    encoder_layer: int = -2
+
+    @property
+    def needs(self):
+        return (CLSAttention(self.encoder_layer), Keys(self.encoder_layer))
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        saliency = self.score(s)
+        count = curve.within(curve.outliers(saliency, s.valid), keep, s.valid)
+        chosen = select.top(saliency, count, s.valid)
+        if self.plus:
+            chosen = chosen | select.evenly(keep - chosen.sum(1), s.valid & ~chosen)
+        target, _ = merge.nearest(s.metric(self.needs[1], self.encoder_layer), chosen)
+        return Reduction.merge(chosen, target.masked_fill(~s.valid, -1), saliency.clamp(min=1e-9) * s.weight)

@@ -1,0 +1,46 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import CLSAttention, Keys
+from tokensieve.parts import budget, crops, groups, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("token-correlation", systems=[8])
+@dataclass(frozen=True)
+class TokenCorrelation(Method):
+    """Gives crops a budget by how little their patches repeat each other, and samples patches by CLS attention.
+
+    Source: arXiv 2407.14439. A patch is redundant where its keys have a cosine above ``alike`` with more than the share
+    ``often`` of its crop's patches; a crop's information density is the share of its patches that are not. Budgets are
+    in proportion to density times size (thumbnail included), and inside each crop tokens are drawn without replacement
+    with the probabilities that CLS attention gives. Deviations from the paper: density shares out the given budget
+    instead of setting a count, no tokens are merged into the sampled ones, one layer's attention serves for local and
+    global sampling, and the two thresholds are ours, since no code is public.
+    """
+
+    pairs = True
+    alike: float = 0.7
+    often: float = 0.1
+    encoder_layer: int = -2
+
+    @property
+    def needs(self):
+        return (CLSAttention(self.encoder_layer), Keys(self.encoder_layer))
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        group, number = crops.of(s)
+        held = select.held(group, s.valid, number)
+        often = score.alike(s.metric(self.needs[1], self.encoder_layer), self.alike, group, s.valid, number)
+        size = held.gather(1, group)
+        weight = groups.sums((often <= self.often * size).double(), group, s.valid, number)
+        weight[:, -1] = 0
+        count = budget.allot(keep, weight, held)
+        return Reduction.keep(select.top_of_each(select.drawn(self.score(s), s.noise()), count, group, s.valid))

@@ -1,0 +1,44 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import CLSAttention
+from tokensieve.parts import budget, match, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("vispruner")
+@dataclass(frozen=True)
+class VisPruner(Method):
+    """Keeps important tokens by CLS attention, and diverse ones by removing duplicates from the rest in rounds.
+
+    Source: arXiv 2412.01818, the published version (FasterVLM is its first). ``important`` is the share of the budget
+    for important tokens. The rest, in order of attention, is split into tokens at even and at odd places, and the
+    ``step`` even ones most similar to an odd one leave, until the budget is met; a larger step is faster. Deviations
+    from the public code: between rounds tokens keep their order, where the code moves the even ones to the front by
+    similarity.
+    """
+
+    pairs = True
+    important: float = 0.5
+    step: int = 8
+    encoder_layer: int = -2
+
+    @property
+    def needs(self):
+        return (CLSAttention(self.encoder_layer),)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        diverse = budget.share(keep, 1 - self.important)
+        important = select.top(self.score(s), keep - diverse, s.valid)
+        rest = s.valid & ~important
+        place, real = select.ranked(self.score(s), rest.sum(1), rest)
+        stay = match.distinct(select.take(s.features, place), real, diverse, self.step)
+        return Reduction.keep(important | torch.zeros_like(rest).scatter_(1, place, stay))
