@@ -54,6 +54,16 @@ class Bed:
                 out.append((item, s.last.stages[-1].reduction.kept[0]))
         return out
 
+    def counts(self, name: str, keep: int | float, scenes: int = 60, **options: Any) -> list[tuple[int, int]]:
+        """(tokens kept, things in the picture) for some test scenes, one by one."""
+        out = []
+        with ts.sieve(self.model, name, keep=keep, seed=SEED, **options) as s:
+            for scene in (testbed.generate(SEED, index, "test") for index in range(scenes)):
+                testbed.answers(self.model, self.processor, [scene.image], ["how many things are there ?"])
+                assert s.last is not None
+                out.append((int(s.last.stages[0].reduction.counts[0]), len(scene.things)))
+        return out
+
     def on_object(self, name: str, keep: int | float, **options: Any) -> float:
         """Share of kept tokens whose patch centre lies in a box of what is asked about."""
         hits = total = 0
