@@ -53,17 +53,17 @@ def test_filled_leaves_at_most_one_group_in_part(drawn, total):
 def test_distinct_leaves_what_is_asked(held, count, step):
     real = torch.arange(max(held))[None] < torch.tensor(held)[:, None]
     want = torch.full((len(held),), count)
-    stay = match.distinct(features(len(held), max(held), 4), real, want, step)
+    stay = match.distinct(features(len(held), max(held), 4), real, want, torch.full_like(want, step))
     assert not bool((stay & ~real).any())
     assert torch.equal(stay.sum(1), want.minimum(real.sum(1)))
 
 
 def test_distinct_holding_similarities_or_not(monkeypatch):
     x, real = features(3, 50, 4), torch.arange(50)[None] < torch.tensor([[50], [31], [7]])
-    whole = match.distinct(x, real, torch.tensor([9, 9, 3]), 4)
+    whole = match.distinct(x, real, torch.tensor([9, 9, 3]), torch.tensor([4, 4, 4]))
     for held in (60, 1):
         monkeypatch.setattr(match, "HELD", held)
-        assert torch.equal(match.distinct(x, real, torch.tensor([9, 9, 3]), 4), whole)
+        assert torch.equal(match.distinct(x, real, torch.tensor([9, 9, 3]), torch.tensor([4, 4, 4])), whole)
 
 
 def test_similarity_to_the_text_as_given_or_from_embeddings():

@@ -95,28 +95,28 @@ def _flat(place: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def distinct(x: Tensor, real: Tensor, count: Tensor, step: int) -> Tensor:
+def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
     """``(B, n)`` bool: ``count[b]`` tokens of each row that are left after rounds that remove duplicates.
 
-    In a round the ``step`` tokens at even places that are most similar to one at an odd place leave; fewer in the last one,
+    In a round the ``step[b]`` tokens at even places that are most similar to one at an odd place leave; fewer in the last one,
     and never more than are at even places with a partner. Up to ``HELD`` tokens, similarities are computed once and held.
 
     Args:
         x: ``(B, n, d)``, compared by cosine; real: ``(B, n)`` bool, True at the front of each row.
     """
     size = max(HELD**2 // x.shape[1] ** 2, 1)
-    each = zip(x.split(size), real.split(size), count.split(size), strict=True)
-    return torch.cat([_rounds(*rows, step) for rows in each])
+    each = zip(*(t.split(size) for t in (x, real, count, step)), strict=True)
+    return torch.cat([_rounds(*rows) for rows in each])
 
 
-def _rounds(x: Tensor, out: Tensor, count: Tensor, step: int) -> Tensor:
+def _rounds(x: Tensor, out: Tensor, count: Tensor, step: Tensor) -> Tensor:
     unit = normalize(x, dim=-1)
     like = unit @ unit.transpose(1, 2) if x.shape[1] <= HELD else None
     out = out & (count > 0)[:, None]
     while bool((out.sum(1) > count).any()):
         front, real = compact(out)
         held = real.sum(1)
-        leave = (held - count).clamp(min=0, max=step).minimum(held // 2)
+        leave = (held - count).clamp(min=0).minimum(step).minimum(held // 2)
         if like is None:
             gone, _ = pairs(take(x, front), leave, real)
         else:

@@ -18,9 +18,9 @@ class VisPruner(Method):
 
     Source: arXiv 2412.01818, the published version (FasterVLM is its first). ``important`` is the share of the budget
     for important tokens. The rest, in order of attention, is split into tokens at even and at odd places, and the
-    ``step`` even ones most similar to an odd one leave, until the budget is met; a larger step is faster. Deviations
-    from the public code: between rounds tokens keep their order, where the code moves the even ones to the front by
-    similarity.
+    ``step`` even ones most similar to an odd one leave, until the budget is met; for every 576 tokens of a row, so that
+    more tokens do not take more rounds. Deviations from the public code: there the step is the same for any number, and
+    between rounds the even tokens move to the front by similarity, where they keep their order here.
     """
 
     pairs = True
@@ -40,5 +40,6 @@ class VisPruner(Method):
         important = select.top(self.score(s), keep - diverse, s.valid)
         rest = s.valid & ~important
         place, real = select.ranked(self.score(s), rest.sum(1), rest)
-        stay = match.distinct(select.take(s.features, place), real, diverse, self.step)
+        step = self.step * (s.valid.sum(1) // 576).clamp(min=1)
+        stay = match.distinct(select.take(s.features, place), real, diverse, step)
         return Reduction.keep(important | torch.zeros_like(rest).scatter_(1, place, stay))
