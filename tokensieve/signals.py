@@ -30,7 +30,8 @@ class Signals:
         features: ``(B, N, D)``.
         mask: ``(B, N)`` bool, False at padding.
         grid: ``(rows, columns)`` with rows x columns = N where the tokens lie on one (row-major).
-        cls_attention, received_attention: ``(B, heads, N)`` or ``(B, N)``, or a mapping from layer to such.
+        cls_attention, received_attention, cls_similarity: ``(B, heads, N)`` or ``(B, N)``, or a mapping from layer to such.
+        pagerank: ``(B, heads, N)`` or ``(B, N)``, what attention among all tokens gathers at each in a few steps.
         text_attention: ``(B, heads, T, N)`` or ``(B, T, N)``, rows of text tokens over visual tokens.
         last_attention: ``(B, heads, N)`` or ``(B, N)``, the row of the last prompt token.
         text: ``(B, T, D)``; ``text_mask``: ``(B, T)`` bool, False at padding.
@@ -49,6 +50,8 @@ class Signals:
     grid: tuple[int, int] | None = None
     cls_attention: LayerTensor | None = None
     received_attention: LayerTensor | None = None
+    cls_similarity: LayerTensor | None = None
+    pagerank: Tensor | None = None
     text_attention: Tensor | None = None
     last_attention: Tensor | None = None
     text: Tensor | None = None
@@ -175,6 +178,8 @@ class Signals:
 _TOKEN_AXIS = {
     "cls_attention": -1,
     "received_attention": -1,
+    "cls_similarity": -1,
+    "pagerank": -1,
     "text_attention": -1,
     "last_attention": -1,
     "keys": -2,

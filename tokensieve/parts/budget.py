@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,8 @@ class Keep:
             mean as a share of the image's tokens.
         flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise).
         per: the unit, "image" or "prompt" (where several images share one budget).
+        steps: with ``average``, how many stages inside the language model reach it together, this one and those behind it.
+            Each is taken to keep the same share of what it meets, and all to split the remaining layers evenly.
     """
 
     tokens: int | None = None
@@ -27,6 +29,7 @@ class Keep:
     average: float | None = None
     flops: float | None = None
     per: str = "image"
+    steps: int = 1
 
     def __post_init__(self) -> None:
         given = [k for k in ("tokens", "share", "average", "flops") if getattr(self, k) is not None]
@@ -34,6 +37,9 @@ class Keep:
             raise ValueError(f"Keep needs exactly one of tokens, share, average, flops; got {given or 'none'}")
         if self.per not in ("image", "prompt"):
             raise ValueError(f"per={self.per!r}; it must be 'image' or 'prompt'")
+        check(self.steps, "steps", whole=True)
+        if self.steps > 1 and self.average is None:
+            raise ValueError(f"steps={self.steps} goes with average=..., the mean that the stages reach together")
         value = getattr(self, given[0])
         whole = given[0] == "tokens"
         check(value, given[0], whole=whole, most=None if given[0] in ("tokens", "average") else 1.0)
@@ -76,6 +82,42 @@ def check(value: object, name: str = "keep", whole: bool | None = None, most: fl
         bad = (whole and not isinstance(value, int)) or (most is not None and value > most)  # type: ignore[operator]
     if bad:
         raise ValueError(f"{name}={value!r}; it must be {span}")
+
+
+def times(keep: Budget, factor: float) -> Budget:
+    """A budget of ``factor`` times as many tokens, for an early stage of a system that keeps ``keep`` on average.
+
+    Raises:
+        ValueError: the budget is a share of FLOPs, which does not say how many tokens it stands for.
+    """
+    if isinstance(keep, Keep):
+        if keep.flops is not None:
+            raise ValueError(
+                f"{keep}; a system of several stages takes the mean over the layers, as tokens or as a share"
+            )
+        if keep.average is None:
+            unit = "tokens" if keep.tokens is not None else "share"
+            return replace(keep, **{unit: times(keep.direct, factor)})  # type: ignore[arg-type]
+        whole = keep.average > 1
+        more = times(round(keep.average) if whole else keep.average, factor)
+        return Keep(**{"tokens" if whole else "share": more}, per=keep.per)  # type: ignore[arg-type]
+    check(keep)
+    return _more(keep, factor) if isinstance(keep, int) else min(1.0, keep * factor)
+
+
+def mean(keep: Budget, steps: int = 1) -> Budget:
+    """``keep`` as the mean over the language model's layers, reached by ``steps`` stages together."""
+    per = "image"
+    if isinstance(keep, Keep):
+        if keep.flops is not None:
+            times(keep, 1)
+        per, keep = keep.per, keep.average or keep.direct
+    # A mean of one token leaves no choice, and as an average it would read as a share.
+    return Keep(tokens=1, per=per) if keep == 1 and isinstance(keep, int) else Keep(average=keep, per=per, steps=steps)
+
+
+def _more(keep: int, factor: float) -> int:
+    return 1 if keep == 1 else int(keep * factor + 0.5)
 
 
 def counts(keep: Budget, valid: Tensor) -> Tensor:
@@ -140,6 +182,28 @@ def allot(total: Tensor, weight: Tensor, most: Tensor) -> Tensor:
     order = (want - base).masked_fill(base >= most, -1.0).argsort(dim=1, descending=True, stable=True)
     more = torch.arange(most.shape[1], device=most.device) < missing
     return base + torch.zeros_like(base).scatter_(1, order, more.long())
+
+
+def concentrate(rows: Tensor, among: Tensor, keep: Tensor, left: int) -> Tensor:
+    """FlowCut's count: the more concentrated attention is, and the fewer layers are left, the more tokens leave.
+
+    Of n candidates leave ``(n - keep) / sqrt(left) * (1 - (H / log n)^2)``, H being the entropy of attention over them.
+
+    Args:
+        rows: ``(B, N)``, attention to each token; among: ``(B, N)`` bool; keep: ``(B,)``, the final count.
+        left: layers that follow; 0 for the last, which ends at ``keep``.
+
+    Returns:
+        ``(B,)`` tokens that stay, at least ``keep``.
+    """
+    if left == 0:
+        return keep
+    held = among.sum(1)
+    share = torch.where(among, rows, 0.0).double()
+    share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
+    flat = torch.special.entr(share).sum(1) / held.double().log().clamp(min=1e-12)
+    gone = ((held - keep) * left**-0.5 * (1 - flat.square())).round().long().clamp(min=0)
+    return (held - gone).maximum(keep)
 
 
 def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,12 @@ def per_token(a: Tensor) -> Tensor:
     return a if a.dim() == 2 else a.mean(1)
 
 
+def share(a: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: values, not negative, as shares of their sum over the candidates; zero elsewhere."""
+    a = torch.where(among, a, 0.0)
+    return a / a.sum(1, keepdim=True).clamp(min=1e-12)
+
+
 def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     """Attention rows of text tokens over visual tokens, ``(B, T, N)``, averaged over heads, and which are real.
 
@@ -79,3 +85,19 @@ def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
     mean = torch.where(real, relevance, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     # Equal relevances may all round to just below their mean.
     return real & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))
+
+
+def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``(B, G)``: the mean cosine between two different members of each group; -1 in groups of fewer than two.
+
+    Args:
+        x: ``(B, N, D)``; group: ``(B, N)`` long, negative for none.
+    """
+    inside = group >= 0
+    size = inside.new_zeros(len(x), groups, dtype=x.dtype).scatter_add_(1, group.clamp(min=0), inside.to(x.dtype))
+    unit = normalize(x, dim=-1) * inside[..., None]
+    summed = x.new_zeros(len(x), groups, x.shape[2])
+    summed.scatter_add_(1, group.clamp(min=0)[..., None].expand_as(unit), unit)
+    own = x.new_zeros(len(x), groups).scatter_add_(1, group.clamp(min=0), unit.square().sum(2))
+    pairs = (summed.square().sum(2) - own) / (size * (size - 1)).clamp(min=1)
+    return torch.where(size > 1, pairs, -1.0)

@@ -113,6 +113,29 @@ def cells(count: Tensor, among: Tensor, grid: tuple[int, int] | None) -> tuple[T
     return centre, torch.where(among, target, -1)
 
 
+def windows(among: Tensor, grid: tuple[int, int] | None, side: int) -> tuple[Tensor, int]:
+    """Windows of ``side`` x ``side`` cells of the grid; runs of as many candidates, where there is none.
+
+    Returns:
+        the window of each candidate, ``(B, N)`` long, -1 elsewhere, and the number of windows.
+    """
+    place = torch.arange(among.shape[1], device=among.device)
+    if grid is None:
+        window, number = (among.long().cumsum(1) - 1) // side**2, -(-among.shape[1] // side**2)
+    else:
+        across = -(-grid[1] // side)
+        window = (place // grid[1] // side * across + place % grid[1] // side).expand_as(among)
+        number = -(-grid[0] // side) * across
+    return torch.where(among, window, -1), number
+
+
+def last_of_each(group: Tensor, groups: int) -> Tensor:
+    """``(B, G)``: the last position of every group of ``group`` (``(B, N)`` long, negative for none); -1 where empty."""
+    place = torch.arange(group.shape[1], device=group.device).expand_as(group)
+    last = place.new_full((len(group), groups), -1)
+    return last.scatter_reduce_(1, group.clamp(min=0), torch.where(group >= 0, place, -1), "amax")
+
+
 def around(chosen: Tensor, grid: tuple[int, int] | None) -> Tensor:
     """The tokens beside, above and below the chosen ones on the grid (beside, where there is none), ``(B, N)`` bool."""
     flat = chosen.reshape(-1, *(grid or (1, chosen.shape[1])))

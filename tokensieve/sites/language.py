@@ -18,7 +18,7 @@ from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite
-from tokensieve.sites.resolve import resolve
+from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Images, Stream
 from tokensieve.sites.trace import StageTrace, Trace
@@ -39,16 +39,19 @@ class LanguageSite:
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
         self.stages, self.clock, self.seed = stages, clock, seed
         self.handoff = [s for s in stages if s.site == "handoff"]
-        self.prefill: dict[int, list[Stage]] = {}
-        for stage in stages:
-            if stage.site == "prefill":
-                self.prefill.setdefault(self.language.layer(stage.layer), []).append(stage)
+        self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
+        # What the encoder's CLS token attends to is known inside the language model too, and can be had nowhere else.
+        told = ("cls_attention",) if anatomy.vision.cls else ()
+        self.available = {**AVAILABLE, "prefill": (*AVAILABLE["prefill"], *told)}
         for stage in stages:
             if stage.site != "encoder":
-                readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
+                readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
         needs = [need for stage in self.handoff for need in stage.method.needs]
+        needs += [
+            need for stage in stages if stage.site == "prefill" for need in stage.method.needs if need.name in told
+        ]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
         self._visual: Tensor | None = None
@@ -184,10 +187,12 @@ class LanguageSite:
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
         with self.clock, torch.no_grad():
-            names = readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
+            names = readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
             if stage.site == "handoff":
                 given |= self.sight.signals(stream)
+            elif "cls_attention" in names:
+                given["cls_attention"] = self.sight.signals(stream)["cls_attention"]
             at, mask = stream.slots()
             grid = self.sight.grid(mask) if stream.reduction.is_identity else None
             signals = Signals(
@@ -198,7 +203,9 @@ class LanguageSite:
                 seed=self.seed,
                 **given,
             )
-            step = stage.method(signals, resolve(stage.keep, index, self.anatomy, stream))
+            assert self.trace is not None
+            before = self.trace.layer_tokens[:index]
+            step = stage.method(signals, resolve(stage.keep, before, self.anatomy, stream))
             score = stage.method.score(signals)
         if not step.is_identity:
             x = stream.leave(step, x)

@@ -50,7 +50,7 @@ class Sight:
         out: dict[str, dict[int, Tensor]] = {}
         for name, layers in self.watch.seen.items():
             for layer, value in layers.items():
-                axis = -1 if name.endswith("attention") else 1
+                axis = 1 if name in ("keys", "values") else -1
                 tokens = value.movedim(axis, 1)
                 if self.encoder is not None:
                     tokens = self.encoder.widen(tokens)

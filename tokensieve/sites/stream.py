@@ -117,14 +117,15 @@ class Stream:
         visual = torch.zeros(self.index.shape, dtype=torch.bool, device=place.device)
         row = self.images.row[:, None].expand_as(place)
         visual[row[mask], place[mask]] = True
-        text = self._real_here() & ~visual
+        text = self.real_here() & ~visual
         after = text & (visual.long().cumsum(1) > 0)
         text = torch.where(after.any(1, keepdim=True), after, text)
         most = max(int(text.sum(1).max()), 1)
         order = text.to(torch.uint8).argsort(dim=1, stable=True)[:, -most:]
         return order, text.gather(1, order)
 
-    def _real_here(self) -> Tensor:
+    def real_here(self) -> Tensor:
+        """``(B, l)`` bool: tokens in the stream that are no padding."""
         return self.real.gather(1, self.index.clamp(min=0)) & (self.index >= 0)
 
     def pick(self, x: Tensor, place: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ class Stream:
             values = step.apply(self.pick(x, place))
             x = x.clone()
             x[row.expand_as(new)[kept], new[kept]] = values[kept].to(x.dtype)
-        survive = self._real_here()
+        survive = self.real_here()
         survive[row.expand_as(place)[mask], place[mask]] = False
         survive[row.expand_as(new)[kept], new[kept]] = True
         chosen = _survivors(survive)
