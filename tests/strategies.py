@@ -32,6 +32,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "keys": (batch, n, dim),
         "values": (batch, n, dim),
         "relevance": (batch, n),
+        "entropy": (batch, n),
     }
     out: dict[str, Any] = {}
     for name, shape in shapes.items():

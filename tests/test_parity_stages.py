@@ -321,3 +321,74 @@ def test_cohesion():
             m = (group[b] == g).nonzero()[:, 0].tolist()
             want = np.mean([u[i] @ u[j] for i in m for j in m if i != j]) if len(m) > 1 else -1
             assert float(got[b, g]) == pytest.approx(want, abs=1e-5)
+
+
+# ---- VFlowOpt: arXiv 2508.05211
+
+
+def recycled(importance, windows, keep):
+    """Top tokens, and one for every window that loses some: as many top tokens as the budget allows."""
+    n = len(importance)
+    order = best(importance, n, range(n))
+
+    def opened(d):
+        return [[i for i in w if i not in order[:d]] for w in windows if set(w) - set(order[:d])]
+
+    d = max([d for d in range(n + 1) if d + len(opened(d)) <= keep], default=0)
+    d = max(d, (keep + 1) // 2)
+    groups = sorted(opened(d), key=lambda g: order.index(best(importance, 1, g)[0]))[: keep - d]
+    return {i: [i] for i in order[:d]} | {best(importance, 1, g)[0]: g for g in groups}
+
+
+@pytest.mark.parametrize(("grid", "keep"), [((24, 24), 96), ((24, 24), 20), ((8, 8), 24), ((7, 13), 60), ((1, 3), 2)])
+@pytest.mark.parametrize("threshold", [0.0, 1.2])
+def test_vflowopt(grid, keep, threshold):
+    n = grid[0] * grid[1]
+    received, bits, k, x = attention(2, 4, n), 4 * torch.rand(2, n), features(2, n, 8, seed=4), features(2, n, seed=3)
+    made = make("vflowopt", threshold=threshold, entropy=0.5)
+    r = ts.reduce(x, made, keep, received_attention=received, entropy=bits, keys=k, grid=grid)
+    for b in range(2):
+        context = np.asarray(received[b].double().mean(0))
+        if threshold:
+            lead = [i for i in range(n) if context[i] > threshold * context.mean()] or best(context, 1, range(n))
+            context = np.asarray((k[b, lead].double() @ k[b].double().T / math.sqrt(8)).softmax(-1).mean(0))
+        importance = context + 0.5 * np.asarray(bits[b].double().softmax(0))
+        members = dict(sorted(recycled(importance, grid_windows(grid, 6), keep).items()))
+        assert kept(r)[b] == list(members)
+        weight = torch.from_numpy(importance / importance.sum() + 1e-6).float()
+        torch.testing.assert_close(r.apply(x)[b], means(x[b], list(members.values()), weight), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
+def test_vflowopt_inside_the_language_model(batch, n, keep):
+    a = attention(batch, 4, n)
+    r = ts.reduce(features(batch, n), make("vflowopt-l", cell=2), keep, last_attention=a)
+    runs = [list(range(i, min(i + 4, n))) for i in range(0, n, 4)]
+    for b in range(batch):
+        assert kept(r)[b] == sorted(recycled(np.asarray(a[b].double().mean(0)), runs, keep))
+
+
+def test_vflowopt_leaves_padding_out():
+    x, k, a = features(1, 30), features(1, 30, 8, seed=1), attention(1, 30)
+    mask = torch.arange(36)[None] >= 6
+
+    def wide(t, fill):
+        return torch.cat([torch.full_like(t[:, :6], fill), t], 1)
+
+    made = make("vflowopt", threshold=1.2)
+    alone = ts.reduce(x, made, 11, received_attention=a, keys=k, entropy=a)
+    padded = ts.reduce(
+        wide(x, 9), made, 11, received_attention=wide(a, 5), keys=wide(k, 9), entropy=wide(a, 50), mask=mask
+    )
+    assert [[i - 6 for i in row] for row in kept(padded)] == kept(alone)
+    torch.testing.assert_close(padded.apply(wide(x, 9)), alone.apply(x))
+
+
+def test_entropy():
+    """In bits: a flat patch needs none, one of two equal halves one, sixteen values four."""
+    pixels = torch.zeros(2, 1, 4, 12)
+    pixels[0, 0, :2, 4:8] = 1.0
+    pixels[0, 0, :, 8:] = torch.arange(16).view(4, 4) / 16
+    got = score.entropy(pixels, 4)
+    torch.testing.assert_close(got, torch.tensor([[0.0, 1.0, 4.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(score.entropy(3 * pixels - 7, 4), got)

@@ -7,6 +7,7 @@ import tokensieve as ts
 from tests.models import llava, prompt
 from tokensieve import registry
 from tokensieve.bench.cost import cost
+from tokensieve.bench.drift import drift, tune
 from tokensieve.parts import budget, rows
 from tokensieve.plan import plan
 from tokensieve.signals import Signals
@@ -251,3 +252,34 @@ def test_keys_of_mustdrop_survive_every_stage(model):
     assert count > 1
     for b in range(2):
         assert set(cls[b].topk(count).indices.tolist()) <= set(last.kept[b].tolist())
+
+
+# ---- the drift of the answering state
+
+
+def test_nothing_drifts_where_all_is_kept(model):
+    assert drift(model, plan("vflowopt", 1.0), [prompt((1, 1))]) == 0
+
+
+def test_fewer_tokens_drift_further(model):
+    far, near = (drift(model, plan("vflowopt", keep), [prompt((1, 1))]) for keep in (8, 60))
+    assert far > near > 0
+
+
+def test_tuned_options_drift_no_further_than_the_defaults(model):
+    prompts = [prompt((1, 1)), prompt((2, 1), seed=1)]
+    spans = {"entropy": (0.0, 0.5, 1.0, 4.0), "threshold": (0.0, 1.0, 2.0), "cell": (2, 4), "first": (1.2, 1.5, 2.0)}
+    before = drift(model, plan("vflowopt", 12), prompts)
+    best, least = tune(model, "vflowopt", 12, prompts, spans, trials=6)
+    assert least == drift(model, best, prompts) < before
+    assert tune(model, "vflowopt", 12, prompts, spans, trials=6) == (best, least)
+
+
+def test_the_entropy_of_patches_reaches_the_method(model):
+    """A picture that is flat but for one corner: the corner's patches are the ones that stay."""
+    inputs = prompt((1,))
+    inputs["pixel_values"][:, :, 8:] = inputs["pixel_values"][:, :, :, 8:] = 0.5
+    with ts.sieve(model, "vflowopt", keep=8, site="handoff", entropy=1e6, cell=8) as s, torch.no_grad():
+        model(**inputs)
+    reduction = s.last.stages[0].reduction
+    assert {0, 1, 8, 9} <= set(reduction.kept[0].tolist())

@@ -63,6 +63,9 @@ LastAttention = Need("last_attention", instead=("text_attention", "text", "recei
 PageRank = Need("pagerank", instead=("received_attention",))
 """Where sharpened attention among all tokens comes to rest after a few steps, at the language-model layer of the stage."""
 
+Entropy = Need("entropy", instead=("features",))
+"""How many bits a patch's pixel values need; the features where that is not known (a method then goes without)."""
+
 Text = Need("text")
 """Embeddings of the text tokens, in the space of the features."""
 
@@ -78,6 +81,7 @@ HOW: dict[str, str] = {
     "text_attention": "text_attention=a with a of shape (B, heads, T, N) or (B, T, N)",
     "last_attention": "last_attention=a with a of shape (B, heads, N) or (B, N)",
     "text": "text=t with t of shape (B, T, D) in the space of the features",
+    "entropy": "entropy=e with e of shape (B, N)",
     "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
     "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",

@@ -228,6 +228,24 @@ def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Te
     return kept, recycled.maximum(keep - kept).minimum(held - kept)
 
 
+def spared(keep: Tensor, rank: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``(B,)``: how many of the first tokens stay as they are, if one more is spent on every group that loses others.
+
+    The largest number that fits the budget, and at least half of it.
+
+    Args:
+        rank: ``(B, N)``, each token's place in the order of importance, -1 for none; group: ``(B, N)``, -1 for none.
+        groups: the number of groups.
+    """
+    last = torch.full((len(keep), groups), -1, device=keep.device)
+    last.scatter_reduce_(1, group.clamp(min=0), torch.where(group >= 0, rank, -1), "amax")
+    # A group is open while its last token is not among the first d; d plus the open groups never falls as d grows.
+    closed = torch.zeros(len(keep), rank.shape[1] + 1, dtype=torch.long, device=keep.device)
+    closed.scatter_add_(1, last + 1, torch.ones_like(last))
+    spent = torch.arange(closed.shape[1], device=keep.device) + groups - closed.cumsum(1)
+    return ((spent <= keep[:, None]).sum(1) - 1).maximum((keep + 1) // 2).minimum(keep)
+
+
 def rank(rows: Tensor, held: Tensor, scale: float) -> Tensor:
     """SparseVLM's adaptive count: of n tokens leave ``floor(scale * (n - rank))``, by the rank of attention over them.
 

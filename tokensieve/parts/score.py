@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -101,3 +103,20 @@ def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
     own = x.new_zeros(len(x), groups).scatter_add_(1, group.clamp(min=0), unit.square().sum(2))
     pairs = (summed.square().sum(2) - own) / (size * (size - 1)).clamp(min=1)
     return torch.where(size > 1, pairs, -1.0)
+
+
+def entropy(pixels: Tensor, patch: int, levels: int = 256) -> Tensor:
+    """``(B, N)``: the entropy of each patch's pixel values, in bits, row by row.
+
+    Args:
+        pixels: ``(B, C, H, W)``; each image's values, from its least to its greatest, fall into ``levels`` equal bins.
+        patch: the side of a patch.
+    """
+    flat = pixels.detach().float()
+    low, high = flat.flatten(1).aminmax(dim=1)
+    scale = (levels - 1) / (high - low).clamp(min=1e-12)
+    level = ((flat - low[:, None, None, None]) * scale[:, None, None, None]).round().long()
+    level = level.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    count = torch.zeros(*level.shape[:2], levels, device=pixels.device)
+    count.scatter_add_(2, level, torch.ones_like(level, dtype=count.dtype))
+    return torch.special.entr(count / level.shape[2]).sum(2) / math.log(2)

@@ -43,6 +43,14 @@ def top(score: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return torch.zeros_like(among).scatter_(1, *ranked(score, count, among))
 
 
+def ranks(score: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)`` long: each candidate's place in the order of scores, 0 for the highest; -1 elsewhere."""
+    count = among.sum(1)
+    order, real = ranked(score, count, among)
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.full_like(among, -1, dtype=torch.long).scatter_(1, order, torch.where(real, place, -1))
+
+
 def held(group: Tensor, among: Tensor, groups: int) -> Tensor:
     """``(B, G)``: how many candidates each of ``groups`` groups holds; group: ``(B, N)`` long, negative for none."""
     inside = (among & (group >= 0)).long()

@@ -23,7 +23,7 @@ from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Images, Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
-AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "text", "features"), "prefill": readings.LAYER_SIGNALS}
+AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "entropy", "text", "features"), "prefill": readings.LAYER_SIGNALS}
 
 
 class LanguageSite:
@@ -190,7 +190,7 @@ class LanguageSite:
             names = readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
             if stage.site == "handoff":
-                given |= self.sight.signals(stream)
+                given |= {**self.sight.signals(stream), **self.sight.entropy(stream)}
             elif "cls_attention" in names:
                 given["cls_attention"] = self.sight.signals(stream)["cls_attention"]
             at, mask = stream.slots()
