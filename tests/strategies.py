@@ -33,6 +33,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "values": (batch, n, dim),
         "relevance": (batch, n),
         "entropy": (batch, n),
+        "ranking": (batch, n),
     }
     out: dict[str, Any] = {}
     for name, shape in shapes.items():

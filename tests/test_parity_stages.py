@@ -278,15 +278,15 @@ def test_mustdrop_merges_the_flat_part_of_an_image_first():
 
 @pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
 def test_mustdrop_inside_the_language_model(batch, n, keep):
-    text, cls = attention(batch, 4, 6, n, seed=6), attention(batch, 4, n, seed=7)
+    text, cls = attention(batch, 4, 6, n, seed=6), attention(batch, n, seed=7)
     real = torch.ones(batch, 6, dtype=torch.bool)
     real[0, :2] = False
-    r = ts.reduce(features(batch, n), "mustdrop-l", keep, text_attention=text, text_mask=real, cls_attention=cls)
+    r = ts.reduce(features(batch, n), "mustdrop-l", keep, text_attention=text, text_mask=real, ranking=cls)
     for b in range(batch):
         rows = np.asarray(text[b].double().mean(0)[real[b]])
         whole, single = rows.sum(0), rows.max(0)
         dual = np.maximum(whole / whole.mean(), single / single.mean())
-        keys = best(cls[b].double().mean(0), min(math.floor(keep / 4 + 0.5), keep - 1), range(n))
+        keys = best(cls[b], min(math.floor(keep / 4 + 0.5), keep - 1), range(n))
         assert kept(r)[b] == sorted(keys + best(dual, keep - len(keys), set(range(n)) - set(keys)))
 
 
@@ -361,11 +361,11 @@ def test_vflowopt(grid, keep, threshold):
 
 @pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
 def test_vflowopt_inside_the_language_model(batch, n, keep):
-    a = attention(batch, 4, n)
-    r = ts.reduce(features(batch, n), make("vflowopt-l", cell=2), keep, last_attention=a)
-    runs = [list(range(i, min(i + 4, n))) for i in range(0, n, 4)]
-    for b in range(batch):
-        assert kept(r)[b] == sorted(recycled(np.asarray(a[b].double().mean(0)), runs, keep))
+    a, ranking = attention(batch, 4, n), features(batch, n, 1)[..., 0]
+    want = [sorted(best(ranking[b], keep, range(n))) for b in range(batch)]
+    assert kept(ts.reduce(features(batch, n), "vflowopt-l", keep, last_attention=a, ranking=ranking)) == want
+    want = [sorted(best(a[b].double().mean(0), keep, range(n))) for b in range(batch)]
+    assert kept(ts.reduce(features(batch, n), "vflowopt-l", keep, last_attention=a)) == want
 
 
 def test_vflowopt_leaves_padding_out():
@@ -392,3 +392,4 @@ def test_entropy():
     got = score.entropy(pixels, 4)
     torch.testing.assert_close(got, torch.tensor([[0.0, 1.0, 4.0], [0.0, 0.0, 0.0]]))
     torch.testing.assert_close(score.entropy(3 * pixels - 7, 4), got)
+    torch.testing.assert_close(score.entropy(torch.cat([pixels, -pixels, pixels], 1), 4), got)

@@ -63,6 +63,9 @@ LastAttention = Need("last_attention", instead=("text_attention", "text", "recei
 PageRank = Need("pagerank", instead=("received_attention",))
 """Where sharpened attention among all tokens comes to rest after a few steps, at the language-model layer of the stage."""
 
+Ranking = Need("ranking", instead=("last_attention", "text_attention", "text", "received_attention"))
+"""What an earlier stage, in front of the language model, ranked the tokens by; in a plan without one, the text's interest."""
+
 Entropy = Need("entropy", instead=("features",))
 """How many bits a patch's pixel values need; the features where that is not known (a method then goes without)."""
 
@@ -81,6 +84,7 @@ HOW: dict[str, str] = {
     "text_attention": "text_attention=a with a of shape (B, heads, T, N) or (B, T, N)",
     "last_attention": "last_attention=a with a of shape (B, heads, N) or (B, N)",
     "text": "text=t with t of shape (B, T, D) in the space of the features",
+    "ranking": "ranking=r with r of shape (B, N)",
     "entropy": "entropy=e with e of shape (B, N)",
     "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
     "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",

@@ -38,6 +38,7 @@ class Signals:
         keys, values: ``(B, N, D')`` or ``(B, heads, N, d)``, or a mapping from layer to such.
         relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
         entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
+        ranking: ``(B, N)``, what an earlier stage ranked the tokens by.
         sizes: ``(B, N)``, how many source tokens each token already stands for.
         crop: ``(B, N)`` long, where an image comes in several: 0 for the thumbnail, 1, 2, ... for the crops, -1 for tokens of
             none (line ends).
@@ -61,6 +62,7 @@ class Signals:
     values: LayerTensor | None = None
     relevance: Tensor | None = None
     entropy: Tensor | None = None
+    ranking: Tensor | None = None
     sizes: Tensor | None = None
     crop: Tensor | None = None
     frame: Tensor | None = None
@@ -188,6 +190,7 @@ _TOKEN_AXIS = {
     "values": -2,
     "relevance": -1,
     "entropy": -1,
+    "ranking": -1,
     "sizes": -1,
     "crop": 1,
     "frame": 1,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
 
 from tokensieve.parts.budget import Budget
 from tokensieve.plan import Plan, plan
@@ -17,7 +18,7 @@ from tokensieve.sites.sieve import sieve
 
 
 def drift(model: nn.Module, what: Plan, prompts: Iterable[Mapping[str, Any]]) -> float:
-    """The mean distance of the last prompt token's last hidden state from that of the unreduced model, relative to its norm.
+    """One minus the mean cosine between the last prompt token's last hidden state and that of the unreduced model.
 
     Args:
         prompts: model inputs, batch by batch.
@@ -55,14 +56,14 @@ def tune(
 
 def _drift(model: nn.Module, what: Plan, whole: list[tuple[Mapping[str, Any], Tensor]]) -> float:
     with sieve(model, what):
-        moved = [((_last(model, given) - state).norm(dim=-1) / state.norm(dim=-1)) for given, state in whole]
-    return float(torch.cat(moved).mean())
+        alike = [cosine_similarity(_last(model, given), state, dim=-1) for given, state in whole]
+    return 1 - float(torch.cat(alike).mean())
 
 
 @torch.no_grad()
 def _last(model: nn.Module, given: Mapping[str, Any]) -> Tensor:
     """``(B, D)``: the last hidden state of each row's last real token."""
-    state = model(**given, output_hidden_states=True).hidden_states[-1].float()
+    state = model(**given, output_hidden_states=True).hidden_states[-1].double()
     mask = given.get("attention_mask")
     if mask is None:
         return state[:, -1]

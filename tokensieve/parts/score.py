@@ -106,13 +106,14 @@ def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 def entropy(pixels: Tensor, patch: int, levels: int = 256) -> Tensor:
-    """``(B, N)``: the entropy of each patch's pixel values, in bits, row by row.
+    """``(B, N)``: the entropy of each patch's grey levels, in bits, row by row.
 
     Args:
-        pixels: ``(B, C, H, W)``; each image's values, from its least to its greatest, fall into ``levels`` equal bins.
+        pixels: ``(B, C, H, W)``; grey is the mean of the channels, and each image's greys, from its least to its greatest,
+            fall into ``levels`` equal bins.
         patch: the side of a patch.
     """
-    flat = pixels.detach().float()
+    flat = pixels.detach().float().mean(1, keepdim=True)
     low, high = flat.flatten(1).aminmax(dim=1)
     scale = (levels - 1) / (high - low).clamp(min=1e-12)
     level = ((flat - low[:, None, None, None]) * scale[:, None, None, None]).round().long()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokensieve.method import Method
 from tokensieve.parts import place
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Stage
@@ -23,7 +24,7 @@ from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Images, Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
-AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "entropy", "text", "features"), "prefill": readings.LAYER_SIGNALS}
+AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "entropy", "text", "features")}
 
 
 class LanguageSite:
@@ -42,16 +43,12 @@ class LanguageSite:
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
-        # What the encoder's CLS token attends to is known inside the language model too, and can be had nowhere else.
-        told = ("cls_attention",) if anatomy.vision.cls else ()
-        self.available = {**AVAILABLE, "prefill": (*AVAILABLE["prefill"], *told)}
+        ranks = any(type(stage.method).score is not Method.score for stage in self.handoff)
+        self.available = {**AVAILABLE, "prefill": (*readings.LAYER_SIGNALS, *(("ranking",) if ranks else ()))}
         for stage in stages:
             if stage.site != "encoder":
                 readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
         needs = [need for stage in self.handoff for need in stage.method.needs]
-        needs += [
-            need for stage in stages if stage.site == "prefill" for need in stage.method.needs if need.name in told
-        ]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
         self._visual: Tensor | None = None
@@ -191,8 +188,6 @@ class LanguageSite:
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
             if stage.site == "handoff":
                 given |= {**self.sight.signals(stream), **self.sight.entropy(stream)}
-            elif "cls_attention" in names:
-                given["cls_attention"] = self.sight.signals(stream)["cls_attention"]
             at, mask = stream.slots()
             grid = self.sight.grid(mask) if stream.reduction.is_identity else None
             signals = Signals(
@@ -207,6 +202,8 @@ class LanguageSite:
             before = self.trace.layer_tokens[:index]
             step = stage.method(signals, resolve(stage.keep, before, self.anatomy, stream))
             score = stage.method.score(signals)
+        if stage.site == "handoff" and score is not None:
+            stream.rank(score)
         if not step.is_identity:
             x = stream.leave(step, x)
         self._record(stage, stream, score, grid)

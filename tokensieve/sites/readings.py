@@ -59,6 +59,8 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
     if "text" in names:
         out["text"] = gather(hidden, text, 1)[row]
         out["text_mask"] = text_mask[row]
+    if "ranking" in names and stream.ranking is not None:
+        out["ranking"] = stream.reduction.take(stream.ranking)
     if call is None:
         return out
     past = call.key.shape[2] - call.query.shape[2]

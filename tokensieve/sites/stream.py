@@ -81,6 +81,7 @@ class Stream:
         past: the index as it was at every length l of this pass.
         holes: whether the index holds padding.
         shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones.
+        ranking: ``(I, n)``, what a stage in front of the language model last ranked the tokens by; None where none did.
         renumbered: position ids and rotary tables that layers after a compacting prefill stage get instead of theirs.
     """
 
@@ -96,6 +97,7 @@ class Stream:
         self.past: dict[int, Tensor] = {}
         self.holes = False
         self.shift: Tensor | None = None
+        self.ranking: Tensor | None = None
         self.renumbered: tuple[Tensor, Any] | None = None
 
     @property
@@ -131,6 +133,12 @@ class Stream:
     def pick(self, x: Tensor, place: Tensor) -> Tensor:
         """Tokens of ``x`` (``(B, l, D)``) at each image's stream positions: ``(I, m, D)``."""
         return x[self.images.row[:, None], place]
+
+    def rank(self, score: Tensor) -> None:
+        """Remember what the tokens that are there, ``(I, m)``, were ranked by."""
+        image, slot = self.reduction.mask.nonzero(as_tuple=True)
+        self.ranking = score.new_zeros(self.images.place.shape)
+        self.ranking[image, self.reduction.kept[image, slot]] = score[image, slot]
 
     def leave(self, step: Reduction, x: Tensor, merge: bool = True) -> Tensor:
         """Apply a step of reduction to the visual tokens of the stream.

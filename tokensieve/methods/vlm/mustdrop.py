@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.needs import CLSAttention, TextAttention
+from tokensieve.needs import CLSAttention, Ranking, TextAttention
 from tokensieve.parts import budget, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
@@ -53,8 +53,7 @@ class MustDrop(Method):
         return Reduction.merge(chosen, last.masked_fill(~joins, -1), s.weight)
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        later = MustDropL(self.protect, self.encoder_layer)
-        return [Stage(self, budget.times(keep, self.first)), *descent(later, keep, self.at)]
+        return [Stage(self, budget.times(keep, self.first)), *descent(MustDropL(self.protect), keep, self.at)]
 
 
 @register("mustdrop-l", systems=[53])
@@ -63,18 +62,18 @@ class MustDropL(Method):
     """The prefill stage of ``mustdrop``: keeps what the text as a whole, or any one of its tokens, attends to, and the keys.
 
     Source: arXiv 2411.10803. A token's score is the larger of two: the text's summed attention to it, and the largest
-    attention of any text token to it, each in units of its mean over the tokens. Deviation: the paper drops a token below
-    a threshold of both; here both thresholds rise together until the budget is met.
+    attention of any text token to it, each in units of its mean over the tokens. Keys are those of the first stage.
+    Deviation: the paper drops a token below a threshold of both; here both thresholds rise together until the budget is
+    met.
     """
 
     site = "prefill"
     sites = ("prefill",)
     protect: float = 0.25
-    encoder_layer: int = -2
 
     @property
     def needs(self):
-        return (TextAttention, CLSAttention(self.encoder_layer))
+        return (TextAttention, Ranking)
 
     def score(self, s: Signals) -> Tensor:
         rows, real = score.text_rows(s, TextAttention)
@@ -82,5 +81,5 @@ class MustDropL(Method):
         return score.share(rows.sum(1), s.valid).maximum(score.share(rows.amax(1), s.valid))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        keys = select.top(score.attention(s, self.needs[1]), budget.share(keep, self.protect), s.valid)
+        keys = select.top(score.last_row(*score.text_rows(s, Ranking)), budget.share(keep, self.protect), s.valid)
         return Reduction.keep(keys | select.top(self.score(s), keep - keys.sum(1), s.valid & ~keys))

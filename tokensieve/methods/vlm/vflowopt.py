@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.needs import Entropy, Keys, LastAttention, ReceivedAttention
+from tokensieve.needs import Entropy, Keys, Ranking, ReceivedAttention
 from tokensieve.parts import budget, merge, rows, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
@@ -21,18 +21,19 @@ class VFlowOpt(Method):
 
     Source: arXiv 2508.05211. Importance is the attention a token receives from the visual tokens plus ``entropy`` times
     the softmax of the patches' entropies. With ``threshold`` above 0 only those tokens attend that receive more than
-    so many times the average, by the keys' attention to each other. Pruned tokens are averaged by importance within
-    cells of ``cell`` x ``cell`` on the grid, and stand at the best one's place; they count towards the budget. As a system
-    this stage keeps ``first`` times the mean that is asked for, and ``vflowopt-l`` goes on at the shares ``at`` of the
-    depth. The paper tunes these values for each model (``tokensieve.bench.drift.tune``); the defaults are ours.
-    Deviations from the public code: exact budgets, and keys stand in for queries above.
+    so many times the average. Pruned tokens are averaged by importance within cells of ``cell`` x ``cell`` on the grid,
+    and stand at the best one's place; they count towards the budget. As a system this stage keeps ``first`` times the
+    mean that is asked for, and ``vflowopt-l`` prunes by the same importance at the shares ``at`` of the depth. The paper
+    tunes these values for each model (:func:`tokensieve.bench.drift.tune`); the defaults are ours. Deviations: exact
+    budgets; attention is a mean over the tokens that attend, as in the public code (the paper writes a sum); under a
+    threshold it is that of the keys to each other, since queries are not kept; later stages keep equal shares.
     """
 
     entropy: float = 1.0
     threshold: float = 0.0
     cell: int = 6
     first: float = 1.5
-    at: tuple[float, ...] = (0.33, 0.66)
+    at: tuple[float, ...] = (1 / 3, 2 / 3)
     encoder_layer: int = -2
 
     @property
@@ -49,10 +50,12 @@ class VFlowOpt(Method):
         return context + self.entropy * bits.masked_fill(~s.valid, -torch.inf).softmax(1)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return _recycle(s, self.score(s), keep, self.cell)
+        importance = self.score(s)
+        chosen, target = merge.recycled(importance, keep, *select.windows(s.valid, s.grid, self.cell))
+        return Reduction.merge(chosen, target, (score.share(importance, s.valid) + LEAST) * s.weight)
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(VFlowOptL(self.cell), keep, self.at)]
+        return [Stage(self, budget.times(keep, self.first)), *descent(VFlowOptL(), keep, self.at)]
 
     def _context(self, s: Signals, received: Tensor) -> Tensor:
         lead = s.valid & (score.share(received, s.valid) * s.valid.sum(1, keepdim=True) > self.threshold)
@@ -66,27 +69,21 @@ class VFlowOpt(Method):
 @register("vflowopt-l", systems=[66])
 @dataclass(frozen=True)
 class VFlowOptL(Method):
-    """The later stages of ``vflowopt``: the last prompt token's attention ranks, and pruned tokens are recycled as before.
+    """The later stages of ``vflowopt``: what the first stage ranked highest stays, without a look at the text.
 
-    Source: arXiv 2508.05211. Tokens no longer lie on the grid here, so that a cell is a run of ``cell`` x ``cell`` of those
-    that are left.
+    Source: arXiv 2508.05211. Deviations from the paper: none in the selection; without a first stage the last prompt
+    token's attention ranks.
     """
 
     site = "prefill"
     sites = ("prefill",)
-    cell: int = 6
 
     @property
     def needs(self):
-        return (LastAttention,)
+        return (Ranking,)
 
     def score(self, s: Signals) -> Tensor:
-        return score.last_row(*score.text_rows(s, LastAttention))
+        return score.last_row(*score.text_rows(s, Ranking))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return _recycle(s, self.score(s), keep, self.cell)
-
-
-def _recycle(s: Signals, importance: Tensor, keep: Tensor, cell: int) -> Reduction:
-    chosen, target = merge.recycled(importance, keep, *select.windows(s.valid, s.grid, cell))
-    return Reduction.merge(chosen, target, (score.share(importance, s.valid) + LEAST) * s.weight)
+        return Reduction.keep(select.top(self.score(s), keep, s.valid))
