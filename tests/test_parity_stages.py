@@ -393,3 +393,49 @@ def test_entropy():
     torch.testing.assert_close(got, torch.tensor([[0.0, 1.0, 4.0], [0.0, 0.0, 0.0]]))
     torch.testing.assert_close(score.entropy(3 * pixels - 7, 4), got)
     torch.testing.assert_close(score.entropy(torch.cat([pixels, -pixels, pixels], 1), 4), got)
+
+
+# ---- CATP: arXiv 2508.07871
+
+
+def catp(x, v, keep, weight):
+    """Greedy: the candidate that raises coverage plus alignment most."""
+    u = unit(x)
+    like = (1 + u @ u.T) / 2
+    bonus = weight * (1 + u @ unit(v)) / 2
+    cover, chosen = np.zeros(len(u)), []
+    for _ in range(keep):
+        gain = np.maximum(like - cover, 0).sum(1) + bonus
+        gain[chosen] = -np.inf
+        chosen.append(int(gain.argmax()))
+        cover = np.maximum(cover, like[chosen[-1]])
+    return sorted(chosen)
+
+
+@pytest.mark.parametrize(("batch", "n", "keep"), [*SIZES, (2, 300, 90), (2, 200, 199)])
+def test_catp(batch, n, keep):
+    x, text = features(batch, n, 12, seed=n), features(batch, 9, 12, seed=4)
+    mask = torch.ones(batch, 9, dtype=torch.bool)
+    mask[0, :2] = False
+    paired = torch.arange(9)[None].expand(batch, 9) < 5
+    want = [catp(x[b], text[b][mask[b] & paired[b]].mean(0), keep, 0.7) for b in range(batch)]
+    assert kept(ts.reduce(x, "catp", keep, text=text, text_mask=mask, paired=paired)) == want
+    want = [catp(x[b], text[b][mask[b]].mean(0), keep, 3.0) for b in range(batch)]
+    assert kept(ts.reduce(x, make("catp", alignment=3.0), keep, text=text, text_mask=mask)) == want
+
+
+def test_catp_covers_clusters_before_it_repeats_one():
+    """Twenty tight clusters of seven: twenty picks, one in each."""
+    x = features(1, 20, 32, seed=1).repeat_interleave(7, 1) + 0.01 * features(1, 140, 32, seed=2)
+    r = ts.reduce(x, make("catp", alignment=0.0), 20, text=features(1, 3, 32))
+    assert sorted(i // 7 for i in kept(r)[0]) == list(range(20))
+
+
+@pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
+def test_catp_inside_the_language_model(batch, n, keep):
+    x, text, a = features(batch, n), features(batch, 5, seed=4), attention(batch, 4, n)
+    mask = torch.tensor([[True, True, True, False, False]]).expand(batch, 5)
+    r = ts.reduce(x, "catp-l", keep, last_attention=a, text=text, text_mask=mask)
+    for b in range(batch):
+        points = np.asarray(a[b].double().mean(0)) + 0.6 * (unit(x[b]) @ unit(text[b, 2]))
+        assert kept(r)[b] == sorted(best(points, keep, range(n)))

@@ -304,3 +304,23 @@ def test_a_later_stage_alone_goes_by_the_text(model):
     with ts.sieve(model, "fastv", keep=9) as other, torch.no_grad():
         model(**prompt((1,)))
     assert torch.equal(s.last.stages[0].reduction.kept, other.last.stages[0].reduction.kept)
+
+
+def test_each_image_is_paired_with_the_text_behind_it():
+    """Prompts of two and one images: two tokens follow each image, six more the last."""
+    model, inputs = llava(), prompt((2, 1))
+    seen = Seen("text", "paired")
+    object.__setattr__(seen, "sites", ("handoff",))
+    with ts.sieve(model, ts.Stage(seen, N, site="handoff")) as s, torch.no_grad():
+        model(**inputs)
+    (given,) = seen.given
+    embed = model.get_input_embeddings()(inputs["input_ids"])
+    ids = inputs["input_ids"]
+    assert s.last.rows == [0, 0, 1]
+    for image, (row, nth) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        ends = (ids[row] == 5).nonzero()[:, 0].view(-1, N)
+        last = int(ends[nth, -1])
+        stop = int(ends[nth + 1, 0]) if nth + 1 < len(ends) else ids.shape[1]
+        torch.testing.assert_close(
+            given.text[image][given.paired[image] & given.text_mask[image]], embed[row, last + 1 : stop]
+        )

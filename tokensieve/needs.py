@@ -72,6 +72,9 @@ Entropy = Need("entropy", instead=("features",))
 Text = Need("text")
 """Embeddings of the text tokens, in the space of the features."""
 
+PairedText = Need("paired", instead=("text",))
+"""Which text tokens stand between an image and the next one of its prompt; all text where that is not known."""
+
 Relevance = Need("relevance", instead=("text",))
 """Similarity of each visual token to the text in a shared space (a CLIP pair's); from the text embeddings otherwise."""
 
@@ -86,6 +89,7 @@ HOW: dict[str, str] = {
     "text": "text=t with t of shape (B, T, D) in the space of the features",
     "ranking": "ranking=r with r of shape (B, N)",
     "entropy": "entropy=e with e of shape (B, N)",
+    "paired": "paired=m with m of shape (B, T), True at the text that belongs to the row",
     "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
     "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",

@@ -35,6 +35,7 @@ class Signals:
         text_attention: ``(B, heads, T, N)`` or ``(B, T, N)``, rows of text tokens over visual tokens.
         last_attention: ``(B, heads, N)`` or ``(B, N)``, the row of the last prompt token.
         text: ``(B, T, D)``; ``text_mask``: ``(B, T)`` bool, False at padding.
+        paired: ``(B, T)`` bool, the text tokens that belong to this row's image.
         keys, values: ``(B, N, D')`` or ``(B, heads, N, d)``, or a mapping from layer to such.
         relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
         entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
@@ -58,6 +59,7 @@ class Signals:
     last_attention: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    paired: Tensor | None = None
     keys: LayerTensor | None = None
     values: LayerTensor | None = None
     relevance: Tensor | None = None
@@ -100,7 +102,7 @@ class Signals:
             raise ValueError(f"text has shape {tuple(self.text.shape)}; pass {HOW['text']}, here B={b}, D={d}")
         lengths = {
             name: value.shape[axis]
-            for name, axis in (("text", 1), ("text_mask", 1), ("text_attention", -2))
+            for name, axis in (("text", 1), ("text_mask", 1), ("paired", 1), ("text_attention", -2))
             if (value := getattr(self, name)) is not None
         }
         if len(set(lengths.values())) > 1:

@@ -24,7 +24,7 @@ from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Images, Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
-AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "entropy", "text", "features")}
+AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "entropy", "paired", "text", "features")}
 
 
 class LanguageSite:

@@ -59,6 +59,8 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
     if "text" in names:
         out["text"] = gather(hidden, text, 1)[row]
         out["text_mask"] = text_mask[row]
+    if "paired" in names:
+        out["paired"] = _paired(row, place, mask, text)
     if "ranking" in names and stream.ranking is not None:
         out["ranking"] = stream.reduction.take(stream.ranking)
     if call is None:
@@ -105,6 +107,15 @@ def _attend(call: Call, positions: Tensor, past: int, scale: float) -> Tensor:
     elif call.mask is not None:
         allowed = gather(call.mask, positions, 2)
     return rows.attend(query, call.key, scale, allowed)
+
+
+def _paired(row: Tensor, place: Tensor, mask: Tensor, text: Tensor) -> Tensor:
+    """``(I, T)`` bool: text tokens behind an image and in front of the next one of its row."""
+    ends = torch.where(mask, place, -1).amax(1)
+    behind = (row[:, None] == row) & (ends[:, None] < ends)
+    starts = torch.where(mask, place, place.max() + 1).amin(1)
+    upcoming = torch.where(behind, starts, text.max() + 1).amin(1)
+    return (text[row] > ends[:, None]) & (text[row] < upcoming[:, None])
 
 
 def _received(call: Call, past: int, row: Tensor, place: Tensor, mask: Tensor) -> Tensor:
