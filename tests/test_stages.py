@@ -30,7 +30,10 @@ def run(model, plan, images=(1,)):
 
 
 def test_the_systems_are_there():
-    assert {"star", "vscan", "visiondrop", "aim", "mustdrop", "pyramiddrop"} <= set(SYSTEMS)
+    by_entry = {287: "star", 90: "vscan", 150: "visiondrop", 10: "aim", 66: "vflowopt", 53: "mustdrop", 141: "catp"}
+    assert {*by_entry.values(), "pyramiddrop"} <= set(SYSTEMS)
+    for system, name in {**by_entry, 305: "flowcut"}.items():
+        assert name in registry.entries(system)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
