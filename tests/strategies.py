@@ -24,18 +24,22 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
     shapes = {
         "cls_attention": (batch, HEADS, n),
         "received_attention": (batch, HEADS, n),
+        "cls_similarity": (batch, HEADS, n),
+        "pagerank": (batch, HEADS, n),
         "last_attention": (batch, HEADS, n),
         "text_attention": (batch, HEADS, TEXT, n),
         "text": (batch, TEXT, dim),
         "keys": (batch, n, dim),
         "values": (batch, n, dim),
         "relevance": (batch, n),
+        "entropy": (batch, n),
+        "ranking": (batch, n),
     }
     out: dict[str, Any] = {}
     for name, shape in shapes.items():
         made = torch.randn(shape, generator=draw)
         if name in {need.name for need in method.needs}:
-            out[name] = made.softmax(-1) if name.endswith("attention") else made
+            out[name] = made.softmax(-1) if name.endswith(("attention", "similarity", "rank")) else made
     return out
 
 

@@ -39,14 +39,19 @@ def ReceivedAttention(*layers: int, depth: int | None = None) -> Need:
     return Need("received_attention", layers, ("cls_attention",), depth)
 
 
+def CLSSimilarity(*layers: int, depth: int | None = None) -> Need:
+    """Softmax over all tokens of the dot product of their values with the CLS token's."""
+    return Need("cls_similarity", layers, ("cls_attention", "received_attention"), depth)
+
+
 def Keys(*layers: int) -> Need:
     """Attention keys; the features where none are given."""
     return Need("keys", layers, instead=("features",))
 
 
-def Values(*layers: int) -> Need:
+def Values(*layers: int, depth: int | None = None) -> Need:
     """Attention values; the features where none are given."""
-    return Need("values", layers, instead=("features",))
+    return Need("values", layers, ("features",), depth)
 
 
 TextAttention = Need("text_attention", instead=("text", "received_attention"))
@@ -55,8 +60,20 @@ TextAttention = Need("text_attention", instead=("text", "received_attention"))
 LastAttention = Need("last_attention", instead=("text_attention", "text", "received_attention"))
 """Attention of the last prompt token to the visual tokens."""
 
+PageRank = Need("pagerank", instead=("received_attention",))
+"""Where sharpened attention among all tokens comes to rest after a few steps, at the language-model layer of the stage."""
+
+Ranking = Need("ranking", instead=("last_attention", "text_attention", "text", "received_attention"))
+"""What an earlier stage, in front of the language model, ranked the tokens by; in a plan without one, the text's interest."""
+
+Entropy = Need("entropy", instead=("features",))
+"""How many bits a patch's pixel values need; the features where that is not known (a method then goes without)."""
+
 Text = Need("text")
 """Embeddings of the text tokens, in the space of the features."""
+
+PairedText = Need("paired", instead=("text",))
+"""Which text tokens stand between an image and the next one of its prompt; all text where that is not known."""
 
 Relevance = Need("relevance", instead=("text",))
 """Similarity of each visual token to the text in a shared space (a CLIP pair's); from the text embeddings otherwise."""
@@ -65,9 +82,14 @@ HOW: dict[str, str] = {
     "features": "x, of shape (B, N, D)",
     "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
     "received_attention": "received_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
+    "cls_similarity": "cls_similarity=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
+    "pagerank": "pagerank=p with p of shape (B, heads, N) or (B, N)",
     "text_attention": "text_attention=a with a of shape (B, heads, T, N) or (B, T, N)",
     "last_attention": "last_attention=a with a of shape (B, heads, N) or (B, N)",
     "text": "text=t with t of shape (B, T, D) in the space of the features",
+    "ranking": "ranking=r with r of shape (B, N)",
+    "entropy": "entropy=e with e of shape (B, N)",
+    "paired": "paired=m with m of shape (B, T), True at the text that belongs to the row",
     "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
     "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",

@@ -150,6 +150,14 @@ def plan(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
     return Plan([replace(s, positions=alone.positions) for s in several] or alone)
 
 
+def descent(made: Method, keep: budget.Budget, layers: Sequence[float]) -> list[Stage]:
+    """One method inside the language model at several shares of its depth, which together reach the mean ``keep``."""
+    return [
+        Stage(made, budget.mean(keep, len(layers) - i), site="prefill", layers=(layer,))
+        for i, layer in enumerate(layers)
+    ]
+
+
 def _order(stage: Stage) -> tuple[int, bool, float]:
     layer = stage.layer if stage.site == "prefill" else 0
     return SITES.index(stage.site), isinstance(layer, float), layer

@@ -30,12 +30,16 @@ class Signals:
         features: ``(B, N, D)``.
         mask: ``(B, N)`` bool, False at padding.
         grid: ``(rows, columns)`` with rows x columns = N where the tokens lie on one (row-major).
-        cls_attention, received_attention: ``(B, heads, N)`` or ``(B, N)``, or a mapping from layer to such.
+        cls_attention, received_attention, cls_similarity: ``(B, heads, N)`` or ``(B, N)``, or a mapping from layer to such.
+        pagerank: ``(B, heads, N)`` or ``(B, N)``, what attention among all tokens gathers at each in a few steps.
         text_attention: ``(B, heads, T, N)`` or ``(B, T, N)``, rows of text tokens over visual tokens.
         last_attention: ``(B, heads, N)`` or ``(B, N)``, the row of the last prompt token.
         text: ``(B, T, D)``; ``text_mask``: ``(B, T)`` bool, False at padding.
+        paired: ``(B, T)`` bool, the text tokens that belong to this row's image.
         keys, values: ``(B, N, D')`` or ``(B, heads, N, d)``, or a mapping from layer to such.
         relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
+        entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
+        ranking: ``(B, N)``, what an earlier stage ranked the tokens by.
         sizes: ``(B, N)``, how many source tokens each token already stands for.
         crop: ``(B, N)`` long, where an image comes in several: 0 for the thumbnail, 1, 2, ... for the crops, -1 for tokens of
             none (line ends).
@@ -49,13 +53,18 @@ class Signals:
     grid: tuple[int, int] | None = None
     cls_attention: LayerTensor | None = None
     received_attention: LayerTensor | None = None
+    cls_similarity: LayerTensor | None = None
+    pagerank: Tensor | None = None
     text_attention: Tensor | None = None
     last_attention: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
+    paired: Tensor | None = None
     keys: LayerTensor | None = None
     values: LayerTensor | None = None
     relevance: Tensor | None = None
+    entropy: Tensor | None = None
+    ranking: Tensor | None = None
     sizes: Tensor | None = None
     crop: Tensor | None = None
     frame: Tensor | None = None
@@ -93,7 +102,7 @@ class Signals:
             raise ValueError(f"text has shape {tuple(self.text.shape)}; pass {HOW['text']}, here B={b}, D={d}")
         lengths = {
             name: value.shape[axis]
-            for name, axis in (("text", 1), ("text_mask", 1), ("text_attention", -2))
+            for name, axis in (("text", 1), ("text_mask", 1), ("paired", 1), ("text_attention", -2))
             if (value := getattr(self, name)) is not None
         }
         if len(set(lengths.values())) > 1:
@@ -171,11 +180,15 @@ class Signals:
 _TOKEN_AXIS = {
     "cls_attention": -1,
     "received_attention": -1,
+    "cls_similarity": -1,
+    "pagerank": -1,
     "text_attention": -1,
     "last_attention": -1,
     "keys": -2,
     "values": -2,
     "relevance": -1,
+    "entropy": -1,
+    "ranking": -1,
     "sizes": -1,
     "crop": 1,
     "frame": 1,

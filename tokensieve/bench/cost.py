@@ -11,7 +11,7 @@ from tokensieve.parts import budget, flops
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage
 from tokensieve.sites.anatomy import Anatomy, find
-from tokensieve.sites.resolve import solve
+from tokensieve.sites.resolve import layered, solve
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
             now = _count(stage.keep, tokens)
             in_encoder = encoder_tokens(anatomy, stage, tokens, now)
         elif stage.site == "handoff":
-            now = _count(solve(stage.keep, 0, depth, now, tokens, text, anatomy.language.config), now)
-        else:
-            layer = anatomy.language.layer(stage.layer)
-            per_layer += [float(now)] * (layer - len(per_layer))
-            now = _count(solve(stage.keep, layer, depth, now, tokens, text, anatomy.language.config), now)
+            now = _count(solve(stage.keep, (), depth, now, tokens, text, anatomy.language.config), now)
+    for layer, here in layered(stages, anatomy.language).items():
+        per_layer += [float(now)] * (layer - len(per_layer))
+        for stage in here:
+            now = _count(solve(stage.keep, per_layer, depth, now, tokens, text, anatomy.language.config), now)
     per_layer += [float(now)] * (depth - len(per_layer))
     return of_tokens(anatomy, per_layer, in_encoder, tokens, text)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 
 import torch
@@ -21,6 +21,8 @@ class Keep:
             mean as a share of the image's tokens.
         flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise).
         per: the unit, "image" or "prompt" (where several images share one budget).
+        steps: with ``average``, how many stages inside the language model reach it together, this one and those behind it.
+            Each is taken to keep the same share of what it meets, and all to split the remaining layers evenly.
     """
 
     tokens: int | None = None
@@ -28,6 +30,7 @@ class Keep:
     average: float | None = None
     flops: float | None = None
     per: str = "image"
+    steps: int = 1
 
     def __post_init__(self) -> None:
         given = [k for k in ("tokens", "share", "average", "flops") if getattr(self, k) is not None]
@@ -35,6 +38,9 @@ class Keep:
             raise ValueError(f"Keep needs exactly one of tokens, share, average, flops; got {given or 'none'}")
         if self.per not in ("image", "prompt"):
             raise ValueError(f"per={self.per!r}; it must be 'image' or 'prompt'")
+        check(self.steps, "steps", whole=True)
+        if self.steps > 1 and self.average is None:
+            raise ValueError(f"steps={self.steps} goes with average=..., the mean that the stages reach together")
         value = getattr(self, given[0])
         whole = given[0] == "tokens"
         plain = check(value, given[0], whole=whole, most=None if given[0] in ("tokens", "average") else 1.0)
@@ -78,6 +84,42 @@ def check(value: object, name: str = "keep", whole: bool | None = None, most: fl
     if (share and plain > 1) or (whole and isinstance(plain, float)) or (most is not None and plain > most):
         raise ValueError(f"{name}={value!r}; it must be {span}")
     return plain
+
+
+def times(keep: Budget, factor: float) -> Budget:
+    """A budget of ``factor`` times as many tokens, for an early stage of a system that keeps ``keep`` on average.
+
+    Raises:
+        ValueError: the budget is a share of FLOPs, which does not say how many tokens it stands for.
+    """
+    if isinstance(keep, Keep):
+        if keep.flops is not None:
+            raise ValueError(
+                f"{keep}; a system of several stages takes the mean over the layers, as tokens or as a share"
+            )
+        if keep.average is None:
+            unit = "tokens" if keep.tokens is not None else "share"
+            return replace(keep, **{unit: times(keep.direct, factor)})  # type: ignore[arg-type]
+        whole = keep.average > 1
+        more = times(round(keep.average) if whole else keep.average, factor)
+        return Keep(**{"tokens" if whole else "share": more}, per=keep.per)  # type: ignore[arg-type]
+    keep = check(keep)
+    return _more(keep, factor) if isinstance(keep, int) else min(1.0, keep * factor)
+
+
+def mean(keep: Budget, steps: int = 1) -> Budget:
+    """``keep`` as the mean over the language model's layers, reached by ``steps`` stages together."""
+    per = "image"
+    if isinstance(keep, Keep):
+        if keep.flops is not None:
+            times(keep, 1)
+        per, keep = keep.per, keep.average or keep.direct
+    # A mean of one token leaves no choice, and as an average it would read as a share.
+    return Keep(tokens=1, per=per) if keep == 1 and isinstance(keep, int) else Keep(average=keep, per=per, steps=steps)
+
+
+def _more(keep: int, factor: float) -> int:
+    return 1 if keep == 1 else int(keep * factor + 0.5)
 
 
 def counts(keep: Budget, valid: Tensor) -> Tensor:
@@ -143,6 +185,28 @@ def allot(total: Tensor, weight: Tensor, most: Tensor) -> Tensor:
     return base + torch.zeros_like(base).scatter_(1, order, more.long())
 
 
+def concentrate(rows: Tensor, among: Tensor, keep: Tensor, left: int) -> Tensor:
+    """FlowCut's count: the more concentrated attention is, and the fewer layers are left, the more tokens leave.
+
+    Of n candidates leave ``(n - keep) / sqrt(left) * (1 - (H / log n)^2)``, H being the entropy of attention over them.
+
+    Args:
+        rows: ``(B, N)``, attention to each token; among: ``(B, N)`` bool; keep: ``(B,)``, the final count.
+        left: layers that follow; 0 for the last, which ends at ``keep``.
+
+    Returns:
+        ``(B,)`` tokens that stay, at least ``keep``.
+    """
+    if left == 0:
+        return keep
+    held = among.sum(1)
+    share = torch.where(among, rows, 0.0).double()
+    share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
+    flat = torch.special.entr(share).sum(1) / held.double().log().clamp(min=1e-12)
+    gone = ((held - keep) * left**-0.5 * (1 - flat.square())).round().long().clamp(min=0)
+    return (held - gone).maximum(keep)
+
+
 def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Tensor, Tensor]:
     """How SparseVLM spends a budget: tokens kept as they are, and pruned tokens clustered into the rest of it.
 
@@ -163,6 +227,24 @@ def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Te
     kept = (fits.sum(1) - 1).maximum((keep + 1) // 2)
     recycled = torch.floor(fraction * (held - kept).double()).long() + 1
     return kept, recycled.maximum(keep - kept).minimum(held - kept)
+
+
+def spared(keep: Tensor, rank: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``(B,)``: how many of the first tokens stay as they are, if one more is spent on every group that loses others.
+
+    The largest number that fits the budget, and at least half of it.
+
+    Args:
+        rank: ``(B, N)``, each token's place in the order of importance, -1 for none; group: ``(B, N)``, -1 for none.
+        groups: the number of groups.
+    """
+    last = torch.full((len(keep), groups), -1, device=keep.device)
+    last.scatter_reduce_(1, group.clamp(min=0), torch.where(group >= 0, rank, -1), "amax")
+    # A group is open while its last token is not among the first d; d plus the open groups never falls as d grows.
+    closed = torch.zeros(len(keep), rank.shape[1] + 1, dtype=torch.long, device=keep.device)
+    closed.scatter_add_(1, last + 1, torch.ones_like(last))
+    spent = torch.arange(closed.shape[1], device=keep.device) + groups - closed.cumsum(1)
+    return ((spent <= keep[:, None]).sum(1) - 1).maximum((keep + 1) // 2).minimum(keep)
 
 
 def rank(rows: Tensor, held: Tensor, scale: float) -> Tensor:

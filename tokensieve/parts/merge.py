@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.parts.select import compact, take
+from tokensieve.parts.budget import spared
+from tokensieve.parts.select import compact, last_of_each, ranks, take, top, top_of_each
 
 BLOCK = 4096
 
@@ -37,6 +38,28 @@ def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Ten
         index.append(slots.gather(1, i))
     found = torch.cat(index, 1).masked_fill(~among.any(1, keepdim=True), -1)
     return found, torch.cat(value, 1) if scale is None else torch.cat(value, 1) * scale
+
+
+def recycled(importance: Tensor, keep: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """The most important tokens as they are; what is left of each group becomes one token, where its best one stands.
+
+    Both together are the budget. Where it is too small for all groups, the better half of it stays as it is and the groups
+    of the best leftovers get the rest.
+
+    Args:
+        importance: ``(B, N)``; keep: ``(B,)``; group: ``(B, N)`` long, negative for padding.
+
+    Returns:
+        chosen, ``(B, N)`` bool, and the token that each joins, ``(B, N)`` long, -1 where it is dropped.
+    """
+    among = group >= 0
+    plain = top(importance, spared(keep, ranks(importance, among), group, groups), among)
+    rest = among & ~plain
+    one = torch.ones(len(keep), groups, dtype=torch.long, device=keep.device)
+    heads = top_of_each(importance, one, group, rest)
+    heads = top(importance, keep - plain.sum(1), heads)
+    target = last_of_each(group.masked_fill(~heads, -1), groups).gather(1, group.clamp(min=0))
+    return plain | heads, target.masked_fill(~rest, -1)
 
 
 def added_mean(chosen: Tensor, target: Tensor) -> Tensor:

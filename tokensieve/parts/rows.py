@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,3 +36,20 @@ def received(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = 
         part = allowed if allowed is None or allowed.shape[-2] == 1 else allowed[..., start : start + block, :]
         total += attend(query[:, :, start : start + block], key, scale, part).sum(2)
     return total / query.shape[2]
+
+
+def pagerank(rows: Callable[[int, int], Tensor], start: Tensor, steps: int, block: int = BLOCK) -> Tensor:
+    """Where attention comes to rest: ``start`` sent along the attention rows ``steps`` times.
+
+    Args:
+        rows: the rows of queries ``first`` to ``last``, ``(B, H, last - first, N)``; asked for in blocks, once a step.
+        start: ``(B, N)``, what each token holds at first.
+
+    Returns:
+        ``(B, H, N)``, what each holds in the end.
+    """
+    held = start[:, None]
+    for _ in range(steps):
+        sent = (held[..., None, i : i + block] @ rows(i, i + block) for i in range(0, held.shape[2], block))
+        held = sum(part[..., 0, :] for part in sent)  # type: ignore[assignment]
+    return held

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,6 +24,12 @@ def attention(s: Signals, need: Need) -> Tensor:
 def per_token(a: Tensor) -> Tensor:
     """``(B, N)`` from ``(B, N)`` or ``(B, heads, N)``: the mean over heads."""
     return a if a.dim() == 2 else a.mean(1)
+
+
+def share(a: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: values, not negative, as shares of their sum over the candidates; zero elsewhere."""
+    a = torch.where(among, a, 0.0)
+    return a / a.sum(1, keepdim=True).clamp(min=1e-12)
 
 
 def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
@@ -117,3 +125,37 @@ def alike(metric: Tensor, above: float, group: Tensor, among: Tensor, groups: in
         count = [((rows @ own.transpose(1, 2) > above) & real[:, None]).sum(2) for rows in blocks]
         out.scatter_add_(1, place, torch.cat(count, 1) * real)
     return out
+
+
+def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``(B, G)``: the mean cosine between two different members of each group; -1 in groups of fewer than two.
+
+    Args:
+        x: ``(B, N, D)``; group: ``(B, N)`` long, negative for none.
+    """
+    inside = group >= 0
+    size = inside.new_zeros(len(x), groups, dtype=x.dtype).scatter_add_(1, group.clamp(min=0), inside.to(x.dtype))
+    unit = normalize(x, dim=-1) * inside[..., None]
+    summed = x.new_zeros(len(x), groups, x.shape[2])
+    summed.scatter_add_(1, group.clamp(min=0)[..., None].expand_as(unit), unit)
+    own = x.new_zeros(len(x), groups).scatter_add_(1, group.clamp(min=0), unit.square().sum(2))
+    pairs = (summed.square().sum(2) - own) / (size * (size - 1)).clamp(min=1)
+    return torch.where(size > 1, pairs, -1.0)
+
+
+def entropy(pixels: Tensor, patch: int, levels: int = 256) -> Tensor:
+    """``(B, N)``: the entropy of each patch's grey levels, in bits, row by row.
+
+    Args:
+        pixels: ``(B, C, H, W)``; grey is the mean of the channels, and each image's greys, from its least to its greatest,
+            fall into ``levels`` equal bins.
+        patch: the side of a patch.
+    """
+    flat = pixels.detach().float().mean(1, keepdim=True)
+    low, high = flat.flatten(1).aminmax(dim=1)
+    scale = (levels - 1) / (high - low).clamp(min=1e-12)
+    level = ((flat - low[:, None, None, None]) * scale[:, None, None, None]).round().long()
+    level = level.unfold(2, patch, patch).unfold(3, patch, patch).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    count = torch.zeros(*level.shape[:2], levels, device=pixels.device)
+    count.scatter_add_(2, level, torch.ones_like(level, dtype=count.dtype))
+    return torch.special.entr(count / level.shape[2]).sum(2) / math.log(2)

@@ -45,6 +45,14 @@ def top(score: Tensor, count: Tensor, among: Tensor) -> Tensor:
     return torch.zeros_like(among).scatter_(1, *ranked(score, count, among))
 
 
+def ranks(score: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)`` long: each candidate's place in the order of scores, 0 for the highest; -1 elsewhere."""
+    count = among.sum(1)
+    order, real = ranked(score, count, among)
+    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.full_like(among, -1, dtype=torch.long).scatter_(1, order, torch.where(real, place, -1))
+
+
 def held(group: Tensor, among: Tensor, groups: int) -> Tensor:
     """``(B, G)``: how many candidates each of ``groups`` groups holds; group: ``(B, N)`` long, negative for none."""
     inside = (among & (group >= 0)).long()
@@ -123,6 +131,29 @@ def cells(count: Tensor, among: Tensor, grid: tuple[int, int] | None) -> tuple[T
     order, _ = compact(among)
     target = order.gather(1, (centre_y * w + centre_x).clamp(0, order.shape[1] - 1))
     return centre, torch.where(among, target, -1)
+
+
+def windows(among: Tensor, grid: tuple[int, int] | None, side: int) -> tuple[Tensor, int]:
+    """Windows of ``side`` x ``side`` cells of the grid; runs of as many candidates, where there is none.
+
+    Returns:
+        the window of each candidate, ``(B, N)`` long, -1 elsewhere, and the number of windows.
+    """
+    place = torch.arange(among.shape[1], device=among.device)
+    if grid is None:
+        window, number = (among.long().cumsum(1) - 1) // side**2, -(-among.shape[1] // side**2)
+    else:
+        across = -(-grid[1] // side)
+        window = (place // grid[1] // side * across + place % grid[1] // side).expand_as(among)
+        number = -(-grid[0] // side) * across
+    return torch.where(among, window, -1), number
+
+
+def last_of_each(group: Tensor, groups: int) -> Tensor:
+    """``(B, G)``: the last position of every group of ``group`` (``(B, N)`` long, negative for none); -1 where empty."""
+    place = torch.arange(group.shape[1], device=group.device).expand_as(group)
+    last = place.new_full((len(group), groups), -1)
+    return last.scatter_reduce_(1, group.clamp(min=0), torch.where(group >= 0, place, -1), "amax")
 
 
 def around(chosen: Tensor, grid: tuple[int, int] | None) -> Tensor:

@@ -19,7 +19,7 @@ from tokensieve.sites.clock import Clock
 from tokensieve.sites.trace import StageTrace, Trace
 
 Detach = Callable[[], None]
-ENCODER_SIGNALS = ("cls_attention", "received_attention", "keys", "values")
+ENCODER_SIGNALS = ("cls_attention", "received_attention", "cls_similarity", "keys", "values")
 
 
 class Watch:
@@ -38,7 +38,7 @@ class Watch:
     def _names(self, need: Need) -> list[str]:
         """What is recorded for a need: the first of it and its stand-ins that this encoder has."""
         for name in (need.name, *need.instead):
-            if name in ENCODER_SIGNALS and (name != "cls_attention" or self.stack.cls):
+            if name in ENCODER_SIGNALS and (not name.startswith("cls_") or self.stack.cls):
                 return [name]
         return []
 
@@ -64,6 +64,8 @@ class Watch:
             return rows.attend(call.query[:, :, :1], call.key, call.scale, call.mask)[:, :, 0, first:]
         if name == "received_attention":
             return rows.received(call.query, call.key, call.scale, call.mask)[..., first:]
+        if name == "cls_similarity":
+            return rows.attend(call.value[:, :, :1], call.value, 1.0, call.mask)[:, :, 0, first:]
         x = call.key if name == "keys" else call.value
         return x[:, :, first:].transpose(1, 2).flatten(2)
 

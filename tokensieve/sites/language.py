@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tokensieve.method import Method
 from tokensieve.parts import place
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Stage
@@ -18,12 +19,12 @@ from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite
-from tokensieve.sites.resolve import resolve
+from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Images, Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
-AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "text", "features"), "prefill": readings.LAYER_SIGNALS}
+AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "entropy", "paired", "text", "features")}
 
 
 class LanguageSite:
@@ -39,15 +40,14 @@ class LanguageSite:
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
         self.stages, self.clock, self.seed = stages, clock, seed
         self.handoff = [s for s in stages if s.site == "handoff"]
-        self.prefill: dict[int, list[Stage]] = {}
-        for stage in stages:
-            if stage.site == "prefill":
-                self.prefill.setdefault(self.language.layer(stage.layer), []).append(stage)
+        self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
+        ranks = any(type(stage.method).score is not Method.score for stage in self.handoff)
+        self.available = {**AVAILABLE, "prefill": (*readings.LAYER_SIGNALS, *(("ranking",) if ranks else ()))}
         for stage in stages:
             if stage.site != "encoder":
-                readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
+                readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
@@ -184,10 +184,10 @@ class LanguageSite:
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
         with self.clock, torch.no_grad():
-            names = readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
+            names = readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
             if stage.site == "handoff":
-                given |= self.sight.signals(stream)
+                given |= {**self.sight.signals(stream), **self.sight.entropy(stream)}
             at, mask = stream.slots()
             grid = self.sight.grid(mask) if stream.reduction.is_identity else None
             signals = Signals(
@@ -198,8 +198,12 @@ class LanguageSite:
                 seed=self.seed,
                 **given,
             )
-            step = stage.method(signals, resolve(stage.keep, index, self.anatomy, stream))
+            assert self.trace is not None
+            before = self.trace.layer_tokens[:index]
+            step = stage.method(signals, resolve(stage.keep, before, self.anatomy, stream))
             score = stage.method.score(signals)
+        if stage.site == "handoff" and score is not None:
+            stream.rank(score)
         if not step.is_identity:
             x = stream.leave(step, x)
         self._record(stage, stream, score, grid)

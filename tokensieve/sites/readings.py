@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +14,18 @@ from tokensieve.sites.masks import gather
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call
 
-LAYER_SIGNALS = ("text_attention", "last_attention", "keys", "values", "text", "features")
+LAYER_SIGNALS = (
+    "text_attention",
+    "last_attention",
+    "received_attention",
+    "pagerank",
+    "keys",
+    "values",
+    "text",
+    "features",
+)
+SHARPER, STEPS = 0.1, 5
+"""The temperature of PageRank's attention and its iterations."""
 
 
 def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method: str) -> list[str]:
@@ -47,6 +59,10 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
     if "text" in names:
         out["text"] = gather(hidden, text, 1)[row]
         out["text_mask"] = text_mask[row]
+    if "paired" in names:
+        out["paired"] = _paired(row, place, mask, text)
+    if "ranking" in names and stream.ranking is not None:
+        out["ranking"] = stream.reduction.take(stream.ranking)
     if call is None:
         return out
     past = call.key.shape[2] - call.query.shape[2]
@@ -59,6 +75,12 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
     if "text_attention" in names:
         out["text_attention"] = _rows(call, text, past, row, place, mask) * text_mask[row][:, None, :, None]
         out["text_mask"] = text_mask[row]
+    if "received_attention" in names:
+        out["received_attention"] = _received(call, past, row, place, mask)
+    if "pagerank" in names:
+        here = stream.real_here()
+        columns = place[:, None].expand(-1, call.query.shape[1], -1)
+        out["pagerank"] = _pagerank(call, past, here)[row].gather(2, columns) * mask[:, None]
     return out
 
 
@@ -70,6 +92,13 @@ def _last(mask: Tensor) -> Tensor:
 
 def _rows(call: Call, positions: Tensor, past: int, row: Tensor, place: Tensor, mask: Tensor) -> Tensor:
     """Attention of the queries at ``positions`` (``(B, T)``) to each image's tokens: ``(I, H, T, m)``."""
+    attention = _attend(call, positions, past, call.scale)[row]
+    columns = (past + place)[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
+    return attention.gather(3, columns) * mask[:, None, None]
+
+
+def _attend(call: Call, positions: Tensor, past: int, scale: float) -> Tensor:
+    """Attention of the queries at ``positions`` (``(B, T)``) to all keys: ``(B, H, T, kv)``."""
     query = call.query.gather(2, positions[:, None, :, None].expand(-1, call.query.shape[1], -1, call.query.shape[3]))
     keys = torch.arange(call.key.shape[2], device=positions.device)
     allowed = (keys <= past + positions[..., None])[:, None]
@@ -77,6 +106,35 @@ def _rows(call: Call, positions: Tensor, past: int, row: Tensor, place: Tensor, 
         allowed = allowed & call.mask[:, None, None].bool()
     elif call.mask is not None:
         allowed = gather(call.mask, positions, 2)
-    attention = rows.attend(query, call.key, call.scale, allowed)[row]
-    columns = (past + place)[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
-    return attention.gather(3, columns) * mask[:, None, None]
+    return rows.attend(query, call.key, scale, allowed)
+
+
+def _paired(row: Tensor, place: Tensor, mask: Tensor, text: Tensor) -> Tensor:
+    """``(I, T)`` bool: text tokens behind an image and in front of the next one of its row."""
+    ends = torch.where(mask, place, -1).amax(1)
+    behind = (row[:, None] == row) & (ends[:, None] < ends)
+    starts = torch.where(mask, place, place.max() + 1).amin(1)
+    upcoming = torch.where(behind, starts, text.max() + 1).amin(1)
+    return (text[row] > ends[:, None]) & (text[row] < upcoming[:, None])
+
+
+def _received(call: Call, past: int, row: Tensor, place: Tensor, mask: Tensor) -> Tensor:
+    """Mean attention that each of an image's tokens receives from all of them, ``(I, H, m)``, in blocks."""
+    own = call.mask if call.mask is None or call.mask.shape[0] == 1 else call.mask[row]
+    alone = replace(call, query=call.query[row], key=call.key[row], mask=own)
+    every = torch.arange(len(row), device=row.device)
+    total = torch.zeros(len(row), call.query.shape[1], place.shape[1], device=place.device)
+    for some, real in zip(place.split(rows.BLOCK, 1), mask.split(rows.BLOCK, 1), strict=True):
+        total += (_rows(alone, some, past, every, place, mask) * real[:, None, :, None]).sum(2)
+    return total / mask.sum(1)[:, None, None]
+
+
+def _pagerank(call: Call, past: int, real: Tensor) -> Tensor:
+    """PageRank over sharpened attention among all tokens of this pass, ``(B, H, l)`` (AIM, arXiv 2412.03248)."""
+    place = torch.arange(real.shape[1], device=real.device).expand_as(real)
+
+    def attend(first: int, last: int) -> Tensor:
+        return _attend(call, place[:, first:last], past, call.scale / SHARPER)[..., past:]
+
+    start = real / real.sum(1, keepdim=True)
+    return rows.pagerank(attend, start, STEPS)

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.parts.flops import of_layer
-from tokensieve.sites.anatomy import Anatomy
+from tokensieve.plan import Stage
+from tokensieve.sites.anatomy import Anatomy, Stack
 from tokensieve.sites.stream import Stream
 
 
-def resolve(keep: Budget, layer: int, anatomy: Anatomy, stream: Stream) -> Budget:
-    """A count or share for a stage at a layer; layers before it still hold what is in the stream now."""
+def layered(stages: Sequence[Stage], language: Stack) -> dict[int, list[Stage]]:
+    """The prefill stages of a plan, by the layer before which they run, from the first layer on.
+
+    In a shallow model, stages at shares of the depth may meet at one layer: the last of a method then speaks for all.
+    """
+    out: dict[int, list[Stage]] = {}
+    for stage in stages:
+        if stage.site == "prefill":
+            here = out.setdefault(language.layer(stage.layer), [])
+            if here and isinstance(stage.layer, float) and here[-1].method == stage.method:
+                here.pop()
+            here.append(stage)
+    return dict(sorted(out.items()))
+
+
+def resolve(keep: Budget, before: Sequence[float], anatomy: Anatomy, stream: Stream) -> Budget:
+    """A count or share for a stage; ``before`` holds the visual tokens in front of each layer that lies before it."""
     assert anatomy.language is not None
     tokens = stream.images.place.shape[1]
     now = int(stream.reduction.counts.max())
     depth = len(anatomy.language.layers)
-    return solve(keep, layer, depth, now, tokens, stream.length - tokens, anatomy.language.config)
+    return solve(keep, before, depth, now, tokens, stream.length - tokens, anatomy.language.config)
 
 
-def solve(keep: Budget, layer: int, depth: int, now: int, tokens: int, text: int, config: Any) -> Budget:
-    """``Keep(average=a)`` solves ``layer * now + (depth - layer) * m = depth * a`` for m; ``Keep(flops=f)`` finds the largest
-    m whose prefill costs at most the share f of the prefill with every token. Other budgets are returned as they are.
+def solve(keep: Budget, before: Sequence[float], depth: int, now: int, tokens: int, text: int, config: Any) -> Budget:
+    """``Keep(average=a)`` solves ``sum(before) + (depth - layer) * m = depth * a`` for m; ``Keep(flops=f)`` finds the
+    largest m whose prefill costs at most the share f of the prefill with every token. Other budgets are returned as
+    they are. Where several stages reach the average together, m is what the first of them keeps.
 
     Args:
-        layer: the layer before which tokens leave; depth: layers of the language model.
+        before: visual tokens in front of each layer before the stage; depth: layers of the language model.
         now: visual tokens in front of the stage; tokens: at the start; text: text tokens.
 
     Raises:
@@ -32,19 +50,20 @@ def solve(keep: Budget, layer: int, depth: int, now: int, tokens: int, text: int
     """
     if not isinstance(keep, Keep) or (keep.average is None and keep.flops is None):
         return keep
+    layer = len(before)
     if keep.average is not None:
         mean = keep.average * tokens if keep.average <= 1 else keep.average
-        m = (mean * depth - layer * now) / (depth - layer)
+        m = (mean * depth - sum(before)) / (depth - layer)
         if m < 1:
-            least = (layer * now + depth - layer) / depth
+            least = (sum(before) + depth - layer) / depth
             raise ValueError(
                 f"Keep(average={keep.average:g}) cannot be met from layer {layer} on; the least is {least:g} tokens"
             )
-        return max(1, round(m))
+        return max(1, round(_first(m, now, keep.steps)))
     assert keep.flops is not None
 
     def cost(m: int) -> float:
-        return layer * of_layer(config, text + now) + (depth - layer) * of_layer(config, text + m)
+        return sum(of_layer(config, text + n) for n in before) + (depth - layer) * of_layer(config, text + m)
 
     whole = depth * of_layer(config, text + tokens)
     if cost(1) > keep.flops * whole:
@@ -56,3 +75,16 @@ def solve(keep: Budget, layer: int, depth: int, now: int, tokens: int, text: int
         middle = (low + high + 1) // 2
         low, high = (middle, high) if cost(middle) <= keep.flops * whole else (low, middle - 1)
     return low
+
+
+def _first(mean: float, now: int, steps: int) -> float:
+    """What the first of ``steps`` stages keeps, where each keeps the same share r of what it meets and all together
+    keep ``mean`` on average: ``now * (r + r^2 + ... + r^steps) = steps * mean``."""
+    if steps == 1 or mean >= now:
+        return mean
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        r = (low + high) / 2
+        low, high = (r, high) if now * sum(r**i for i in range(1, steps + 1)) < steps * mean else (low, r)
+    # The stages behind it need one token each.
+    return min(now * high, float(int(steps * mean - steps + 1)))

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokensieve.needs import Need
+from tokensieve.parts import score
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import Detach, EncoderSite, Watch
@@ -20,7 +21,8 @@ class Sight:
     def __init__(self, anatomy: Anatomy, needs: Sequence[Need], encoder: EncoderSite | None, clock: Clock):
         self.anatomy, self.encoder = anatomy, encoder
         self.watch = Watch(anatomy.vision, needs, clock, (anatomy.feature_layer,))
-        self._pixels: tuple[int, ...] = ()
+        self._pixels: Tensor | None = None
+        self._patches = any(need.name == "entropy" for need in needs)
 
     def attach(self) -> list[Detach]:
         root = self.anatomy.vision.root
@@ -30,7 +32,7 @@ class Sight:
         """The encoder starts: forget what it said before, note the shape of its input."""
         self.watch.seen.clear()
         pixels = kwargs.get("pixel_values", args[0] if args else None)
-        self._pixels = tuple(pixels.shape) if isinstance(pixels, Tensor) else ()
+        self._pixels = pixels if isinstance(pixels, Tensor) and pixels.dim() == 4 else None
 
     def grid(self, mask: Tensor | None = None) -> tuple[int, int] | None:
         """Rows and columns of an image's tokens, from its pixels and the patch size; None where they do not lie on one grid.
@@ -39,18 +41,26 @@ class Sight:
             mask: ``(I, n)`` bool, the tokens it has to fit.
         """
         patch = getattr(self.anatomy.vision.config, "patch_size", None)
-        if not isinstance(patch, int) or len(self._pixels) != 4:
+        if not isinstance(patch, int) or self._pixels is None:
             return None
-        grid = (self._pixels[2] // patch, self._pixels[3] // patch)
+        grid = (self._pixels.shape[2] // patch, self._pixels.shape[3] // patch)
         fits = mask is None or (mask.shape[1] == grid[0] * grid[1] and bool(mask.all()))
         return grid if fits else None
+
+    def entropy(self, stream: Stream) -> dict[str, Tensor]:
+        """The entropy of each patch's pixels, where a stage asks for it and tokens are patches."""
+        if not self._patches or self._pixels is None or self.grid() is None:
+            return {}
+        bits = score.entropy(self._pixels, self.anatomy.vision.config.patch_size)
+        laid = _regroup("entropy", bits, stream.images)
+        return {"entropy": stream.reduction.take(laid)}
 
     def signals(self, stream: Stream) -> dict[str, dict[int, Tensor]]:
         """Everything it said, by name and layer, for the tokens still in the stream."""
         out: dict[str, dict[int, Tensor]] = {}
         for name, layers in self.watch.seen.items():
             for layer, value in layers.items():
-                axis = -1 if name.endswith("attention") else 1
+                axis = 1 if name in ("keys", "values") else -1
                 tokens = value.movedim(axis, 1)
                 if self.encoder is not None:
                     tokens = self.encoder.widen(tokens)

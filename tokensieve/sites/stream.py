@@ -81,6 +81,7 @@ class Stream:
         past: the index as it was at every length l of this pass.
         holes: whether the index holds padding.
         shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones.
+        ranking: ``(I, n)``, what a stage in front of the language model last ranked the tokens by; None where none did.
         renumbered: position ids and rotary tables that layers after a compacting prefill stage get instead of theirs.
     """
 
@@ -96,6 +97,7 @@ class Stream:
         self.past: dict[int, Tensor] = {}
         self.holes = False
         self.shift: Tensor | None = None
+        self.ranking: Tensor | None = None
         self.renumbered: tuple[Tensor, Any] | None = None
 
     @property
@@ -117,19 +119,26 @@ class Stream:
         visual = torch.zeros(self.index.shape, dtype=torch.bool, device=place.device)
         row = self.images.row[:, None].expand_as(place)
         visual[row[mask], place[mask]] = True
-        text = self._real_here() & ~visual
+        text = self.real_here() & ~visual
         after = text & (visual.long().cumsum(1) > 0)
         text = torch.where(after.any(1, keepdim=True), after, text)
         most = max(int(text.sum(1).max()), 1)
         order = text.to(torch.uint8).argsort(dim=1, stable=True)[:, -most:]
         return order, text.gather(1, order)
 
-    def _real_here(self) -> Tensor:
+    def real_here(self) -> Tensor:
+        """``(B, l)`` bool: tokens in the stream that are no padding."""
         return self.real.gather(1, self.index.clamp(min=0)) & (self.index >= 0)
 
     def pick(self, x: Tensor, place: Tensor) -> Tensor:
         """Tokens of ``x`` (``(B, l, D)``) at each image's stream positions: ``(I, m, D)``."""
         return x[self.images.row[:, None], place]
+
+    def rank(self, score: Tensor) -> None:
+        """Remember what the tokens that are there, ``(I, m)``, were ranked by."""
+        image, slot = self.reduction.mask.nonzero(as_tuple=True)
+        self.ranking = score.new_zeros(self.images.place.shape)
+        self.ranking[image, self.reduction.kept[image, slot]] = score[image, slot]
 
     def leave(self, step: Reduction, x: Tensor, merge: bool = True) -> Tensor:
         """Apply a step of reduction to the visual tokens of the stream.
@@ -151,7 +160,7 @@ class Stream:
             values = step.apply(self.pick(x, place))
             x = x.clone()
             x[row.expand_as(new)[kept], new[kept]] = values[kept].to(x.dtype)
-        survive = self._real_here()
+        survive = self.real_here()
         survive[row.expand_as(place)[mask], place[mask]] = False
         survive[row.expand_as(new)[kept], new[kept]] = True
         chosen = _survivors(survive)

@@ -21,7 +21,7 @@ class CLSInflection(Method):
 
     Source: arXiv 2409.01162. An image's count is the number of tokens before the point of the falling curve that lies
     farthest below its chord, and at most the budget; the second cut, ``cls-inflection-l``, runs at ``cut`` of the
-    language model's depth. In the plan of both, the first stage may keep 1.25 times the mean. Deviations from the paper,
+    language model's depth. In the plan of both, the first stage may keep 1.2 times the mean. Deviations from the paper,
     which has no public code: CLS attention stands for the similarity to the CLS token, and the inflection is the knee
     of the curve.
     """
@@ -43,10 +43,8 @@ class CLSInflection(Method):
         return Reduction.keep(select.top(saliency, count, s.valid))
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
-        mean = (keep.average or keep.direct) if isinstance(keep, budget.Keep) else keep
-        share = isinstance(mean, float) and mean <= 1
-        first = min(mean * 1.25, 1.0) if share else max(int(mean * 1.25), 1)
-        return (Stage(self, first), Stage(CLSInflectionL(), budget.Keep(average=mean), layers=(self.cut,)))
+        first, mean = budget.times(keep, 1.2), budget.mean(keep)
+        return (Stage(self, first), Stage(CLSInflectionL(), mean, layers=(self.cut,)))
 
 
 @register("cls-inflection-l", systems=[316])

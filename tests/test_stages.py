@@ -1,0 +1,330 @@
+"""Systems of several stages: their plans, and the mean over the layers that they reach together."""
+
+import pytest
+import torch
+
+import tokensieve as ts
+from tests.models import llava, prompt
+from tokensieve import registry
+from tokensieve.bench.cost import cost
+from tokensieve.bench.drift import drift, tune
+from tokensieve.parts import budget, rows
+from tokensieve.plan import plan
+from tokensieve.signals import Signals
+from tokensieve.sites.resolve import solve
+
+SYSTEMS = [name for name in ts.methods() if registry.make(name).stages(0.5)]
+EXACT = [name for name in SYSTEMS if not registry.get(name).adaptive]
+EARLY = [name for name in SYSTEMS if registry.get(name).site == "handoff"]
+N, LAYERS = 64, 4
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava()
+
+
+def run(model, plan, images=(1,)):
+    with ts.sieve(model, plan) as s, torch.no_grad():
+        model(**prompt(images))
+    return s.last
+
+
+def test_the_systems_are_there():
+    by_entry = {287: "star", 90: "vscan", 150: "visiondrop", 10: "aim", 66: "vflowopt", 53: "mustdrop", 141: "catp"}
+    assert {*by_entry.values(), "pyramiddrop"} <= set(SYSTEMS)
+    for system, name in {**by_entry, 305: "flowcut"}.items():
+        assert name in registry.entries(system)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("keep", [40, 0.25, ts.Keep(tokens=24, per="prompt"), ts.Keep(average=0.5)])
+def test_a_system_goes_through_json(name, keep, tmp_path):
+    made = registry.make(name)
+    whole = plan(name, keep)
+    assert whole.stages[0].method == made
+    assert len(whole.stages) > 1
+    late = [s for s in whole.stages if s.site == "prefill"]
+    assert all(isinstance(layer, float) for s in late for layer in s.layers)
+    assert [s.layer for s in late] == sorted({s.layer for s in late})
+    assert late[-1].keep.steps == 1
+    assert {s.keep.per for s in late} == {getattr(keep, "per", "image")}
+    whole.save(tmp_path / "plan.json")
+    assert ts.Plan.load(tmp_path / "plan.json") == whole
+
+
+@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("keep", [20, 40, 0.5, 0.9, ts.Keep(average=33)])
+def test_the_mean_over_the_layers_is_what_was_asked_for(model, name, keep):
+    tokens = run(model, plan(name, keep), images=(1, 2)).layer_tokens
+    want = keep.average if isinstance(keep, ts.Keep) else keep
+    want = want * N if want <= 1 else want
+    # The last stage rounds, and stands in front of at most three of the four layers.
+    assert abs(sum(tokens) / LAYERS - want) <= 0.5 * 3 / 4
+    assert tokens == sorted(tokens, reverse=True)
+    assert tokens[-1] < tokens[0]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_the_cost_of_a_system_is_what_it_runs_at(model, name):
+    whole = plan(name, 30)
+    assert cost(model, whole, tokens=N, text=9).mean == sum(run(model, whole).layer_tokens) / LAYERS
+
+
+@pytest.mark.parametrize("name", EARLY)
+def test_one_token_is_one_token_everywhere(model, name):
+    assert run(model, plan(name, 1)).layer_tokens == [1.0] * LAYERS
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.parametrize("keep", [N, N + 9, 1.0])
+def test_keeping_all_changes_nothing(model, name, keep):
+    trace = run(model, plan(name, keep))
+    assert trace.layer_tokens == [N] * LAYERS
+    assert all(stage.reduction.is_identity for stage in trace.stages)
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_share_of_flops_is_refused(name):
+    with pytest.raises(ValueError, match="takes the mean over the layers"):
+        plan(name, ts.Keep(flops=0.3))
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_a_row_does_not_change_another(model, name):
+    """Two prompts of different length, one of them left-padded, against each of them alone."""
+    inputs = prompt((1, 1))
+    with ts.sieve(model, plan(name, 30)), torch.no_grad():
+        both = model(**inputs).logits[:, -1]
+        for b in range(2):
+            real = inputs["attention_mask"][b].bool()
+            alone = {k: inputs[k][b : b + 1, real] for k in ("input_ids", "attention_mask")}
+            one = model(**alone, pixel_values=inputs["pixel_values"][b : b + 1]).logits[:, -1]
+            torch.testing.assert_close(both[b : b + 1], one, rtol=1e-4, atol=1e-4)
+
+
+def test_pyramiddrop_keeps_the_same_share_each_time():
+    """(1 + r + r^2 + r^3) / 4 of the tokens on average, with the paper's r = 0.5."""
+    model = llava(layers=8)
+    tokens = run(model, plan("pyramiddrop", (1 + 0.5 + 0.25 + 0.125) / 4)).layer_tokens
+    assert tokens == [64, 64, 32, 32, 16, 16, 8, 8]
+
+
+def test_visiondrop_falls_as_the_public_code():
+    """48, 35, 26 and 19 tokens for a mean of 32, of 576; rounding may move one."""
+    stages = plan("visiondrop", 32).stages
+    now, before, met = 576, [], []
+    for stage in stages:
+        now = solve(stage.keep, before, 8, now, 576, 20, None)
+        before += [now] * 2
+        met.append(now)
+    assert all(abs(a - b) <= 1 for a, b in zip(met, [48, 35, 26, 19], strict=True))
+
+
+def test_stages_that_meet_in_a_shallow_model_are_one(model):
+    """aim-l at 0.5, 0.625 and 0.75 of four layers: layers 2, 2 and 3."""
+    trace = run(model, plan("aim", 24))
+    assert [t.stage.layer for t in trace.stages if t.stage.site == "prefill"] == [0.625, 0.75]
+
+
+@pytest.mark.parametrize(("mean", "now", "steps"), [(30, 64, 3), (1.5, 64, 3), (64, 64, 2), (10, 11, 4)])
+def test_stages_that_share_a_mean_leave_room_for_those_behind(mean, now, steps):
+    """Each step solved in turn: counts fall, hit the mean to rounding, and never below one token."""
+    depth, before = steps * 5, []
+    for i in range(steps):
+        m = solve(ts.Keep(average=mean, steps=steps - i), before, depth, now, 64, 9, None)
+        assert m >= 1
+        now = min(m, now)
+        before += [now] * 5
+    assert abs(sum(before) / depth - mean) <= 0.5
+
+
+def test_a_mean_below_the_first_layers_is_refused(model):
+    with pytest.raises(ValueError, match=r"the least is 16\.75 tokens"):
+        run(model, plan("pyramiddrop", 10))
+
+
+@pytest.mark.parametrize(
+    ("keep", "want"),
+    [
+        (10, 15),
+        (1, 1),
+        (0.5, 0.75),
+        (0.9, 1.0),
+        (ts.Keep(tokens=5), ts.Keep(tokens=8)),
+        (ts.Keep(average=12.0, per="prompt"), ts.Keep(tokens=18, per="prompt")),
+        (ts.Keep(average=0.5), ts.Keep(share=0.75)),
+    ],
+)
+def test_times(keep, want):
+    assert budget.times(keep, 1.5) == want
+
+
+def test_steps_belong_to_an_average():
+    with pytest.raises(ValueError, match="steps=2 goes with average"):
+        ts.Keep(tokens=4, steps=2)
+    with pytest.raises(ValueError, match="steps=0"):
+        ts.Keep(average=4, steps=0)
+
+
+# ---- what a language-model layer tells
+
+
+class Seen(ts.Method):
+    """Keeps everything but one token, and what it was given."""
+
+    name = "seen"
+    site = "prefill"
+    sites = ("prefill",)
+
+    def __init__(self, *names):
+        object.__setattr__(self, "names", names)
+        object.__setattr__(self, "given", [])
+
+    @property
+    def needs(self):
+        from tokensieve.needs import Need
+
+        return tuple(Need(n) for n in self.names)
+
+    def __call__(self, s: Signals, keep):
+        self.given.append(s)
+        return ts.Reduction.identity(s.batch, s.n)
+
+
+@pytest.mark.parametrize("images", [(1,), (2, 1)])
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_attention_among_visual_tokens(attn, images):
+    """Against the whole attention map of the layer in front of the stage, with left padding."""
+    model, inputs = llava("eager"), prompt(images)
+    with torch.no_grad():
+        a = model(**inputs, output_attentions=True).attentions[1]
+    model.set_attn_implementation(attn)
+    seen = Seen("received_attention", "pagerank")
+    with ts.sieve(model, ts.Stage(seen, N, layers=(2,))) as s, torch.no_grad():
+        model(**inputs)
+    (given,) = seen.given
+    visual = inputs["input_ids"] == 5
+    for image, row in enumerate(s.last.rows):
+        place = visual[row].nonzero()[:, 0].view(-1, N)[sum(r == row for r in s.last.rows[:image])]
+        want = a[row][:, place][:, :, place].mean(1)
+        torch.testing.assert_close(given.received_attention[image], want)
+        sharp = sharpened(model, inputs, row)
+        torch.testing.assert_close(given.pagerank[image], sharp[:, place], rtol=1e-4, atol=1e-6)
+
+
+def sharpened(model, inputs, row):
+    """PageRank in five steps over softmax(logits / 0.1) of layer 1, from the layer's own queries and keys."""
+    calls = []
+    from tokensieve.sites import taps
+
+    undo = taps.attach(model.model.language_model.layers[1].self_attn, observe=calls.append)
+    with torch.no_grad():
+        model(**inputs)
+    undo()
+    (call,) = calls
+    q, k = call.query[row].double(), call.key[row].double()
+    k = k.repeat_interleave(q.shape[0] // k.shape[0], 0)
+    logits = q @ k.transpose(1, 2) * call.scale
+    real = inputs["attention_mask"][row].bool()
+    allowed = torch.ones(len(real), len(real)).tril().bool() & real
+    m = (logits / 0.1).masked_fill(~allowed, -1e300).softmax(-1)
+    held = (real / real.sum()).double().expand(q.shape[0], 1, -1)
+    for _ in range(5):
+        held = held @ m
+    return held[:, 0].float()
+
+
+def test_pagerank_in_blocks():
+    m = torch.randn(2, 3, 50, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
+    start = torch.rand(2, 50, generator=torch.Generator().manual_seed(1))
+    got = rows.pagerank(lambda i, j: m[:, :, i:j], start, 4, block=7)
+    torch.testing.assert_close(got, (start[:, None, None] @ m @ m @ m @ m)[:, :, 0])
+
+
+def test_keys_of_mustdrop_survive_every_stage(model):
+    """The tokens protected at the last stage are those of highest CLS attention in the image, and they are all there."""
+    inputs = prompt((1, 1))
+    with ts.sieve(model, "fastervlm", keep=63) as s, torch.no_grad():
+        model(**inputs)
+    cls = s.last.stages[0].score
+    with ts.sieve(model, plan("mustdrop", 24)) as s, torch.no_grad():
+        model(**inputs)
+    last = s.last.stages[-1].reduction
+    count = int(0.25 * last.m + 0.5)
+    assert count > 1
+    for b in range(2):
+        assert set(cls[b].topk(count).indices.tolist()) <= set(last.kept[b].tolist())
+
+
+# ---- the drift of the answering state
+
+
+def test_nothing_drifts_where_all_is_kept(model):
+    assert drift(model, plan("vflowopt", 1.0), [prompt((1, 1))]) == pytest.approx(0, abs=1e-12)
+
+
+def test_fewer_tokens_drift_further(model):
+    far, near = (drift(model, plan("vflowopt", keep), [prompt((1, 1))]) for keep in (8, 60))
+    assert far > near > 0
+
+
+def test_tuned_options_drift_no_further_than_the_defaults(model):
+    prompts = [prompt((1, 1)), prompt((2, 1), seed=1)]
+    spans = {"entropy": (0.0, 0.5, 1.0, 4.0), "threshold": (0.0, 1.0, 2.0), "cell": (2, 4), "first": (1.2, 1.5, 2.0)}
+    before = drift(model, plan("vflowopt", 12), prompts)
+    best, least = tune(model, "vflowopt", 12, prompts, spans, trials=6)
+    assert least == drift(model, best, prompts) < before
+    assert tune(model, "vflowopt", 12, prompts, spans, trials=6) == (best, least)
+
+
+def test_the_entropy_of_patches_reaches_the_method(model):
+    """A picture that is flat but for one corner: the corner's patches are the ones that stay."""
+    inputs = prompt((1,))
+    inputs["pixel_values"][:, :, 8:] = inputs["pixel_values"][:, :, :, 8:] = 0.5
+    with ts.sieve(model, "vflowopt", keep=8, site="handoff", entropy=1e6, cell=8) as s, torch.no_grad():
+        model(**inputs)
+    reduction = s.last.stages[0].reduction
+    assert {0, 1, 8, 9} <= set(reduction.kept[0].tolist())
+
+
+def test_what_the_first_stage_ranked_by_reaches_the_later_ones(model):
+    """Two stages in front of the language model, images of several rows; the last ranking before it goes on."""
+    inputs = prompt((2, 1))
+    seen = Seen("ranking")
+    stages = [ts.method("uniform", keep=32), ts.method("fastervlm", keep=20), ts.Stage(seen, 20, layers=(2,))]
+    with ts.sieve(model, ts.Plan(stages)) as s, torch.no_grad():
+        model(**inputs)
+    (given,) = seen.given
+    first, second = (t.reduction.kept for t in s.last.stages[:2])
+    for image in range(3):
+        met = dict(zip(first[image].tolist(), s.last.stages[1].score[image].tolist(), strict=True))
+        assert given.ranking[image].tolist() == pytest.approx([met[i] for i in second[image].tolist()])
+
+
+def test_a_later_stage_alone_goes_by_the_text(model):
+    with ts.sieve(model, "vflowopt-l", keep=9) as s, torch.no_grad():
+        model(**prompt((1,)))
+    with ts.sieve(model, "fastv", keep=9) as other, torch.no_grad():
+        model(**prompt((1,)))
+    assert torch.equal(s.last.stages[0].reduction.kept, other.last.stages[0].reduction.kept)
+
+
+def test_each_image_is_paired_with_the_text_behind_it():
+    """Prompts of two and one images: two tokens follow each image, six more the last."""
+    model, inputs = llava(), prompt((2, 1))
+    seen = Seen("text", "paired")
+    object.__setattr__(seen, "sites", ("handoff",))
+    with ts.sieve(model, ts.Stage(seen, N, site="handoff")) as s, torch.no_grad():
+        model(**inputs)
+    (given,) = seen.given
+    embed = model.get_input_embeddings()(inputs["input_ids"])
+    ids = inputs["input_ids"]
+    assert s.last.rows == [0, 0, 1]
+    for image, (row, nth) in enumerate([(0, 0), (0, 1), (1, 0)]):
+        ends = (ids[row] == 5).nonzero()[:, 0].view(-1, N)
+        last = int(ends[nth, -1])
+        stop = int(ends[nth + 1, 0]) if nth + 1 < len(ends) else ids.shape[1]
+        torch.testing.assert_close(
+            given.text[image][given.paired[image] & given.text_mask[image]], embed[row, last + 1 : stop]
+        )

@@ -1,0 +1,49 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import Keys, ReceivedAttention
+from tokensieve.parts import budget, merge, score, select
+from tokensieve.plan import Stage, descent
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("visiondrop", systems=[150])
+@dataclass(frozen=True)
+class VisionDrop(Method):
+    """Keeps the tokens that visual tokens attend to, merges the rest into a few by key similarity, and never asks the text.
+
+    Source: arXiv 2506.22283. The score is the mean attention of visual tokens to a token; ``contextual`` is the share of
+    the budget for merged tokens, whose targets lie at equal steps along the rest. The same rule runs after the encoder
+    and inside the language model, at the shares ``at`` of its depth: as a system the first stage keeps ``first`` times
+    the mean that is asked for, and the others the same share each (the public code's 48, then 35, 26 and 19 tokens at
+    layers 8, 16 and 24 of 32). Deviations from the public code: merged tokens are true means, keys are compared with all
+    heads side by side, and the encoder's tokens are scored by the attention they receive, not by the CLS token's.
+    """
+
+    sites = ("handoff", "encoder", "prefill")
+    contextual: float = 0.125
+    first: float = 1.5
+    at: tuple[float, ...] = (0.25, 0.5, 0.75)
+    encoder_layer: int = -2
+
+    @property
+    def needs(self):
+        return (ReceivedAttention(self.encoder_layer), Keys(self.encoder_layer))
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        spare = budget.share(keep, self.contextual)
+        dominant = select.top(self.score(s), keep - spare, s.valid)
+        rest = s.valid & ~dominant
+        targets = select.evenly(spare, rest)
+        target, _ = merge.nearest(s.metric(self.needs[1], self.encoder_layer), targets)
+        return Reduction.merge(dominant | targets, target.masked_fill(~rest, -1), s.weight)
+
+    def stages(self, keep: budget.Budget) -> list[Stage]:
+        return [Stage(self, budget.times(keep, self.first)), *descent(self, keep, self.at)]
