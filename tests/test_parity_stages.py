@@ -124,7 +124,7 @@ def visiondrop(received, k, x, keep):
 def test_visiondrop(batch, n, keep):
     a, k, x = attention(batch, 4, n), features(batch, n, 8, seed=2), features(batch, n)
     sizes = 1 + torch.arange(batch * n).reshape(batch, n) % 3
-    r = ts.reduce(x, "visiondrop", keep, received_attention=a, keys=k)
+    r = ts.reduce(x, "visiondrop", keep, cls_attention=a, keys=k)
     weighed = ts.reduce(x, "visiondrop", keep, received_attention=a, keys=k, sizes=sizes)
     for b in range(batch):
         slots, members = visiondrop(a[b].double().mean(0), k[b], x[b], keep)

@@ -121,6 +121,25 @@ def test_visiondrop_falls_as_the_public_code():
     assert all(abs(a - b) <= 1 for a, b in zip(met, [48, 35, 26, 19], strict=True))
 
 
+def test_visiondrop_asks_cls_in_front_of_the_language_model_and_visual_tokens_inside(model):
+    whole = [s.method for s in plan("visiondrop", 24).stages]
+    assert len(set(whole)) == 1
+    inputs, seen = prompt((1,)), []
+
+    class Watched(type(whole[0])):
+        def reduce(self, s, keep):
+            seen.append((s.has("cls_attention"), s.has("received_attention"), s.has("text")))
+            return super().reduce(s, keep)
+
+    made = Watched()
+    with (
+        ts.sieve(model, ts.Plan([ts.Stage(made, 30), ts.Stage(made, 20, site="prefill", layers=(2,))])),
+        torch.no_grad(),
+    ):
+        model(**inputs)
+    assert seen == [(True, False, False), (False, True, False)]
+
+
 def test_stages_that_meet_in_a_shallow_model_are_one(model):
     """aim-l at 0.5, 0.625 and 0.75 of four layers: layers 2, 2 and 3."""
     trace = run(model, plan("aim", 24))

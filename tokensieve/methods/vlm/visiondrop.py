@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.needs import Keys, ReceivedAttention
+from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
@@ -16,12 +16,12 @@ from tokensieve.signals import Signals
 class VisionDrop(Method):
     """Keeps the tokens that visual tokens attend to, merges the rest into a few by key similarity, and never asks the text.
 
-    Source: arXiv 2506.22283. The score is the mean attention of visual tokens to a token; ``contextual`` is the share of
-    the budget for merged tokens, whose targets lie at equal steps along the rest. The same rule runs after the encoder
-    and inside the language model, at the shares ``at`` of its depth: as a system the first stage keeps ``first`` times
-    the mean that is asked for, and the others the same share each (the public code's 48, then 35, 26 and 19 tokens at
-    layers 8, 16 and 24 of 32). Deviations from the public code: merged tokens are true means, keys are compared with all
-    heads side by side, and the encoder's tokens are scored by the attention they receive, not by the CLS token's.
+    Source: arXiv 2506.22283. After the encoder the score is the CLS token's attention, as in the public code; inside the
+    language model (and where there is no CLS) the mean attention of the visual tokens to a token. ``contextual`` is the
+    share of the budget for merged tokens, whose targets lie at equal steps along the rest. As a system the first stage
+    keeps ``first`` times the mean that is asked for, and stages at the shares ``at`` of the depth the same share each (the
+    public code's 48, then 35, 26 and 19 tokens at layers 8, 16 and 24 of 32). Deviations from that code: merged tokens are
+    true means, and keys are compared with all heads side by side.
     """
 
     sites = ("handoff", "encoder", "prefill")
@@ -32,7 +32,7 @@ class VisionDrop(Method):
 
     @property
     def needs(self):
-        return (ReceivedAttention(self.encoder_layer), Keys(self.encoder_layer))
+        return (CLSAttention(self.encoder_layer), Keys(self.encoder_layer))
 
     def score(self, s: Signals) -> Tensor:
         return score.attention(s, self.needs[0])
