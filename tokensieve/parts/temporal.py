@@ -1,0 +1,169 @@
+"""Temporal: frames of a video, what they have in common and where they change.
+
+``frame`` is ``(B, N)`` long, 0, 1, ... without gaps, -1 at padding. A token's place is its rank within its frame; tokens
+of one place in several frames see the same spot.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tokensieve.parts.select import held
+from tokensieve.signals import Signals
+
+BLOCK = 1024
+
+
+def frames(s: Signals) -> Tensor:
+    """``(B, N)``: the frame of each token, numbered without gaps; all are one where no frames are given.
+
+    Tokens of no frame (line ends) form one more, behind the last.
+    """
+    if s.frame is None:
+        return s.valid.long() - 1
+    last = torch.iinfo(torch.long).max
+    return dense(torch.where(s.frame >= 0, s.frame, last - 1), s.valid)
+
+
+def dense(key: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: the candidates' keys in their order as 0, 1, ... without gaps; -1 elsewhere."""
+    sorted_, order = key.masked_fill(~among, torch.iinfo(key.dtype).max).sort(dim=1, stable=True)
+    new = torch.zeros_like(key)
+    new[:, 1:] = (sorted_[:, 1:] != sorted_[:, :-1]).long()
+    return torch.where(among, torch.zeros_like(key).scatter_(1, order, new.cumsum(1)), -1)
+
+
+def number(frame: Tensor) -> int:
+    """How many frames the longest row has."""
+    return int(frame.max()) + 1
+
+
+def places(frame: Tensor) -> Tensor:
+    """``(B, N)``: the rank of each token within its frame; -1 at padding."""
+    count = number(frame)
+    group = torch.where(frame < 0, count, frame)
+    order = group.argsort(dim=1, stable=True)
+    size = held(group, torch.ones_like(frame, dtype=torch.bool), count + 1)
+    first = (size.cumsum(1) - size).gather(1, group)
+    step = torch.arange(frame.shape[1], device=frame.device).expand_as(frame)
+    return torch.where(frame < 0, -1, torch.zeros_like(frame).scatter_(1, order, step) - first)
+
+
+def table(frame: Tensor) -> tuple[Tensor, Tensor]:
+    """Frames as rows of their own: the tokens of each, ``(B, F, P)`` positions in order, and which of them are real."""
+    place, count = places(frame), number(frame)
+    width = int(place.max()) + 1
+    cell = torch.where(frame < 0, count * width, frame * width + place)
+    step = torch.arange(frame.shape[1], device=frame.device).expand_as(frame)
+    out = frame.new_full((len(frame), count * width + 1), -1).scatter_(1, cell, step)
+    out = out[:, :-1].unflatten(1, (count, width))
+    return out.clamp(min=0), out >= 0
+
+
+def rows(x: Tensor, place: Tensor) -> Tensor:
+    """``(B * F, P, D)``: tokens of x laid out as ``place`` (``(B, F, P)``) says."""
+    flat = place + torch.arange(len(x), device=x.device)[:, None, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, flat.flatten()).unflatten(0, flat.flatten(0, 1).shape)
+
+
+def back(value: Tensor, place: Tensor, real: Tensor, n: int, fill: int | float | bool) -> Tensor:
+    """``(B, N)`` from a table's values ``(B, F, P)``; ``fill`` where no cell is real."""
+    out = value.new_full((len(place), n + 1), fill)
+    cell = torch.where(real, place, n).flatten(1)
+    return out.scatter_(1, cell, value.flatten(1))[:, :n]
+
+
+def heads(key: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: the first candidate with the same key; -1 for what is none."""
+    sorted_, order = key.masked_fill(~among, torch.iinfo(key.dtype).max).sort(dim=1, stable=True)
+    step = torch.arange(key.shape[1], device=key.device).expand_as(key)
+    new = torch.ones_like(among)
+    new[:, 1:] = sorted_[:, 1:] != sorted_[:, :-1]
+    first = order.gather(1, torch.where(new, step, 0).cummax(1).values)
+    return torch.where(among, torch.zeros_like(key).scatter_(1, order, first), -1)
+
+
+def before(frame: Tensor) -> Tensor:
+    """``(B, N)``: the token at the same place of the nearest earlier frame that has this place; -1 where none has."""
+    place, count = places(frame), number(frame)
+    key = torch.where(frame < 0, torch.iinfo(frame.dtype).max, place * count + frame)
+    order = key.argsort(dim=1, stable=True)
+    sorted_ = torch.where(frame < 0, -1, place).gather(1, order)
+    link = torch.full_like(frame, -1)
+    link[:, 1:] = torch.where((sorted_[:, 1:] == sorted_[:, :-1]) & (sorted_[:, 1:] >= 0), order[:, :-1], -1)
+    return torch.zeros_like(frame).scatter_(1, order, link)
+
+
+def chain(link: Tensor, joins: Tensor) -> Tensor:
+    """``(B, N)``: where each token ends up if those that join follow their links, and so on; itself where it stays."""
+    step = torch.arange(link.shape[1], device=link.device).expand_as(link)
+    target = torch.where(joins, link, step)
+    while not torch.equal(further := target.gather(1, target), target):
+        target = further
+    return target
+
+
+def likeness(x: Tensor, link: Tensor) -> Tensor:
+    """``(B, N)``: the cosine of each token with the one it is linked to; minus infinity without a link. In blocks."""
+    norm = torch.linalg.vector_norm(x, dim=2).clamp(min=1e-12)
+    dot = torch.cat([(a * b).sum(2) for a, b in _linked(x, link)], 1)
+    near = dot / (norm * norm.gather(1, link.clamp(min=0)))
+    return near.masked_fill(link < 0, -torch.inf)
+
+
+def change(x: Tensor, link: Tensor) -> Tensor:
+    """``(B, N)``: the Euclidean distance of each token to the one it is linked to; 0 without a link. In blocks."""
+    far = torch.cat([torch.linalg.vector_norm(a - b, dim=2) for a, b in _linked(x, link)], 1)
+    return far.masked_fill(link < 0, 0.0)
+
+
+def _linked(x: Tensor, link: Tensor):  # noqa: ANN202 (an iterator of pairs of blocks)
+    for own, other in zip(x.split(BLOCK, 1), link.clamp(min=0).split(BLOCK, 1), strict=True):
+        yield own, rows(x, other[:, None])
+
+
+def per_frame(value: Tensor, frame: Tensor, among: Tensor) -> Tensor:
+    """``(B, F)``: the mean of a value ``(B, N)`` over the candidates of each frame; 0 where it has none."""
+    total = value.new_zeros(len(frame), number(frame))
+    inside = among & (frame >= 0)
+    total.scatter_add_(1, frame.clamp(min=0), torch.where(inside, value, 0.0))
+    return total / held(frame, inside, total.shape[1]).clamp(min=1)
+
+
+def means(x: Tensor, frame: Tensor) -> Tensor:
+    """``(B, F, D)``: the mean token of each frame; zero where a row has fewer frames."""
+    count = number(frame)
+    flat = torch.where(frame < 0, count, frame) + torch.arange(len(x), device=x.device)[:, None] * (count + 1)
+    total = x.new_zeros(len(x) * (count + 1), x.shape[2]).index_add_(0, flat.flatten(), x.flatten(0, 1))
+    size = held(frame, frame >= 0, count).clamp(min=1)
+    return total.unflatten(0, (len(x), count + 1))[:, :count] / size[..., None]
+
+
+def contrast(x: Tensor, real: Tensor, columns: int | None) -> Tensor:
+    """``(G, P)``: how much each token differs from those beside it, and above and below where the grid is known.
+
+    The mean Euclidean distance over its neighbours; rows that are not whole are read as one line.
+
+    Args:
+        x: ``(G, P, D)``, one frame per row; real: ``(G, P)``, True at the front; columns: of the grid of P tokens.
+    """
+    total, count = torch.zeros_like(x[..., 0]), torch.zeros_like(x[..., 0])
+    step = torch.arange(1, x.shape[1], device=x.device)
+    whole = real.all(1, keepdim=True)
+    pairs = [(1, real[:, 1:] if columns is None else real[:, 1:] & (~whole | (step % columns > 0)))]
+    if columns is not None:
+        pairs.append((columns, whole.expand(-1, x.shape[1] - columns)))
+    for apart, both in pairs:
+        far = torch.linalg.vector_norm(x[:, apart:] - x[:, :-apart], dim=2) * both
+        for ends in (slice(apart, None), slice(None, -apart)):
+            total[:, ends] += far
+            count[:, ends] += both
+    return total / count.clamp(min=1)
+
+
+def grid(s: Signals, width: int) -> tuple[int, int] | None:
+    """``(rows, columns)`` of a frame of ``width`` tokens, where the grid of all frames one above the other tells it."""
+    if s.grid is None or width % s.grid[1] or s.n % width:
+        return None
+    return width // s.grid[1], s.grid[1]
