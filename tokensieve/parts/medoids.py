@@ -7,6 +7,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 ROUNDS = 60
+EQUAL = 1e-5
+"""Share of their squared norms below which the squared distance of two tokens is rounding."""
+
+
+def distances(x: Tensor) -> Tensor:
+    """``(G, P, P)`` Euclidean distances within each set, exactly zero between equals, from ``(G, P, D)``."""
+    norm = x.square().sum(2)
+    both = norm[:, None] + norm[..., None]
+    square = torch.baddbmm(both, x, x.transpose(1, 2), alpha=-2)
+    return square.where(square > EQUAL * both, 0.0).sqrt()
 
 
 @torch.no_grad()
@@ -20,15 +30,17 @@ def kmedoids(far: Tensor, first: Tensor, count: Tensor, real: Tensor) -> Tensor:
     Args:
         far: ``(G, P, P)`` distances; first: ``(G,)``; count: ``(G,)``, from 1 to the real tokens; real: ``(G, P)``.
     """
-    # A token is nearer to itself than to its equal: no cluster can run empty.
-    far = far.clone()
+    # Both ends of a pair see one value: the two members of a pair tie. And a token is nearer to itself than to its equal,
+    # so that no cluster runs empty.
+    far = far.minimum(far.transpose(1, 2))
     far.diagonal(dim1=1, dim2=2).fill_(-1.0)
     medoid, used = _spread(far, first, count, real)
     for _ in range(ROUNDS):
         away = _rows(far, medoid).masked_fill(~used[..., None], torch.inf)
         cluster = torch.where(real, away.argmin(1), -1)
         together = (cluster[:, :, None] == cluster[:, None]) & real[:, None]
-        cost = torch.where(together, far, 0.0).sum(2)
+        # Exact sums: members that are equally central tie.
+        cost = torch.where(together, far, 0.0).sum(2, dtype=torch.float64)
         moved = torch.where(used, _first_least(cost, cluster, medoid.shape[1]), medoid)
         if torch.equal(moved, medoid):
             break
@@ -42,7 +54,7 @@ def embed(x: Tensor, count: Tensor, real: Tensor, sigma: float) -> Tensor:
     The graph joins all tokens with weight exp(-d^2 / (2 sigma^2)), distances d being measured in units of the set's
     root mean square distance; its Laplacian is normalised, rows of the embedding are of unit length.
     """
-    square = torch.cdist(x, x).square() * real[:, None] * real[..., None]
+    square = distances(x).square() * real[:, None] * real[..., None]
     pairs = (real.sum(1) * (real.sum(1) - 1)).clamp(min=1)[:, None, None]
     unit = (square.sum((1, 2), keepdim=True) / pairs).clamp(min=1e-12)
     weight = torch.exp(-square / (2 * sigma**2 * unit)) * real[:, None] * real[..., None]

@@ -6,6 +6,8 @@ of one place in several frames see the same spot.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -118,7 +120,7 @@ def change(x: Tensor, link: Tensor) -> Tensor:
     return far.masked_fill(link < 0, 0.0)
 
 
-def _linked(x: Tensor, link: Tensor):  # noqa: ANN202 (an iterator of pairs of blocks)
+def _linked(x: Tensor, link: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for own, other in zip(x.split(BLOCK, 1), link.clamp(min=0).split(BLOCK, 1), strict=True):
         yield own, rows(x, other[:, None])
 

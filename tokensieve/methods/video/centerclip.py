@@ -50,7 +50,5 @@ class CenterCLIP(Method):
         x, among, count = temporal.rows(s.features, place), real.flatten(0, 1), quota.flatten().clamp(min=1)
         first = x.norm(dim=2).masked_fill(~among, -1.0).argmax(1)
         spots = x if self.algorithm == "kmedoids" else medoids.embed(x, count, among, self.sigma)
-        centres = medoids.kmedoids(torch.cdist(spots, spots), first, count, among).view_as(real)
+        centres = medoids.kmedoids(medoids.distances(spots), first, count, among).view_as(real)
         return Reduction.keep(temporal.back(centres & (quota > 0)[..., None], place, real, s.n, False))
-
-

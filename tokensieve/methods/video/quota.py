@@ -55,6 +55,7 @@ class QuoTA(Method):
             return Reduction.keep(select.top_of_each(score.attention(s, self.needs[1]), quota, frame, s.valid))
         place, real = temporal.table(frame)
         among, count = real.flatten(0, 1), quota.flatten().clamp(min=1)
+        among = among.index_fill(1, place.new_zeros(1), True)  # a frame that a row lacks counts as one token, unused
         if self.within == "merge":
             weight = temporal.rows(s.weight[..., None], place)[..., 0]
             chosen, target = match.bipartite(temporal.rows(s.features, place), count, among, weight)
