@@ -198,18 +198,20 @@ def _greedy(unit: Tensor, near: Tensor, pool: Tensor, limit: Tensor, most: int) 
 
 
 @torch.no_grad()
-def density_peaks(x: Tensor, count: Tensor, among: Tensor) -> Tensor:
+def density_peaks(x: Tensor, count: Tensor, among: Tensor, neighbours: int | None = None) -> Tensor:
     """Cluster centres by density peaks: candidates that are dense, and far from any denser one.
 
-    Density is exp(-mean squared distance to the nearest ``count[b]`` candidates, itself included); a candidate's
-    separation is its distance to the nearest denser one, the largest distance of the row for the densest. Centres have
-    the highest product. Distances are Euclidean, divided by sqrt(D). Over M candidates: time M^2 D, memory B x 512 x M.
+    Density is exp(-mean squared distance to the nearest ``neighbours`` candidates, ``count[b]`` by default, itself
+    included); a candidate's separation is its distance to the nearest denser one, the largest distance of the row for
+    the densest. Centres have the highest product. Distances are Euclidean, divided by sqrt(D). Over M candidates: time
+    M^2 D, memory B x 512 x M.
     """
     if int(count.max()) == 0:
         return torch.zeros_like(among)
     place, real = compact(among)
     x = take(x, place) * x.shape[2] ** -0.5
-    k = count.minimum(among.sum(1)).clamp(min=1)[:, None]
+    near = count if neighbours is None else torch.full_like(count, neighbours)
+    k = near.minimum(among.sum(1)).clamp(min=1)[:, None]
     within = torch.arange(int(k.max()), device=x.device) < k
     # The logarithm of the density: far points would all be zero otherwise.
     density = [

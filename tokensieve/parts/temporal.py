@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tokensieve.parts.select import held
+from tokensieve.parts.select import density_peaks, held, top
 from tokensieve.signals import Signals
 
 BLOCK = 1024
@@ -169,3 +169,74 @@ def grid(s: Signals, width: int) -> tuple[int, int] | None:
     if s.grid is None or width % s.grid[1] or s.n % width:
         return None
     return width // s.grid[1], s.grid[1]
+
+
+def segments(x: Tensor, frame: Tensor, least: int, likeness: float) -> Tensor:
+    """``(B, F)``: FastVID's segment of each frame: cut where neighbours' mean tokens have a cosine below ``likeness``, and
+    at the lowest ones for at least ``least`` segments; frames that a row lacks belong to the last."""
+    mean = means(x, frame)
+    like = torch.cosine_similarity(mean[:, 1:], mean[:, :-1], dim=2)
+    there = torch.arange(1, mean.shape[1], device=x.device) <= frame.amax(1, keepdim=True)
+    cut = (like < likeness) & there
+    if there.shape[1]:
+        cut |= top(-like, torch.full((len(x),), least - 1, device=x.device), there)
+    return torch.cat([torch.zeros_like(frame[:, :1]), cut.long().cumsum(1)], 1)
+
+
+def windows(still: Tensor) -> Tensor:
+    """``(B, F)``: the first frame of each frame's window, for the windows that drop most tokens (HoliTom).
+
+    A window from frame s to e drops e - s tokens at every place that is still from each of its frames to the next; the
+    best cover of the clip is found by dynamic programming over frames, shorter windows first among equals.
+
+    Args:
+        still: ``(B, F, P)`` bool: the token hardly differs from the same place of the frame before.
+    """
+    batch, count, _ = still.shape
+    run = torch.zeros_like(still[:, 0], dtype=torch.long)
+    step = torch.arange(count, device=still.device)
+    best: list[Tensor] = []
+    start: list[Tensor] = []
+    for e in range(count):
+        run = torch.where(still[:, e], run + 1, 0) if e else run
+        # At length w from s = e - w; a window of one frame drops nothing.
+        gain = step[: e + 1] * (run[..., None] >= step[: e + 1]).sum(1)
+        # The best cover before s; nothing lies before the first frame.
+        earlier = torch.stack([*best[::-1], torch.zeros_like(run[:, 0])], 1)
+        total, w = (earlier + gain).max(1)
+        best.append(total)
+        start.append(e - w)
+    out, end = torch.zeros(batch, count, dtype=torch.long, device=still.device), None
+    for e in range(count - 1, -1, -1):
+        out[:, e] = start[e] if end is None else torch.where(end <= e, end, start[e])
+        end = out[:, e]
+    return out
+
+
+def fixtures(frame: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
+    """What stays as it is through a whole window of :func:`windows`.
+
+    Args:
+        still: ``(B, N)`` bool: the token hardly differs from the same place of the frame right before.
+
+    Returns:
+        ``(B, N)`` bool, tokens at such places, and ``(B, N)`` long, the first token of each token's place in its window.
+    """
+    place, real = table(frame)
+    start = windows(still.gather(1, place.flatten(1)).view_as(real) & real)
+    there = torch.arange(start.shape[1], device=frame.device) <= frame.amax(1, keepdim=True)
+    length = held(start, there, start.shape[1])
+    own = start.gather(1, frame.clamp(min=0))
+    head = heads(own * frame.shape[1] + places(frame), frame >= 0)
+    steady = torch.zeros_like(frame).scatter_add_(1, head.clamp(min=0), (still & (frame > own)).long())
+    length = length.gather(1, own)
+    return (steady.gather(1, head.clamp(min=0)) == length - 1) & (length > 1) & (frame >= 0), head
+
+
+def peaks(x: Tensor, count: Tensor, place: Tensor, among: Tensor, neighbours: int) -> Tensor:
+    """``(B, N)``: the ``count[b, f]`` density peaks of every frame of a table among its candidates ``(B, F, P)``."""
+    out, asked = torch.zeros_like(among).flatten(0, 1), (count.flatten() > 0).nonzero()[:, 0]
+    if len(asked):
+        own = rows(x, place)[asked]
+        out[asked] = density_peaks(own, count.flatten()[asked], among.flatten(0, 1)[asked], neighbours)
+    return back(out.view_as(among), place, among, x.shape[1], False)
