@@ -47,7 +47,7 @@ class FastVID(Method):
         place, real = temporal.table(frame)
         rest = real & ~chosen.gather(1, place.flatten(1)).view_as(real)
         peaks = temporal.peaks(x, context, place, rest, NEIGHBOURS)
-        target, _ = merge.nearest(x, peaks, group=segment.gather(1, frame.clamp(min=0)))
+        target = merge.nearest_within(x, peaks, segment.gather(1, frame.clamp(min=0)))
         target = target.masked_fill(chosen | ~s.valid, -1)
         return Reduction.weighted(chosen | peaks, target, merge.anchored(chosen | peaks, target, self.least))
 

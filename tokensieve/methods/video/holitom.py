@@ -56,5 +56,5 @@ class HoliTom(Method):
         if bool((among & still).any()):
             place, real = temporal.table(torch.where(among & still, frame, -1))
             peaks = temporal.peaks(x, quota[:, count : count + place.shape[1]], place, real, NEIGHBOURS)
-        target, _ = merge.nearest(x, peaks, euclidean=True, group=group)
+        target = merge.nearest_within(x, peaks, group.clamp(min=0), euclidean=True)
         return merged.then(Reduction.merge(chosen | peaks, target.masked_fill(~(among & still), -1)))
