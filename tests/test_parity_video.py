@@ -238,12 +238,12 @@ def lftr(x, frame, keep, window, columns):
     return stay, np.stack([token[place[h]] for h in stay])
 
 
-@pytest.mark.parametrize(("batch", "sizes", "keep"), CLIPS)
-@pytest.mark.parametrize("grid", [False, True])
+@pytest.mark.parametrize(
+    ("batch", "sizes", "keep", "grid"),
+    [*((*c, False) for c in CLIPS), *((*c, True) for c in CLIPS if len(set(c[1])) == 1)],
+)
 def test_lftr(batch, sizes, keep, grid):
     side = math.isqrt(sizes[0])
-    if grid and len(set(sizes)) > 1:
-        pytest.skip("frames of unequal size lie on no grid")
     x, frame = clip(batch, sizes, seed=11)
     r = ts.reduce(x, "lftr", keep, frame=frame, grid=(side * len(sizes), side) if grid else None)
     out = r.apply(x)
@@ -302,6 +302,28 @@ def test_quota(batch, sizes, keep, within):
                 assert mine == sorted(best(cls[b], count, members))
             else:
                 assert len(owned) == len(members)
+
+
+@pytest.mark.parametrize(("name", "options"), [("lftr", {}), ("quota", {}), ("quota", {"within": "uniform"})])
+def test_rows_on_grids_of_different_height_are_independent(name, options):
+    """36 tokens in 3 columns: as 4 frames of 3 x 3, as 3 of 4 x 3, as one, and as frames that fill no rows."""
+    made, x = make(name, **options), features(4, 36, 12)
+    sizes = [[9] * 4, [12] * 3, [36], [10, 13, 13]]
+    frame = torch.tensor([[f for f, n in enumerate(row) for _ in range(n)] for row in sizes])
+    given = {**signals(made, 4, 36, 12), "frame": frame}
+    r = ts.reduce(x, made, 10, grid=(12, 3), **given)
+    for b in range(4):
+        same(r.rows(slice(b, b + 1)), ts.reduce(x[b : b + 1], made, 10, grid=(12, 3), **rows(given, slice(b, b + 1))))
+    flat = ts.reduce(x, made, 10, **given)
+    assert not torch.equal(r.kept[:3], flat.kept[:3])
+    same(r.rows(slice(3, 4)), flat.rows(slice(3, 4)))
+
+
+def test_quota_pools_cells_of_the_frames_own_grid():
+    x, frame = clip(1, [16] * 3)
+    r = ts.reduce(x, "quota", 12, frame=frame, grid=(12, 4), relevance=torch.ones(1, 48))
+    pooled = torch.nn.functional.avg_pool2d(x.view(3, 4, 4, 12).permute(0, 3, 1, 2), 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(r.apply(x).view(3, 4, 12), pooled)
 
 
 def test_one_relevant_frame_gets_what_it_can_hold():

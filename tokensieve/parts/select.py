@@ -83,8 +83,10 @@ def strided(count: Tensor, among: Tensor) -> Tensor:
     return among & (rank % step == 0) & (rank // step < count[:, None])
 
 
-def cells(count: Tensor, among: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Exactly ``count[b]`` near-equal cells of the grid; of the row, where there is none or it holds padding.
+def cells(count: Tensor, among: Tensor, grid: tuple[int | Tensor, int] | None) -> tuple[Tensor, Tensor]:
+    """Exactly ``count[b]`` near-equal cells of the grid; of the row, where there is none or the candidates do not fill it.
+
+    Where rows lie on grids of different height, that is a tensor ``(B, 1)``, and their candidates stand in front.
 
     About ``sqrt(count * height / width)`` bands of rows, each cut into almost equally many cells.
 
@@ -94,8 +96,8 @@ def cells(count: Tensor, among: Tensor, grid: tuple[int, int] | None) -> tuple[T
     held = among.sum(1, keepdim=True)
     place = torch.arange(among.shape[1], device=among.device).expand_as(among)
     rank = among.long().cumsum(1) - 1
-    whole = held == among.shape[1]
     high, wide = (1, among.shape[1]) if grid is None else grid
+    whole = held == high * wide
     h, w = torch.where(whole, high, 1), torch.where(whole, wide, held)
     y, x = torch.where(whole, place // wide, 0), torch.where(whole, place % wide, rank)
 

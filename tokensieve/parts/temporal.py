@@ -142,33 +142,39 @@ def means(x: Tensor, frame: Tensor) -> Tensor:
     return total.unflatten(0, (len(x), count + 1))[:, :count] / size[..., None]
 
 
-def contrast(x: Tensor, real: Tensor, columns: int | None) -> Tensor:
+def grid(s: Signals, real: Tensor) -> tuple[Tensor, int] | None:
+    """Rows ``(B * F, 1)`` and columns of each frame of a table, where a grid of all frames one above the other tells them.
+
+    Rows are 0 for frames that do not fill them, and where tokens are padding.
+    """
+    if s.grid is None:
+        return None
+    size = real.sum(2)
+    whole = s.valid.all(1, keepdim=True) & (size % s.grid[1] == 0)
+    return torch.where(whole, size // s.grid[1], 0).view(-1, 1), s.grid[1]
+
+
+def contrast(x: Tensor, real: Tensor, grid: tuple[Tensor, int] | None) -> Tensor:
     """``(G, P)``: how much each token differs from those beside it, and above and below where the grid is known.
 
-    The mean Euclidean distance over its neighbours; rows that are not whole are read as one line.
+    The mean Euclidean distance over its neighbours; frames without rows are read as one line.
 
     Args:
-        x: ``(G, P, D)``, one frame per row; real: ``(G, P)``, True at the front; columns: of the grid of P tokens.
+        x: ``(G, P, D)``, one frame per row; real: ``(G, P)``, True at the front; grid: as :func:`grid` gives it.
     """
     total, count = torch.zeros_like(x[..., 0]), torch.zeros_like(x[..., 0])
-    step = torch.arange(1, x.shape[1], device=x.device)
-    whole = real.all(1, keepdim=True)
-    pairs = [(1, real[:, 1:] if columns is None else real[:, 1:] & (~whole | (step % columns > 0)))]
-    if columns is not None:
-        pairs.append((columns, whole.expand(-1, x.shape[1] - columns)))
+    beside = real[:, 1:]
+    pairs = [(1, beside)]
+    if grid is not None:
+        high, wide = grid
+        step = torch.arange(1, x.shape[1], device=x.device)
+        pairs = [(1, beside & ((high == 0) | (step % wide > 0))), (wide, real[:, wide:] & (high > 0))]
     for apart, both in pairs:
-        far = torch.linalg.vector_norm(x[:, apart:] - x[:, :-apart], dim=2) * both
-        for ends in (slice(apart, None), slice(None, -apart)):
+        far = torch.linalg.vector_norm(x[:, apart:] - x[:, : x.shape[1] - apart], dim=2) * both
+        for ends in (slice(apart, None), slice(None, far.shape[1])):
             total[:, ends] += far
             count[:, ends] += both
     return total / count.clamp(min=1)
-
-
-def grid(s: Signals, width: int) -> tuple[int, int] | None:
-    """``(rows, columns)`` of a frame of ``width`` tokens, where the grid of all frames one above the other tells it."""
-    if s.grid is None or width % s.grid[1] or s.n % width:
-        return None
-    return width // s.grid[1], s.grid[1]
 
 
 def segments(x: Tensor, frame: Tensor, least: int, likeness: float) -> Tensor:

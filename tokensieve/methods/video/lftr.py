@@ -49,7 +49,6 @@ class LFTR(Method):
         merged = Reduction.merge(head == step, head, self.temporal_weights(s) * s.weight)
         x = merged.apply(s.features.detach())
         place, real = temporal.table(run.gather(1, merged.kept).masked_fill(~merged.mask, -1))
-        grid = temporal.grid(s, real.shape[2])
-        weight = temporal.contrast(temporal.rows(x, place), real.flatten(0, 1), grid and grid[1])
+        weight = temporal.contrast(temporal.rows(x, place), real.flatten(0, 1), temporal.grid(s, real))
         weight = temporal.back(weight.view(place.shape), place, real, merged.m, 0.0)
         return merged.then(Reduction.keep(select.top(weight, keep, merged.mask)))

@@ -60,7 +60,7 @@ class QuoTA(Method):
             weight = temporal.rows(s.weight[..., None], place)[..., 0]
             chosen, target = match.bipartite(temporal.rows(s.features, place), count, among, weight)
         else:
-            chosen, target = select.cells(count, among, temporal.grid(s, real.shape[2]))
+            chosen, target = select.cells(count, among, temporal.grid(s, real))
         used = (quota > 0)[..., None]
         source = place.gather(2, target.clamp(min=0).view_as(place))
         source = temporal.back(source.where(used & (target >= 0).view_as(place), -1), place, real, s.n, -1)
