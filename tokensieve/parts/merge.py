@@ -10,6 +10,7 @@ from tokensieve.parts.budget import spared
 from tokensieve.parts.select import compact, last_of_each, ranks, take, top, top_of_each
 
 BLOCK = 4096
+GROUPED = 512
 
 
 def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Tensor, Tensor]:
@@ -24,20 +25,16 @@ def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Ten
         index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
         B x block x M.
     """
-    slots, held = compact(among)
-    anchors = take(metric, slots)
-    # A token's own length does not change which anchor is nearest, so the tokens need no normalised copy.
-    scale = None if euclidean else 1 / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
-    anchors = anchors if euclidean else normalize(anchors, dim=-1)
-    bias = anchors.square().sum(-1) / -2 if euclidean else torch.zeros_like(anchors[..., 0])
-    bias = bias.masked_fill(~held, -torch.inf)
+    slots, anchors, bias = _anchors(metric, among, euclidean)
     index, value = [], []
     for rows in metric.split(BLOCK, dim=1):
         v, i = (rows @ anchors.transpose(1, 2) + bias[:, None]).max(-1)
         value.append(v)
         index.append(slots.gather(1, i))
     found = torch.cat(index, 1).masked_fill(~among.any(1, keepdim=True), -1)
-    return found, torch.cat(value, 1) if scale is None else torch.cat(value, 1) * scale
+    if euclidean:
+        return found, torch.cat(value, 1)
+    return found, torch.cat(value, 1) / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
 
 
 def recycled(importance: Tensor, keep: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -62,8 +59,54 @@ def recycled(importance: Tensor, keep: Tensor, group: Tensor, groups: int) -> tu
     return plain | heads, target.masked_fill(~rest, -1)
 
 
+def nearest_within(metric: Tensor, among: Tensor, group: Tensor, euclidean: bool = False) -> Tensor:
+    """As :func:`nearest`, looking only at tokens of the same group: index ``(B, N)`` long, -1 where there is none.
+
+    Args:
+        group: ``(B, N)`` long, not negative; fast where groups lie one after the other.
+    """
+    slots, anchors, bias = _anchors(metric, among, euclidean)
+    own = group.gather(1, slots).masked_fill(bias == -torch.inf, -1)
+    index = []
+    for rows, theirs in zip(metric.split(GROUPED, 1), group.split(GROUPED, 1), strict=True):
+        meets = ((own >= theirs.amin(1, True)) & (own <= theirs.amax(1, True))).any(0).nonzero()[:, 0]
+        if not len(meets):
+            index.append(torch.full_like(theirs, -1))
+            continue
+        like = rows @ anchors[:, meets].transpose(1, 2) + bias[:, None, meets]
+        value, i = like.masked_fill(own[:, None, meets] != theirs[..., None], -torch.inf).max(-1)
+        index.append(slots[:, meets].gather(1, i).masked_fill(value == -torch.inf, -1))
+    return torch.cat(index, 1)
+
+
+def _anchors(metric: Tensor, among: Tensor, euclidean: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """The candidates' positions, what tokens are multiplied with to compare them with the candidates, and what is added.
+
+    A token's own length does not change which candidate is nearest, so the tokens need no normalised copy.
+    """
+    slots, held = compact(among)
+    anchors = take(metric, slots)
+    anchors = anchors if euclidean else normalize(anchors, dim=-1)
+    bias = anchors.square().sum(-1) / -2 if euclidean else torch.zeros_like(anchors[..., 0])
+    return slots, anchors, bias.masked_fill(~held, -torch.inf)
+
+
+def anchored(chosen: Tensor, target: Tensor, least: float) -> Tensor:
+    """Weights that mix a slot's own token with the mean of the n tokens that join it: 1/(n + 1), but at least ``least``,
+    for its own."""
+    joiners = _joiners(chosen, target)
+    own = (1 / (joiners + 1)).clamp(min=least).where(joiners > 0, 1.0)
+    rest = (1 - own) / joiners.clamp(min=1)
+    return torch.where(chosen, own, rest.gather(1, target.clamp(min=0)))
+
+
 def added_mean(chosen: Tensor, target: Tensor) -> Tensor:
     """Weights that add the mean of a slot's joining tokens onto its own token: 1 for chosen, 1/joiners for the rest."""
-    joins = (target >= 0) & ~chosen
-    joiners = joins.new_zeros(target.shape, dtype=torch.float32).scatter_add_(1, target.clamp(min=0), joins.float())
+    joiners = _joiners(chosen, target)
     return torch.where(chosen, 1.0, 1.0 / joiners.gather(1, target.clamp(min=0)).clamp(min=1))
+
+
+def _joiners(chosen: Tensor, target: Tensor) -> Tensor:
+    """``(B, N)``: how many other tokens join each token."""
+    joins = (target >= 0) & ~chosen
+    return joins.new_zeros(target.shape, dtype=torch.float32).scatter_add_(1, target.clamp(min=0), joins.float())

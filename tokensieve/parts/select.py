@@ -103,8 +103,10 @@ def strided(count: Tensor, among: Tensor) -> Tensor:
     return among & (rank % step == 0) & (rank // step < count[:, None])
 
 
-def cells(count: Tensor, among: Tensor, grid: tuple[int, int] | None) -> tuple[Tensor, Tensor]:
-    """Exactly ``count[b]`` near-equal cells of the grid; of the row, where there is none or it holds padding.
+def cells(count: Tensor, among: Tensor, grid: tuple[int | Tensor, int] | None) -> tuple[Tensor, Tensor]:
+    """Exactly ``count[b]`` near-equal cells of the grid; of the row, where there is none or the candidates do not fill it.
+
+    Where rows lie on grids of different height, that is a tensor ``(B, 1)``, and their candidates stand in front.
 
     About ``sqrt(count * height / width)`` bands of rows, each cut into almost equally many cells.
 
@@ -114,8 +116,8 @@ def cells(count: Tensor, among: Tensor, grid: tuple[int, int] | None) -> tuple[T
     held = among.sum(1, keepdim=True)
     place = torch.arange(among.shape[1], device=among.device).expand_as(among)
     rank = among.long().cumsum(1) - 1
-    whole = held == among.shape[1]
     high, wide = (1, among.shape[1]) if grid is None else grid
+    whole = held == high * wide
     h, w = torch.where(whole, high, 1), torch.where(whole, wide, held)
     y, x = torch.where(whole, place // wide, 0), torch.where(whole, place % wide, rank)
 
@@ -241,18 +243,20 @@ def _greedy(unit: Tensor, near: Tensor, pool: Tensor, limit: Tensor, most: int) 
 
 
 @torch.no_grad()
-def density_peaks(x: Tensor, count: Tensor, among: Tensor) -> Tensor:
+def density_peaks(x: Tensor, count: Tensor, among: Tensor, neighbours: int | None = None) -> Tensor:
     """Cluster centres by density peaks: candidates that are dense, and far from any denser one.
 
-    Density is exp(-mean squared distance to the nearest ``count[b]`` candidates, itself included); a candidate's
-    separation is its distance to the nearest denser one, the largest distance of the row for the densest. Centres have
-    the highest product. Distances are Euclidean, divided by sqrt(D). Over M candidates: time M^2 D, memory B x 512 x M.
+    Density is exp(-mean squared distance to the nearest ``neighbours`` candidates, ``count[b]`` by default, itself
+    included); a candidate's separation is its distance to the nearest denser one, the largest distance of the row for
+    the densest. Centres have the highest product. Distances are Euclidean, divided by sqrt(D). Over M candidates: time
+    M^2 D, memory B x 512 x M.
     """
     if int(count.max()) == 0:
         return torch.zeros_like(among)
     place, real = compact(among)
     x = take(x, place) * x.shape[2] ** -0.5
-    k = count.minimum(among.sum(1)).clamp(min=1)[:, None]
+    near = count if neighbours is None else torch.full_like(count, neighbours)
+    k = near.minimum(among.sum(1)).clamp(min=1)[:, None]
     within = torch.arange(int(k.max()), device=x.device) < k
     # The logarithm of the density: far points would all be zero otherwise.
     density = [

@@ -29,3 +29,8 @@ FUNCTION_WORDS = (
     *("digit", "shape", "word", "digits", "shapes", "things", "?", "answer", ":"),
 )
 VOCABULARY = SPECIAL + FUNCTION_WORDS + tuple(COLOURS) + NAMES + ROWS + COLUMNS + COUNTS
+
+MOTION = ("came", "first", "last", "way", "go", "up", "down", "or", "move")
+PICTURES = ("in", "second", "picture", "pictures", "both", "all", "has", "more")
+EXTENDED = VOCABULARY + MOTION + PICTURES
+"""For clips and prompts of several pictures. The packaged weights know `VOCABULARY`, whose ids stay as they are."""

@@ -1,0 +1,54 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import budget, medoids, temporal
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+ALGORITHMS = ("kmedoids", "spectral")
+PIECE = 1024
+"""The largest number of tokens that are clustered together."""
+
+
+@register("centerclip", systems=[139])
+@dataclass(frozen=True)
+class CenterCLIP(Method):
+    """Clusters the tokens of every few consecutive frames together and keeps the clusters' centres, in order.
+
+    Source: arXiv 2205.00823. ``segment`` is the frames of a segment; segments share the budget by their tokens.
+    ``algorithm`` is "kmedoids", k-medoids++ on Euclidean distances, or "spectral", the same in the embedding of the
+    lowest eigenvectors of a graph with heat kernel ``sigma``. The first centre is the token of the largest norm, each
+    next one the farthest from all before. The paper clusters after a block of the video encoder, for which whole clips
+    must pass it together; encoders in language models see single frames, so it runs at the handoff, and between an
+    encoder's blocks on each frame by itself. Deviations from the public code: segments beyond 1,024 tokens are cut;
+    each stops when its own centres rest; sigma is in units of the root mean square distance (there: 2, of CLIP's
+    features); the spectral start is the longest token, not the rounding of equal norms.
+    """
+
+    sites = ("handoff", "encoder")
+    segment: int = 2
+    algorithm: str = "kmedoids"
+    sigma: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm={self.algorithm!r}; it must be one of {', '.join(ALGORITHMS)}")
+        if self.segment < 1:
+            raise ValueError(f"segment={self.segment}; it must be at least 1 (frames)")
+
+    @torch.no_grad()
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        part = torch.where(s.valid, temporal.frames(s) // self.segment, -1)
+        part = temporal.dense(part * s.n + temporal.places(part) // PIECE, s.valid)
+        place, real = temporal.table(part)
+        size = real.sum(2)
+        quota = budget.allot(keep, size.double(), size)
+        x, among, count = temporal.rows(s.features, place), real.flatten(0, 1), quota.flatten().clamp(min=1)
+        first = x.norm(dim=2).masked_fill(~among, -1.0).argmax(1)
+        spots = x if self.algorithm == "kmedoids" else medoids.embed(x, count, among, self.sigma)
+        centres = medoids.kmedoids(medoids.distances(spots), first, count, among).view_as(real)
+        return Reduction.keep(temporal.back(centres & (quota > 0)[..., None], place, real, s.n, False))

@@ -1,0 +1,75 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import TextAttention
+from tokensieve.parts import budget, score, select, temporal
+from tokensieve.parts.budget import Keep
+from tokensieve.plan import Stage
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+SHALLOW = 0.25
+"""The share of the language model's depth that merged tokens go through before they are pruned."""
+
+
+@register("framefusion", systems=[397])
+@dataclass(frozen=True)
+class FrameFusion(Method):
+    """Merges tokens that hardly differ from the same place of the frame before, then prunes by attention.
+
+    Source: arXiv 2501.01986. A token of cosine ``similarity`` or more to its predecessor may join it, the most similar
+    first, and chains of them become one average at their first frame; merging stops at the budget. What is still too
+    much is pruned by the attention of the text, a merged token counting as the mean of its members. As a plan, merging
+    to twice the mean budget happens at the input of the first layer and ``framefusion-prune`` follows at a quarter of
+    the depth. Deviations from the public code: one merging pass in place of one per layer until a tenth is left to
+    merge; attention of the text alone, where the code averages over all queries; ranks within a frame name the place.
+    """
+
+    site = "handoff"
+    sites = ("handoff", "prefill")
+    similarity: float = 0.6
+
+    @property
+    def needs(self):
+        return (TextAttention,)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.mean_row(*score.text_rows(s, TextAttention))
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        link = temporal.before(temporal.frames(s))
+        like = temporal.likeness(s.features.detach(), link)
+        joins = select.top(like, s.valid.sum(1) - keep, like >= self.similarity)
+        merged = Reduction.merge(s.valid & ~joins, temporal.chain(link, joins).masked_fill(~s.valid, -1), s.weight)
+        left = merged.apply(self.score(s)[..., None])[..., 0]
+        return merged.then(Reduction.keep(select.top(left, keep, merged.mask)))
+
+    def stages(self, keep: budget.Budget):
+        mean = keep.average or keep.direct if isinstance(keep, Keep) else keep
+        first = 2 * mean if isinstance(mean, int) else min(1.0, 2 * mean)
+        return (Stage(self, first), Stage(FrameFusionPrune(), Keep(average=mean), layers=(SHALLOW,)))
+
+
+@register("framefusion-prune", systems=[397])
+@dataclass(frozen=True)
+class FrameFusionPrune(Method):
+    """Keeps the visual tokens with the highest mean attention of the text: the second half of ``framefusion``.
+
+    Source: arXiv 2501.01986. Deviation from the public code: rows of the text alone are averaged, not all queries'.
+    """
+
+    site = "prefill"
+    sites = ("prefill", "handoff")
+
+    @property
+    def needs(self):
+        return (TextAttention,)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.mean_row(*score.text_rows(s, TextAttention))
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(select.top(self.score(s), keep, s.valid))

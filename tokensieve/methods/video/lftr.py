@@ -1,0 +1,54 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import select, temporal
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("lftr", systems=[199])
+@dataclass(frozen=True)
+class LFTR(Method):
+    """Merges each place over a few consecutive frames by temporal weights, then drops tokens of low spatial weight.
+
+    Source: arXiv 2501.17391; no public code. Up to ``window`` frames become one, fewer where the budget asks for more
+    tokens than that leaves. A frame's temporal weight is a softmax over the window of its mean difference to the frame
+    before (the second frame's, for the first), in units of the clip's mean: equal in a static clip. A merged token's
+    spatial weight is its mean difference to the tokens beside it, above and below; without a grid, beside it. The
+    first page and abstract name the two steps, merging in time and dropping in space, and the differences; the
+    softmax and the default of 4 frames (with 4 in space, the paper's 16 fold) are this library's choice.
+    """
+
+    window: int = 4
+
+    def __post_init__(self) -> None:
+        if self.window < 1:
+            raise ValueError(f"window={self.window}; it must be at least 1 (frames)")
+
+    def temporal_weights(self, s: Signals) -> Tensor:
+        """``(B, N)``: of each token's frame, before they are normalised over the window."""
+        frame = temporal.frames(s)
+        link = temporal.before(frame)
+        moved = temporal.per_frame(temporal.change(s.features.detach(), link), frame, link >= 0)
+        if moved.shape[1] > 1:
+            moved[:, 0] = moved[:, 1]
+        value = moved.gather(1, frame.clamp(min=0))
+        mean = (value * s.valid).sum(1, keepdim=True) / s.valid.sum(1, keepdim=True)
+        return (value / mean.clamp(min=1e-12)).exp()
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        frame = temporal.frames(s)
+        window = (s.valid.sum(1) // keep).clamp(max=self.window)[:, None]
+        run = torch.where(s.valid, frame // window, -1)
+        head = temporal.heads(run * s.n + temporal.places(frame), s.valid)
+        step = torch.arange(s.n, device=s.device)
+        merged = Reduction.merge(head == step, head, self.temporal_weights(s) * s.weight)
+        x = merged.apply(s.features.detach())
+        place, real = temporal.table(run.gather(1, merged.kept).masked_fill(~merged.mask, -1))
+        weight = temporal.contrast(temporal.rows(x, place), real.flatten(0, 1), temporal.grid(s, real))
+        weight = temporal.back(weight.view(place.shape), place, real, merged.m, 0.0)
+        return merged.then(Reduction.keep(select.top(weight, keep, merged.mask)))

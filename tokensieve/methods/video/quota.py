@@ -1,0 +1,68 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import CLSAttention, Relevance
+from tokensieve.parts import budget, match, score, select, temporal
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+WITHIN = ("pool", "merge", "uniform", "attention")
+
+
+@register("quota", systems=[370])
+@dataclass(frozen=True)
+class QuoTA(Method):
+    """Gives each frame a quota of tokens by its relevance to the query, and meets it inside the frame.
+
+    Source: arXiv 2503.08689. A frame is as relevant as its most relevant token, quotas are proportional to relevance to
+    the power ``power`` (the public code's 2; negative relevance counts as none) and sum to the budget exactly.
+    ``within`` says how a frame meets its quota: "pool" averages near-equal cells of it, "merge" merges similar tokens,
+    "uniform" takes the cells' centres, "attention" those of the highest CLS attention. To follow the paper, ask a
+    vision-language model of each frame whether it shows what the query is about, and pass its probability of a yes
+    as the relevance of all tokens of the frame; text embeddings stand in. Deviations from the public code: a quota is
+    met exactly, where the code rounds it to a rectangle and loses the rest; no bilinear resizing.
+    """
+
+    within: str = "pool"
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.within not in WITHIN:
+            raise ValueError(f"within={self.within!r}; it must be one of {', '.join(WITHIN)}")
+
+    @property
+    def needs(self):
+        return (Relevance, CLSAttention()) if self.within == "attention" else (Relevance,)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.relevance(s)
+
+    def quotas(self, s: Signals, keep: Tensor, frame: Tensor) -> Tensor:
+        """``(B, F)``: tokens of each frame."""
+        size = select.held(frame, s.valid, temporal.number(frame))
+        best = torch.zeros_like(size, dtype=s.features.dtype)
+        best.scatter_reduce_(1, frame.clamp(min=0), self.score(s).masked_fill(~s.valid, 0.0), "amax")
+        return budget.allot(keep, best**self.power, size)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        frame = temporal.frames(s)
+        quota = self.quotas(s, keep, frame)
+        if self.within == "attention":
+            return Reduction.keep(select.top_of_each(score.attention(s, self.needs[1]), quota, frame, s.valid))
+        place, real = temporal.table(frame)
+        among, count = real.flatten(0, 1), quota.flatten().clamp(min=1)
+        among = among.index_fill(1, place.new_zeros(1), True)  # a frame that a row lacks counts as one token, unused
+        if self.within == "merge":
+            weight = temporal.rows(s.weight[..., None], place)[..., 0]
+            chosen, target = match.bipartite(temporal.rows(s.features, place), count, among, weight)
+        else:
+            chosen, target = select.cells(count, among, temporal.grid(s, real))
+        used = (quota > 0)[..., None]
+        source = place.gather(2, target.clamp(min=0).view_as(place))
+        source = temporal.back(source.where(used & (target >= 0).view_as(place), -1), place, real, s.n, -1)
+        chosen = temporal.back(chosen.view_as(real) & used, place, real, s.n, False)
+        return Reduction.keep(chosen) if self.within == "uniform" else Reduction.merge(chosen, source, s.weight)
