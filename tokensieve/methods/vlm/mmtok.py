@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 from tokensieve.method import Method
 from tokensieve.needs import Text
-from tokensieve.parts import coverage
+from tokensieve.parts import coverage, likeness
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -41,10 +41,10 @@ class MMTok(Method):
         """``(B,)``: the value of a choice, a ``(B, N)`` bool tensor; at most 1 + alpha."""
         return coverage.covered(self._reach(s), chosen)
 
-    def _reach(self, s: Signals) -> coverage.Reach:
+    def _reach(self, s: Signals) -> likeness.Rows:
         _, text = s.get(Text)
         heard = torch.ones_like(text[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
-        like = coverage.dots(normalize(s.features, dim=-1), normalize(text, dim=-1))
+        like = likeness.dots(normalize(s.features, dim=-1), normalize(text, dim=-1))
         share = [self.alpha * _mean(s.valid), _mean(heard)]
         sharpness = [torch.full_like(share[0], 1 / self.temperature), torch.full_like(share[1], 1 / self.text_temperature)]
         return coverage.calibrated(like, torch.cat(sharpness, 1), torch.cat(share, 1), s.valid)

@@ -5,7 +5,7 @@ from torch.nn.functional import normalize
 
 from tokensieve.method import Method
 from tokensieve.needs import CLSAttention
-from tokensieve.parts import coverage, score
+from tokensieve.parts import coverage, likeness, score
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -36,5 +36,5 @@ class SCOPE(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         # A token of length 0 is covered by none: padding asks for nothing.
-        reach = coverage.dots(normalize(s.features, dim=-1) * s.valid[..., None])
+        reach = likeness.dots(normalize(s.features, dim=-1) * s.valid[..., None])
         return Reduction.keep(coverage.cover(reach, keep, s.valid, self.score(s).clamp(min=0) ** self.alpha))
