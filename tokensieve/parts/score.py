@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.needs import Need, Relevance
+from tokensieve.parts.select import held, take
 from tokensieve.signals import Signals
 
 
@@ -79,3 +80,24 @@ def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
     mean = torch.where(real, relevance, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     # Equal relevances may all round to just below their mean.
     return real & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))
+
+
+def variety(x: Tensor, group: Tensor, groups: int, among: Tensor) -> Tensor:
+    """``(B, N)``: the variance of a token's cosines to the other candidates of its group, 0 where it has none.
+
+    ``group`` is ``(B, N)`` long, negative for none. Memory: groups x the square of the largest group's size.
+    """
+    place = torch.where(among & (group >= 0), group, groups)
+    order = place.argsort(dim=1, stable=True)
+    size = held(place, torch.ones_like(among), groups + 1)
+    width, start = int(size[:, :groups].max()), size.cumsum(1) - size
+    rank = torch.arange(width, device=x.device)
+    real = rank < size[:, :groups, None]
+    member = order.gather(1, (start[:, :groups, None] + rank).clamp(max=x.shape[1] - 1).flatten(1))
+    unit = (take(normalize(x, dim=-1), member) * real.flatten(1)[..., None]).unflatten(1, (groups, width))
+    like = unit @ unit.transpose(2, 3)
+    other = real[:, :, None] & ~torch.eye(width, dtype=torch.bool, device=x.device)
+    count = other.sum(3).clamp(min=1)
+    mean = (like * other).sum(3) / count
+    spread = ((like - mean[..., None]).square_().mul_(other)).sum(3) / count
+    return torch.zeros_like(x[..., 0]).scatter_add_(1, member, (spread * real).flatten(1))
