@@ -121,7 +121,11 @@ def _member_means(x: Tensor, label: Tensor, among: Tensor, centre: Tensor) -> Te
     weight = among.to(x.dtype)
     size = x.new_zeros(centre.shape[:2]).scatter_add_(1, label, weight)
     row = torch.arange(len(x), device=x.device)[:, None] * centre.shape[1]
-    total = torch.zeros_like(centre).flatten(0, 1).index_add_(0, (label + row).flatten(), (x * weight[..., None]).flatten(0, 1))
+    total = (
+        torch.zeros_like(centre)
+        .flatten(0, 1)
+        .index_add_(0, (label + row).flatten(), (x * weight[..., None]).flatten(0, 1))
+    )
     return total.view_as(centre) / size.clamp(min=1)[..., None]
 
 

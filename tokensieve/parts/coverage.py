@@ -40,6 +40,7 @@ def cover(reach: Rows, count: Tensor, among: Tensor, scale: Tensor | None = None
     Args:
         scale: ``(B, N)``, not negative; what a candidate's gain is multiplied by.
     """
+
     def gain(place: Tensor, covered: Tensor) -> Tensor:
         gained = (reach(place) - covered).clamp_(min=0).sum(2)
         return gained if scale is None else gained * scale.gather(1, place)
@@ -69,4 +70,3 @@ def covered(reach: Rows, chosen: Tensor) -> Tensor:
         reach(place).masked_fill(~chosen.gather(1, place)[..., None], 0.0).amax(1) for place in likeness.blocks(chosen)
     ]
     return torch.stack(best).amax(0).clamp(min=0).sum(1)
-

@@ -41,6 +41,16 @@ def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
+def cosines(s: Signals, text: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines of text tokens ``(B, T, D)`` with the features, ``(B, T, N)``, and which text tokens are real."""
+    return normalize(text, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2), real_text(s, text)
+
+
+def real_text(s: Signals, rows: Tensor) -> Tensor:
+    """``(B, T)`` bool: which of the text tokens that ``rows``, ``(B, T, ...)``, speaks of are no padding."""
+    return torch.ones_like(rows[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
+
+
 def relevance(s: Signals) -> Tensor:
     """``(B, N)``: how much each visual token has to do with the text, in a space they share.
 
@@ -48,13 +58,9 @@ def relevance(s: Signals) -> Tensor:
     their cosine with the features.
     """
     name, value = s.get(Relevance)
-    rows = value if name == "relevance" else normalize(value, dim=-1) @ normalize(s.features, dim=-1).transpose(1, 2)
-    if rows.dim() == 2:
-        return rows
-    real = (
-        torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device) if s.text_mask is None else s.text_mask.bool()
-    )
-    return mean_row(rows, real)
+    if name == "text":
+        return mean_row(*cosines(s, value))
+    return value if value.dim() == 2 else mean_row(value, real_text(s, value))
 
 
 def last_row(rows: Tensor, real: Tensor) -> Tensor:
@@ -94,7 +100,7 @@ def variety(x: Tensor, group: Tensor, groups: int, among: Tensor) -> Tensor:
     rank = torch.arange(width, device=x.device)
     real = rank < size[:, :groups, None]
     member = order.gather(1, (start[:, :groups, None] + rank).clamp(max=x.shape[1] - 1).flatten(1))
-    unit = (take(normalize(x, dim=-1), member) * real.flatten(1)[..., None]).unflatten(1, (groups, width))
+    unit = take(normalize(x, dim=-1), member).unflatten(1, (groups, width))
     like = unit @ unit.transpose(2, 3)
     other = real[:, :, None] & ~torch.eye(width, dtype=torch.bool, device=x.device)
     count = other.sum(3).clamp(min=1)

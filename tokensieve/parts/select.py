@@ -28,7 +28,11 @@ def compact(among: Tensor) -> tuple[Tensor, Tensor]:
 
 def take(x: Tensor, place: Tensor) -> Tensor:
     """``(B, M, D)``: the tokens of x at positions ``(B, M)``."""
-    return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+    if not x.is_contiguous():
+        return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+    # Copies whole rows, several times as fast as an element-wise gather.
+    row = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (place + row).flatten()).view(*place.shape, -1)
 
 
 def ranked(score: Tensor, count: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,9 +199,7 @@ def _nearest_other(unit: Tensor, among: Tensor) -> Tensor:
     return out
 
 
-def _greedy(
-    unit: Tensor, cost: Tensor, pool: Tensor, limit: Tensor, most: int, join: Join
-) -> tuple[Tensor, Tensor]:
+def _greedy(unit: Tensor, cost: Tensor, pool: Tensor, limit: Tensor, most: int, join: Join) -> tuple[Tensor, Tensor]:
     """Up to ``most`` greedy picks among the tokens ``pool``, and the cost of each when it was picked."""
     own = take(unit, pool)
     like = own @ own.transpose(1, 2)

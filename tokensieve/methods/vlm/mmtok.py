@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 from tokensieve.method import Method
 from tokensieve.needs import Text
-from tokensieve.parts import coverage, likeness
+from tokensieve.parts import coverage, likeness, score
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -43,10 +43,12 @@ class MMTok(Method):
 
     def _reach(self, s: Signals) -> likeness.Rows:
         _, text = s.get(Text)
-        heard = torch.ones_like(text[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
         like = likeness.dots(normalize(s.features, dim=-1), normalize(text, dim=-1))
-        share = [self.alpha * _mean(s.valid), _mean(heard)]
-        sharpness = [torch.full_like(share[0], 1 / self.temperature), torch.full_like(share[1], 1 / self.text_temperature)]
+        share = [self.alpha * _mean(s.valid), _mean(score.real_text(s, text))]
+        sharpness = [
+            torch.full_like(share[0], 1 / self.temperature),
+            torch.full_like(share[1], 1 / self.text_temperature),
+        ]
         return coverage.calibrated(like, torch.cat(sharpness, 1), torch.cat(share, 1), s.valid)
 
 
