@@ -49,6 +49,7 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
         "text": (batch, TEXT, DIM),
         "keys": (batch, n, DIM),
         "values": (batch, n, DIM),
+        "relevance": (batch, n),
     }
     out = {"x": torch.randn(batch, n, DIM, generator=draw)}
     for name in {need.name for need in method.needs} & set(shapes):

@@ -49,13 +49,13 @@ def cover(reach: Rows, count: Tensor, among: Tensor, scale: Tensor | None = None
     bound = torch.cat([gain(place, covered) for place in likeness.blocks(among)], 1).masked_fill_(~among, -torch.inf)
     left, chosen, fresh = count.minimum(among.sum(1)), torch.zeros_like(among), torch.ones_like(among)
     for step in range(int(left.max())):
-        lead = bound.argmax(1, keepdim=True)
+        lead, width = bound.argmax(1, keepdim=True), POOL
         while not bool(fresh.gather(1, lead).all()):
-            place = torch.cat([lead, bound.topk(min(POOL, bound.shape[1])).indices], 1)
+            place = torch.cat([lead, bound.topk(min(width, bound.shape[1])).indices], 1)
             known = bound.gather(1, place)
             bound.scatter_(1, place, gain(place, covered).masked_fill_(known.isneginf(), -torch.inf))
             fresh.scatter_(1, place, True)
-            lead = bound.argmax(1, keepdim=True)
+            lead, width = bound.argmax(1, keepdim=True), min(2 * width, likeness.ROWS)
         on = (step < left)[:, None]
         chosen |= torch.zeros_like(chosen).scatter_(1, lead, on)
         bound.scatter_(1, lead, -torch.inf)
