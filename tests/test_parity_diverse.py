@@ -414,3 +414,23 @@ def test_greedyprune_against_brute_force(seed):
         greedy = value(kept(ts.reduce(x, method, 5, text=text))[0])
         assert greedy <= optimum + 1e-5
         assert greedy - least >= ratio * (optimum - least) - 1e-5
+
+
+# ---- in a model
+
+
+@pytest.mark.parametrize(
+    ("name", "site"),
+    [
+        *((name, "handoff") for name in ("mmtok", "scope", "cdpruner", "holov", "todre", "g-prune", "greedyprune")),
+        ("cluster-aggregation", "handoff"),
+        ("cluster-aggregation", "prefill"),
+        ("greedyprune", "prefill"),
+    ],
+)
+def test_in_a_model(name, site):
+    model, inputs = llava(), prompt((1, 2))
+    with ts.sieve(model, name, keep=10, site=site) as s:
+        assert bool(model(**inputs).logits.isfinite().all())
+    assert s.last.layer_tokens[-1] == 10
+    assert s.last.stages[-1].reduction.counts.tolist() == [10, 10, 10]
