@@ -8,7 +8,7 @@ import tokensieve as ts
 from tests.strategies import features
 from tests.test_parity_crops import CROPPED, SIDE, pictures
 from tests.test_parity_vlm import unit
-from tokensieve.parts import crops, groups, score
+from tokensieve.parts import crops, groups
 
 
 def test_seen_is_bilinear():
@@ -46,9 +46,9 @@ def test_alike_in_blocks(monkeypatch):
     keys, group = features(2, 50, 4), torch.arange(50).expand(2, -1) // 20
     among = torch.ones(2, 50, dtype=torch.bool)
     among[0, 3:9] = False
-    whole = score.alike(keys, 0.3, group, among, 3)
-    monkeypatch.setattr(score, "ROWS", 2)
-    torch.testing.assert_close(score.alike(keys, 0.3, group, among, 3), whole)
+    whole = groups.alike(keys, 0.3, group, among, 3)
+    monkeypatch.setattr(groups, "ROWS", 2)
+    torch.testing.assert_close(groups.alike(keys, 0.3, group, among, 3), whole)
     for i in range(50):
         same = [j for j in range(50) if among[0, j] and group[0, j] == group[0, i]]
         want = sum(float(unit(keys[0, i]) @ unit(keys[0, j])) > 0.3 for j in same) if among[0, i] else 0

@@ -11,7 +11,7 @@ import torch
 import tokensieve as ts
 from tests.strategies import features
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
-from tokensieve.parts import budget, score, select
+from tokensieve.parts import budget, groups, score, select
 from tokensieve.registry import make
 
 
@@ -314,7 +314,7 @@ def test_cohesion():
         features(2, 12),
         torch.tensor([[0, 0, 1, 1, 1, -1, 2, -1, 0, 1, 4, 4], [3, 3, 3, 3, 3, 3, -1, 0, 0, 1, 2, 2]]),
     )
-    got = score.cohesion(x, group, 5)
+    got = groups.cohesion(x, group, 5)
     for b in range(2):
         u = unit(x[b])
         for g in range(5):

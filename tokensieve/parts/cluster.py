@@ -1,4 +1,4 @@
-"""Cluster: agglomerative clustering of tokens to an exact number of clusters."""
+"""Cluster: clustering of tokens to an exact number of clusters, bottom up or by k-means."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts.select import compact, evenly, take, top
+
 LINKAGES = ("single", "complete", "average")
+BLOCK = 2048
 EXACT = 4096
 """The largest number of tokens whose distances are held all at once (about 300 MB at the peak)."""
 
@@ -85,3 +88,67 @@ def _centres(unit: Tensor, label: Tensor) -> Tensor:
     place = torch.arange(len(unit), device=unit.device)
     first = torch.where(near == best[label], place, len(unit))
     return place.new_full((size,), len(unit)).scatter_reduce_(0, label, first, "amin")
+
+
+@torch.no_grad()
+def means(x: Tensor, count: Tensor, among: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """K-means of the candidates by Euclidean distance, into exactly ``count[b]`` clusters, by at most ``steps`` rounds.
+
+    The first centres are candidates at equal steps along the row. A cluster that is left without tokens takes the one
+    farthest from its centre, and a cluster stands where its member nearest to its centre stands. Time N count d steps;
+    memory 2048 x count.
+
+    Args:
+        x: ``(B, N, d)``.
+
+    Returns:
+        the tokens at which clusters stand, ``(B, N)`` bool, and for each candidate the one of its cluster, ``(B,
+        N)`` long, -1 elsewhere.
+    """
+    place, real = compact(evenly(count, among))
+    centre = take(x, place)
+    label, first = _assign(x, centre, real, among)
+    for _ in range(steps - 1):
+        centre, before = _member_means(x, label, among, centre), label
+        label, first = _assign(x, centre, real, among)
+        if torch.equal(label, before):
+            break
+    chosen = torch.zeros_like(among).scatter_(1, first.clamp(max=x.shape[1] - 1), real)
+    return chosen, first.gather(1, label).masked_fill_(~among, -1)
+
+
+def _member_means(x: Tensor, label: Tensor, among: Tensor, centre: Tensor) -> Tensor:
+    weight = among.to(x.dtype)
+    size = x.new_zeros(centre.shape[:2]).scatter_add_(1, label, weight)
+    row = torch.arange(len(x), device=x.device)[:, None] * centre.shape[1]
+    total = (
+        torch.zeros_like(centre)
+        .flatten(0, 1)
+        .index_add_(0, (label + row).flatten(), (x * weight[..., None]).flatten(0, 1))
+    )
+    return total.view_as(centre) / size.clamp(min=1)[..., None]
+
+
+def _assign(x: Tensor, centre: Tensor, real: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest centre of each token, ``(B, N)``, and the member nearest to each centre, ``(B, K)``; none is empty."""
+    n = x.shape[1]
+    bias = (centre.square().sum(2) / -2).masked_fill(~real, -torch.inf)[:, None]
+    best = [torch.baddbmm(bias, rows, centre.transpose(1, 2)).max(2) for rows in x.split(BLOCK, 1)]
+    label = torch.cat([b.indices for b in best], 1)
+    # Squared distances, halved.
+    square = x.square().sum(2) / 2
+    far = (square - torch.cat([b.values for b in best], 1)).masked_fill_(~among, torch.inf)
+    least = far.new_full(real.shape, torch.inf).scatter_reduce_(1, label, far, "amin")
+    place = torch.arange(n, device=x.device).expand_as(label)
+    # Two members of a cluster are equally near to its mean, but for rounding.
+    leads = torch.where(among & (far <= least.gather(1, label) + 1e-5 * square), place, n)
+    first = label.new_full(real.shape, n).scatter_reduce_(1, label, leads, "amin")
+    empty = real & (first == n)
+    wanted = empty.sum(1)
+    if int(wanted.max()) > 0:
+        lead = torch.zeros_like(among).scatter_(1, first.clamp(max=n - 1), first < n)
+        moved = top(far, wanted, among & ~lead)
+        into, _ = compact(empty)
+        label = torch.where(moved, into.gather(1, (moved.long().cumsum(1) - 1).clamp(0, into.shape[1] - 1)), label)
+        first = torch.where(empty, n, first).scatter_reduce_(1, label, torch.where(moved, place, n), "amin")
+    return label, first

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from tokensieve.parts.select import compact, held, take
+
+ROWS = 512
 
 
 def sums(value: Tensor, group: Tensor, among: Tensor, groups: int) -> Tensor:
@@ -31,3 +36,56 @@ def filled(total: Tensor, score: Tensor, most: Tensor) -> Tensor:
     before = held.cumsum(1) - held
     taken = (total[:, None] - before).clamp(min=0).minimum(held)
     return torch.zeros_like(most).scatter_(1, order, taken)
+
+
+@torch.no_grad()
+def alike(metric: Tensor, above: float, group: Tensor, among: Tensor, groups: int) -> Tensor:
+    """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
+
+    Groups are compared one after the other: over M tokens of a group, time M^2 D and memory B x block x M.
+    """
+    out, unit = torch.zeros_like(group), normalize(metric, dim=-1)
+    for g in range(groups):
+        place, real = compact(among & (group == g))
+        own = take(unit, place)
+        blocks = own.split(max(ROWS // len(metric), 64), 1)
+        count = [((rows @ own.transpose(1, 2) > above) & real[:, None]).sum(2) for rows in blocks]
+        out.scatter_add_(1, place, torch.cat(count, 1) * real)
+    return out
+
+
+def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
+    """``(B, G)``: the mean cosine between two different members of each group; -1 in groups of fewer than two.
+
+    Args:
+        x: ``(B, N, D)``; group: ``(B, N)`` long, negative for none.
+    """
+    inside = group >= 0
+    size = inside.new_zeros(len(x), groups, dtype=x.dtype).scatter_add_(1, group.clamp(min=0), inside.to(x.dtype))
+    unit = normalize(x, dim=-1) * inside[..., None]
+    summed = x.new_zeros(len(x), groups, x.shape[2])
+    summed.scatter_add_(1, group.clamp(min=0)[..., None].expand_as(unit), unit)
+    own = x.new_zeros(len(x), groups).scatter_add_(1, group.clamp(min=0), unit.square().sum(2))
+    pairs = (summed.square().sum(2) - own) / (size * (size - 1)).clamp(min=1)
+    return torch.where(size > 1, pairs, -1.0)
+
+
+def variety(x: Tensor, group: Tensor, groups: int, among: Tensor) -> Tensor:
+    """``(B, N)``: the variance of a token's cosines to the other candidates of its group, 0 where it has none.
+
+    ``group`` is ``(B, N)`` long, negative for none. Memory: groups x the square of the largest group's size.
+    """
+    place = torch.where(among & (group >= 0), group, groups)
+    order = place.argsort(dim=1, stable=True)
+    size = held(place, torch.ones_like(among), groups + 1)
+    width, start = int(size[:, :groups].max()), size.cumsum(1) - size
+    rank = torch.arange(width, device=x.device)
+    real = rank < size[:, :groups, None]
+    member = order.gather(1, (start[:, :groups, None] + rank).clamp(max=x.shape[1] - 1).flatten(1))
+    unit = take(normalize(x, dim=-1), member).unflatten(1, (groups, width))
+    like = unit @ unit.transpose(2, 3)
+    other = real[:, :, None] & ~torch.eye(width, dtype=torch.bool, device=x.device)
+    count = other.sum(3).clamp(min=1)
+    mean = (like * other).sum(3) / count
+    spread = ((like - mean[..., None]).square_().mul_(other)).sum(3) / count
+    return torch.zeros_like(x[..., 0]).scatter_add_(1, member, (spread * real).flatten(1))

@@ -38,7 +38,7 @@ def received(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = 
     return total / query.shape[2]
 
 
-def pagerank(rows: Callable[[int, int], Tensor], start: Tensor, steps: int, block: int = BLOCK) -> Tensor:
+def spread(rows: Callable[[int, int], Tensor], start: Tensor, steps: int, block: int = BLOCK) -> Tensor:
     """Where attention comes to rest: ``start`` sent along the attention rows ``steps`` times.
 
     Args:

@@ -9,10 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.needs import Need, Relevance
-from tokensieve.parts.select import compact, take
 from tokensieve.signals import Signals
-
-ROWS = 512
 
 
 def attention(s: Signals, need: Need) -> Tensor:
@@ -65,10 +62,13 @@ def similarity(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     name, value = s.get(need)
     rows = value if name == "relevance" else cosine(value, s.features)
     if rows.dim() == 2:
-        rows = rows[:, None]
-    elif s.text_mask is not None:
-        return rows, s.text_mask.bool()
-    return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
+        return rows[:, None], torch.ones_like(rows[:, :1], dtype=torch.bool)
+    return rows, real_text(s, rows)
+
+
+def real_text(s: Signals, rows: Tensor) -> Tensor:
+    """``(B, T)`` bool: which of the text tokens that ``rows``, ``(B, T, ...)``, speaks of are no padding."""
+    return torch.ones_like(rows[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
 
 
 def relevance(s: Signals) -> Tensor:
@@ -109,38 +109,6 @@ def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
     mean = torch.where(real, relevance, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
     # Equal relevances may all round to just below their mean.
     return real & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))
-
-
-@torch.no_grad()
-def alike(metric: Tensor, above: float, group: Tensor, among: Tensor, groups: int) -> Tensor:
-    """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
-
-    Groups are compared one after the other: over M tokens of a group, time M^2 D and memory B x block x M.
-    """
-    out, unit = torch.zeros_like(group), normalize(metric, dim=-1)
-    for g in range(groups):
-        place, real = compact(among & (group == g))
-        own = take(unit, place)
-        blocks = own.split(max(ROWS // len(metric), 64), 1)
-        count = [((rows @ own.transpose(1, 2) > above) & real[:, None]).sum(2) for rows in blocks]
-        out.scatter_add_(1, place, torch.cat(count, 1) * real)
-    return out
-
-
-def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
-    """``(B, G)``: the mean cosine between two different members of each group; -1 in groups of fewer than two.
-
-    Args:
-        x: ``(B, N, D)``; group: ``(B, N)`` long, negative for none.
-    """
-    inside = group >= 0
-    size = inside.new_zeros(len(x), groups, dtype=x.dtype).scatter_add_(1, group.clamp(min=0), inside.to(x.dtype))
-    unit = normalize(x, dim=-1) * inside[..., None]
-    summed = x.new_zeros(len(x), groups, x.shape[2])
-    summed.scatter_add_(1, group.clamp(min=0)[..., None].expand_as(unit), unit)
-    own = x.new_zeros(len(x), groups).scatter_add_(1, group.clamp(min=0), unit.square().sum(2))
-    pairs = (summed.square().sum(2) - own) / (size * (size - 1)).clamp(min=1)
-    return torch.where(size > 1, pairs, -1.0)
 
 
 def entropy(pixels: Tensor, patch: int, levels: int = 256) -> Tensor:

@@ -6,7 +6,7 @@ the candidates are taken). Ties go to the earlier position, and no row has an in
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from torch.nn.functional import normalize
 
 ROWS = 512
 LOOKAHEAD = 64
+
+Join = Callable[[Tensor, Tensor], Tensor]
 
 
 def compact(among: Tensor) -> tuple[Tensor, Tensor]:
@@ -26,9 +28,11 @@ def compact(among: Tensor) -> tuple[Tensor, Tensor]:
 
 def take(x: Tensor, place: Tensor) -> Tensor:
     """``(B, M, D)``: the tokens of x at positions ``(B, M)``."""
-    rows = torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]
-    # Whole vectors move much faster than single elements.
-    return x.flatten(0, 1).index_select(0, (place + rows).flatten()).unflatten(0, place.shape)
+    if not x.is_contiguous():
+        return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
+    # Whole vectors move several times as fast as single elements.
+    row = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
+    return x.flatten(0, 1).index_select(0, (place + row).flatten()).view(*place.shape, -1)
 
 
 def ranked(score: Tensor, count: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,38 +174,50 @@ def around(chosen: Tensor, grid: tuple[int, int] | None) -> Tensor:
 
 
 @torch.no_grad()
-def farthest(metric: Tensor, count: Tensor, among: Tensor) -> Tensor:
+def farthest(metric: Tensor, count: Tensor, among: Tensor, first: Tensor | None = None) -> Tensor:
     """Greedy max-min diversity over cosine distances: each pick is the candidate farthest from those picked before it.
 
-    The first pick is the candidate whose nearest other candidate is farthest. Time N^2 D / 2 for it and N count D for
-    the rest; memory B x 512 x N.
-
-    Picks are found in batches. Similarities to what is picked only grow, so among the ``LOOKAHEAD`` candidates that are
-    farthest now the greedy order is the true one for as long as it stays below the next candidate's similarity; then
-    the rest catches up in one matrix product.
+    The first pick is the candidate at position ``first``, ``(B,)`` long, or else the one whose nearest other candidate is
+    farthest. Time N^2 D / 2 for that and N count D for the rest; memory B x 512 x N.
     """
-    n = metric.shape[1]
     unit = normalize(metric, dim=-1)
-    near = _nearest_other(unit, among).masked_fill_(~among, torch.inf)
-    pick = near.argmin(1, keepdim=True)
+    if first is None:
+        first = _nearest_other(unit, among).masked_fill_(~among, torch.inf).argmin(1)
     left = count.minimum(among.sum(1))
-    chosen = torch.zeros_like(among).scatter_(1, pick, left[:, None] > 0)
-    near = _similarity(unit, pick)[..., 0].masked_fill_(~among, torch.inf).scatter_(1, pick, torch.inf)
-    left = left - 1
-    width = min(LOOKAHEAD, n)
+    chosen = torch.zeros_like(among).scatter_(1, first[:, None], left[:, None] > 0)
+    near = _similarity(unit, first[:, None])[..., 0]
+    return chosen | greedy(unit, near, left - 1, among & ~chosen, lambda cost, like: cost.maximum(like.amax(2)))
+
+
+@torch.no_grad()
+def greedy(unit: Tensor, cost: Tensor, count: Tensor, among: Tensor, join: Join) -> Tensor:
+    """Greedy choice of the cheapest candidate, whose likeness to the others then raises their costs.
+
+    Picks are found in batches. Since costs only grow, among the ``LOOKAHEAD`` candidates that are cheapest now the
+    greedy order is the true one for as long as it stays below the next candidate's cost; then the rest catches up in one
+    matrix product.
+
+    Args:
+        unit: ``(B, N, d)``, compared by dot product; cost: ``(B, N)``, what a candidate costs before any is picked.
+        join: from costs ``(B, N)`` and the likeness of N tokens to K picks, ``(B, N, K)``, minus infinity where there is
+            no pick, their costs afterwards, which must not be lower.
+    """
+    cost, left = cost.masked_fill(~among, torch.inf), count.minimum(among.sum(1))
+    chosen = torch.zeros_like(among)
+    width = min(LOOKAHEAD, cost.shape[1])
     while int(left.max()) > 0:
-        ahead, order = near.sort(dim=1, stable=True)
-        limit = ahead[:, width, None] if width < n else torch.full_like(ahead[:, :1], torch.inf)
+        ahead, order = cost.sort(dim=1, stable=True)
+        limit = ahead[:, width, None] if width < cost.shape[1] else torch.full_like(ahead[:, :1], torch.inf)
         pool = order[:, :width].sort(1).values
-        picks, similarity = _greedy(unit, near, pool, limit, min(width, int(left.max())))
-        fits = similarity < limit
-        fits[:, 0] = similarity[:, 0] < torch.inf
+        picks, price = _greedy(unit, cost, pool, limit, min(width, int(left.max())), join)
+        fits = price < limit
+        fits[:, 0] = price[:, 0] < torch.inf
         fits &= torch.arange(picks.shape[1], device=picks.device) < left[:, None]
         left = left - fits.sum(1)
         # A row that has run out of candidates repeats its picks.
         chosen |= left.new_zeros(chosen.shape).scatter_add_(1, picks, fits.long()) > 0
-        fresh = _similarity(unit, picks).masked_fill_(~fits[:, None], -torch.inf).amax(2)
-        near = near.maximum(fresh).masked_fill_(chosen, torch.inf)
+        like = _similarity(unit, picks).masked_fill_(~fits[:, None], -torch.inf)
+        cost = join(cost, like).masked_fill_(chosen, torch.inf)
     return chosen
 
 
@@ -226,20 +242,20 @@ def _nearest_other(unit: Tensor, among: Tensor) -> Tensor:
     return out
 
 
-def _greedy(unit: Tensor, near: Tensor, pool: Tensor, limit: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """Up to ``most`` greedy picks among the tokens ``pool``, and each one's similarity to what was picked before."""
+def _greedy(unit: Tensor, cost: Tensor, pool: Tensor, limit: Tensor, most: int, join: Join) -> tuple[Tensor, Tensor]:
+    """Up to ``most`` greedy picks among the tokens ``pool``, and the cost of each when it was picked."""
     own = take(unit, pool)
     like = own @ own.transpose(1, 2)
-    near = near.gather(1, pool)
-    picks, lows = [], []
+    cost = cost.gather(1, pool)
+    picks, prices = [], []
     for _ in range(most):
-        low, i = near.min(1, keepdim=True)
+        price, i = cost.min(1, keepdim=True)
         picks.append(i)
-        lows.append(low)
-        if bool((low >= limit).all()):
+        prices.append(price)
+        if bool((price >= limit).all()):
             break
-        near = near.maximum(like.gather(1, i[..., None].expand(-1, -1, like.shape[2]))[:, 0]).scatter_(1, i, torch.inf)
-    return pool.gather(1, torch.cat(picks, 1)), torch.cat(lows, 1)
+        cost = join(cost, like.gather(2, i[:, None].expand(-1, like.shape[1], -1))).scatter_(1, i, torch.inf)
+    return pool.gather(1, torch.cat(picks, 1)), torch.cat(prices, 1)
 
 
 @torch.no_grad()

@@ -137,4 +137,4 @@ def _pagerank(call: Call, past: int, real: Tensor) -> Tensor:
         return _attend(call, place[:, first:last], past, call.scale / SHARPER)[..., past:]
 
     start = real / real.sum(1, keepdim=True)
-    return rows.pagerank(attend, start, STEPS)
+    return rows.spread(attend, start, STEPS)

@@ -2,11 +2,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, normalize
 
 from tokensieve.method import Method
 from tokensieve.needs import LastAttention, PairedText, Text
-from tokensieve.parts import budget, cover, score, select
+from tokensieve.parts import budget, coverage, likeness, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
@@ -35,13 +35,15 @@ class CATP(Method):
 
     def score(self, s: Signals) -> Tensor:
         _, text = s.get(Text)
-        real = torch.ones_like(text[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
+        real = score.real_text(s, text)
         pair = real if s.paired is None else real & s.paired.bool()
         pair = torch.where(pair.any(1, keepdim=True), pair, real)
         return (1 + cosine_similarity(s.features, score.mean_row(text, pair)[:, None], dim=-1)) / 2
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return Reduction.keep(cover.facility(s.features, self.alignment * self.score(s), keep, s.valid))
+        like, targets = likeness.dots(normalize(s.features, dim=-1)), s.valid[:, None] / 2
+        fit = self.alignment * self.score(s)
+        return Reduction.keep(coverage.cover(lambda place: (1 + like(place)) * targets, keep, s.valid, bonus=fit))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
         return [Stage(self, budget.times(keep, self.first)), *descent(CATPL(), keep, (self.at,))]
@@ -69,7 +71,7 @@ class CATPL(Method):
 
     def score(self, s: Signals) -> Tensor:
         _, text = s.get(Text)
-        real = torch.ones_like(text[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
+        real = score.real_text(s, text)
         alike = cosine_similarity(s.features, score.last_row(text, real)[:, None], dim=-1)
         return score.last_row(*score.text_rows(s, LastAttention)) + self.similarity * alike
 

@@ -39,7 +39,7 @@ class DART(Method):
         chosen = torch.zeros_like(s.valid).scatter_(1, leads, real)
         pivots = select.take(s.features, leads)
         if s.text is not None:
-            heard = torch.ones_like(s.text[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
+            heard = score.real_text(s, s.text)
             looks, ok = select.ranked(s.text.norm(p=1, dim=-1), torch.full_like(keep, self.text_pivots), heard)
             pivots, real = torch.cat([pivots, select.take(s.text, looks)], 1), torch.cat([real, ok], 1)
         like = score.cosine(pivots, s.features)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.needs import CLSAttention, Ranking, TextAttention
-from tokensieve.parts import budget, score, select
+from tokensieve.parts import budget, groups, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
@@ -45,7 +45,7 @@ class MustDrop(Method):
         keys = select.top(saliency, budget.share(keep, self.protect), s.valid)
         group, number = select.windows(s.valid & ~keys, s.grid, self.window)
         last = select.last_of_each(group, number).gather(1, group.clamp(min=0))
-        alike = score.cohesion(s.features, group, number).gather(1, group.clamp(min=0))
+        alike = groups.cohesion(s.features, group, number).gather(1, group.clamp(min=0))
         heads = select.top(saliency, keep - keys.sum(1), (last == place) & (group >= 0))
         chosen = keys | heads
         chosen = chosen | select.top(-alike, keep - chosen.sum(1), s.valid & ~chosen)

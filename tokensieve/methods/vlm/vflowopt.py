@@ -63,7 +63,7 @@ class VFlowOpt(Method):
         keys = s.metric(self.needs[2], self.encoder_layer)[:, None]
         scale, allowed = keys.shape[3] ** -0.5, s.valid[:, None, None]
         from_ = lead / lead.sum(1, keepdim=True)
-        return rows.pagerank(lambda i, j: rows.attend(keys[:, :, i:j], keys, scale, allowed), from_, 1)[:, 0]
+        return rows.spread(lambda i, j: rows.attend(keys[:, :, i:j], keys, scale, allowed), from_, 1)[:, 0]
 
 
 @register("vflowopt-l", systems=[66])

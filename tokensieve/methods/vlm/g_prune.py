@@ -1,0 +1,48 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tokensieve.method import Method
+from tokensieve.needs import Need
+from tokensieve.parts import budget, graph, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("g-prune", systems=[339])
+@dataclass(frozen=True)
+class GPrune(Method):
+    """Keeps the tokens to which most importance flows in a graph of similar tokens, be they foreground or background.
+
+    Source: arXiv 2501.02268. Tokens with a cosine of at least ``similarity`` are linked, each token's links weighted by
+    a softmax at ``temperature``. Importance starts as the norm, flows along the links ``steps`` times, and is divided by
+    the number of links, so that large uniform regions do not win by their size. Where an image comes with a thumbnail
+    (``crop``), thumbnail and crops are graphs of their own and share the budget by size. Defaults are the public code's.
+    Deviations from it: links are counted by similarity, not by weights that did not round to zero; line ends count as
+    tokens of the crops.
+    """
+
+    pairs = True
+    similarity: float = 0.5
+    temperature: float = 0.03
+    steps: int = 5
+
+    @property
+    def needs(self):
+        return (Need("crop", instead=("features",)),)
+
+    def score(self, s: Signals) -> Tensor:
+        unit = normalize(s.features, dim=-1)
+        flow, degree = graph.similar(unit, s.valid, self._group(s), self.similarity, self.temperature)
+        return graph.pagerank(flow, s.valid, 1.0, self.steps, s.features.norm(dim=-1)) / degree
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        group = self._group(s)
+        held = select.held(group, s.valid, 2)
+        return Reduction.keep(select.top_of_each(self.score(s), budget.allot(keep, held, held), group, s.valid))
+
+    def _group(self, s: Signals) -> Tensor:
+        return torch.zeros_like(s.valid, dtype=torch.long) if s.crop is None else (s.crop != 0).long()

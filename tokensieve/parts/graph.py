@@ -1,0 +1,78 @@
+"""Graph: tokens as nodes, and how importance flows along weighted edges."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tokensieve.parts import likeness
+
+Flow = Callable[[Tensor], Tensor]
+"""One step: from what each node holds, ``(B, N)``, to what each then receives, ``(B, N)``."""
+
+
+@torch.no_grad()
+def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperature: float) -> tuple[Flow, Tensor]:
+    """The graph of similar tokens: edges where the cosine is at least ``least``, weighted by a softmax along each row.
+
+    Edges stay within a group (``group``: ``(B, N)`` long) and among the candidates. Time N^2 d / 2; memory N x N, or
+    512 x N beyond ``likeness.HELD``.
+
+    Returns:
+        the flow along the edges, and the number of edges of each node, ``(B, N)``, itself included, at least 1.
+    """
+    like = likeness.dots(unit)
+
+    def edges(place: Tensor) -> tuple[Tensor, Tensor]:
+        near = like(place)
+        far = (near < least) | ~among[:, None] | (group.gather(1, place)[..., None] != group[:, None])
+        return (near / temperature).masked_fill_(far, -torch.inf).softmax(2).nan_to_num_(0.0), (~far).sum(2)
+
+    places, held, degree = likeness.blocks(among), [], []
+    for place in places:
+        weight, edged = edges(place)
+        degree.append(edged)
+        if among.shape[1] ** 2 <= likeness.HELD:
+            held.append(weight)
+
+    def flow(x: Tensor) -> Tensor:
+        weights = held or (edges(place)[0] for place in places)
+        parts = zip(x.split(likeness.ROWS, 1), weights, strict=True)
+        return torch.stack([(part[:, None] @ weight)[:, 0] for part, weight in parts]).sum(0)
+
+    return flow, torch.cat(degree, 1).clamp(min=1)
+
+
+@torch.no_grad()
+def pagerank(
+    weights: Tensor | tuple[Tensor, Tensor] | Flow,
+    valid: Tensor,
+    damping: float,
+    steps: int,
+    start: Tensor | None = None,
+) -> Tensor:
+    """What each node holds after ``steps`` steps of x <- damping * x W + (1 - damping) * start.
+
+    Args:
+        weights: W, ``(B, N, N)``, from row to column; or its factors, ``(B, N, R)`` and ``(B, R, N)``; or its flow.
+        valid: ``(B, N)`` bool; other nodes hold nothing. start: ``(B, N)``; an equal share for each valid node by default.
+    """
+    flow = weights if callable(weights) else _flow(*weights) if isinstance(weights, tuple) else _flow(weights)
+    real = valid.float()
+    start = real / real.sum(1, keepdim=True) if start is None else start * real
+    x = start
+    for _ in range(steps):
+        x = (damping * flow(x) + (1 - damping) * start) * real
+    return x
+
+
+def _flow(*factors: Tensor) -> Flow:
+    def flow(x: Tensor) -> Tensor:
+        row = x[:, None]
+        for factor in factors:
+            row = row @ factor
+        return row[:, 0]
+
+    return flow
