@@ -36,7 +36,7 @@ class Bed:
 
     def right(self, name: str, keep: int | float, kind: str | None = None, **options: Any) -> float:
         """Accuracy over all kinds (balanced), or of one."""
-        key = json.dumps([name, keep, options], sort_keys=True)
+        key = json.dumps([name, keep, options], sort_keys=True, default=repr)
         if key not in self._known:
             with ts.sieve(self.model, name, keep=keep, seed=SEED, **options):
                 self._known[key] = testbed.correct(self.model, self.processor, self.items, batch=25)
@@ -53,6 +53,12 @@ class Bed:
                 assert s.last is not None
                 out.append((item, s.last.stages[-1].reduction.kept[0]))
         return out
+
+    @torch.no_grad()
+    def features(self, item: testbed.Item) -> torch.Tensor:
+        """``(576, D)``: the visual tokens of an item's image, in front of the language model."""
+        pixels = self.processor.image_processor([item.image], return_tensors="pt")["pixel_values"]
+        return self.model.get_image_features(pixels).pooler_output[0]
 
     def counts(self, name: str, keep: int | float, scenes: int = 60, **options: Any) -> list[tuple[int, int]]:
         """(tokens kept, things in the picture) for some test scenes, one by one."""

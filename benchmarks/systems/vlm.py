@@ -76,9 +76,7 @@ def _closest(bed: Bed, name: str) -> float:
     """Mean over images of the smallest cosine distance between two kept tokens, at the handoff."""
     values = []
     for item, kept in bed.kept(name, 58, count=20):
-        pixels = bed.processor.image_processor([item.image], return_tensors="pt")["pixel_values"]
-        features = bed.model.get_image_features(pixels).pooler_output[0][kept]
-        unit = torch.nn.functional.normalize(features, dim=-1)
+        unit = torch.nn.functional.normalize(bed.features(item)[kept], dim=-1)
         distance = 1 - unit @ unit.T
         values.append(float(distance[~torch.eye(len(kept), dtype=torch.bool)].min()))
     return round(sum(values) / len(values), 5)
