@@ -257,7 +257,7 @@ def sharpened(model, inputs, row):
 def test_pagerank_in_blocks():
     m = torch.randn(2, 3, 50, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
     start = torch.rand(2, 50, generator=torch.Generator().manual_seed(1))
-    got = rows.pagerank(lambda i, j: m[:, :, i:j], start, 4, block=7)
+    got = rows.spread(lambda i, j: m[:, :, i:j], start, 4, block=7)
     torch.testing.assert_close(got, (start[:, None, None] @ m @ m @ m @ m)[:, :, 0])
 
 

@@ -5,8 +5,7 @@ from torch import Tensor
 from tokensieve.method import Method
 from tokensieve.needs import TextAttention
 from tokensieve.parts import budget, score, select, temporal
-from tokensieve.parts.budget import Keep
-from tokensieve.plan import Stage
+from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -47,10 +46,8 @@ class FrameFusion(Method):
         left = merged.apply(self.score(s)[..., None])[..., 0]
         return merged.then(Reduction.keep(select.top(left, keep, merged.mask)))
 
-    def stages(self, keep: budget.Budget):
-        mean = keep.average or keep.direct if isinstance(keep, Keep) else keep
-        first = 2 * mean if isinstance(mean, int) else min(1.0, 2 * mean)
-        return (Stage(self, first), Stage(FrameFusionPrune(), Keep(average=mean), layers=(SHALLOW,)))
+    def stages(self, keep: budget.Budget) -> list[Stage]:
+        return [Stage(self, budget.times(keep, 2)), *descent(FrameFusionPrune(), keep, (SHALLOW,))]
 
 
 @register("framefusion-prune", systems=[397])

@@ -6,7 +6,7 @@ from torch import Tensor
 from tokensieve.method import Method
 from tokensieve.needs import CLSAttention, TextAttention
 from tokensieve.parts import budget, score, select
-from tokensieve.plan import Stage
+from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -39,10 +39,7 @@ class ToDRE(Method):
         return Reduction.keep(select.farthest(s.features, keep, s.valid, first))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        mean = keep.direct if isinstance(keep, budget.Keep) else keep
-        before = int(AHEAD * mean) if isinstance(mean, int) else min(AHEAD * mean, 1.0)
-        late = Stage(ToDRELate(), budget.Keep(average=mean), layers=(7 / 8,))
-        return [Stage(self, before), late]
+        return [Stage(self, budget.times(keep, AHEAD)), *descent(ToDRELate(), keep, (7 / 8,))]
 
 
 @register("todre-late", systems=[30])
