@@ -11,7 +11,7 @@ from tokensieve.parts import budget, flops
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage
 from tokensieve.sites.anatomy import Anatomy, find
-from tokensieve.sites.resolve import solve
+from tokensieve.sites.resolve import lead, solve, timeline
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,15 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
     depth, now = len(anatomy.language.layers), tokens
     in_encoder = [float(tokens)] * len(anatomy.vision.layers)
     per_layer: list[float] = []
-    for stage in stages:
-        if stage.site == "encoder":
-            now = _count(stage.keep, tokens)
-            in_encoder = encoder_tokens(anatomy, stage, tokens, now)
-        elif stage.site == "handoff":
-            now = _count(solve(stage.keep, 0, depth, now, tokens, text, anatomy.language.config), now)
-        else:
-            layer = anatomy.language.layer(stage.layer)
-            per_layer += [float(now)] * (layer - len(per_layer))
-            now = _count(solve(stage.keep, layer, depth, now, tokens, text, anatomy.language.config), now)
+    inside = next((s for s in stages if s.site == "encoder"), None)
+    if inside is not None:
+        now = _count(inside.keep, tokens)
+        in_encoder = encoder_tokens(anatomy, inside, tokens, now)
+    order = timeline(stages, anatomy.language)
+    for layer, stage in order:
+        per_layer += [float(now)] * (layer - len(per_layer))
+        ahead = lead(order, stage, depth)
+        now = _count(solve(stage.keep, ahead, per_layer, depth, now, tokens, text, anatomy.language.config), now)
     per_layer += [float(now)] * (depth - len(per_layer))
     return of_tokens(anatomy, per_layer, in_encoder, tokens, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ class Keep:
         average: mean tokens over the language model's layers (sites that know layers turn it into a count); up to 1, that
             mean as a share of the image's tokens.
         flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise).
+        weight: with ``average``, where several stages share one mean: they keep tokens in proportion to their weights.
         per: the unit, "image" or "prompt" (where several images share one budget).
     """
 
@@ -27,6 +29,7 @@ class Keep:
     average: float | None = None
     flops: float | None = None
     per: str = "image"
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         given = [k for k in ("tokens", "share", "average", "flops") if getattr(self, k) is not None]
@@ -34,6 +37,9 @@ class Keep:
             raise ValueError(f"Keep needs exactly one of tokens, share, average, flops; got {given or 'none'}")
         if self.per not in ("image", "prompt"):
             raise ValueError(f"per={self.per!r}; it must be 'image' or 'prompt'")
+        check(self.weight, "weight", whole=False)
+        if self.weight != 1 and self.average is None:
+            raise ValueError(f"weight={self.weight:g} goes with average=...; got {given[0]}")
         value = getattr(self, given[0])
         whole = given[0] == "tokens"
         check(value, given[0], whole=whole, most=None if given[0] in ("tokens", "average") else 1.0)
@@ -56,6 +62,32 @@ class Keep:
 
 
 Budget = int | float | Keep
+
+
+def mean(keep: Budget, weight: float = 1.0) -> Keep:
+    """The budget of a system of several stages, tokens or a share as the mean over the layers, for one of its stages.
+
+    Raises:
+        ValueError: the budget is in FLOPs.
+    """
+    if not isinstance(keep, Keep):
+        return Keep(average=keep, weight=weight)
+    if keep.flops is not None:
+        raise ValueError(
+            "Keep(flops=...) cannot be shared out over several stages; pass tokens, a share or Keep(average=...)"
+        )
+    return Keep(average=keep.direct if keep.average is None else keep.average, per=keep.per, weight=weight)
+
+
+def lead(weights: Sequence[float], layers: Sequence[int], depth: int) -> float:
+    """How many times the count that would meet a mean if it stayed to the last layer the first of several stages keeps, where
+    they share the mean by their weights.
+
+    Args:
+        weights, layers: of this stage and those behind it, in their order; depth: layers of the model.
+    """
+    spans = [end - start for start, end in zip(layers, [*layers[1:], depth], strict=True)]
+    return weights[0] * (depth - layers[0]) / sum(w * span for w, span in zip(weights, spans, strict=True))
 
 
 def check(value: object, name: str = "keep", whole: bool | None = None, most: float | None = None) -> None:

@@ -125,11 +125,12 @@ def around(chosen: Tensor, grid: tuple[int, int] | None) -> Tensor:
 
 
 @torch.no_grad()
-def farthest(metric: Tensor, count: Tensor, among: Tensor) -> Tensor:
+def farthest(metric: Tensor, count: Tensor, among: Tensor, start: Tensor | None = None) -> Tensor:
     """Greedy max-min diversity over cosine distances: each pick is the candidate farthest from those picked before it.
 
-    The first pick is the candidate whose nearest other candidate is farthest. Time N^2 D / 2 for it and N count D for
-    the rest; memory B x 512 x N.
+    The first pick is the candidate whose nearest other candidate is farthest; in rows where ``start`` (``(B, N)`` bool)
+    names tokens that are there already, the one farthest from these, which are not picked again. Time N^2 D / 2 for the
+    former and N count D for the rest; memory B x 512 x N.
 
     Picks are found in batches. Similarities to what is picked only grow, so among the ``LOOKAHEAD`` candidates that are
     farthest now the greedy order is the true one for as long as it stays below the next candidate's similarity; then
@@ -137,12 +138,20 @@ def farthest(metric: Tensor, count: Tensor, among: Tensor) -> Tensor:
     """
     n = metric.shape[1]
     unit = normalize(metric, dim=-1)
-    near = _nearest_other(unit, among).masked_fill_(~among, torch.inf)
-    pick = near.argmin(1, keepdim=True)
+    start = torch.zeros_like(among) if start is None else start
+    among = among & ~start
     left = count.minimum(among.sum(1))
-    chosen = torch.zeros_like(among).scatter_(1, pick, left[:, None] > 0)
-    near = _similarity(unit, pick)[..., 0].masked_fill_(~among, torch.inf).scatter_(1, pick, torch.inf)
-    left = left - 1
+    chosen = torch.zeros_like(among)
+    bare = ~start.any(1)
+    if bool(bare.any()):
+        pick = _nearest_other(unit, among).masked_fill_(~among, torch.inf).argmin(1, keepdim=True)
+        chosen.scatter_(1, pick, (bare & (left > 0))[:, None])
+        left = left - chosen.sum(1)
+    place, real = compact(start | chosen)
+    near = torch.cat(
+        [_similarity(x, unit, place).masked_fill_(~real[:, None], -torch.inf).amax(2) for x in unit.split(ROWS, 1)], 1
+    )
+    near = near.masked_fill_(~among | chosen, torch.inf)
     width = min(LOOKAHEAD, n)
     while int(left.max()) > 0:
         ahead, order = near.sort(dim=1, stable=True)
@@ -155,13 +164,13 @@ def farthest(metric: Tensor, count: Tensor, among: Tensor) -> Tensor:
         left = left - fits.sum(1)
         # A row that has run out of candidates repeats its picks.
         chosen |= left.new_zeros(chosen.shape).scatter_add_(1, picks, fits.long()) > 0
-        fresh = _similarity(unit, picks).masked_fill_(~fits[:, None], -torch.inf).amax(2)
+        fresh = _similarity(unit, unit, picks).masked_fill_(~fits[:, None], -torch.inf).amax(2)
         near = near.maximum(fresh).masked_fill_(chosen, torch.inf)
     return chosen
 
 
-def _similarity(unit: Tensor, index: Tensor) -> Tensor:
-    return unit @ take(unit, index).transpose(1, 2)
+def _similarity(rows: Tensor, unit: Tensor, index: Tensor) -> Tensor:
+    return rows @ take(unit, index).transpose(1, 2)
 
 
 def _nearest_other(unit: Tensor, among: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite
-from tokensieve.sites.resolve import resolve
+from tokensieve.sites.resolve import resolve, timeline
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Images, Stream
 from tokensieve.sites.trace import StageTrace, Trace
@@ -38,11 +38,12 @@ class LanguageSite:
         assert anatomy.language is not None
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
         self.stages, self.clock, self.seed = stages, clock, seed
+        self.timeline = timeline(stages, self.language)
         self.handoff = [s for s in stages if s.site == "handoff"]
         self.prefill: dict[int, list[Stage]] = {}
-        for stage in stages:
+        for layer, stage in self.timeline:
             if stage.site == "prefill":
-                self.prefill.setdefault(self.language.layer(stage.layer), []).append(stage)
+                self.prefill.setdefault(layer, []).append(stage)
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
         for stage in stages:
@@ -133,9 +134,11 @@ class LanguageSite:
             hidden = args[0] if args else kwargs["hidden_states"]
             call = self._calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
+                here = stream.index
                 hidden = self._thin(stream, stage, index, hidden, call)
                 self._renumber(stream, stage, hidden, kwargs["position_ids"])
-                call = None
+                if call is not None and stream.index is not here:
+                    call = call.among(stream.stayed)
             assert self.trace is not None
             self.trace.layer_tokens[index] = float(stream.reduction.counts.float().mean())
             if not stream.reduced:
@@ -183,6 +186,7 @@ class LanguageSite:
 
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
+        assert self.trace is not None
         with self.clock, torch.no_grad():
             names = readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
@@ -198,7 +202,8 @@ class LanguageSite:
                 seed=self.seed,
                 **given,
             )
-            step = stage.method(signals, resolve(stage.keep, index, self.anatomy, stream))
+            before = self.trace.layer_tokens[:index]
+            step = stage.method(signals, resolve(stage, self.timeline, before, self.anatomy, stream))
             score = stage.method.score(signals)
         if not step.is_identity:
             x = stream.leave(step, x)

@@ -1,0 +1,213 @@
+"""Methods inside the language model against plain loops, and plans found on calibration batches against their rules."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import tokensieve as ts
+from tests.models import IMAGE, llava, prompt
+from tests.strategies import features
+from tests.test_parity_vlm import attention, best, kept, unit
+from tokensieve.parts import budget, select
+from tokensieve.plan import plan
+from tokensieve.registry import make
+from tokensieve.search import stages
+
+SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (1, 180, 150)]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava(layers=6)
+
+
+# ---- BTP: arXiv 2505.22038
+
+
+def farthest(x, chosen, count):
+    u = unit(x)
+    distance = 1 - u @ u.T
+    chosen = list(chosen)
+    rest = [i for i in range(len(u)) if i not in chosen]
+    if not chosen and count:
+        nearest = {i: min((distance[i][j] for j in rest if j != i), default=9.0) for i in rest}
+        chosen.append(max(rest, key=lambda i: (nearest[i], -i)))
+        count -= 1
+    for _ in range(count):
+        rest = [i for i in rest if i not in chosen]
+        chosen.append(max(rest, key=lambda i: (min(distance[i][j] for j in chosen), -i)))
+    return chosen
+
+
+def btp(x, a, keep, balance, spatial, rebalance, grid=None):
+    n, saliency = len(x), a.mean(0)
+    wanted = round(np.float32(keep * np.float32(balance)))
+    looked = best(saliency, int(wanted * rebalance), range(n))
+    early = [i for i in looked if i < keep][:wanted]
+    chosen = set(early) | set([i for i in looked if i >= keep][: wanted - len(early)])
+    even = min(round(keep * spatial), keep - wanted)
+    if even:
+        cells, _ = select.cells(torch.tensor([even]), torch.ones(1, n, dtype=torch.bool), grid)
+        chosen |= set(cells[0].nonzero()[:, 0].tolist())
+    return sorted(farthest(x, chosen, keep - len(chosen)))
+
+
+@pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
+@pytest.mark.parametrize("options", [(0.3, 0.5, 3.7), (0.9, 0.0, 1.5), (1.0, 0.0, 1.2), (0.0, 0.0, 1.0)])
+def test_btp(batch, n, keep, options):
+    x, a = features(batch, n, 12, seed=n), attention(batch, 3, n)
+    got = ts.reduce(
+        x, make("btp", **dict(zip(("balance", "spatial", "rebalance"), options, strict=True))), keep, last_attention=a
+    )
+    assert kept(got) == [btp(row, r, keep, *options) for row, r in zip(x, a, strict=True)]
+
+
+def test_btp_spreads_over_the_grid():
+    x, a = features(2, 36, 12), attention(2, 3, 36)
+    got = ts.reduce(x, "btp", 12, last_attention=a, grid=(6, 6))
+    assert kept(got) == [btp(row, r, 12, 0.3, 0.5, 3.7, (6, 6)) for row, r in zip(x, a, strict=True)]
+    assert kept(got) != kept(ts.reduce(x, "btp", 12, last_attention=a))
+
+
+def test_btp_corrects_the_bias_to_late_positions():
+    """Attention that rises along the row: without the correction the last tokens win, with it early ones come in."""
+    x, a = features(1, 40), torch.arange(40.0)[None]
+    plain, even = (
+        kept(ts.reduce(x, make("btp", balance=1.0, spatial=0.0, rebalance=r), 10, last_attention=a))[0]
+        for r in (1.0, 4.0)
+    )
+    assert plain == list(range(30, 40))
+    assert even == list(range(10))
+
+
+def test_farthest_goes_on_from_a_start():
+    x = features(3, 150, 8)
+    among = torch.rand(3, 150, generator=torch.Generator().manual_seed(2)) < 0.8
+    start = torch.zeros(3, 150, dtype=torch.bool)
+    start[0, [3, 77]] = start[2, :40] = True
+    got = select.farthest(x, torch.tensor([90, 20, 30]), among, start)
+    assert not bool((got & (start | ~among)).any())
+    for row, count in enumerate((90, 20, 30)):
+        place = (among | start)[row].nonzero()[:, 0]
+        first = [place.tolist().index(i) for i in start[row].nonzero()[:, 0].tolist()]
+        want = farthest(x[row, place], first, count)
+        assert set(got[row].nonzero()[:, 0].tolist()) == {int(place[i]) for i in want} - set(
+            start[row].nonzero()[:, 0].tolist()
+        )
+
+
+@given(
+    st.lists(st.floats(0.01, 1.0), min_size=1, max_size=5),
+    st.lists(st.integers(1, 30), min_size=5, max_size=5, unique=True),
+    st.floats(0.05, 0.9),
+)
+@settings(max_examples=60, deadline=None)
+def test_leads_keep_the_shape_and_meet_the_mean(shape, where, mean):
+    """Stage by stage, each from what the layers before it have left: the proportions of the weights, and exactly the mean."""
+    layers, depth = sorted(where)[: len(shape)], 31
+    left = mean * (depth - layers[0])
+    counts = []
+    for i, (at, end) in enumerate(itertools.pairwise([*layers, depth])):
+        counts.append(budget.lead(shape[i:], layers[i:], depth) * left / (depth - at))
+        left -= counts[-1] * (end - at)
+    assert left == pytest.approx(0, abs=1e-9)
+    assert [c / counts[0] for c in counts] == pytest.approx([n / shape[0] for n in shape])
+
+
+def test_two_stages_in_front_of_one_layer(model):
+    """The second reads the attention of the layer before over what the first has left."""
+    both = [ts.method("sparsevlm", 20, layers=2), ts.method("fastv", 9, layers=2)]
+    with ts.sieve(model, ts.Plan(both)) as s, torch.no_grad():
+        for images in ((1, 1), (2, 1)):
+            model(**prompt(images))
+            first, second = (t.reduction for t in s.last.stages)
+            assert first.counts.tolist() == [20] * sum(images)
+            assert second.counts.tolist() == [9] * sum(images)
+    inputs = prompt((2, 1))
+    with ts.sieve(model, ts.Plan([ts.method("fastv", 1.0, layers=2)])) as s, torch.no_grad():
+        model(**inputs)
+    score = s.last.stages[0].score
+    with ts.sieve(
+        model, ts.Plan([ts.method("random", 20, site="prefill", layers=2), ts.method("fastv", 9, layers=2)])
+    ) as s:
+        model(**inputs)
+    first, second = (t.reduction for t in s.last.stages)
+    # Few heads, and each head's row is only scaled: nearly the order of the attention over all tokens.
+    for row in range(3):
+        stayed = first.kept[row].tolist()
+        want = best(score[row], 9, stayed)
+        assert len(set(want) & set(second.kept[row].tolist())) >= 7
+
+
+@pytest.mark.parametrize("keep", [30, 0.5, 0.3, ts.Keep(average=24.0), ts.Keep(share=0.4, per="prompt")])
+def test_btp_meets_the_mean_over_the_layers(model, keep):
+    whole = plan("btp", keep)
+    assert ts.Plan.from_json(whole.to_json()) == whole
+    with ts.sieve(model, whole) as s, torch.no_grad():
+        model(**prompt((1, 1)))
+    tokens = s.last.layer_tokens
+    share = 0.4 if isinstance(keep, ts.Keep) and keep.share else None
+    want = share * 64 if share else keep.average if isinstance(keep, ts.Keep) else keep if keep >= 1 else keep * 64
+    assert sum(tokens) / 6 == pytest.approx(want, abs=0.5)
+    assert all(a >= b for a, b in itertools.pairwise(tokens))
+    assert len(set(tokens)) >= 3
+    assert ts.cost(model, whole, tokens=64).mean == pytest.approx(sum(tokens) / 6)
+
+
+def test_a_budget_in_flops_is_refused_by_systems_of_several_stages():
+    with pytest.raises(ValueError, match="several stages; pass tokens"):
+        plan("btp", ts.Keep(flops=0.5))
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [({"share": 0.5, "weight": 2.0}, "weight=2 goes with average"), ({"average": 9, "weight": 0}, "weight=0")],
+)
+def test_weights_out_of_range_are_refused(given, match):
+    with pytest.raises(ValueError, match=match):
+        ts.Keep(**given)
+
+
+def test_change_is_what_the_layers_do_to_visual_tokens(model):
+    batches = [prompt((1, 1)), prompt((2,), seed=4)]
+    got = stages.change(model, batches)
+    want, tokens = np.zeros(6), 0
+    for batch in batches:
+        with torch.no_grad():
+            states = model(**batch, output_hidden_states=True).hidden_states
+        for row, ids in enumerate(batch["input_ids"]):
+            for i in (ids == IMAGE).nonzero()[:, 0].tolist():
+                u = [unit(state[row, i]) for state in states]
+                want += [1 - float(a @ b) for a, b in itertools.pairwise(u)]
+                tokens += 1
+    # The last entry of hidden_states is normalised: the last layer's change cannot be read off it.
+    np.testing.assert_allclose(got[:-1].numpy(), want[:-1] / tokens, atol=1e-6)
+    assert 0 < got[-1] < 2
+    with pytest.raises(ValueError, match="no visual token"):
+        stages.change(model, [{"input_ids": torch.tensor([[7, 8, 9]])}])
+
+
+def test_stages_stand_behind_the_largest_changes():
+    change = torch.tensor([9.0, 0.1, 0.5, 0.2, 0.1, 0.4, 0.3, 0.2, 0.6])
+    assert stages.peaks(change, 1) == [3]
+    assert stages.peaks(change, 2) == [3, 6]
+    # No peak is left that a stage can stand behind: the largest slope is next.
+    assert stages.peaks(change, 3) == [3, 6, 7]
+    with pytest.raises(ValueError, match="count=8 stages do not fit"):
+        stages.peaks(change, 8)
+
+
+def test_btp_is_calibrated(model):
+    batches = [prompt((1, 1))]
+    found = stages.btp(model, batches, 0.5)
+    layers = [s.layer for s in found.stages]
+    assert layers == stages.peaks(stages.change(model, batches), 4)
+    with ts.sieve(model, found) as s, torch.no_grad():
+        model(**batches[0])
+    assert sum(s.last.layer_tokens) / 6 == pytest.approx(32, abs=0.5)

@@ -1,0 +1,81 @@
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import LastAttention
+from tokensieve.parts import budget, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+if TYPE_CHECKING:
+    from tokensieve.plan import Stage
+
+LAYERS = (3 / 32, 6 / 32, 14 / 32, 22 / 32)
+
+
+@register("btp", systems=[91])
+@dataclass(frozen=True)
+class BTP(Method):
+    """A share of the tokens by attention, the rest by diversity; early stages weigh diversity, late ones attention.
+
+    Source: arXiv 2505.22038. Of the budget, ``balance`` goes to tokens by the last prompt token's attention, ``spatial`` to
+    tokens spread evenly over the picture, and what is left to those farthest from all of these (cosine distance of the
+    states). Against the bias of attention to late positions, the best ``rebalance`` times as many tokens are looked at, and
+    those among the first M of the N tokens taken first (M is the whole budget). The defaults are the public code's first
+    stage; its schedule halves the tokens before layers 3 and 6 of 32, thirds them before 14 and drops them all before 22,
+    a mean of 22%: :meth:`stages` keeps these proportions at any mean, and one token in 72 instead of none at the end;
+    `tokensieve.search.stages.btp` chooses the layers on a calibration batch. Deviations: that code also picks tokens by
+    diversity alone before the union of all picks is filled up, which may overrun the budget; the even spread is a grid of
+    cells, where it picks greedily by Manhattan distance.
+    """
+
+    site = "prefill"
+    sites = ("prefill",)
+    layer = 3
+    balance: float = 0.3
+    spatial: float = 0.5
+    rebalance: float = 3.7
+
+    def __post_init__(self) -> None:
+        if min(self.balance, self.spatial) < 0 or self.balance + self.spatial > 1 or self.rebalance < 1:
+            raise ValueError(
+                f"balance={self.balance}, spatial={self.spatial}, rebalance={self.rebalance}: balance and spatial are shares "
+                "of the budget, at most 1 together, and rebalance is at least 1"
+            )
+
+    @property
+    def needs(self):
+        return (LastAttention,)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.last_row(*score.text_rows(s, LastAttention))
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        wanted = torch.round(keep * self.balance).long()
+        wide = torch.floor(wanted.double() * self.rebalance).long()
+        looked = select.top(self.score(s), wide, s.valid)
+        early = looked & (s.valid.long().cumsum(1) <= keep[:, None])
+        chosen = select.top(self.score(s), wanted, early)
+        chosen = chosen | select.top(self.score(s), wanted - chosen.sum(1), looked & ~early)
+        spread = torch.round(keep * self.spatial).long().minimum(keep - wanted)
+        even, _ = select.cells(spread.clamp(min=1), s.valid, s.grid)
+        chosen = chosen | (even & (spread > 0)[:, None])
+        return Reduction.keep(chosen | select.farthest(s.features, keep - chosen.sum(1), s.valid, chosen))
+
+    def stages(self, keep: budget.Budget) -> Sequence["Stage"]:
+        return schedule(keep, LAYERS, first=self)
+
+
+def schedule(keep: budget.Budget, layers: Sequence[int | float], first: BTP | None = None) -> list["Stage"]:
+    """BTP's four stages in front of the given layers; ``keep`` is the mean over all layers."""
+    from tokensieve.plan import Stage
+
+    made = (first or BTP(), BTP(0.9, 0.0, 1.5), BTP(1.0, 0.0, 1.2), BTP(1.0, 0.0, 1.0))
+    # Of 72 tokens: a half, a quarter, a twelfth, one.
+    weights = (36.0, 18.0, 6.0, 1.0)
+    return [Stage(m, budget.mean(keep, w), layers=(at,)) for m, w, at in zip(made, weights, layers, strict=True)]
