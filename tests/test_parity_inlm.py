@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokensieve as ts
-from tests.models import IMAGE, llava, prompt
+from tests.models import llava, prompt
 from tests.strategies import features
 from tests.test_parity_vlm import attention, best, kept, unit
 from tokensieve.parts import budget, select
 from tokensieve.plan import plan
 from tokensieve.registry import make
-from tokensieve.search import stages
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (1, 180, 150)]
 
@@ -172,42 +171,3 @@ def test_a_budget_in_flops_is_refused_by_systems_of_several_stages():
 def test_weights_out_of_range_are_refused(given, match):
     with pytest.raises(ValueError, match=match):
         ts.Keep(**given)
-
-
-def test_change_is_what_the_layers_do_to_visual_tokens(model):
-    batches = [prompt((1, 1)), prompt((2,), seed=4)]
-    got = stages.change(model, batches)
-    want, tokens = np.zeros(6), 0
-    for batch in batches:
-        with torch.no_grad():
-            states = model(**batch, output_hidden_states=True).hidden_states
-        for row, ids in enumerate(batch["input_ids"]):
-            for i in (ids == IMAGE).nonzero()[:, 0].tolist():
-                u = [unit(state[row, i]) for state in states]
-                want += [1 - float(a @ b) for a, b in itertools.pairwise(u)]
-                tokens += 1
-    # The last entry of hidden_states is normalised: the last layer's change cannot be read off it.
-    np.testing.assert_allclose(got[:-1].numpy(), want[:-1] / tokens, atol=1e-6)
-    assert 0 < got[-1] < 2
-    with pytest.raises(ValueError, match="no visual token"):
-        stages.change(model, [{"input_ids": torch.tensor([[7, 8, 9]])}])
-
-
-def test_stages_stand_behind_the_largest_changes():
-    change = torch.tensor([9.0, 0.1, 0.5, 0.2, 0.1, 0.4, 0.3, 0.2, 0.6])
-    assert stages.peaks(change, 1) == [3]
-    assert stages.peaks(change, 2) == [3, 6]
-    # No peak is left that a stage can stand behind: the largest slope is next.
-    assert stages.peaks(change, 3) == [3, 6, 7]
-    with pytest.raises(ValueError, match="count=8 stages do not fit"):
-        stages.peaks(change, 8)
-
-
-def test_btp_is_calibrated(model):
-    batches = [prompt((1, 1))]
-    found = stages.btp(model, batches, 0.5)
-    layers = [s.layer for s in found.stages]
-    assert layers == stages.peaks(stages.change(model, batches), 4)
-    with ts.sieve(model, found) as s, torch.no_grad():
-        model(**batches[0])
-    assert sum(s.last.layer_tokens) / 6 == pytest.approx(32, abs=0.5)

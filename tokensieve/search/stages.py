@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,10 +12,8 @@ from torch.nn.functional import cosine_similarity
 from tokensieve.methods.vlm.btp import schedule
 from tokensieve.parts.budget import Budget
 from tokensieve.plan import Plan
+from tokensieve.search.quality import Inputs
 from tokensieve.sites.anatomy import Anatomy, find
-
-Inputs = Mapping[str, Any]
-"""Keyword arguments of one forward pass, as a processor makes them: ``input_ids``, ``pixel_values``, ..."""
 
 
 @torch.no_grad()

@@ -1,0 +1,220 @@
+"""Plans found on calibration batches, against the rules by which they are found."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import tokensieve as ts
+from tests.models import IMAGE, llava, prompt
+from tests.test_parity_vlm import unit
+from tokensieve.search import schedule, stages
+from tokensieve.search.quality import answered, quality
+
+LAYERS, N = 6, 64
+
+
+@pytest.fixture(scope="module")
+def model():
+    return llava(layers=LAYERS)
+
+
+# ---- quality
+
+
+def generated(model, batch, new):
+    with torch.no_grad():
+        return model.generate(**batch, max_new_tokens=new, do_sample=False)[:, -new:]
+
+
+@pytest.mark.parametrize("keep", [1.0, 12])
+def test_quality_is_that_of_generate(model, keep):
+    """Answers of several tokens and different lengths, some right and some wrong."""
+    batch = prompt((1, 1, 2))
+    with ts.sieve(model, "fastv", keep):
+        said = generated(model, batch, 3)
+        labels = said.clone()
+        labels[1, 2:] = -100
+        labels[2, 1] = (labels[2, 1] + 1) % 60
+        full = quality(model, [{**batch, "labels": labels}])
+        halves = [quality(model, [{**batch, "labels": labels[:, :1]}]), quality(model, [{**batch, "labels": said}])]
+    assert full.accuracy == pytest.approx(2 / 3)
+    assert [h.accuracy for h in halves] == [1.0, 1.0]
+    assert full.likelihood < halves[1].likelihood < 0
+
+
+def test_likelihood_is_that_of_one_pass(model):
+    batch = prompt((1, 1))
+    labels = torch.tensor([[9, 11, 13], [20, 21, -100]])
+    got = quality(model, [{**batch, "labels": labels}])
+    want = []
+    for row, answer in enumerate(([9, 11, 13], [20, 21])):
+        real = batch["attention_mask"][row].bool()
+        ids = torch.cat([batch["input_ids"][row, real], torch.tensor(answer)])[None]
+        with torch.no_grad():
+            log = model(input_ids=ids, pixel_values=batch["pixel_values"][row : row + 1]).logits[0].log_softmax(-1)
+        start = int(real.sum())
+        want.append(np.mean([float(log[start - 1 + i, t]) for i, t in enumerate(answer)]))
+    assert got.likelihood == pytest.approx(np.mean(want), abs=1e-5)
+
+
+def test_without_labels_the_model_answers_itself(model):
+    batch = prompt((1, 2))
+    asked = answered(model, [batch])
+    assert torch.equal(asked[0]["labels"], generated(model, batch, 1))
+    assert quality(model, asked).accuracy == 1.0
+    with pytest.raises(ValueError, match="batches is empty"):
+        answered(model, [])
+
+
+# ---- G-Search
+
+
+def test_gsearch_finds_the_least_counts(model):
+    """Each layer's count meets the floor, and one token less from there on does not."""
+    asked = answered(model, [prompt((1,) * 6, seed=s) for s in (0, 1)])
+    found = schedule.gsearch(model, asked, floor=0.75)
+    assert {s.method.name for s in found.stages} == {"fastv"}
+    counts = [N] * LAYERS
+    for s in found.stages:
+        counts[s.layer :] = [s.keep] * (LAYERS - s.layer)
+    assert counts[2] < N
+    assert all(a >= b for a, b in itertools.pairwise(counts))
+
+    def accuracy(counts):
+        with ts.sieve(model, schedule.scheduled(ts.make("fastv"), counts)):
+            return quality(model, asked).accuracy
+
+    assert accuracy(counts) >= 0.75
+    for layer in range(2, LAYERS):
+        if counts[layer] > 1:
+            assert accuracy(counts[:layer] + [counts[layer] - 1] * (LAYERS - layer)) < 0.75
+    with ts.sieve(model, found) as s, torch.no_grad():
+        model(**prompt((1, 1)))
+    assert s.last.layer_tokens == counts
+
+
+def test_searches_name_what_is_wrong(model):
+    text = [{"input_ids": torch.tensor([[7, 8, 9]])}]
+    with pytest.raises(ValueError, match=r"floor=1\.5; it must be a number above 0, at most 1"):
+        schedule.gsearch(model, [prompt((1,))], floor=1.5)
+    with pytest.raises(ValueError, match="no visual token"):
+        schedule.gsearch(model, text)
+    with pytest.raises(ValueError, match="no visual token"):
+        stages.change(model, text)
+
+
+# ---- P-Sigmoid
+
+
+@pytest.mark.parametrize("slope", [1.0, 8.0, 64.0])
+@pytest.mark.parametrize("flops", [0.45, 0.7])
+def test_sigmoids_spend_the_budget(model, slope, flops):
+    asked = [prompt((1, 1))]
+    spent = schedule._spending(model, asked, 2)
+    share = schedule.sigmoid(slope, 0.05, spent, flops)
+    assert spent(share) == pytest.approx(flops, abs=1e-4)
+    counts = schedule.counted(share, N, LAYERS, 2)
+    assert counts[:2] == [N, N]
+    assert all(a >= b for a, b in itertools.pairwise(counts))
+    with ts.sieve(model, schedule.scheduled(ts.make("fastv"), counts)) as s, torch.no_grad():
+        model(**asked[0])
+    assert s.last.layer_tokens == counts
+    text = asked[0]["attention_mask"].sum(1).float().mean() - N
+    plan = schedule.scheduled(ts.make("fastv"), counts)
+    cost = ts.cost(model, plan, tokens=N, text=float(text))
+    assert cost.flops / cost.full_flops == pytest.approx(flops, abs=0.01)
+
+
+class Sampler:
+    """Stands in for optuna: hands out given parameters and remembers what came of them."""
+
+    def __init__(self, pairs):
+        self.pairs, self.told = iter(pairs), []
+        self.samplers = SimpleNamespace(GPSampler=lambda seed: None)
+
+    def create_study(self, direction, sampler):
+        assert direction == "maximize"
+        return self
+
+    def ask(self):
+        given = dict(zip(("slope", "low"), next(self.pairs), strict=True))
+        return SimpleNamespace(suggest_float=lambda name, *_, **__: given[name])
+
+    def tell(self, trial, value):
+        self.told.append(value)
+
+
+def test_psigmoid_keeps_the_best_schedule(model, monkeypatch):
+    asked = answered(model, [prompt((1,) * 4)])
+    tried = Sampler([(1.0, 0.9), (64.0, 0.0), (8.0, 0.5)])
+    monkeypatch.setitem(sys.modules, "optuna", tried)
+    found = schedule.psigmoid(model, asked, 0.6, trials=3)
+    with ts.sieve(model, found):
+        assert quality(model, asked).likelihood == pytest.approx(max(tried.told), abs=1e-6)
+    assert len(set(tried.told)) == 3
+    with pytest.raises(ValueError, match=r"flops=0\.2 cannot be met from layer 2 on; the least is 0\.\d+"):
+        schedule.psigmoid(model, asked, 0.2)
+
+
+def test_psigmoid_needs_optuna(model, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(ImportError, match=r"pip install 'tokensieve\[search\]'"):
+        schedule.psigmoid(model, [prompt((1,))], 0.6)
+
+
+def test_psigmoid_with_optuna(model):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    asked = answered(model, [prompt((1,) * 4)])
+    a, b = (schedule.psigmoid(model, asked, 0.6, trials=6, seed=3) for _ in range(2))
+    assert a == b
+    gentle = schedule.sigmoid(1.0, 0.3, schedule._spending(model, asked, 2), 0.6)
+    constant = schedule.scheduled(ts.make("fastv"), schedule.counted(gentle, N, LAYERS, 2))
+    text = int(asked[0]["attention_mask"].sum(1).float().mean()) - N
+    assert ts.cost(model, a, N, text).flops == pytest.approx(ts.cost(model, constant, N, text).flops, rel=0.02)
+
+
+# ---- stages by change
+
+
+def test_change_is_what_the_layers_do_to_visual_tokens(model):
+    batches = [prompt((1, 1)), prompt((2,), seed=4)]
+    got = stages.change(model, batches)
+    want, tokens = np.zeros(6), 0
+    for batch in batches:
+        with torch.no_grad():
+            states = model(**batch, output_hidden_states=True).hidden_states
+        for row, ids in enumerate(batch["input_ids"]):
+            for i in (ids == IMAGE).nonzero()[:, 0].tolist():
+                u = [unit(state[row, i]) for state in states]
+                want += [1 - float(a @ b) for a, b in itertools.pairwise(u)]
+                tokens += 1
+    # The last entry of hidden_states is normalised: the last layer's change cannot be read off it.
+    np.testing.assert_allclose(got[:-1].numpy(), want[:-1] / tokens, atol=1e-6)
+    assert 0 < got[-1] < 2
+
+
+def test_stages_stand_behind_the_largest_changes():
+    change = torch.tensor([9.0, 0.1, 0.5, 0.2, 0.1, 0.4, 0.3, 0.2, 0.6])
+    assert stages.peaks(change, 1) == [3]
+    assert stages.peaks(change, 2) == [3, 6]
+    # No peak is left that a stage can stand behind: the largest slope is next.
+    assert stages.peaks(change, 3) == [3, 6, 7]
+    with pytest.raises(ValueError, match="count=8 stages do not fit"):
+        stages.peaks(change, 8)
+
+
+def test_btp_is_calibrated(model):
+    batches = [prompt((1, 1))]
+    found = stages.btp(model, batches, 0.5)
+    layers = [s.layer for s in found.stages]
+    assert layers == stages.peaks(stages.change(model, batches), 4)
+    with ts.sieve(model, found) as s, torch.no_grad():
+        model(**batches[0])
+    assert sum(s.last.layer_tokens) / 6 == pytest.approx(32, abs=0.5)
