@@ -14,7 +14,7 @@ import tokensieve as ts
 from tests.models import llava, prompt
 from tests.strategies import features
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.parts import budget, select
+from tokensieve.parts import budget, cluster, select
 from tokensieve.plan import plan
 from tokensieve.registry import make
 
@@ -171,3 +171,69 @@ def test_a_budget_in_flops_is_refused_by_systems_of_several_stages():
 def test_weights_out_of_range_are_refused(given, match):
     with pytest.raises(ValueError, match=match):
         ts.Keep(**given)
+
+
+# ---- VMTC: arXiv 2411.15453
+
+
+def kmeans(x, centres, rest, rounds=10):
+    u = unit(x)
+
+    def assign(centres):
+        return {i: i if i in centres else max(centres, key=lambda c: (round(float(u[i] @ u[c]), 9), -c)) for i in rest}
+
+    for _ in range(rounds):
+        owner, new = assign(centres), []
+        for c in centres:
+            members = [i for i in rest if owner[i] == c]
+            mean = unit(u[members].sum(0))
+            near = u[members] @ mean
+            new.append(members[int((near >= near.max() - 1e-5).argmax())])
+        if sorted(new) == sorted(centres):
+            break
+        centres = sorted(new)
+    return centres, assign(centres)
+
+
+@pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
+def test_vmtc(batch, n, keep):
+    x, a = features(batch, n, 12, seed=n), attention(batch, 3, n)
+    got = ts.reduce(x, "vmtc", keep, cls_attention=a)
+    out = got.apply(x)
+    for row in range(batch):
+        importance = a[row].mean(0)
+        spare = min(int(keep * 0.5 + 0.5), keep - 1)
+        primary = best(importance, keep - spare, range(n))
+        rest = [i for i in range(n) if i not in primary]
+        start = (
+            [rest[r] for r in range(len(rest)) if r == 0 or r * spare // len(rest) != (r - 1) * spare // len(rest)]
+            if spare
+            else []
+        )
+        centres, owner = kmeans(x[row].numpy(), start, rest) if spare else ([], {})
+        want = sorted([*primary, *centres])
+        assert kept(got)[row] == want
+        for slot, token in enumerate(want):
+            members = [i for i in owner if owner[i] == token] or [token]
+            w = importance[members] / importance[members].sum()
+            torch.testing.assert_close(out[row, slot], (w[:, None] * x[row, members]).sum(0), atol=1e-5, rtol=1e-4)
+
+
+def test_kmeans_finds_clusters_that_are_there():
+    """Three directions, noisy: whatever the start, the clusters are the directions."""
+    x = features(2, 3, 16, seed=1).repeat_interleave(20, 1) + 0.1 * features(2, 60, 16, seed=2)
+    start = torch.zeros(2, 60, dtype=torch.bool)
+    start[:, [0, 25, 59]] = True
+    centres, target = cluster.kmeans(x, start, torch.ones_like(start))
+    assert centres.sum(1).tolist() == [3, 3]
+    for row in target:
+        assert [len(set(part.tolist())) for part in row.split(20)] == [1, 1, 1]
+        assert len(set(row.tolist())) == 3
+
+
+def test_kmeans_keeps_clusters_of_like_tokens_apart():
+    x, start = torch.ones(1, 9, 4), torch.zeros(1, 9, dtype=torch.bool)
+    start[0, [2, 4, 8]] = True
+    centres, target = cluster.kmeans(x, start, torch.ones_like(start))
+    assert int(centres.sum()) == 3
+    assert set(target[0].tolist()) == set(centres[0].nonzero()[:, 0].tolist())

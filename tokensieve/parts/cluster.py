@@ -1,4 +1,4 @@
-"""Cluster: agglomerative clustering of tokens to an exact number of clusters."""
+"""Cluster: clustering of tokens to an exact number of clusters."""
 
 from __future__ import annotations
 
@@ -9,9 +9,14 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts import merge
+
 LINKAGES = ("single", "complete", "average")
 EXACT = 4096
 """The largest number of tokens whose distances are held all at once (about 300 MB at the peak)."""
+
+TIE = 1e-5
+"""Cosines closer than this count as equal."""
 
 
 @torch.no_grad()
@@ -71,6 +76,47 @@ def _cut(unit: Tensor, count: int, linkage: str) -> Tensor:
     while (parent != parent[parent]).any():
         parent = parent[parent]
     return torch.from_numpy(np.unique(parent[:n], return_inverse=True)[1]).to(unit.device)
+
+
+@torch.no_grad()
+def kmeans(metric: Tensor, start: Tensor, among: Tensor, rounds: int = 10) -> tuple[Tensor, Tensor]:
+    """K-means by cosine among the candidates, from the clusters' first places ``start`` (``(B, N)`` bool) on.
+
+    In each round a cluster moves to its member nearest to its mean direction, so that no cluster can run empty. Time
+    rounds x N x clusters x d.
+
+    Args:
+        metric: ``(B, N, d)``; among: ``(B, N)`` bool, holding ``start``.
+
+    Returns:
+        the tokens at which clusters stand, ``(B, N)`` bool, as many as started, and for each candidate the one of its
+        cluster, ``(B, N)`` long, -1 elsewhere.
+    """
+    unit = normalize(metric.float(), dim=-1)
+    place = torch.arange(unit.shape[1], device=unit.device).expand_as(among)
+    centres = start
+    for _ in range(rounds):
+        target = _nearest(unit, centres, among, place)
+        at = target.clamp(min=0)
+        member = (target >= 0)[..., None] * unit
+        sums = torch.zeros_like(unit).scatter_add_(1, at[..., None].expand_as(unit), member)
+        mean = normalize(sums, dim=-1).gather(1, at[..., None].expand_as(unit))
+        near = (unit * mean).sum(2).masked_fill(target < 0, -torch.inf)
+        best = torch.full_like(near, -torch.inf).scatter_reduce_(1, at, near, "amax").gather(1, at)
+        # Two members are equally near to their mean, but for rounding.
+        first = torch.where((near >= best - TIE) & (target >= 0), place, unit.shape[1])
+        moved = torch.full_like(first, unit.shape[1]).scatter_reduce_(1, at, first, "amin").gather(1, at)
+        new = (moved == place) & (target >= 0)
+        if torch.equal(new, centres):
+            break
+        centres = new
+    return centres, _nearest(unit, centres, among, place)
+
+
+def _nearest(unit: Tensor, centres: Tensor, among: Tensor, place: Tensor) -> Tensor:
+    """For each candidate the nearest centre; for a centre itself, even where another is just like it."""
+    target, _ = merge.nearest(unit, centres)
+    return torch.where(centres, place, target).masked_fill(~among, -1)
 
 
 def _sums(unit: Tensor, label: Tensor) -> Tensor:
