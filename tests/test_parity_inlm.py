@@ -237,3 +237,13 @@ def test_kmeans_keeps_clusters_of_like_tokens_apart():
     centres, target = cluster.kmeans(x, start, torch.ones_like(start))
     assert int(centres.sum()) == 3
     assert set(target[0].tolist()) == set(centres[0].nonzero()[:, 0].tolist())
+
+
+# ---- AdaToken-3D: arXiv 2505.12782
+
+
+@pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
+def test_adatoken3d(batch, n, keep):
+    x, a = features(batch, n, 12), attention(batch, 2, 5, n)
+    flow = [[sum(float(a[row, h, t, i]) for h in range(2) for t in range(5)) for i in range(n)] for row in range(batch)]
+    assert kept(ts.reduce(x, "adatoken-3d", keep, text_attention=a)) == [sorted(best(f, keep, range(n))) for f in flow]

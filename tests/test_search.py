@@ -218,3 +218,68 @@ def test_btp_is_calibrated(model):
     with ts.sieve(model, found) as s, torch.no_grad():
         model(**batches[0])
     assert sum(s.last.layer_tokens) / 6 == pytest.approx(32, abs=0.5)
+
+
+# ---- AdaToken-3D: stages by flow
+
+
+def eager_flow(model, batch):
+    """(depth, images, 64): the mean over heads and text rows behind the image, from the model's own attention maps."""
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            maps = model(**batch, output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation("sdpa")
+    out = []
+    for a in maps:
+        rows = []
+        for row, ids in enumerate(batch["input_ids"]):
+            seen = (ids == IMAGE).nonzero()[:, 0]
+            text = [i for i in range(int(seen[0]), len(ids)) if ids[i] != IMAGE]
+            rows += [a[row][:, text][:, :, group].mean((0, 1)) for group in seen.split(N)]
+        out.append(torch.stack(rows))
+    return torch.stack(out)
+
+
+def test_flows_are_those_of_the_attention_maps(model):
+    batches = [prompt((1, 1)), prompt((2,), seed=4)]
+    want = torch.cat([eager_flow(model, b) for b in batches], 1)
+    got = stages.flows(model, batches)
+    torch.testing.assert_close(got[:-1], want[:-1], atol=1e-5, rtol=1e-4)
+    assert torch.equal(got[-1], got[-2])
+
+
+def test_needed_is_the_fewest_tokens_that_carry_the_flow():
+    flow = torch.tensor([[0.5, 0.1, 0.1, 0.3], [1.0, 0.0, 0.0, 0.0], [0.25] * 4])
+    assert stages.needed(flow, 0.8).tolist() == [2, 1, 4]
+    assert stages.needed(flow, 0.5).tolist() == [1, 1, 2]
+    assert stages.needed(flow, 1.0).tolist() == [4, 1, 4]
+    random = torch.rand(5, 40, generator=torch.Generator().manual_seed(0)) ** 3
+    for row, count in zip(random, stages.needed(random, 0.9).tolist(), strict=True):
+        ranked = sorted(row.tolist(), reverse=True)
+        assert sum(ranked[: count - 1]) < 0.9 * sum(ranked) <= sum(ranked[:count]) + 1e-6
+
+
+def test_adatoken3d_keeps_what_any_later_layer_needs(model):
+    batches = [prompt((1, 1)), prompt((2,), seed=4)]
+    flow = stages.flows(model, batches)
+    found = stages.adatoken3d(model, batches, cover=0.8)
+    with ts.sieve(model, found) as s, torch.no_grad():
+        model(**batches[0])
+    need = [int(np.ceil(np.mean([int(stages.needed(f, 0.8)) for f in layer]))) for layer in flow]
+    want = [N, N] + [max(need[i:]) for i in range(2, LAYERS)]
+    assert s.last.layer_tokens == want
+    assert want[-1] < N
+    assert all(
+        a <= b
+        for a, b in zip(want, ts_layers(model, stages.adatoken3d(model, batches, cover=0.95), batches[0]), strict=True)
+    )
+    with pytest.raises(ValueError, match=r"cover=0; it must be a number above 0, at most 1"):
+        stages.adatoken3d(model, batches, cover=0)
+
+
+def ts_layers(model, plan, batch):
+    with ts.sieve(model, plan) as s, torch.no_grad():
+        model(**batch)
+    return s.last.layer_tokens

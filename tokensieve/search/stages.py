@@ -7,13 +7,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, pad
 
+from tokensieve.methods.vlm.adatoken_3d import AdaToken3D
 from tokensieve.methods.vlm.btp import schedule
-from tokensieve.parts.budget import Budget
-from tokensieve.plan import Plan
+from tokensieve.parts.budget import Budget, check
+from tokensieve.plan import Plan, Stage
 from tokensieve.search.quality import Inputs
+from tokensieve.search.schedule import scheduled
 from tokensieve.sites.anatomy import Anatomy, find
+from tokensieve.sites.sieve import sieve
 
 
 @torch.no_grad()
@@ -64,7 +67,7 @@ def peaks(change: Tensor, count: int, first: int = 2) -> list[int]:
     if depth - first < count:
         raise ValueError(f"count={count} stages do not fit between layer {first} and layer {depth - 1}")
     behind = change[first - 1 : -1]
-    beside = torch.nn.functional.pad(change, (1, 1), value=-torch.inf)
+    beside = pad(change, (1, 1), value=-torch.inf)
     peak = (change >= beside[:-2]) & (change >= beside[2:])
     rank = behind + peak[first - 1 : -1] * (change.max() - change.min() + 1)
     return sorted((rank.argsort(descending=True, stable=True)[:count] + first).tolist())
@@ -81,6 +84,57 @@ def btp(model: nn.Module, batches: Iterable[Inputs], keep: Budget) -> Plan:
     stands behind one of the largest changes.
     """
     return Plan(schedule(keep, peaks(change(model, batches), 4)))
+
+
+@torch.no_grad()
+def flows(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
+    """``(depth, images, n)``: how much attention the text pays to each visual token in each layer but the last, whose
+    entries are those of the layer before it; the mean over heads and text tokens, 0 at padding.
+
+    Raises:
+        ValueError: no batch holds visual tokens.
+    """
+    depth = len(_language(find(model)).layers)
+    probes = [Stage(AdaToken3D(), 1.0, layers=(i,)) for i in range(1, depth)]
+    found = []
+    with sieve(model, Plan(probes)) as s:
+        for batch in batches:
+            before = s.last
+            model(**batch)
+            if s.last is not None and s.last is not before:
+                found.append(torch.stack([t.score for t in s.last.stages if t.score is not None]))
+    if not found:
+        raise ValueError("batches hold no visual token; pass the inputs of prompts with images")
+    most = max(f.shape[2] for f in found)
+    read = torch.cat([pad(f, (0, most - f.shape[2])) for f in found], 1)
+    return torch.cat([read, read[-1:]])
+
+
+def needed(flow: Tensor, cover: float) -> Tensor:
+    """``(...)``: the fewest tokens that carry the share ``cover`` of the flow, ``(..., n)``."""
+    ranked = flow.sort(-1, descending=True).values.double().cumsum(-1)
+    # A share that is met but for rounding is met.
+    return (ranked < (cover - 1e-6) * ranked[..., -1:]).sum(-1) + 1
+
+
+def adatoken3d(model: nn.Module, batches: Iterable[Inputs], cover: float = 0.95) -> Plan:
+    """AdaToken-3D (arXiv 2505.12782): the schedule of tokens per layer that this model's flow of attention asks for.
+
+    Args:
+        batches: inputs of a calibration set, prompts with images.
+        cover: the share of the flow from visual tokens to text that has to stay (the paper: tokens contribute little where
+            all of them together make less than 5%).
+
+    A layer keeps as many tokens as carry ``cover`` of the flow, the mean over images, in it or in any layer behind it,
+    for what has left cannot come back.
+    """
+    check(cover, "cover", whole=False, most=1.0)
+    flow = flows(model, batches)
+    need = needed(flow, cover).double().mean(1).ceil().long()
+    counts: list[int] = need.flip(0).cummax(0).values.flip(0).tolist()
+    first = AdaToken3D.layer
+    # A stage ranks by the layer in front of it, so the first that may lose tokens is the method's own.
+    return scheduled(AdaToken3D(), [flow.shape[2]] * first + counts[first:])
 
 
 def _language(anatomy: Anatomy) -> Any:
