@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokensieve as ts
-from tests.models import llava, prompt
+from tests.models import IMAGE, llava, prompt
 from tests.strategies import features
 from tests.test_parity_vlm import attention, best, kept, unit
 from tokensieve.parts import budget, cluster, select
@@ -247,3 +247,85 @@ def test_adatoken3d(batch, n, keep):
     x, a = features(batch, n, 12), attention(batch, 2, 5, n)
     flow = [[sum(float(a[row, h, t, i]) for h in range(2) for t in range(5)) for i in range(n)] for row in range(batch)]
     assert kept(ts.reduce(x, "adatoken-3d", keep, text_attention=a)) == [sorted(best(f, keep, range(n))) for f in flow]
+
+
+# ---- CoreMatching: arXiv 2505.19235
+
+
+def knee(values):
+    """How many values exceed that of the point farthest from the line between the ends, by points in the plane."""
+    ranked = sorted(values, reverse=True)
+    a, b = np.array([0.0, ranked[0]]), np.array([len(ranked) - 1.0, ranked[-1]])
+    line = (b - a) / max(np.linalg.norm(b - a), 1e-12)
+    off = [np.linalg.norm(p - a - ((p - a) @ line) * line) for p in (np.array([i, v]) for i, v in enumerate(ranked))]
+    at = int(np.argmax(np.round(off, 9)))
+    return len(ranked) if off[at] < 1e-9 else max(1, sum(v > ranked[at] for v in ranked))
+
+
+@pytest.mark.parametrize(("batch", "n", "keep"), [*SIZES, (2, 100, 100), (3, 40, 39)])
+def test_corematching(batch, n, keep):
+    draw = torch.Generator().manual_seed(n)
+    neurons, text = torch.randn(batch, n, 50, generator=draw) - 0.5, torch.randn(batch, 6, 50, generator=draw)
+    mask = torch.ones(batch, 6, dtype=torch.bool)
+    mask[0, :2] = False
+    got = ts.reduce(features(batch, n), "corematching", keep, neurons=neurons, text_neurons=text, text_mask=mask)
+    for row in range(batch):
+        often = [sum(bool(text[row, t, f] > 0) for t in range(6) if mask[row, t]) for f in range(50)]
+        core = best(often, 20, [f for f in range(50) if often[f] > 0])
+        matched = [sum(bool(neurons[row, i, f] > 0) for f in core) for i in range(n)]
+        count = n if keep >= n else min(keep, knee(matched))
+        assert kept(got)[row] == sorted(best(matched, count, range(n)))
+
+
+def test_a_knee_where_there_is_one():
+    score = torch.tensor([[9.0, 1.0, 8.0, 0.5, 0.9, 7.0], [1, 1, 1, 1, 1, 1], [6, 5, 4, 3, 2, 1], [9, 1, 1, 3, 3, 3]])
+    valid = torch.ones(4, 6, dtype=torch.bool)
+    valid[3, 3:] = False
+    assert budget.knee(score, valid).tolist() == [3, 6, 6, 1]
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=30))
+@settings(max_examples=80, deadline=None)
+def test_knees(values):
+    assert int(
+        budget.knee(torch.tensor([values], dtype=torch.float32), torch.ones(1, len(values), dtype=torch.bool))
+    ) == knee(values)
+
+
+@pytest.mark.parametrize("images", [(1, 1), (2, 1)])
+def test_neurons_are_read_in_front_of_the_stage(model, images):
+    """Against the activations of an unreduced pass; behind another stage, over the tokens that it left."""
+    inputs, layer = prompt(images), model.model.language_model.layers[2]
+    seen = []
+    handle = layer.mlp.down_proj.register_forward_pre_hook(lambda _, a: seen.append(a[0]))
+    with torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    visual = inputs["input_ids"] == IMAGE
+    found = []
+
+    class Spy(type(make("corematching"))):
+        def score(self, s):
+            found.append(s)
+            return super().score(s)
+
+    two = ts.Plan([ts.Stage(make("random"), 20, "prefill", (3,)), ts.Stage(Spy(), 1.0, layers=(3,))])
+    for what in (ts.Stage(Spy(), 1.0, layers=(3,)), two):
+        with ts.sieve(model, what) as s, torch.no_grad():
+            model(**inputs)
+        at = s.last.stages[0].reduction.kept
+        place = torch.cat([row.nonzero()[:, 0].view(-1, 64) for row in visual]).gather(1, at)
+        want = torch.stack([seen[0][r][p] for r, p in zip(s.last.rows, place, strict=True)])
+        torch.testing.assert_close(found[-1].neurons, want)
+        for i, r in enumerate(s.last.rows):
+            ids = inputs["input_ids"][r]
+            after = [j for j in range(int(visual[r].nonzero()[0]), len(ids)) if ids[j] != IMAGE]
+            torch.testing.assert_close(found[-1].text_neurons[i][found[-1].text_mask[i]], seen[0][r][after])
+
+
+def test_corematching_runs_in_a_model(model):
+    with ts.sieve(model, "corematching", keep=0.9, layers=3) as s, torch.no_grad():
+        model.generate(**prompt((1, 2)), max_new_tokens=3, do_sample=False)
+    counts = s.last.stages[0].reduction.counts
+    assert bool(((counts >= 1) & (counts <= 58)).all())
+    assert not model.model.language_model.layers[2].mlp.down_proj._forward_pre_hooks

@@ -196,6 +196,25 @@ def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Te
     return kept, recycled.maximum(keep - kept).minimum(held - kept)
 
 
+def knee(score: Tensor, valid: Tensor) -> Tensor:
+    """``(B,)``: how many tokens score above the knee of the row's ranked scores, at least 1; all where there is no knee.
+
+    The knee is the point of the curve (rank, score) that lies farthest from the line between its ends.
+    """
+    held = valid.sum(1, keepdim=True)
+    ranked = score.double().masked_fill(~valid, -torch.inf).sort(dim=1, descending=True).values
+    ranked = torch.where(torch.arange(score.shape[1], device=score.device) < held, ranked, 0.0)
+    first, last = ranked[:, :1], ranked.gather(1, held - 1)
+    place = torch.arange(score.shape[1], device=score.device).double()
+    # Across the line and straight down differ by one factor for the whole row.
+    off = (ranked - first - (last - first) * place / (held - 1).clamp(min=1)).abs() * (place < held)
+    most, wide = off.amax(1, keepdim=True), first - last
+    # The first of points that are equally far, but for rounding.
+    at = (off >= most - 1e-9 * wide).to(torch.uint8).argmax(1, keepdim=True)
+    above = ((ranked > ranked.gather(1, at)) & (place < held)).sum(1)
+    return torch.where(most[:, 0] > 1e-6 * wide[:, 0], above.clamp(min=1), held[:, 0])
+
+
 def rank(rows: Tensor, held: Tensor, scale: float) -> Tensor:
     """SparseVLM's adaptive count: of n tokens leave ``floor(scale * (n - rank))``, by the rank of attention over them.
 

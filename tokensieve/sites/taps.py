@@ -26,7 +26,10 @@ STATE = "_tokensieve_taps"
 
 @dataclass(frozen=True)
 class Call:
-    """What the attention kernel was called with; q ``(B, H, q, d)``, k and v ``(B, G, kv, d)``, after RoPE."""
+    """What the attention kernel was called with; q ``(B, H, q, d)``, k and v ``(B, G, kv, d)``, after RoPE.
+
+    ``neurons`` is ``(B, q, F)``, the activations of the feed-forward network behind it, where they are listened to.
+    """
 
     query: Tensor
     key: Tensor
@@ -34,6 +37,7 @@ class Call:
     mask: Tensor | None
     scale: float
     causal: bool
+    neurons: Tensor | None = None
 
     def among(self, index: Tensor) -> Call:
         """The same call over some of its tokens (``(B, l)``, -1 at padding) and all cached ones before them."""
@@ -44,7 +48,8 @@ class Call:
         key, value = masks.gather(self.key, columns, 2), masks.gather(self.value, columns, 2)
         # Without a mask and with holes, a mask of keys is enough: order alone makes it causal.
         mask = masks.attention(self.mask, index, columns, holes, "flash", self.query)
-        return Call(masks.gather(self.query, index, 2), key, value, mask, self.scale, self.causal)
+        neurons = None if self.neurons is None else masks.gather(self.neurons, index, 1)
+        return Call(masks.gather(self.query, index, 2), key, value, mask, self.scale, self.causal, neurons)
 
 
 Observer = Callable[[Call], None]
