@@ -202,22 +202,25 @@ def test_change_is_what_the_layers_do_to_visual_tokens(model):
 
 def test_stages_stand_behind_the_largest_changes():
     change = torch.tensor([9.0, 0.1, 0.5, 0.2, 0.1, 0.4, 0.3, 0.2, 0.6])
-    assert stages.peaks(change, 1) == [3]
-    assert stages.peaks(change, 2) == [3, 6]
+    assert stages.peaks(change, 1, 2) == [3]
+    assert stages.peaks(change, 2, 2) == [3, 6]
+    assert stages.peaks(change, 2, 1) == [1, 3]
     # No peak is left that a stage can stand behind: the largest slope is next.
-    assert stages.peaks(change, 3) == [3, 6, 7]
+    assert stages.peaks(change, 3, 2) == [3, 6, 7]
     with pytest.raises(ValueError, match="count=8 stages do not fit"):
-        stages.peaks(change, 8)
+        stages.peaks(change, 8, 2)
 
 
-def test_btp_is_calibrated(model):
-    batches = [prompt((1, 1))]
-    found = stages.btp(model, batches, 0.5)
-    layers = [s.layer for s in found.stages]
-    assert layers == stages.peaks(stages.change(model, batches), 4)
+@pytest.mark.parametrize("depth", [3, LAYERS])
+def test_btp_is_calibrated(depth):
+    model, batches = llava(layers=depth), [prompt((1, 1))]
+    assert stages.btp(model, answered(model, batches), 0.6) == stages.btp(model, batches, 0.6)
+    found = stages.btp(model, batches, 0.6)
+    assert [s.layer for s in found.stages] == stages.peaks(stages.change(model, batches), min(4, depth - 1), 1)
+    assert [s.method.balance for s in found.stages] == ([0.3, 0.9, 1.0, 1.0] if depth == 6 else [0.3, 1.0])
     with ts.sieve(model, found) as s, torch.no_grad():
         model(**batches[0])
-    assert sum(s.last.layer_tokens) / 6 == pytest.approx(32, abs=0.5)
+    assert sum(s.last.layer_tokens) / depth == pytest.approx(0.6 * 64, abs=0.7)
 
 
 # ---- AdaToken-3D: stages by flow
@@ -247,6 +250,7 @@ def test_flows_are_those_of_the_attention_maps(model):
     want = torch.cat([eager_flow(model, b) for b in batches], 1)
     got = stages.flows(model, batches)
     torch.testing.assert_close(got[:-1], want[:-1], atol=1e-5, rtol=1e-4)
+    assert torch.equal(stages.flows(model, answered(model, batches)), got)
     assert torch.equal(got[-1], got[-2])
 
 

@@ -16,6 +16,11 @@ Inputs = Mapping[str, Any]
 IGNORE = -100
 
 
+def prompts(batch: Inputs) -> dict[str, Any]:
+    """A batch without its answers, as the model takes it."""
+    return {k: v for k, v in batch.items() if k != "labels"}
+
+
 @dataclass(frozen=True)
 class Quality:
     """Accuracy: the share of prompts whose whole answer greedy decoding would write; likelihood: the mean over prompts of an
@@ -52,7 +57,7 @@ def quality(model: nn.Module, batches: Sequence[Inputs]) -> Quality:
     right: list[Tensor] = []
     likely: list[Tensor] = []
     for batch in batches:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        inputs = prompts(batch)
         labels = batch["labels"].to(inputs["input_ids"].device)
         real = labels != IGNORE
         logits = [_prompt(model, inputs, cache := DynamicCache())]

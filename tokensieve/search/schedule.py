@@ -17,7 +17,7 @@ from tokensieve.parts import flops as cost
 from tokensieve.parts.budget import check
 from tokensieve.plan import Plan, Stage
 from tokensieve.registry import make
-from tokensieve.search.quality import Inputs, answered, quality
+from tokensieve.search.quality import Inputs, answered, prompts, quality
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.sieve import sieve
 
@@ -175,7 +175,7 @@ def _tokens(model: nn.Module, asked: Sequence[Inputs], method: Method) -> int:
     most = 0
     with sieve(model, Stage(method, 1.0, site="prefill")) as s, torch.no_grad():
         for batch in asked:
-            model(**{k: v for k, v in batch.items() if k != "labels"})
+            model(**prompts(batch))
             most = max(most, 0 if s.last is None else s.last.stages[0].reduction.n)
     if most == 0:
         raise ValueError("batches hold no visual token; pass the inputs of prompts with images")

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, pad
 
 from tokensieve.methods.vlm.adatoken_3d import AdaToken3D
-from tokensieve.methods.vlm.btp import schedule
+from tokensieve.methods.vlm.btp import LAYERS, schedule
 from tokensieve.parts.budget import Budget, check
 from tokensieve.plan import Plan, Stage
-from tokensieve.search.quality import Inputs
+from tokensieve.search.quality import Inputs, prompts
 from tokensieve.search.schedule import scheduled
 from tokensieve.sites.anatomy import Anatomy, find
 from tokensieve.sites.sieve import sieve
@@ -46,7 +46,7 @@ def change(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
         for batch in batches:
             visual = batch["input_ids"] == anatomy.image_token_id
             tokens += int(visual.sum())
-            model(**batch)
+            model(**prompts(batch))
     finally:
         for handle in handles:
             handle.remove()
@@ -55,7 +55,7 @@ def change(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
     return total / tokens
 
 
-def peaks(change: Tensor, count: int, first: int = 2) -> list[int]:
+def peaks(change: Tensor, count: int, first: int) -> list[int]:
     """The ``count`` layers to put a stage in front of: those behind the largest changes, peaks before slopes.
 
     A peak is a layer at which states change more than at its neighbours. No stage lies in front of layer ``first``.
@@ -80,10 +80,14 @@ def btp(model: nn.Module, batches: Iterable[Inputs], keep: Budget) -> Plan:
         batches: inputs of a calibration set, prompts with images.
         keep: visual tokens kept, as the mean over the language model's layers.
 
-    Where states have just changed, what was read from them before no longer ranks the tokens, so each of the four stages
-    stands behind one of the largest changes.
+    Where states have just changed, what was read from them before no longer ranks the tokens, so each stage stands behind one
+    of the largest changes, none in front of the share of the depth where the paper's first one stands. A model too shallow
+    for four stages gets fewer.
     """
-    return Plan(schedule(keep, peaks(change(model, batches), 4)))
+    language = _language(find(model))
+    first = language.layer(LAYERS[0])
+    count = min(len(LAYERS), len(language.layers) - first)
+    return Plan(schedule(keep, peaks(change(model, batches), count, first)))
 
 
 @torch.no_grad()
@@ -100,7 +104,7 @@ def flows(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
     with sieve(model, Plan(probes)) as s:
         for batch in batches:
             before = s.last
-            model(**batch)
+            model(**prompts(batch))
             if s.last is not None and s.last is not before:
                 found.append(torch.stack([t.score for t in s.last.stages if t.score is not None]))
     if not found:

@@ -72,10 +72,11 @@ class BTP(Method):
 
 
 def schedule(keep: budget.Budget, layers: Sequence[int | float], first: BTP | None = None) -> list["Stage"]:
-    """BTP's four stages in front of the given layers; ``keep`` is the mean over all layers."""
+    """BTP's stages in front of the given layers, at most four; ``keep`` is the mean over all layers."""
     from tokensieve.plan import Stage
 
     made = (first or BTP(), BTP(0.9, 0.0, 1.5), BTP(1.0, 0.0, 1.2), BTP(1.0, 0.0, 1.0))
     # Of 72 tokens: a half, a quarter, a twelfth, one.
     weights = (36.0, 18.0, 6.0, 1.0)
-    return [Stage(m, budget.mean(keep, w), layers=(at,)) for m, w, at in zip(made, weights, layers, strict=True)]
+    used = [i * len(made) // len(layers) for i in range(len(layers))]
+    return [Stage(made[i], budget.mean(keep, weights[i]), layers=(at,)) for i, at in zip(used, layers, strict=True)]
