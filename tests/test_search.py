@@ -99,6 +99,16 @@ def test_gsearch_finds_the_least_counts(model):
     assert s.last.layer_tokens == counts
 
 
+def test_searches_begin_where_they_are_told(model):
+    asked = [prompt((1, 1))]
+    assert schedule.gsearch(model, asked, floor=0.4, first=1).stages[0].layer == 1
+    assert {s.layer for s in schedule.gsearch(model, asked, floor=0.4, first=5).stages} <= {5}
+    assert stages.adatoken3d(model, asked, cover=0.5, first=1).stages[0].layer == 1
+    for first in (0, LAYERS):
+        with pytest.raises(ValueError, match=rf"first={first}; .* in front of layers 1 to 5"):
+            schedule.gsearch(model, asked, first=first)
+
+
 def test_searches_name_what_is_wrong(model):
     text = [{"input_ids": torch.tensor([[7, 8, 9]])}]
     with pytest.raises(ValueError, match=r"floor=1\.5; it must be a number above 0, at most 1"):

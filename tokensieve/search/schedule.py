@@ -24,7 +24,13 @@ from tokensieve.sites.sieve import sieve
 SLOPES = (1.0, 64.0)
 
 
-def gsearch(model: nn.Module, batches: Iterable[Inputs], floor: float = 0.99, method: str | Method = "fastv") -> Plan:
+def gsearch(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    floor: float = 0.99,
+    method: str | Method = "fastv",
+    first: int | None = None,
+) -> Plan:
     """The least number of visual tokens for each layer with which the model keeps its accuracy, from shallow to deep.
 
     For each layer in turn, with the counts of those before it fixed, bisection finds the smallest count that, kept to the
@@ -34,22 +40,23 @@ def gsearch(model: nn.Module, batches: Iterable[Inputs], floor: float = 0.99, me
     Args:
         batches: calibration prompts (see :func:`tokensieve.search.quality.answered`).
         floor: share of the unreduced accuracy that has to stay, in (0, 1].
-        method: ranks the tokens; its own layer is the first that may lose some.
+        method: ranks the tokens.
+        first: the first layer that may lose some, at least 1; the method's own by default.
 
     Deviation: the published search runs on a benchmark's own metric; here it is the accuracy of whole answers.
     """
     check(floor, "floor", whole=False, most=1.0)
-    ranking = make(method) if isinstance(method, str) else method
+    ranking, first = beginning(model, method, first)
     asked = answered(model, batches)
     least = floor * quality(model, asked).accuracy - 1e-9
-    depth, now = _depth(model), _tokens(model, asked, ranking)
+    depth, now = _depth(model), _tokens(model, asked, ranking, first)
     counts = [now] * depth
 
     def holds(counts: Sequence[int]) -> bool:
         with sieve(model, scheduled(ranking, counts)):
             return quality(model, asked).accuracy >= least
 
-    for layer in range(ranking.layer, depth):
+    for layer in range(first, depth):
         low, high = 1, counts[layer]
         while low < high:
             middle = (low + high) // 2
@@ -63,6 +70,7 @@ def psigmoid(
     batches: Iterable[Inputs],
     flops: float,
     method: str | Method = "fastv",
+    first: int | None = None,
     trials: int = 32,
     seed: int = 0,
 ) -> Plan:
@@ -75,12 +83,13 @@ def psigmoid(
     Args:
         batches: calibration prompts (see :func:`tokensieve.search.quality.answered`).
         flops: share of the language model's full prefill FLOPs, in (0, 1].
-        method: ranks the tokens; its own layer is the first that may lose some.
+        method: ranks the tokens.
+        first: the first layer that may lose some, at least 1; the method's own by default.
         trials: schedules tried.
 
     Raises:
         ImportError: optuna is not installed.
-        ValueError: the budget is out of reach from the method's layer on.
+        ValueError: the budget is out of reach from layer ``first`` on.
 
     Deviation: the published parameters are not tied to the budget; the form above is this project's.
     """
@@ -89,12 +98,12 @@ def psigmoid(
     except ImportError as e:
         raise ImportError("psigmoid searches with optuna: pip install 'tokensieve[search]'") from e
     check(flops, "flops", whole=False, most=1.0)
-    ranking = make(method) if isinstance(method, str) else method
+    ranking, first = beginning(model, method, first)
     asked = answered(model, batches)
-    tokens, spent = _tokens(model, asked, ranking), _spending(model, asked, ranking.layer)
+    tokens, spent = _tokens(model, asked, ranking, first), _spending(model, asked, first)
     if spent(lambda x: 0.0) > flops:
         least = spent(lambda x: 0.0)
-        raise ValueError(f"flops={flops:g} cannot be met from layer {ranking.layer} on; the least is {least:.3f}")
+        raise ValueError(f"flops={flops:g} cannot be met from layer {first} on; the least is {least:.3f}")
     constant = _bisect(lambda c: spent(lambda x: c), flops)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.GPSampler(seed=seed))
     best: tuple[float, Plan] | None = None
@@ -103,7 +112,7 @@ def psigmoid(
         slope = trial.suggest_float("slope", *SLOPES, log=True)
         low = trial.suggest_float("low", 0.0, 1.0) * constant
         share = sigmoid(slope, low, spent, flops)
-        plan = scheduled(ranking, counted(share, tokens, _depth(model), ranking.layer))
+        plan = scheduled(ranking, counted(share, tokens, _depth(model), first))
         with sieve(model, plan):
             value = quality(model, asked).likelihood
         study.tell(trial, value)
@@ -139,6 +148,19 @@ def scheduled(method: Method, counts: Sequence[int]) -> Plan:
     return Plan([Stage(method, counts[i], site="prefill", layers=(i,)) for i in falls])
 
 
+def beginning(model: nn.Module, method: str | Method, first: int | None) -> tuple[Method, int]:
+    """The method, and the first layer in front of which it may take tokens away.
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    made = make(method) if isinstance(method, str) else method
+    depth, layer = _depth(model), made.layer if first is None else first
+    if not 1 <= layer < depth:
+        raise ValueError(f"first={layer}; {type(model).__name__} can lose tokens in front of layers 1 to {depth - 1}")
+    return made, layer
+
+
 def _bisect(rising: Callable[[float], float], value: float, low: float = 0.0, high: float = 1.0) -> float:
     for _ in range(60):
         middle = (low + high) / 2
@@ -170,10 +192,10 @@ def _depth(model: nn.Module) -> int:
     return len(language.layers)
 
 
-def _tokens(model: nn.Module, asked: Sequence[Inputs], method: Method) -> int:
+def _tokens(model: nn.Module, asked: Sequence[Inputs], method: Method, layer: int) -> int:
     """Visual tokens of the largest image."""
     most = 0
-    with sieve(model, Stage(method, 1.0, site="prefill")) as s, torch.no_grad():
+    with sieve(model, Stage(method, 1.0, site="prefill", layers=(layer,))) as s, torch.no_grad():
         for batch in asked:
             model(**prompts(batch))
             most = max(most, 0 if s.last is None else s.last.stages[0].reduction.n)

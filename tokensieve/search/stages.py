@@ -14,7 +14,7 @@ from tokensieve.methods.vlm.btp import LAYERS, schedule
 from tokensieve.parts.budget import Budget, check
 from tokensieve.plan import Plan, Stage
 from tokensieve.search.quality import Inputs, prompts
-from tokensieve.search.schedule import scheduled
+from tokensieve.search.schedule import beginning, scheduled
 from tokensieve.sites.anatomy import Anatomy, find
 from tokensieve.sites.sieve import sieve
 
@@ -121,24 +121,24 @@ def needed(flow: Tensor, cover: float) -> Tensor:
     return (ranked < (cover - 1e-6) * ranked[..., -1:]).sum(-1) + 1
 
 
-def adatoken3d(model: nn.Module, batches: Iterable[Inputs], cover: float = 0.95) -> Plan:
+def adatoken3d(model: nn.Module, batches: Iterable[Inputs], cover: float = 0.95, first: int | None = None) -> Plan:
     """AdaToken-3D (arXiv 2505.12782): the schedule of tokens per layer that this model's flow of attention asks for.
 
     Args:
         batches: inputs of a calibration set, prompts with images.
         cover: the share of the flow from visual tokens to text that has to stay (the paper: tokens contribute little where
             all of them together make less than 5%).
+        first: the first layer that may lose tokens, at least 1; 2 by default.
 
     A layer keeps as many tokens as carry ``cover`` of the flow, the mean over images, in it or in any layer behind it,
     for what has left cannot come back.
     """
     check(cover, "cover", whole=False, most=1.0)
+    method, first = beginning(model, AdaToken3D(), first)
     flow = flows(model, batches)
     need = needed(flow, cover).double().mean(1).ceil().long()
     counts: list[int] = need.flip(0).cummax(0).values.flip(0).tolist()
-    first = AdaToken3D.layer
-    # A stage ranks by the layer in front of it, so the first that may lose tokens is the method's own.
-    return scheduled(AdaToken3D(), [flow.shape[2]] * first + counts[first:])
+    return scheduled(method, [flow.shape[2]] * first + counts[first:])
 
 
 def _language(anatomy: Anatomy) -> Any:
