@@ -34,6 +34,8 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "relevance": (batch, n),
         "entropy": (batch, n),
         "ranking": (batch, n),
+        "neurons": (batch, n, 3 * dim),
+        "text_neurons": (batch, TEXT, 3 * dim),
     }
     out: dict[str, Any] = {}
     for name, shape in shapes.items():
@@ -50,7 +52,7 @@ def rows(given: dict[str, Any], index: Any) -> dict[str, Any]:
 
 def tokens(given: dict[str, Any], index: Tensor) -> dict[str, Any]:
     """The signals of some tokens."""
-    axis = {"keys": 1, "values": 1, "text": None}
+    axis = {"keys": 1, "values": 1, "text": None, "neurons": 1, "text_neurons": None}
     out = {}
     for k, v in given.items():
         dim = axis.get(k, -1)

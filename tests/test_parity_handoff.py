@@ -54,13 +54,12 @@ def test_fopru_refuses():
 
 
 def knee(score):
-    """Tokens in front of the point of the falling curve that is farthest below the line from its first to its last."""
+    """Tokens above the point of the falling curve that is farthest from the line between its first and its last."""
     y = sorted((float(v) for v in score), reverse=True)
     n = len(y)
-    if n == 1 or y[0] == y[-1]:
-        return n
-    chord = [y[0] + (y[-1] - y[0]) * i / (n - 1) for i in range(n)]
-    return max(1, max(range(n), key=lambda i: (chord[i] - y[i], -i)))
+    off = [abs(y[0] + (y[-1] - y[0]) * i / max(n - 1, 1) - y[i]) for i in range(n)]
+    at = max(range(n), key=lambda i: (round(off[i], 12), -i))
+    return max(1, sum(v > y[at] for v in y)) if off[at] > 1e-6 * (y[0] - y[-1]) else n
 
 
 @pytest.mark.parametrize(("batch", "n", "keep"), [*SIZES, (4, 200, 199)])

@@ -65,7 +65,7 @@ def test_framefusion_as_a_plan_meets_its_mean():
     merging, pruning = plan("framefusion", 0.3).stages
     assert (merging.method.name, merging.site, merging.keep) == ("framefusion", "handoff", 0.6)
     assert (pruning.method.name, pruning.site, pruning.keep) == ("framefusion-prune", "prefill", ts.Keep(average=0.3))
-    assert plan("framefusion", ts.Keep(average=40)).stages[0].keep == 80
+    assert plan("framefusion", ts.Keep(average=40)).stages[0].keep == ts.Keep(tokens=80)
     assert ts.Plan.from_json(plan("framefusion", 0.3).to_json()) == plan("framefusion", 0.3)
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, normalize
 import tokensieve as ts
 from tests.strategies import Largest, features
 from tokensieve.needs import Need
-from tokensieve.parts import budget, merge, score, select
+from tokensieve.parts import budget, distance, merge, score, select
 from tokensieve.parts.budget import Keep
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
@@ -41,8 +41,8 @@ def test_selections_take_what_is_asked_from_the_candidates(drawn, seed):
         select.top(x[..., 0], count, among),
         select.evenly(count, among),
         select.strided(count, among),
-        select.farthest(x, count, among),
-        select.density_peaks(x, count, among),
+        distance.farthest(x, count, among),
+        distance.density_peaks(x, count, among),
     ):
         assert not bool((chosen & ~among).any())
         assert torch.equal(chosen.sum(1), want)
@@ -134,9 +134,9 @@ def test_around_stops_at_the_edges():
 def test_farthest_needs_no_square_matrix():
     n = 20_000
     with Largest() as seen:
-        chosen = select.farthest(features(1, n, 4), torch.tensor([50]), torch.ones(1, n, dtype=torch.bool))
+        chosen = distance.farthest(features(1, n, 4), torch.tensor([50]), torch.ones(1, n, dtype=torch.bool))
     assert int(chosen.sum()) == 50
-    assert seen.elements <= select.ROWS * n
+    assert seen.elements <= distance.ROWS * n
     assert seen.elements * 4 * 4 < 1e9
 
 
@@ -162,22 +162,22 @@ def test_density_peaks_finds_clusters():
     """Three tight groups and a centre for each, in blocks smaller than the row."""
     x = torch.eye(3, 8).repeat_interleave(20, 0)[None] * 10 + 0.1 * features(1, 60, 8)
     every = torch.ones(1, 60, dtype=torch.bool)
-    chosen = select.density_peaks(x, torch.tensor([3]), every)
+    chosen = distance.density_peaks(x, torch.tensor([3]), every)
     assert sorted((chosen[0].nonzero()[:, 0] // 20).tolist()) == [0, 1, 2]
 
 
 def test_density_peaks_in_blocks(monkeypatch):
     x, count = features(3, 70, 5), torch.tensor([2, 9, 30])
     among = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)) < 0.8
-    whole = select.density_peaks(x, count, among)
-    monkeypatch.setattr(select, "ROWS", 16)
-    assert torch.equal(select.density_peaks(x, count, among), whole)
-    assert torch.equal(select.farthest(x, count, among), _at(512, x, count, among, monkeypatch))
+    whole = distance.density_peaks(x, count, among)
+    monkeypatch.setattr(distance, "ROWS", 16)
+    assert torch.equal(distance.density_peaks(x, count, among), whole)
+    assert torch.equal(distance.farthest(x, count, among), _at(512, x, count, among, monkeypatch))
 
 
 def _at(rows, x, count, among, monkeypatch):
-    monkeypatch.setattr(select, "ROWS", rows)
-    return select.farthest(x, count, among)
+    monkeypatch.setattr(distance, "ROWS", rows)
+    return distance.farthest(x, count, among)
 
 
 # ---- budget

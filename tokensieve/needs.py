@@ -78,6 +78,12 @@ PairedText = Need("paired", instead=("text",))
 Relevance = Need("relevance", instead=("text",))
 """Similarity of each visual token to the text in a shared space (a CLIP pair's); from the text embeddings otherwise."""
 
+Neurons = Need("neurons")
+"""Activations of the feed-forward neurons for each visual token, in the layer before the stage."""
+
+TextNeurons = Need("text_neurons")
+"""The same for each text token."""
+
 HOW: dict[str, str] = {
     "features": "x, of shape (B, N, D)",
     "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
@@ -93,6 +99,8 @@ HOW: dict[str, str] = {
     "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
     "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
+    "neurons": "neurons=a with a of shape (B, N, F), above 0 where a neuron is active",
+    "text_neurons": "text_neurons=a with a of shape (B, T, F), above 0 where a neuron is active",
     "crop": "crop=c with c of shape (B, N), 0 for the thumbnail, 1, 2, ... for the crops",
     "frame": "frame=f with f of shape (B, N), 0, 1, ... in order of time",
     "spot": "spot=p with p of shape (B, N, 2), (y, x) in [0, 1]",

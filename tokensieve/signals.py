@@ -40,6 +40,8 @@ class Signals:
         relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
         entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
         ranking: ``(B, N)``, what an earlier stage ranked the tokens by.
+        neurons: ``(B, N, F)``, what enters the last projection of a feed-forward network: above 0 where a neuron is active;
+            text_neurons: ``(B, T, F)``, the same for the text.
         sizes: ``(B, N)``, how many source tokens each token already stands for.
         crop: ``(B, N)`` long, where an image comes in several: 0 for the thumbnail, 1, 2, ... for the crops, -1 for tokens of
             none (line ends).
@@ -65,6 +67,8 @@ class Signals:
     relevance: Tensor | None = None
     entropy: Tensor | None = None
     ranking: Tensor | None = None
+    neurons: Tensor | None = None
+    text_neurons: Tensor | None = None
     sizes: Tensor | None = None
     crop: Tensor | None = None
     frame: Tensor | None = None
@@ -102,7 +106,13 @@ class Signals:
             raise ValueError(f"text has shape {tuple(self.text.shape)}; pass {HOW['text']}, here B={b}, D={d}")
         lengths = {
             name: value.shape[axis]
-            for name, axis in (("text", 1), ("text_mask", 1), ("paired", 1), ("text_attention", -2))
+            for name, axis in (
+                ("text", 1),
+                ("text_mask", 1),
+                ("paired", 1),
+                ("text_attention", -2),
+                ("text_neurons", 1),
+            )
             if (value := getattr(self, name)) is not None
         }
         if len(set(lengths.values())) > 1:
@@ -189,6 +199,7 @@ _TOKEN_AXIS = {
     "relevance": -1,
     "entropy": -1,
     "ranking": -1,
+    "neurons": 1,
     "sizes": -1,
     "crop": 1,
     "frame": 1,
@@ -238,7 +249,7 @@ def _finite(name: str, value: Tensor, mask: Tensor | None) -> None:
         return
     bad = ~torch.isfinite(value)
     axis = _TOKEN_AXIS.get(name, 1) % value.dim()
-    if mask is not None and name != "text":
+    if mask is not None and name not in ("text", "text_neurons"):
         shape = [1] * value.dim()
         shape[0], shape[axis] = mask.shape
         bad &= mask.reshape(shape)

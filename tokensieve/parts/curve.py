@@ -23,17 +23,22 @@ def outliers(score: Tensor, among: Tensor, reach: float = 1.5) -> Tensor:
 
 
 def knee(score: Tensor, among: Tensor) -> Tensor:
-    """The number of candidates in front of the knee of the falling curve, the point farthest below its chord.
+    """The number of candidates above the knee of the falling curve, the point farthest from the line between its ends.
 
-    A curve that does not fall has no knee: all candidates count.
+    A curve that is a line has no knee: all candidates count.
     """
     held = among.sum(1, keepdim=True)
     falling = score.double().masked_fill(~among, -torch.inf).sort(dim=1, descending=True).values
-    step = torch.arange(score.shape[1], device=score.device)
+    place = torch.arange(score.shape[1], device=score.device)
+    falling = torch.where(place < held, falling, 0.0)
     first, last = falling[:, :1], falling.gather(1, held - 1)
-    below = (first - falling) / (first - last) - step / (held - 1).clamp(min=1)
-    at = below.masked_fill(step >= held, -torch.inf).nan_to_num(nan=-torch.inf).argmax(1)
-    return torch.where(first > last, at[:, None], held)[:, 0].clamp(min=1)
+    # Across the line and straight down differ by one factor for the whole row.
+    off = (falling - first - (last - first) * place / (held - 1).clamp(min=1)).abs() * (place < held)
+    most, wide = off.amax(1, keepdim=True), first - last
+    # The first of points that are equally far, but for rounding.
+    at = (off >= most - 1e-9 * wide).to(torch.uint8).argmax(1, keepdim=True)
+    above = ((falling > falling.gather(1, at)) & (place < held)).sum(1)
+    return torch.where(most[:, 0] > 1e-6 * wide[:, 0], above.clamp(min=1), held[:, 0])
 
 
 def within(count: Tensor, keep: Tensor, among: Tensor) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.parts.select import LOOKAHEAD, take, top
+from tokensieve.parts.distance import LOOKAHEAD
+from tokensieve.parts.select import take, top
 
 NOTHING_NEW = 1e-5
 """The share of a token's own square below which what is new in it counts as rounding."""
@@ -16,7 +17,7 @@ def most_likely(vector: Tensor, count: Tensor, among: Tensor) -> Tensor:
     """Greedy maximum a posteriori choice under the kernel ``vector @ vector^T``: each pick adds most to its determinant.
 
     What a pick adds is the squared length of the part of its vector that earlier picks do not span. That only shrinks,
-    so picks are found in batches as :func:`select.greedy` does, and the Cholesky factor grows by a batch at a time. Once
+    so picks are found in batches as :func:`distance.greedy` does, and the Cholesky factor grows by a batch at a time. Once
     no candidate adds anything, the rest are those of greatest length. Time count N (d + count); memory count x N.
 
     Args:

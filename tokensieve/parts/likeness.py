@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.parts import select
+from tokensieve.parts import distance, select
 
 Rows = Callable[[Tensor], Tensor]
 """From positions ``(B, P)`` to what the tokens there have to do with R others, ``(B, P, R)``."""
@@ -50,7 +50,7 @@ def unlike(score: Tensor, metric: Tensor, count: Tensor, among: Tensor, likeness
     def join(cost: Tensor, like: Tensor) -> Tensor:
         return cost + penalty * (like > likeness).sum(2)
 
-    return select.greedy(normalize(metric, dim=-1), -score, count, among, join)
+    return distance.greedy(normalize(metric, dim=-1), -score, count, among, join)
 
 
 def pairs(metric: Tensor, chosen: Tensor, likeness: float) -> Tensor:

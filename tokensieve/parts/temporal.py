@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tokensieve.parts.select import density_peaks, held, top
+from tokensieve.parts.distance import density_peaks
+from tokensieve.parts.select import held, top
 from tokensieve.signals import Signals
 
 BLOCK = 1024

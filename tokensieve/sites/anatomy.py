@@ -138,6 +138,22 @@ def _attention(layer: nn.Module) -> nn.Module | None:
     return next(found, None)
 
 
+def neurons(layer: nn.Module, inner: int) -> nn.Module:
+    """The projection out of a block's feed-forward network of ``inner`` neurons; what enters it are their activations.
+
+    Raises:
+        ValueError: none is recognised (a mixture of experts has no one network).
+    """
+    found = [
+        m for name, m in layer.named_modules() if getattr(m, "in_features", None) == inner and "expert" not in name
+    ]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(layer).__name__} has no recognisable feed-forward network of {inner} neurons to read activations from"
+        )
+    return found[0]
+
+
 def _child(module: nn.Module, child: nn.Module) -> bool:
     return any(c is child for c in module.children())
 

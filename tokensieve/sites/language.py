@@ -65,10 +65,8 @@ class LanguageSite:
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
         out.append(language.root.register_forward_hook(self._done).remove)
-        for i in self.prefill:
-            attention = language.attentions[i - 1]
-            assert attention is not None
-            out.append(taps.attach(attention, observe=self._listen(i)))
+        for i, stages in self.prefill.items():
+            out += readings.listen(self._calls, i, language, stages, lambda: self._stream is not None)
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
@@ -133,9 +131,11 @@ class LanguageSite:
             hidden = args[0] if args else kwargs["hidden_states"]
             call = self._calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
+                here = stream.index
                 hidden = self._thin(stream, stage, index, hidden, call)
                 self._renumber(stream, stage, hidden, kwargs["position_ids"])
-                call = None
+                if call is not None and stream.index is not here:
+                    call = call.among(stream.stayed)
             assert self.trace is not None
             self.trace.layer_tokens[index] = float(stream.reduction.counts.float().mean())
             if not stream.reduced:
@@ -282,13 +282,6 @@ class LanguageSite:
         """Tokens after a compacted prompt go on from its new end."""
         kwargs["position_ids"] = kwargs["position_ids"] - shift[..., None]
         kwargs["position_embeddings"] = self._rotary(hidden, kwargs["position_ids"])
-
-    def _listen(self, index: int) -> Callable[[taps.Call], None]:
-        def observe(call: taps.Call) -> None:
-            if self._stream is not None:
-                self._calls[index] = call
-
-        return observe
 
     def _past(self, cache: Any) -> int:
         return 0 if cache is None else int(cache.get_seq_length())

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokensieve.needs import Need
 from tokensieve.parts import rows
+from tokensieve.plan import Stage
+from tokensieve.sites.anatomy import Stack, neurons
 from tokensieve.sites.masks import gather
 from tokensieve.sites.stream import Stream
-from tokensieve.sites.taps import Call
+from tokensieve.sites.taps import Call, attach
 
 LAYER_SIGNALS = (
     "text_attention",
@@ -23,6 +26,8 @@ LAYER_SIGNALS = (
     "values",
     "text",
     "features",
+    "neurons",
+    "text_neurons",
 )
 SHARPER, STEPS = 0.1, 5
 """The temperature of PageRank's attention and its iterations."""
@@ -42,6 +47,28 @@ def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method
                 f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)}"
             )
         out.append(name)
+    return out
+
+
+def listen(
+    calls: dict[int, Call], index: int, language: Stack, stages: Sequence[Stage], on: Callable[[], bool]
+) -> list[Callable[[], None]]:
+    """Record in ``calls[index]`` what the layer in front of ``index`` does that these stages read, in passes where ``on()``."""
+
+    def attend(call: Call) -> None:
+        if on():
+            calls[index] = call
+
+    def fire(module: nn.Module, args: Any) -> None:
+        if on() and index in calls:
+            calls[index] = replace(calls[index], neurons=args[0])
+
+    attention = language.attentions[index - 1]
+    assert attention is not None
+    out = [attach(attention, observe=attend)]
+    if {n.name for s in stages for n in s.method.needs} & {"neurons", "text_neurons"}:
+        inner = neurons(language.layers[index - 1], language.config.intermediate_size)
+        out.append(inner.register_forward_pre_hook(fire).remove)
     return out
 
 
@@ -69,6 +96,11 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
     for name, x in (("keys", call.key), ("values", call.value)):
         if name in names:
             out[name] = x.transpose(1, 2)[row[:, None], past + place].flatten(2)
+    if call.neurons is not None:
+        if "neurons" in names:
+            out["neurons"] = call.neurons[row[:, None], place]
+        if "text_neurons" in names:
+            out["text_neurons"], out["text_mask"] = gather(call.neurons, text, 1)[row], text_mask[row]
     if "last_attention" in names:
         last = text.gather(1, _last(text_mask))
         out["last_attention"] = _rows(call, last, past, row, place, mask)[:, :, 0]

@@ -78,6 +78,7 @@ class Stream:
         entry: ``(B, l)`` long, its position among the tokens that entered the language model; -1 at padding.
         images: the visual tokens; reduction: what became of them so far, per image.
         left: ``(B, L, D)``, the last state of every token that is gone.
+        stayed: ``(B, l)`` long, of the tokens behind the last step the stream positions they had in front of it; -1 at padding.
         past: the index as it was at every length l of this pass.
         holes: whether the index holds padding.
         shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones.
@@ -94,6 +95,7 @@ class Stream:
         count, tokens = images.place.shape
         self.reduction = Reduction.identity(count, tokens, real.device)
         self.left: Tensor | None = None
+        self.stayed = self.index
         self.past: dict[int, Tensor] = {}
         self.holes = False
         self.shift: Tensor | None = None
@@ -163,7 +165,7 @@ class Stream:
         survive = self.real_here()
         survive[row.expand_as(place)[mask], place[mask]] = False
         survive[row.expand_as(new)[kept], new[kept]] = True
-        chosen = _survivors(survive)
+        chosen = self.stayed = _survivors(survive)
         self.index = torch.where(chosen >= 0, self.index.gather(1, chosen.clamp(min=0)), -1)
         self.entry = torch.where(chosen >= 0, self.entry.gather(1, chosen.clamp(min=0)), -1)
         self.past[self.index.shape[1]] = self.index

@@ -12,10 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tokensieve.sites import masks
 
 PREFIX = "tokensieve_"
 STATE = "_tokensieve_taps"
@@ -23,7 +26,10 @@ STATE = "_tokensieve_taps"
 
 @dataclass(frozen=True)
 class Call:
-    """What the attention kernel was called with; q ``(B, H, q, d)``, k and v ``(B, G, kv, d)``, after RoPE."""
+    """What the attention kernel was called with; q ``(B, H, q, d)``, k and v ``(B, G, kv, d)``, after RoPE.
+
+    ``neurons`` is ``(B, q, F)``, the activations of the feed-forward network behind it, where they are listened to.
+    """
 
     query: Tensor
     key: Tensor
@@ -31,6 +37,19 @@ class Call:
     mask: Tensor | None
     scale: float
     causal: bool
+    neurons: Tensor | None = None
+
+    def among(self, index: Tensor) -> Call:
+        """The same call over some of its tokens (``(B, l)``, -1 at padding) and all cached ones before them."""
+        past = self.key.shape[2] - self.query.shape[2]
+        cached = torch.arange(past, device=index.device).expand(len(index), -1)
+        columns = torch.cat([cached, torch.where(index >= 0, index + past, -1)], 1)
+        holes = bool((index < 0).any())
+        key, value = masks.gather(self.key, columns, 2), masks.gather(self.value, columns, 2)
+        # Without a mask and with holes, a mask of keys is enough: order alone makes it causal.
+        mask = masks.attention(self.mask, index, columns, holes, "flash", self.query)
+        neurons = None if self.neurons is None else masks.gather(self.neurons, index, 1)
+        return Call(masks.gather(self.query, index, 2), key, value, mask, self.scale, self.causal, neurons)
 
 
 Observer = Callable[[Call], None]
@@ -83,8 +102,8 @@ def _wrap(config: Any) -> None:
     if count == 0:
         name = PREFIX + (plain or "eager")
         AttentionInterface.register(name, _tapped)
-        masks = ALL_MASK_ATTENTION_FUNCTIONS
-        AttentionMaskInterface.register(name, masks[plain if plain in masks else "eager"])
+        builders = ALL_MASK_ATTENTION_FUNCTIONS
+        AttentionMaskInterface.register(name, builders[plain if plain in builders else "eager"])
         config._attn_implementation = name
     _attached[id(config)] = (config, plain, count + 1)
 

@@ -19,8 +19,8 @@ from tokensieve.signals import Signals
 class CLSInflection(Method):
     """Keeps the visual tokens in front of the inflection of their sorted CLS scores, then the text-relevant among them.
 
-    Source: arXiv 2409.01162. An image's count is the number of tokens before the point of the falling curve that lies
-    farthest below its chord, and at most the budget; the second cut, ``cls-inflection-l``, runs at ``cut`` of the
+    Source: arXiv 2409.01162. An image's count is the number of tokens above the point of the falling curve that lies
+    farthest from its chord, and at most the budget; the second cut, ``cls-inflection-l``, runs at ``cut`` of the
     language model's depth. In the plan of both, the first stage may keep 1.2 times the mean. Deviations from the paper,
     which has no public code: CLS attention stands for the similarity to the CLS token, and the inflection is the knee
     of the curve.

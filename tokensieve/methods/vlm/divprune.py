@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.parts import select
+from tokensieve.parts import distance
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -23,4 +23,4 @@ class DivPrune(Method):
     pairs = True
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return Reduction.keep(select.farthest(s.features, keep, s.valid))
+        return Reduction.keep(distance.farthest(s.features, keep, s.valid))

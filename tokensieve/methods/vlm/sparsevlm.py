@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.needs import Need, TextAttention
-from tokensieve.parts import budget, merge, score, select
+from tokensieve.parts import budget, distance, merge, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -46,7 +46,7 @@ class SparseVLM(Method):
         plain, again = budget.recycle(keep, held, self.recycled, self.ratio)
         kept = select.top(saliency, plain, s.valid)
         pruned = select.top(saliency, again, s.valid & ~kept)
-        centres = select.density_peaks(s.features, keep - plain, pruned)
+        centres = distance.density_peaks(s.features, keep - plain, pruned)
         target, _ = merge.nearest(s.features, centres, euclidean=True)
         return Reduction.merge(kept | centres, target.masked_fill(~pruned, -1))
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.needs import CLSAttention, TextAttention
-from tokensieve.parts import budget, score, select
+from tokensieve.parts import budget, distance, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
@@ -35,8 +35,8 @@ class ToDRE(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         attention = score.attention(s, self.needs[0])
-        first = attention.masked_fill(~s.valid, -torch.inf).argmax(1)
-        return Reduction.keep(select.farthest(s.features, keep, s.valid, first))
+        first = select.top(attention, torch.ones_like(keep), s.valid)
+        return Reduction.keep(first | distance.farthest(s.features, keep - 1, s.valid, first))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
         return [Stage(self, budget.times(keep, AHEAD)), *descent(ToDRELate(), keep, (7 / 8,))]

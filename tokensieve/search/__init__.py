@@ -1,0 +1,1 @@
+"""Search: plans made for one model, from a calibration batch."""
