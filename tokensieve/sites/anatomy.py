@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import nn
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
+
+from tokensieve.sites.cache import SIEVABLE
+from tokensieve.sites.known import REFUSED
 
 
 @dataclass(frozen=True)
@@ -29,6 +36,12 @@ class Stack:
     @property
     def config(self) -> Any:
         return self.root.config
+
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether it takes pictures of all sizes in one row."""
+        known = inspect.signature(self.root.forward).parameters
+        return "image_sizes" in known or any(name.endswith("grid_thw") for name in known)
 
     def layer(self, index: int | float) -> int:
         """A block's index from one that may count from the end, or from a share of the depth (never the first block).
@@ -55,15 +68,22 @@ class Anatomy:
         vision: the encoder of images, or the encoder itself for a bare one.
         language: the language model; None for a bare encoder.
         feature_layer: index of the encoder block whose output feeds the language model.
-        image_token_id: the placeholder of a visual token in ``input_ids``.
+        image_token_id, video_token_id: the placeholders of visual tokens in ``input_ids``.
     """
 
     model: nn.Module
     base: nn.Module | None
-    vision: Stack
+    vision: Stack | None
     language: Stack | None
     feature_layer: int = -1
     image_token_id: int | None = None
+    video_token_id: int | None = None
+
+    @property
+    def placeholders(self) -> dict[str, int]:
+        """The ids that stand for images and for videos; -1, which no token has, where a model knows none."""
+        ids = {"image": self.image_token_id, "video": self.video_token_id}
+        return {kind: -1 if token is None else token for kind, token in ids.items()}
 
 
 def find(model: nn.Module) -> Anatomy:
@@ -76,22 +96,49 @@ def find(model: nn.Module) -> Anatomy:
     if config is None:
         raise ValueError(f"{type(model).__name__} is not a transformers model (it has no config)")
     text = getattr(config, "text_config", None)
-    sight = getattr(config, "vision_config", None)
-    if text is None or sight is None:
+    if text is None:
         return _bare(model)
+    name = type(model).__name__
+    refusal = refused(model)
+    if refusal:
+        raise ValueError(f"{name}: {refusal}")
+    sight = getattr(config, "vision_config", None)
     language = _stack(_holder(model, text, "language"))
-    vision_root = _holder(model, sight, "vision")
-    stack = _stack(vision_root)
-    vision = Stack(vision_root, stack.layers, stack.attentions, *_specials(vision_root))
+    vision, block = None, -1
+    if sight is not None:
+        root = _holder(model, sight, "vision")
+        stack = _stack(root)
+        vision = Stack(root, stack.layers, stack.attentions, *_specials(root))
+        wanted = getattr(config, "vision_feature_layer", -1)
+        wanted = wanted[-1] if isinstance(wanted, (list, tuple)) else wanted
+        block = _block(-1 if wanted is None else wanted, len(vision.layers))
     base = next(m for m in model.modules() if _child(m, language.root))
-    token = getattr(config, "image_token_id", None)
-    if token is None:
-        token = getattr(config, "image_token_index", None)
-    if token is None:
-        raise ValueError(f"{type(model).__name__} has no image_token_id in its config; visual tokens cannot be found")
-    wanted = getattr(config, "vision_feature_layer", -1)
-    wanted = wanted[-1] if isinstance(wanted, (list, tuple)) else wanted
-    return Anatomy(model, base, vision, language, _block(wanted, len(vision.layers)), int(token))
+    image, video = _token(config, "image"), _token(config, "video")
+    if image is None and video is None:
+        raise ValueError(f"{name} has no image_token_id in its config; visual tokens cannot be found")
+    return Anatomy(model, base, vision, language, block, image, video)
+
+
+def refused(model: nn.Module) -> str | None:
+    """Why a vision-language model cannot be sieved; None where it can, as far as its config and modules tell."""
+    config: Any = model.config
+    if config.model_type in REFUSED:
+        return REFUSED[config.model_type]
+    if getattr(config, "is_encoder_decoder", False):
+        return "it has an encoder and a decoder; visual tokens can leave in front of decoder-only language models"
+    language = _holder(model, config.text_config, "language")
+    if any("CrossAttention" in type(m).__name__ for m in language.modules()):
+        return "its language model attends to images by cross-attention; no visual token stands in the prompt"
+    kinds = {type(layer) for layer in DynamicCache(config=language.config).layers}
+    other = sorted(k.__name__ for k in kinds if k not in SIEVABLE and k is not LinearAttentionLayer)
+    if other:
+        return f"its cache holds layers of kind {', '.join(other)}, whose entries cannot leave"
+    return None
+
+
+def _token(config: Any, kind: str) -> int | None:
+    names = (f"{kind}_token_id", f"{kind}_token_index")
+    return next((int(t) for t in (getattr(config, n, None) for n in names) if t is not None), None)
 
 
 def _bare(model: nn.Module) -> Anatomy:
@@ -126,7 +173,7 @@ def _holder(model: nn.Module, config: Any, what: str) -> nn.Module:
 
 def _stack(root: nn.Module) -> Stack:
     """The longest list of blocks that hold attention."""
-    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) and _attention(m[0]) is not None]
+    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and any(_attention(x) is not None for x in m)]
     if not lists:
         raise ValueError(f"{type(root).__name__} has no recognisable transformer blocks")
     layers = max((tuple(blocks) for blocks in lists), key=len)

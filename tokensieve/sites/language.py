@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_masks_for_generate
 
-from tokensieve.parts import place
-from tokensieve.parts.budget import Keep
+from tokensieve.parts import budget, place
+from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
@@ -17,12 +19,14 @@ from tokensieve.sites import masks, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
+from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite
 from tokensieve.sites.resolve import resolve
 from tokensieve.sites.sight import Sight
-from tokensieve.sites.stream import Images, Stream
+from tokensieve.sites.stream import Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
+PICTURES = ("pixel_values", "mm_encoder", "image_patches")
 AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "text", "features"), "prefill": readings.LAYER_SIGNALS}
 
 
@@ -47,13 +51,19 @@ class LanguageSite:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
         for stage in stages:
             if stage.site != "encoder":
-                readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
+                readings.wanted(stage.method.needs, self._available(stage.site), stage.site, stage.method.name)
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
-        self._visual: Tensor | None = None
+        self._kinds: dict[str, Tensor] = {}
+        self._padding: Tensor | None = None
+        self._deep = Deepstack({})
         self._stream: Stream | None = None
         self._calls: dict[int, taps.Call] = {}
+
+    def _available(self, site: str) -> tuple[str, ...]:
+        names = AVAILABLE[site]
+        return names if self.anatomy.vision is not None else tuple(n for n in names if n not in ENCODER_SIGNALS)
 
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
@@ -74,74 +84,110 @@ class LanguageSite:
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._visual, self._stream = None, None
-        brings = any(v is not None for k, v in kwargs.items() if k.startswith(("pixel_values", "mm_encoder")))
-        if not brings:
+        self._kinds, self._stream = {}, None
+        if not any(v is not None for k, v in kwargs.items() if k.startswith(PICTURES)):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is not None:
-            visual = ids == self.anatomy.image_token_id
-        else:
-            embed = self.anatomy.model.get_input_embeddings()  # type: ignore[operator]
-            token = torch.tensor(self.anatomy.image_token_id, device=kwargs["inputs_embeds"].device)
-            visual = (kwargs["inputs_embeds"] == embed(token)).all(-1)
-        if bool(visual.any()):
-            self._visual = visual
+        embedded = kwargs.get("inputs_embeds")
+        kinds = {}
+        for kind, token in self.anatomy.placeholders.items():
+            if ids is not None:
+                kinds[kind] = ids == token
+            else:
+                assert embedded is not None
+                embed = self.anatomy.model.get_input_embeddings()  # type: ignore[operator]
+                kinds[kind] = (embedded == embed(torch.tensor(token, device=embedded.device))).all(-1)
+        if any(bool(k.any()) for k in kinds.values()):
+            self._kinds = kinds
+            mask = kwargs.get("attention_mask")
+            self._padding = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        visual, self._visual = self._visual, None
-        if visual is None:
+        kinds, self._kinds = self._kinds, {}
+        if not kinds:
             return None
         x = kwargs["inputs_embeds"]
-        given = kwargs.get("attention_mask")
-        length = visual.shape[1]
-        real = torch.ones_like(visual) if given is None or given.dim() != 2 else given[:, -length:].bool()
-        images = self._images(visual)
+        length = x.shape[1]
+        real = torch.ones_like(kinds["image"]) if self._padding is None else self._padding[:, -length:].bool()
+        shared = [s.keep for s in self.stages if isinstance(s.keep, Keep) and s.keep.per == "prompt"]
+        if shared and self.encoder is not None:
+            raise ValueError("Keep(per='prompt') cannot follow an encoder stage, whose budget is per image")
+        images = self.sight.images(kinds, shared)
         stream = self._stream = Stream(images, real)
-        self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers))
+        self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers), images.place)
+        past = self._past(kwargs.get("past_key_values"))
+        ids = kwargs.get("position_ids")
+        if ids is None:
+            ids = torch.arange(past, past + length, device=x.device)[None]
+        stream.ids = ids.expand(*ids.shape[:-2], len(x), length)
+        self._deep, changed = Deepstack.take(kwargs, stream)
+        whole = self._windowed(x, kwargs, past)
         if self.encoder is not None and self.encoder.total is not None:
             x = self._from_encoder(stream, self.encoder.total, x)
         for stage in self.handoff:
             x = self._thin(stream, stage, 0, x, None)
         if not stream.reduced:
-            return None
-        past = self._past(kwargs.get("past_key_values"))
-        ids = kwargs.get("position_ids")
-        if ids is None:
-            ids = torch.arange(past, past + length, device=x.device)[None]
+            return args, changed
         policies = {s.positions for s in (*self.handoff, *([self.encoder.stage] if self.encoder else []))}
         policy = "compact" if "compact" in policies else "original"
-        ids = self._place(stream, ids, stream.index, policy)
-        old = torch.ones(len(visual), past, dtype=torch.long, device=x.device)
-        if given is not None:
-            old = given[:, :-length]
-        new = (stream.index >= 0).to(old.dtype)
-        changed = masks.arguments(kwargs, stream.index, length)
-        changed |= {
-            "inputs_embeds": x,
-            "attention_mask": torch.cat([old, new], 1),
-            "position_ids": ids,
-        }
+        stream.ids = self._place(stream, stream.ids, stream.index, policy)
+        changed = masks.arguments(changed, stream.index, length)
+        changed |= {"inputs_embeds": x, "attention_mask": self._mask(stream, whole, x, past), "position_ids": stream.ids}
         stream.entered()
         return args, changed
 
+    def _windowed(self, x: Tensor, kwargs: dict[str, Any], past: int) -> masks.Mask:
+        """The mask that the language model is given; where its layers see a window, the masks it would make of that, since
+        windows are counted in tokens of the prompt."""
+        given = kwargs.get("attention_mask")
+        config = self.language.config.get_text_config()
+        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+        ready = isinstance(given, dict) or (isinstance(given, Tensor) and given.dim() == 4)
+        if ready or not any(w is not None and w < past + x.shape[1] for w in windows):
+            return given
+        if "flash" in taps.kind(config):
+            raise ValueError(
+                f"{type(self.anatomy.model).__name__} has layers that see a window of {windows} tokens, which flash attention "
+                "counts after tokens have left; load the model with attn_implementation='sdpa'"
+            )
+        cache = kwargs.get("past_key_values")
+        if given is None:  # without one, masks are guessed from gaps in position ids
+            given = torch.ones(len(x), past + x.shape[1], dtype=torch.long, device=x.device)
+        return create_masks_for_generate(config, x, given, cache)
+
+    def _mask(self, stream: Stream, whole: masks.Mask, x: Tensor, past: int) -> masks.Mask:
+        """The mask of the tokens that enter the language model."""
+        if whole is None or (isinstance(whole, Tensor) and whole.dim() == 2):
+            old = torch.ones(len(x), past, dtype=torch.long, device=x.device)
+            if whole is not None:
+                old = whole[:, : -stream.length]
+            return torch.cat([old, (stream.index >= 0).to(old.dtype) * self._here(stream)], 1)
+        before = torch.arange(past, device=x.device).expand(len(x), -1)
+        columns = torch.cat([before, torch.where(stream.index >= 0, stream.index + past, -1)], 1)
+        kind = taps.kind(self.language.config)
+        return masks.attention(whole, stream.index, columns, stream.holes, kind, x)
+
+    def _here(self, stream: Stream) -> Tensor:
+        return stream.real.gather(1, stream.index.clamp(min=0)).long()
+
     def _layer(self, index: int) -> Callable[..., Any]:
+        names = tuple(inspect.signature(self.language.layers[index].forward).parameters)
+
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+            hidden = kwargs.pop(names[0])
             stream = self._stream
             if stream is None:
-                return self._decode(index, args, kwargs)
-            hidden = args[0] if args else kwargs["hidden_states"]
+                return (hidden,), self._decode(index, hidden, kwargs)
+            hidden = self._deep.add(index, hidden, stream)
             call = self._calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
                 hidden = self._thin(stream, stage, index, hidden, call)
-                self._renumber(stream, stage, hidden, kwargs["position_ids"])
+                self._renumber(stream, stage, hidden)
                 call = None
             assert self.trace is not None
             self.trace.layer_tokens[index] = float(stream.reduction.counts.float().mean())
-            if not stream.reduced:
-                return None
-            kwargs = self._gather(stream, index, hidden, kwargs)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+            return (hidden,), self._gather(stream, index, hidden, kwargs) if stream.reduced else kwargs
 
         return hook
 
@@ -161,18 +207,15 @@ class LanguageSite:
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _images(self, visual: Tensor) -> Images:
-        if any(isinstance(s.keep, Keep) and s.keep.per == "prompt" for s in self.stages):
-            if self.encoder is not None:
-                raise ValueError("Keep(per='prompt') cannot follow an encoder stage, whose budget is per image")
-            return Images.by_prompt(visual)
-        grid = self.sight.grid()
-        return Images.split(visual, grid[0] * grid[1] if grid else None)
-
     def _from_encoder(self, stream: Stream, total: Reduction, x: Tensor) -> Tensor:
         """The encoder's features came back at full length, merged tokens repeated: one of each goes on."""
-        copies = len(stream.images.row) // total.batch
-        total = total.rows(stream.images.repeated(copies)[:: total.n] // total.n)
+        source = stream.images.source
+        if source is None or source.shape[1] != total.n or not bool(stream.images.mask.all()):
+            raise ValueError(
+                f"{type(self.anatomy.model).__name__} does not hand on its encoder's {total.n} tokens of an image as they are; "
+                "use site='handoff'"
+            )
+        total = total.rows(source[:, 0] // total.n)
         chosen = torch.zeros(total.batch, total.n, dtype=torch.bool, device=x.device)
         chosen.scatter_(1, total.kept, True)
         x = stream.leave(Reduction.keep(chosen), x, merge=False)
@@ -184,12 +227,12 @@ class LanguageSite:
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
         with self.clock, torch.no_grad():
-            names = readings.wanted(stage.method.needs, AVAILABLE[stage.site], stage.site, stage.method.name)
+            names = readings.wanted(stage.method.needs, self._available(stage.site), stage.site, stage.method.name)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
-            if stage.site == "handoff":
-                given |= self.sight.signals(stream)
+            given |= self.sight.signals(stream, stage.site == "handoff")
             at, mask = stream.slots()
             grid = self.sight.grid(mask) if stream.reduction.is_identity else None
+            given = {k: v for k, v in given.items() if not (k == "spot" and grid)}
             signals = Signals(
                 features=stream.pick(x, at),
                 mask=None if bool(mask.all()) else mask,
@@ -198,12 +241,17 @@ class LanguageSite:
                 seed=self.seed,
                 **given,
             )
-            step = stage.method(signals, resolve(stage.keep, index, self.anatomy, stream))
+            step = self._step(stage, signals, resolve(stage.keep, index, self.anatomy, stream), stream.images.alone)
             score = stage.method.score(signals)
         if not step.is_identity:
             x = stream.leave(step, x)
         self._record(stage, stream, score, grid)
         return x
+
+    def _step(self, stage: Stage, signals: Signals, keep: Budget, alone: Tensor) -> Reduction:
+        if not bool(alone.any()):
+            return stage.method(signals, keep)
+        return stage.method.reduce(signals, torch.where(alone, 1, budget.counts(keep, signals.valid)))
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
@@ -218,10 +266,11 @@ class LanguageSite:
             stream.shift = lowered if stream.shift is None else stream.shift + lowered
         return new
 
-    def _renumber(self, stream: Stream, stage: Stage, hidden: Tensor, ids: Tensor) -> None:
+    def _renumber(self, stream: Stream, stage: Stage, hidden: Tensor) -> None:
         """Later layers see the survivors of a prefill stage at consecutive positions, where the stage asks for it."""
         if stage.positions == "compact" and stream.reduced:
-            new = self._place(stream, ids, stream.entry, "compact")
+            assert stream.ids is not None
+            new = self._place(stream, stream.ids, stream.entry, "compact")
             stream.renumbered = (new, self._rotary(hidden, new))
 
     def _rotary(self, hidden: Tensor, ids: Tensor) -> Any:
@@ -229,19 +278,21 @@ class LanguageSite:
         rotary = getattr(self.language.root, "rotary_emb", None)
         if rotary is None:
             raise ValueError(f"{type(self.language.root).__name__} has no rotary positions; use positions='original'")
-        return rotary(hidden, position_ids=ids)
+        return rotary(hidden, position_ids=ids[-3:] if ids.dim() == 3 else ids)
 
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's arguments for the tokens that are there; tells its cache layer which they are."""
-        entered = kwargs["position_ids"].shape[-1] if kwargs.get("position_ids") is not None else None
-        n = entered if entered is not None else int(stream.entry.max()) + 1
-        thinned = stream.entry.shape[1] != n
-        out = masks.arguments(kwargs, stream.entry, n) if thinned else dict(kwargs)
+        thinned = stream.entry.shape[1] != stream.width
+        out = masks.arguments(kwargs, stream.entry, stream.width) if thinned else dict(kwargs)
         if thinned and stream.renumbered is not None:
-            out["position_ids"], out["position_embeddings"] = stream.renumbered
+            ids, out["position_embeddings"] = stream.renumbered
+            if out.get("position_ids") is not None:
+                out["position_ids"] = ids[0] if ids.dim() == 3 and out["position_ids"].dim() == 2 else ids
         cache = kwargs.get("past_key_values")
         columns, past = stream.entry, 0
         holes = thinned and stream.holes
+        if self.language.attentions[index] is None:
+            cache = None  # its state is of one size, whatever has left
         if cache is not None:
             layer = SievedLayer.of(cache, index, hidden.shape[0], hidden.device)
             past, holes = layer.length, holes or layer.holes
@@ -258,12 +309,11 @@ class LanguageSite:
             out["attention_mask"] = masks.attention(kwargs.get("attention_mask"), rows, columns, holes, kind, hidden)
         return out
 
-    def _decode(self, index: int, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _decode(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         cache = kwargs.get("past_key_values")
         layer = cache.layers[index] if cache is not None and len(cache.layers) > index else None
         if not isinstance(layer, SievedLayer):
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+            return kwargs
         mask = kwargs.get("attention_mask")
         changed = dict(kwargs)
         if mask is not None or layer.holes:
@@ -272,7 +322,7 @@ class LanguageSite:
             changed["attention_mask"] = masks.attention(mask, None, columns, layer.holes, kind, hidden)
         if layer.shift is not None:
             self._lower(changed, layer.shift, hidden)
-        return args, changed
+        return changed
 
     def _lower(self, kwargs: dict[str, Any], shift: Tensor, hidden: Tensor) -> None:
         """Tokens after a compacted prompt go on from its new end."""

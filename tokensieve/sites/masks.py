@@ -19,24 +19,30 @@ def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x.gather(dim, index.clamp(min=0).reshape(shape).expand(size))
 
 
-def attention(
-    mask: Tensor | None, rows: Tensor | None, columns: Tensor, holes: bool, kind: str, like: Tensor
-) -> Tensor | None:
+Mask = Tensor | dict[str, Any] | None
+
+
+def attention(mask: Mask, rows: Tensor | None, columns: Tensor, holes: bool, kind: str, like: Tensor) -> Mask:
     """The attention mask of the tokens that are there.
 
     Args:
-        mask: what the model built: None (plain causal), ``(B, kv)`` (flash), or ``(B, 1, q, kv)`` bool or additive.
+        mask: what the model built: None (plain causal), ``(B, kv)`` (flash), ``(B, 1, q, kv)`` bool or additive, or a dict of
+            such by layer type. A mask of a sliding window may hold the last columns only.
         rows: ``(B, q')`` which of the mask's queries remain; None keeps all.
-        columns: ``(B, kv')`` which of its columns the keys are, ascending; -1 at padding.
+        columns: ``(B, kv')`` which columns the keys are, ascending, the queries' own last; -1 at padding.
         holes: whether there is such padding.
         kind: the attention implementation ("sdpa", "eager", "flash_attention_2", ...).
-        like: hidden states, for dtype and device.
+        like: hidden states of the queries, for length, dtype and device.
     """
-    hole = columns < 0
+    if isinstance(mask, dict):
+        return {name: attention(one, rows, columns, holes, kind, like) for name, one in mask.items()}
     if mask is None:
-        return (
-            None if not holes else _causal(columns, columns if rows is None else rows, like.shape[1], kind, like.dtype)
-        )
+        return _causal(columns, like.shape[1], kind, like.dtype) if holes else None
+    cut = int(columns.max()) + 1 - mask.shape[-1]
+    if cut > 0:
+        columns = torch.where(columns >= cut, columns - cut, -1)
+        holes = holes or bool((columns < 0).any())
+    hole = columns < 0
     if mask.dim() == 2:
         out = gather(mask, columns, 1)
         return out.masked_fill(hole, 0) if holes else out
@@ -48,12 +54,12 @@ def attention(
     return out
 
 
-def _causal(columns: Tensor, rows: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:
-    """A causal mask over ``columns`` for the last ``query`` of ``rows``, where the model saw no need for one."""
+def _causal(columns: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:
+    """A causal mask over ``columns`` for the last ``query`` of them, where the model saw no need for one."""
     real = columns >= 0
     if "flash" in kind:
         return real.long()
-    allowed = real[:, None] & (columns[:, None] <= rows[:, -query:, None].clamp(min=0))
+    allowed = real[:, None] & (columns[:, None] <= columns[:, -query:, None].clamp(min=0))
     allowed = allowed[:, None]
     if kind == "eager":
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
@@ -65,7 +71,7 @@ def _causal(columns: Tensor, rows: Tensor, query: int, kind: str, dtype: torch.d
 def arguments(kwargs: dict[str, Any], index: Tensor, n: int) -> dict[str, Any]:
     """A layer's keyword arguments with every per-token tensor but the mask gathered from ``n`` tokens to ``index``.
 
-    Knows rotary tables ``(B or 1, n, d)``, ids ``(B, n)`` and M-RoPE ids ``(3 or 4, B, n)``.
+    Knows rotary tables ``(B or 1, n, d)``, ids ``(B, n)``, M-RoPE ids ``(3 or 4, B, n)`` and inputs of layers ``(B, n, l, d)``.
     """
     out = dict(kwargs)
     for name, value in kwargs.items():
@@ -79,7 +85,7 @@ def arguments(kwargs: dict[str, Any], index: Tensor, n: int) -> dict[str, Any]:
 def _one(x: Tensor, index: Tensor, n: int) -> Tensor:
     if x.dim() == 2 and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
         return gather(x, index, 1)
-    if x.dim() == 3 and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
+    if x.dim() in (3, 4) and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
         return gather(x, index, 1)
     if x.dim() == 3 and x.shape[2] == n:
         return torch.stack([gather(part, index, 1) for part in x])

@@ -27,7 +27,8 @@ def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method
         name = next((n for n in (need.name, *need.instead) if n in available), None)
         if name is None:
             raise ValueError(
-                f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)}"
+                f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)} (methods "
+                "that read features only, such as 'divprune', run everywhere)"
             )
         out.append(name)
     return out

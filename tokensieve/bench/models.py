@@ -1,0 +1,268 @@
+"""Which architectures a sieve runs on: every one of transformers' image-text-to-text models, built tiny and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.bench import tiny
+from tokensieve.bench.prompts import Prompts
+from tokensieve.sites.anatomy import Anatomy, find
+from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.layout import Unmapped
+from tokensieve.sites.sieve import Sieve, sieve
+
+NEW, KEEP = 4, 5
+GREEDY: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+IMAGES = (1, 2)
+
+
+class Differs(AssertionError):
+    """A sieved model does not do what it has to."""
+
+
+@dataclass
+class Verdict:
+    """One architecture.
+
+    Attributes:
+        name: its model type.
+        works: True, or False where a sieve refuses it, or it could not be built here.
+        checked: what was checked, in words.
+        why: why it does not work, or what of it does not.
+    """
+
+    name: str
+    works: bool
+    checked: list[str] = field(default_factory=list)
+    why: str = ""
+
+
+class Case:
+    """An architecture under test."""
+
+    def __init__(self, name: str, attn: str = "sdpa", video: bool = False):
+        self.name, self.video = name, video
+        self.model: Any = tiny.model(name, attn)
+        self.prompts = Prompts(self.model)
+        self.anatomy: Anatomy = find(self.model)
+        self.inputs = self.prompts.batch(IMAGES, video)
+
+    @property
+    def visual(self) -> Tensor:
+        ids = self.inputs["input_ids"]
+        return (ids == tiny.IMAGE) | (ids == tiny.VIDEO)
+
+    def generate(self, inputs: dict[str, Tensor] | None = None, **options: Any) -> Any:
+        return self.model.generate(**(self.inputs if inputs is None else inputs), **GREEDY, **options)
+
+    def gone(self, s: Sieve) -> Tensor:
+        """``(B, L)`` bool: the prompt positions that left."""
+        assert s.last is not None and s.last.places is not None
+        reduction, out = s.last.stages[-1].reduction, self.visual
+        place = s.last.places.gather(1, reduction.kept)
+        real = reduction.mask & (place >= 0)
+        row = torch.tensor(s.last.rows)[:, None].expand_as(place)
+        out = out.clone()
+        out[row[real], place[real]] = False
+        return out
+
+    # ---- checks -----------------------------------------------------------------------------------------------------
+
+    def keeping_all(self) -> None:
+        """keep=all answers like the plain model, also after the sieve is gone."""
+        plain, hooks, methods = self.generate(), _hooks(self.model), dict(self.anatomy.base.__dict__)
+        with sieve(self.model, "divprune", keep=1.0):
+            _same("tokens with keep=all", self.generate(), plain)
+        with sieve(self.model, "divprune", keep=KEEP):
+            self.generate()
+        if _hooks(self.model) != hooks or set(self.anatomy.base.__dict__) != set(methods):
+            raise Differs("hooks are left behind")
+        _same("tokens after the sieve", self.generate(), plain)
+
+    def dropping(self, layer: int = 0) -> None:
+        """keep=K: caches of the right length, and the logits of the plain model with the dropped tokens masked."""
+        where = {"site": "prefill", "layers": layer} if layer else {}
+        with sieve(self.model, "divprune", keep=KEEP, **where) as s:
+            out = self.generate(return_dict_in_generate=True, output_logits=True)
+        gone = self.gone(s)
+        self._cached(out.past_key_values, gone, layer)
+        if any(a is None for a in self.anatomy.language.attentions):  # a state remembers what a mask would hide
+            return
+        got = torch.stack(out.logits, 1)
+        _close(f"logits from layer {layer} on", got, self.masked(out.sequences, gone, layer)[:, -NEW - 1 : -1])
+
+    def _cached(self, cache: Any, gone: Tensor, layer: int) -> None:
+        real = self.inputs["attention_mask"].sum(1)
+        text = (real - gone.sum(1)).max() + NEW - 1
+        for i, held in enumerate(cache.layers):
+            expected = text if i >= layer else gone.shape[1] + NEW - 1
+            if self.anatomy.language.attentions[i] is None or (i < layer and held.is_sliding):
+                continue
+            if held.keys.shape[2] != expected or (i >= layer and not isinstance(held, SievedLayer)):
+                raise Differs(f"layer {i} caches {held.keys.shape[2]} entries, expected {int(expected)}")
+
+    @torch.no_grad()
+    def masked(self, ids: Tensor, gone: Tensor, layer: int) -> Tensor:
+        """Logits of the plain model over ``ids``, with positions masked for every layer from ``layer`` on."""
+        inputs = self.longer(ids)
+        hide = nn.functional.pad(gone, (0, ids.shape[1] - gone.shape[1]))[:, None, None]
+        blocks = self.anatomy.language.layers
+        handles = [
+            block.register_forward_pre_hook(_hiding(hide), with_kwargs=True)
+            for i, block in enumerate(blocks)
+            if i >= layer and self.anatomy.language.attentions[i] is not None
+        ]
+        try:
+            return self.model(**inputs, use_cache=False).logits
+        finally:
+            for h in handles:
+                h.remove()
+
+    def longer(self, ids: Tensor) -> dict[str, Tensor]:
+        """The inputs with the answer behind them."""
+        more = ids.shape[1] - self.inputs["input_ids"].shape[1]
+        out = dict(self.inputs) | {"input_ids": ids}
+        for name in ("mm_token_type_ids", "token_type_ids"):
+            if name in out:
+                out[name] = nn.functional.pad(out[name], (0, more))
+        out["attention_mask"] = nn.functional.pad(out["attention_mask"], (0, more), value=1)
+        if "position_ids" in self.prompts.takes and not hasattr(self.anatomy.base, "get_rope_index"):
+            out["position_ids"] = (out["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        return out
+
+    def rows_alone(self) -> None:
+        """A batch with left padding answers like its rows alone."""
+        alone = [self.prompts.collate([self.prompts.row(i, n, self.video)]) for i, n in enumerate(IMAGES)]
+        plain = self.generate()[:, -NEW:]
+        if any(not torch.equal(self.generate(a)[0, -NEW:], plain[i]) for i, a in enumerate(alone)):
+            return  # nor does the plain model
+        with sieve(self.model, "divprune", keep=KEEP):
+            batch = self.generate()[:, -NEW:]
+            for i, inputs in enumerate(alone):
+                _same(f"row {i} alone", self.generate(inputs)[0, -NEW:], batch[i])
+
+    def encoder_rows(self) -> None:
+        """What the encoder says of its rows reaches the tokens made of them: compared with gradients.
+
+        Raises:
+            Unmapped: the rows do not correspond to tokens.
+        """
+        with sieve(self.model, "hiprune", keep=KEEP) as s:
+            self.generate()
+            look = s._sites.language.sight.looks[0]  # type: ignore[union-attr]
+        got = look.tokens_of(look.unwindowed(torch.eye(look.rows))).nan_to_num(0.0) > 0
+        _same("encoder rows behind each token", got, self._reached(look))
+
+    def _reached(self, look: Any) -> Tensor:
+        """``(N, R)`` bool: the encoder's rows (as its blocks hold them) that each visual token is made of."""
+        stack = self.anatomy.vision
+        block = stack.layers[self.anatomy.feature_layer]
+        states: list[Tensor] = []
+
+        def detour(module: nn.Module, args: Any, output: Any) -> Any:
+            hidden = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
+            states.append(hidden)
+            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+        handle = block.register_forward_hook(detour)
+        try:
+            encode = getattr(self.anatomy.base, f"get_{look.kind}_features")
+            out = encode(**{k: v for k, v in look.given.items() if k != "return_dict"}, return_dict=True).pooler_output
+        finally:
+            handle.remove()
+        features = torch.cat([f.reshape(-1, f.shape[-1]) for f in out])
+        rows = []
+        for token in features:
+            if not token.requires_grad:
+                rows.append(torch.zeros(look.rows, dtype=torch.bool))
+                continue
+            grads = torch.autograd.grad(token.square().sum(), states, retain_graph=True, allow_unused=True)
+            given = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, states, strict=True)]
+            rows.append(torch.cat([g.reshape(-1, *g.shape[-2:])[:, stack.specials :].flatten(0, 1) for g in given]).abs().sum(1) > 0)
+        return torch.stack(rows)
+
+
+CHECKS: dict[str, Callable[[Case], None]] = {
+    "keep=all": Case.keeping_all,
+    "handoff": Case.dropping,
+    "prefill": lambda case: case.dropping(layer=2),
+    "rows alone": Case.rows_alone,
+}
+
+
+def check(name: str) -> Verdict:
+    """Build one architecture and check it."""
+    made = Verdict(name, False)
+    try:
+        tiny.model(name)
+    except Exception as error:  # whatever a foreign constructor raises
+        made.why = f"not built here: {_line(error)}"
+        return made
+    try:
+        case = Case(name)
+    except ValueError as error:
+        made.why = f"refused: {_line(error)}"
+        return made
+    for attn in ("sdpa", "eager"):
+        case = Case(name, attn)
+        for what, run in CHECKS.items():
+            run(case)
+            made.checked += [what] if attn == "sdpa" else []
+    made.checked.append("eager")
+    made.works = True
+    try:
+        Case(name).encoder_rows()
+        made.checked.append("encoder signals")
+    except (Unmapped, ValueError) as error:
+        made.why = f"features only: {_line(error)}"
+    if hasattr(case.anatomy.base, "get_video_features"):
+        film = Case(name, video=True)
+        for run in CHECKS.values():
+            run(film)
+        made.checked.append("video")
+    return made
+
+
+def matrix(names: Sequence[str] = ()) -> list[Verdict]:
+    """The verdict on each architecture, all of them by default."""
+    return [check(name) for name in names or tiny.names()]
+
+
+def as_dict(verdict: Verdict) -> dict[str, Any]:
+    return asdict(verdict)
+
+
+def _hiding(hide: Tensor) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        mask, n = kwargs.get("attention_mask"), hide.shape[-1]
+        if mask is None:
+            mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
+        allowed = mask if mask.dtype == torch.bool else mask >= 0
+        allowed = (allowed & ~hide) | torch.eye(n, dtype=torch.bool)  # rows without any key would be NaN
+        return args, {**kwargs, "attention_mask": torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)}
+
+    return hook
+
+
+def _hooks(model: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules())
+
+
+def _same(what: str, got: Tensor, expected: Tensor) -> None:
+    if got.shape != expected.shape or not torch.equal(got, expected):
+        raise Differs(f"{what} differ: {got.tolist()} for {expected.tolist()}"[:200])
+
+
+def _close(what: str, got: Tensor, expected: Tensor) -> None:
+    if not torch.allclose(got, expected, atol=1e-4, rtol=1e-3):
+        raise Differs(f"{what} differ by {float((got - expected).abs().max()):.2g}")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+

@@ -1,0 +1,98 @@
+"""Tiny random models of real architectures, and prompts for them: no download, no processor, under a second each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+VOCAB, IMAGE, VIDEO = 64, 5, 4
+
+# Fields that many configs share, and what they shrink to; what a config does not have is passed over.
+EVERY = {
+    "vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": IMAGE,
+    "image_token_index": IMAGE, "video_token_id": VIDEO, "video_token_index": VIDEO, "max_position_embeddings": 512,
+    "num_attention_heads": 4, "num_heads": 4, "tie_word_embeddings": False, "vision_start_token_id": 3,
+    "num_local_experts": 2, "num_experts": 2, "n_routed_experts": 2, "moe_num_experts": 2, "num_experts_per_tok": 1,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "ffn_dim": 96, "word_embed_proj_dim": 64, "sliding_window": 24,
+}  # fmt: skip
+SIGHT = {
+    "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_hidden_layers": 3, "depth": 3, "image_size": 32,
+    "patch_size": 4, "out_hidden_size": 64, "hidden_dim": 64, "text_hidden_size": 64, "projection_dim": 64, "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """What generic shrinking does not know of an architecture.
+
+    Attributes:
+        whole, text, vision: overrides of the config and its parts.
+        side: pixels of an image's shorter side.
+    """
+
+    whole: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+    side: int = 32
+
+
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+PINS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+QWEN = Family(text=MROPE)
+FAMILIES: dict[str, Family] = {
+    "qwen2_vl": Family(text=MROPE, vision={"hidden_size": 64}),
+    "qwen2_5_vl": Family(text=MROPE, vision={"window_size": 16, "fullatt_block_indexes": [2]}),
+    "qwen3_vl": Family(text=MROPE, vision={"deepstack_visual_indexes": [0, 1]}),
+    "glm4v": QWEN,
+    "llava_next": Family(whole=PINS),
+    "llava_next_video": Family(whole=PINS),
+    "llava_onevision": Family(whole=PINS),
+    "mistral3": Family(whole={"vision_feature_layer": -1}),
+    "gemma3": Family(whole={"mm_tokens_per_image": 16}),
+}
+
+
+def names() -> list[str]:
+    """Model types of transformers' image-text-to-text mapping."""
+    return list(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def config(name: str) -> Any:
+    """The shrunk config of an architecture."""
+    family = FAMILIES.get(name, Family())
+    kind = CONFIG_MAPPING[name]
+    parts = {}
+    for part in getattr(kind, "sub_configs", None) or {}:
+        default = getattr(kind(), part, None)
+        if default is not None:
+            text = part == "text_config"
+            own = family.text if text else family.vision if part == "vision_config" else {}
+            parts[part] = _shrunk(type(default), {**(TEXT if text else SIGHT), **own})
+    return _shrunk(kind, {**parts, **family.whole}, always=True)
+
+
+def _shrunk(kind: Any, values: dict[str, Any], always: bool = False) -> Any:
+    default = kind()
+    given = {k: v for k, v in {**EVERY, **values}.items() if always and k in values or hasattr(default, k)}
+    return kind(**given)
+
+
+def model(name: str, attn: str = "sdpa") -> nn.Module:
+    """A tiny model with random weights, sharpened so that attention is not near uniform."""
+    torch.manual_seed(0)
+    made = AutoModelForImageTextToText.from_config(config(name), attn_implementation=attn).eval()
+    with torch.no_grad():
+        for parameter, value in made.named_parameters():
+            if any(part in parameter for part in ("q_proj.w", "k_proj.w")):
+                value.mul_(8)
+    made.generation_config.eos_token_id = None
+    return made
