@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.bench import tiny
-from tokensieve.bench.prompts import Prompts
+from tokensieve.bench.prompts import TEXT_FROM, Prompts
 from tokensieve.sites.anatomy import Anatomy, find
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.layout import Unmapped
 from tokensieve.sites.sieve import Sieve, sieve
 
 NEW, KEEP = 4, 5
-GREEDY: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False}
+GREEDY: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": False, "suppress_tokens": list(range(TEXT_FROM))}
 IMAGES = (1, 2)
 
 
@@ -93,8 +93,9 @@ class Case:
         self._cached(out.past_key_values, gone, layer)
         if any(a is None for a in self.anatomy.language.attentions):  # a state remembers what a mask would hide
             return
-        got = torch.stack(out.logits, 1)
-        _close(f"logits from layer {layer} on", got, self.masked(out.sequences, gone, layer)[:, -NEW - 1 : -1])
+        expected = self.masked(gone, layer)
+        for step, (got, plain) in enumerate(zip(out.logits, expected, strict=True)):
+            _close(f"logits of step {step} with tokens gone from layer {layer} on", got, plain)
 
     def _cached(self, cache: Any, gone: Tensor, layer: int) -> None:
         real = self.inputs["attention_mask"].sum(1)
@@ -106,34 +107,19 @@ class Case:
             if held.keys.shape[2] != expected or (i >= layer and not isinstance(held, SievedLayer)):
                 raise Differs(f"layer {i} caches {held.keys.shape[2]} entries, expected {int(expected)}")
 
-    @torch.no_grad()
-    def masked(self, ids: Tensor, gone: Tensor, layer: int) -> Tensor:
-        """Logits of the plain model over ``ids``, with positions masked for every layer from ``layer`` on."""
-        inputs = self.longer(ids)
-        hide = nn.functional.pad(gone, (0, ids.shape[1] - gone.shape[1]))[:, None, None]
-        blocks = self.anatomy.language.layers
+    def masked(self, gone: Tensor, layer: int) -> tuple[Tensor, ...]:
+        """Logits of each step of the plain model's answer, with positions masked for every layer from ``layer`` on."""
+        language = self.anatomy.language
         handles = [
-            block.register_forward_pre_hook(_hiding(hide), with_kwargs=True)
-            for i, block in enumerate(blocks)
-            if i >= layer and self.anatomy.language.attentions[i] is not None
+            block.register_forward_pre_hook(_hiding(gone, i), with_kwargs=True)
+            for i, block in enumerate(language.layers)
+            if i >= layer and language.attentions[i] is not None
         ]
         try:
-            return self.model(**inputs, use_cache=False).logits
+            return self.generate(return_dict_in_generate=True, output_logits=True).logits
         finally:
             for h in handles:
                 h.remove()
-
-    def longer(self, ids: Tensor) -> dict[str, Tensor]:
-        """The inputs with the answer behind them."""
-        more = ids.shape[1] - self.inputs["input_ids"].shape[1]
-        out = dict(self.inputs) | {"input_ids": ids}
-        for name in ("mm_token_type_ids", "token_type_ids"):
-            if name in out:
-                out[name] = nn.functional.pad(out[name], (0, more))
-        out["attention_mask"] = nn.functional.pad(out["attention_mask"], (0, more), value=1)
-        if "position_ids" in self.prompts.takes and not hasattr(self.anatomy.base, "get_rope_index"):
-            out["position_ids"] = (out["attention_mask"].cumsum(1) - 1).clamp(min=0)
-        return out
 
     def rows_alone(self) -> None:
         """A batch with left padding answers like its rows alone."""
@@ -164,24 +150,19 @@ class Case:
         block = stack.layers[self.anatomy.feature_layer]
         states: list[Tensor] = []
 
-        def detour(module: nn.Module, args: Any, output: Any) -> Any:
-            hidden = (output[0] if isinstance(output, tuple) else output).detach().requires_grad_()
-            states.append(hidden)
-            return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        def note(module: nn.Module, args: Any, output: Any) -> None:
+            states.append(output[0] if isinstance(output, tuple) else output)
 
-        handle = block.register_forward_hook(detour)
+        handle = block.register_forward_hook(note)
         try:
             encode = getattr(self.anatomy.base, f"get_{look.kind}_features")
             out = encode(**{k: v for k, v in look.given.items() if k != "return_dict"}, return_dict=True).pooler_output
         finally:
             handle.remove()
         features = torch.cat([f.reshape(-1, f.shape[-1]) for f in out])
-        rows = []
+        rows, toward = [], torch.linspace(-1, 1, features.shape[1])
         for token in features:
-            if not token.requires_grad:
-                rows.append(torch.zeros(look.rows, dtype=torch.bool))
-                continue
-            grads = torch.autograd.grad(token.square().sum(), states, retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(token @ toward, states, retain_graph=True, allow_unused=True)
             given = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, states, strict=True)]
             rows.append(torch.cat([g.reshape(-1, *g.shape[-2:])[:, stack.specials :].flatten(0, 1) for g in given]).abs().sum(1) > 0)
         return torch.stack(rows)
@@ -237,14 +218,20 @@ def as_dict(verdict: Verdict) -> dict[str, Any]:
     return asdict(verdict)
 
 
-def _hiding(hide: Tensor) -> Callable[..., Any]:
+def _hiding(gone: Tensor, layer: int) -> Callable[..., Any]:
+    """A hook on a language-model layer that masks prompt positions, ``(B, L)`` bool, in every pass."""
+
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        mask, n = kwargs.get("attention_mask"), hide.shape[-1]
+        hidden, mask, cache = args[0], kwargs.get("attention_mask"), kwargs["past_key_values"]
+        query = hidden.shape[1]
+        width, start = cache.get_mask_sizes(query, layer)
         if mask is None:
-            mask = torch.ones(n, n, dtype=torch.bool).tril()[None, None]
+            mask = torch.ones(query, width, dtype=torch.bool).tril(width - query)[None, None]
         allowed = mask if mask.dtype == torch.bool else mask >= 0
-        allowed = (allowed & ~hide) | torch.eye(n, dtype=torch.bool)  # rows without any key would be NaN
-        return args, {**kwargs, "attention_mask": torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)}
+        hide = nn.functional.pad(gone, (0, start + width - gone.shape[1]))[:, None, None, start:]
+        allowed = (allowed & ~hide) | torch.eye(width, dtype=torch.bool)[-query:]  # rows without any key would be NaN
+        bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        return args, {**kwargs, "attention_mask": bias}
 
     return hook
 

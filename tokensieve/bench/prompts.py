@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tokensieve.bench.tiny import IMAGE, VIDEO, VOCAB
+from tokensieve.bench.tiny import IMAGE, VIDEO, VOCAB, family
 
 TEXT_FROM = 8  # ids below are special
 
@@ -36,6 +36,7 @@ class Prompts:
         self.model: Any = model
         self.config: Any = model.config
         self.vision = self.config.vision_config
+        self.family = family(self.config.model_type)
         self.takes = set(inspect.signature(self.model.forward).parameters)
 
     def batch(self, images: Sequence[int] = (1,), video: bool = False, before: int = 3, after: int = 6) -> dict[str, Tensor]:
@@ -53,15 +54,17 @@ class Prompts:
         pictures = self._pictures([(4 if i % 2 else 8, 8) for i in range(images)], video, g) if images else {}
         for runs in self._runs(pictures, images, video) if images else []:
             for n in runs:
-                ids += [torch.full((n,), VIDEO if video else IMAGE), text(1)]
+                ids += [torch.full((n,), self.family.video if video else IMAGE), text(1)]
             ids += [text(1)]
         return Row(torch.cat([*ids, text(after)]), pictures)
 
     def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+        """Several rows as one batch, padded on the left."""
         most = max(len(r.ids) for r in rows)
         ids = torch.stack([pad(r.ids, (most - len(r.ids), 0)) for r in rows])
         out = {"input_ids": ids, "attention_mask": (ids != 0).long()}
-        kind = (ids == IMAGE).long() + 2 * (ids == VIDEO).long()
+        film = any("pixel_values_videos" in r.pictures for r in rows)
+        kind = ((ids == IMAGE) | (ids == VIDEO)).long() * (2 if film else 1)
         out |= {name: kind for name in ("mm_token_type_ids", "token_type_ids") if name in self.takes}
         every = [r.pictures for r in rows if r.pictures]
         for name in every[0] if every else ():
@@ -115,6 +118,8 @@ class Prompts:
         if self.vision.model_type == "pixtral":
             step = self._patch() * getattr(self.config, "spatial_merge_size", 1)
             return [[w // step] * (h // step) for h, w in pictures["image_sizes"].tolist()]
+        if video and self.family.frames_apart:
+            return [[n // 2] * 2 for n in lengths]
         return [[n] for n in lengths]
 
 

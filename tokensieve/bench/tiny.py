@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
@@ -36,29 +36,40 @@ class Family:
 
     Attributes:
         whole, text, vision: overrides of the config and its parts.
-        side: pixels of an image's shorter side.
+        frames_apart: whether text stands between the frames of a video.
+        video: the placeholder of videos.
     """
 
     whole: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=dict)
-    side: int = 32
+    frames_apart: bool = False
+    video: int = VIDEO
 
 
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 PINS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
-QWEN = Family(text=MROPE)
+GLM = Family(text=MROPE, frames_apart=True, video=IMAGE)
 FAMILIES: dict[str, Family] = {
-    "qwen2_vl": Family(text=MROPE, vision={"hidden_size": 64}),
-    "qwen2_5_vl": Family(text=MROPE, vision={"window_size": 16, "fullatt_block_indexes": [2]}),
-    "qwen3_vl": Family(text=MROPE, vision={"deepstack_visual_indexes": [0, 1]}),
-    "glm4v": QWEN,
+    "gemma3": Family(whole={"mm_tokens_per_image": 16}),
+    "glm46v": GLM,
+    "glm4v": GLM,
+    "glm4v_moe": GLM,
+    "glm_ocr": GLM,
     "llava_next": Family(whole=PINS),
     "llava_next_video": Family(whole=PINS),
     "llava_onevision": Family(whole=PINS),
     "mistral3": Family(whole={"vision_feature_layer": -1}),
-    "gemma3": Family(whole={"mm_tokens_per_image": 16}),
+    "paligemma": Family(whole={"projection_dim": 64}),
+    "qwen2_5_vl": Family(text=MROPE, vision={"window_size": 16, "fullatt_block_indexes": [2]}),
+    "qwen2_vl": Family(text=MROPE, vision={"hidden_size": 64}),
+    "qwen3_vl": Family(text=MROPE, vision={"deepstack_visual_indexes": [0, 1]}, frames_apart=True),
 }
+
+
+def family(name: str) -> Family:
+    """What generic shrinking does not know of an architecture."""
+    return FAMILIES.get(name, Family())
 
 
 def names() -> list[str]:
@@ -68,16 +79,16 @@ def names() -> list[str]:
 
 def config(name: str) -> Any:
     """The shrunk config of an architecture."""
-    family = FAMILIES.get(name, Family())
+    known = family(name)
     kind = CONFIG_MAPPING[name]
     parts = {}
     for part in getattr(kind, "sub_configs", None) or {}:
         default = getattr(kind(), part, None)
         if default is not None:
             text = part == "text_config"
-            own = family.text if text else family.vision if part == "vision_config" else {}
+            own = known.text if text else known.vision if part == "vision_config" else {}
             parts[part] = _shrunk(type(default), {**(TEXT if text else SIGHT), **own})
-    return _shrunk(kind, {**parts, **family.whole}, always=True)
+    return _shrunk(kind, {**parts, **known.whole}, always=True)
 
 
 def _shrunk(kind: Any, values: dict[str, Any], always: bool = False) -> Any:
@@ -87,12 +98,14 @@ def _shrunk(kind: Any, values: dict[str, Any], always: bool = False) -> Any:
 
 
 def model(name: str, attn: str = "sdpa") -> nn.Module:
-    """A tiny model with random weights, sharpened so that attention is not near uniform."""
+    """A tiny model with random weights: attention sharpened, so that it is not near uniform, and no matrix left at zero."""
     torch.manual_seed(0)
     made = AutoModelForImageTextToText.from_config(config(name), attn_implementation=attn).eval()
     with torch.no_grad():
         for parameter, value in made.named_parameters():
             if any(part in parameter for part in ("q_proj.w", "k_proj.w")):
                 value.mul_(8)
+            elif value.dim() > 1 and not bool(value.any()):
+                value.normal_(std=0.1)
     made.generation_config.eos_token_id = None
     return made

@@ -65,7 +65,8 @@ class Anatomy:
 
     Attributes:
         base: the module whose forward takes ``input_ids`` and calls the language model (None for a bare encoder).
-        vision: the encoder of images, or the encoder itself for a bare one.
+        vision: the encoder of images, or the encoder itself for a bare one; None where pictures have none.
+        film: the encoder of videos, where they have one of their own.
         language: the language model; None for a bare encoder.
         feature_layer: index of the encoder block whose output feeds the language model.
         image_token_id, video_token_id: the placeholders of visual tokens in ``input_ids``.
@@ -78,6 +79,7 @@ class Anatomy:
     feature_layer: int = -1
     image_token_id: int | None = None
     video_token_id: int | None = None
+    film: Stack | None = None
 
     @property
     def placeholders(self) -> dict[str, int]:
@@ -103,12 +105,12 @@ def find(model: nn.Module) -> Anatomy:
     if refusal:
         raise ValueError(f"{name}: {refusal}")
     sight = getattr(config, "vision_config", None)
-    language = _stack(_holder(model, text, "language"))
-    vision, block = None, -1
-    if sight is not None:
-        root = _holder(model, sight, "vision")
-        stack = _stack(root)
-        vision = Stack(root, stack.layers, stack.attentions, *_specials(root))
+    language = _stack(_language(model))
+    towers = [] if sight is None else _holders(model, sight)
+    vision = next((_encoder(m) for n, m in towers if "video" not in n), None)
+    film = next((_encoder(m) for n, m in towers if "video" in n), None)
+    block = -1
+    if vision is not None:
         wanted = getattr(config, "vision_feature_layer", -1)
         wanted = wanted[-1] if isinstance(wanted, (list, tuple)) else wanted
         block = _block(-1 if wanted is None else wanted, len(vision.layers))
@@ -116,7 +118,7 @@ def find(model: nn.Module) -> Anatomy:
     image, video = _token(config, "image"), _token(config, "video")
     if image is None and video is None:
         raise ValueError(f"{name} has no image_token_id in its config; visual tokens cannot be found")
-    return Anatomy(model, base, vision, language, block, image, video)
+    return Anatomy(model, base, vision, language, block, image, video, film)
 
 
 def refused(model: nn.Module) -> str | None:
@@ -126,7 +128,7 @@ def refused(model: nn.Module) -> str | None:
         return REFUSED[config.model_type]
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder and a decoder; visual tokens can leave in front of decoder-only language models"
-    language = _holder(model, config.text_config, "language")
+    language = _language(model)
     if any("CrossAttention" in type(m).__name__ for m in language.modules()):
         return "its language model attends to images by cross-attention; no visual token stands in the prompt"
     kinds = {type(layer) for layer in DynamicCache(config=language.config).layers}
@@ -160,15 +162,26 @@ def _is_model(module: nn.Module) -> bool:
     return hasattr(module, "config") and hasattr(module, "post_init")
 
 
-def _holder(model: nn.Module, config: Any, what: str) -> nn.Module:
-    """The outermost submodel built from a part of the config."""
-    found = next((m for m in model.modules() if m is not model and _is_model(m) and m.config is config), None)
-    if found is None:
-        kind = type(config)
-        found = next((m for m in model.modules() if m is not model and _is_model(m) and type(m.config) is kind), None)
-    if found is None:
-        raise ValueError(f"{type(model).__name__} has no recognisable {what} part")
-    return found
+def _holders(model: nn.Module, config: Any) -> list[tuple[str, nn.Module]]:
+    """The outermost submodels built from a part of the config."""
+    inside = [(n, m) for n, m in model.named_modules() if m is not model and _is_model(m)]
+    found = [(n, m) for n, m in inside if m.config is config] or [
+        (n, m) for n, m in inside if type(m.config) is type(config)
+    ]
+    names = [n + "." for n, _ in found]
+    return [(n, m) for n, m in found if not any(n.startswith(other) for other in names)]
+
+
+def _language(model: nn.Module) -> nn.Module:
+    found = _holders(model, model.config.text_config)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no recognisable language part")
+    return found[0][1]
+
+
+def _encoder(root: nn.Module) -> Stack:
+    stack = _stack(root)
+    return Stack(root, stack.layers, stack.attentions, *_specials(root))
 
 
 def _stack(root: nn.Module) -> Stack:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokensieve.needs import Need
 from tokensieve.parts.budget import Keep
-from tokensieve.sites.anatomy import Anatomy
+from tokensieve.sites.anatomy import Anatomy, Stack
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite, Watch
 from tokensieve.sites.known import TILED
@@ -31,7 +31,8 @@ class Sight:
 
     def __init__(self, anatomy: Anatomy, needs: Sequence[Need], encoder: EncoderSite | None, clock: Clock):
         self.anatomy, self.encoder, self.needs = anatomy, encoder, needs
-        self.watch = Watch(anatomy.vision, needs, clock, (anatomy.feature_layer,)) if anatomy.vision else None
+        self.towers = [stack for stack in (anatomy.vision, anatomy.film) if stack is not None]
+        self.watches = [Watch(stack, needs, clock, (anatomy.feature_layer,)) for stack in self.towers]
         self.looks: list[Look] = []
         self._new: dict[str, Look] = {}
         self._inside = False
@@ -39,13 +40,13 @@ class Sight:
         self._packed: dict[str, Any] | None = None
 
     def attach(self) -> list[Detach]:
-        base, vision = self.anatomy.base, self.anatomy.vision
-        out = self.watch.attach() if self.watch else []
+        base = self.anatomy.base
+        out = [detach for watch in self.watches for detach in watch.attach()]
         for kind in KINDS:
             out += _around(base, f"get_{kind}_features", functools.partial(self._look, kind))
         out += _around(base, "pack_image_features", self._pack)
-        if vision is not None:
-            out.append(vision.layers[0].register_forward_pre_hook(self._shape, with_kwargs=True).remove)
+        for stack in self.towers:
+            out.append(stack.layers[0].register_forward_pre_hook(self._shape(stack), with_kwargs=True).remove)
         return out
 
     # ---- listening --------------------------------------------------------------------------------------------------
@@ -54,8 +55,8 @@ class Sight:
         if self._inside:  # some encode videos through the function for images
             return encode(*args, **kwargs)
         self._inside, self._shapes, self._packed = True, [], None
-        if self.watch:
-            self.watch.seen.clear()
+        for watch in self.watches:
+            watch.seen.clear()
         try:
             out = encode(*args, **kwargs)
         finally:
@@ -74,17 +75,18 @@ class Sight:
             self._packed = _named(pack, args, kwargs)
         return pack(*args, **kwargs)
 
-    def _shape(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        hidden = args[0] if args else kwargs["hidden_states"]
-        vision = self.anatomy.vision
-        assert vision is not None
-        packed = hidden.dim() == 2 or (hidden.shape[0] == 1 and vision.ragged)
-        self._shapes.append((hidden.shape[-2],) if packed else (hidden.shape[0], hidden.shape[1] - vision.specials))
+    def _shape(self, stack: Stack) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            packed = hidden.dim() == 2 or (hidden.shape[0] == 1 and stack.ragged)
+            self._shapes.append((hidden.shape[-2],) if packed else (hidden.shape[0], hidden.shape[1] - stack.specials))
+
+        return hook
 
     def _heard(self, look: Look) -> dict[str, dict[int, Tensor]]:
         """The recorded signals, ``(rows, ...)``, in the order in which the rows entered the encoder."""
         out: dict[str, dict[int, Tensor]] = {}
-        for name, layers in self.watch.seen.items() if self.watch else ():
+        for name, layers in ((n, seen) for watch in self.watches for n, seen in watch.seen.items()):
             for layer, calls in layers.items():
                 parts = [c.movedim(-1 if name.endswith("attention") else 1, 1) for c in calls]
                 if self.encoder is not None:
@@ -156,8 +158,8 @@ class Sight:
                     continue
                 laid = stream.reduction.take(stream.images.lay(rows.nan_to_num(0.0)))
                 out.setdefault(name, {})[layer] = laid.movedim(1, -1) if name.endswith("attention") else laid
-        if self.watch and not self.looks:
-            for name in {n for need in self.needs for n in self.watch.names(need)}:
+        if not self.looks:
+            for name in {n for watch in self.watches for need in self.needs for n in watch.names(need)}:
                 self._missing(name, "the encoder did not run in this pass")
         return out
 
