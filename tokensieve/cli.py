@@ -148,6 +148,21 @@ def systems(
     _print(("id", "system", "family", "tier", "entry", "status", "numbers"), lines)
 
 
+@app.command()
+def models(
+    names: Annotated[list[str] | None, typer.Argument(help="Model types to check now; the last record if none.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the architectures that a sieve runs on, what was checked of each, and why others are refused."""
+    from tokensieve.bench import models as matrix
+
+    rows = matrix.matrix(names) if names else matrix.recorded()
+    if json_:
+        typer.echo(json.dumps([matrix.as_dict(row) for row in rows], indent=2))
+        return
+    _print(("architecture", "status", "checked", "note"), [(r.name, r.status, ", ".join(r.checked), r.why) for r in rows])
+
+
 def _checked(record: dict[str, Any], system: int) -> tuple[str, str]:
     row = record.get(str(system))
     if row is None:

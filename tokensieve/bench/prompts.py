@@ -29,10 +29,11 @@ class Prompts:
 
     Args:
         model: a vision-language model.
-        side: patches along an image's shorter side.
+        frames: of each video.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, frames: int = 2):
+        self.frames = frames
         self.model: Any = model
         self.config: Any = model.config
         self.vision = self.config.vision_config
@@ -81,12 +82,12 @@ class Prompts:
         name = "pixel_values_videos" if video else "pixel_values"
         if "image_grid_thw" in self.takes:
             deep = 3 * patch**2 * getattr(self.vision, "temporal_patch_size", 1)
-            frames = 2 if video else 1
+            frames = self.frames if video else 1
             flat = torch.tensor([[frames, h, w] for h, w in grids])
             return {name: noise(int(flat.prod(1).sum()), deep), ("video" if video else "image") + "_grid_thw": flat}
         size = self.vision.image_size if isinstance(getattr(self.vision, "image_size", None), int) else 8 * patch
         if video:
-            return {name: noise(len(grids), 2, 3, size, size)}
+            return {name: noise(len(grids), self.frames, 3, size, size)}
         if "image_sizes" in self.takes and hasattr(self.config, "image_grid_pinpoints"):
             sizes = torch.tensor([[size, 2 * size - 9] if h == w else [2 * size, size] for h, w in grids])
             return {name: noise(len(grids), 3, 3, size, size), "image_sizes": sizes}
@@ -119,7 +120,7 @@ class Prompts:
             step = self._patch() * getattr(self.config, "spatial_merge_size", 1)
             return [[w // step] * (h // step) for h, w in pictures["image_sizes"].tolist()]
         if video and self.family.frames_apart:
-            return [[n // 2] * 2 for n in lengths]
+            return [[n // self.frames] * self.frames for n in lengths]
         return [[n] for n in lengths]
 
 

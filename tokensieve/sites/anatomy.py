@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
+from transformers.generation import GenerationMixin
 
 from tokensieve.sites.cache import SIEVABLE
 from tokensieve.sites.known import REFUSED
@@ -67,6 +68,7 @@ class Anatomy:
         base: the module whose forward takes ``input_ids`` and calls the language model (None for a bare encoder).
         vision: the encoder of images, or the encoder itself for a bare one; None where pictures have none.
         film: the encoder of videos, where they have one of their own.
+        resampled: whether attention stands between the encoder and the language model, so that tokens are not made of patches.
         language: the language model; None for a bare encoder.
         feature_layer: index of the encoder block whose output feeds the language model.
         image_token_id, video_token_id: the placeholders of visual tokens in ``input_ids``.
@@ -80,6 +82,7 @@ class Anatomy:
     image_token_id: int | None = None
     video_token_id: int | None = None
     film: Stack | None = None
+    resampled: bool = False
 
     @property
     def placeholders(self) -> dict[str, int]:
@@ -106,7 +109,7 @@ def find(model: nn.Module) -> Anatomy:
         raise ValueError(f"{name}: {refusal}")
     sight = getattr(config, "vision_config", None)
     language = _stack(_language(model))
-    towers = [] if sight is None else _holders(model, sight)
+    towers = [] if sight is None else [(n, m) for n, m in _holders(model, sight) if _blocks(m)]
     vision = next((_encoder(m) for n, m in towers if "video" not in n), None)
     film = next((_encoder(m) for n, m in towers if "video" in n), None)
     block = -1
@@ -118,7 +121,13 @@ def find(model: nn.Module) -> Anatomy:
     image, video = _token(config, "image"), _token(config, "video")
     if image is None and video is None:
         raise ValueError(f"{name} has no image_token_id in its config; visual tokens cannot be found")
-    return Anatomy(model, base, vision, language, block, image, video, film)
+    return Anatomy(model, base, vision, language, block, image, video, film, _resampled(base, towers, language.root))
+
+
+def _resampled(base: nn.Module, towers: list[tuple[str, nn.Module]], language: nn.Module) -> bool:
+    other = {id(m) for root in (language, *(t for _, t in towers)) for m in root.modules()}
+    between = (m for name, m in base.named_modules() if id(m) not in other and "audio" not in name)
+    return any("Attention" in type(m).__name__ for m in between)
 
 
 def refused(model: nn.Module) -> str | None:
@@ -128,6 +137,8 @@ def refused(model: nn.Module) -> str | None:
         return REFUSED[config.model_type]
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder and a decoder; visual tokens can leave in front of decoder-only language models"
+    if hasattr(type(model), "generate") and type(model).generate is not GenerationMixin.generate:
+        return "its generate() goes past its forward pass, where visual tokens are found"
     language = _language(model)
     if any("CrossAttention" in type(m).__name__ for m in language.modules()):
         return "its language model attends to images by cross-attention; no visual token stands in the prompt"
@@ -186,16 +197,22 @@ def _encoder(root: nn.Module) -> Stack:
 
 def _stack(root: nn.Module) -> Stack:
     """The longest list of blocks that hold attention."""
-    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and any(_attention(x) is not None for x in m)]
-    if not lists:
+    layers = _blocks(root)
+    if not layers:
         raise ValueError(f"{type(root).__name__} has no recognisable transformer blocks")
-    layers = max((tuple(blocks) for blocks in lists), key=len)
     return Stack(root, layers, tuple(_attention(layer) for layer in layers))
 
 
+def _blocks(root: nn.Module) -> tuple[nn.Module, ...]:
+    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and any(_attention(x) is not None for x in m)]
+    return max((tuple(blocks) for blocks in lists), key=len, default=())
+
+
 def _attention(layer: nn.Module) -> nn.Module | None:
-    found = (m for m in layer.modules() if "Attention" in type(m).__name__ and hasattr(m, "is_causal"))
-    return next(found, None)
+    """The module of a block that calls the attention kernel: it knows whether it is causal, or at least its scale."""
+    named = [m for m in layer.modules() if "Attention" in type(m).__name__]
+    found = [m for m in named if hasattr(m, "is_causal")] or [m for m in named if hasattr(m, "scaling")]
+    return found[0] if found else None
 
 
 def _child(module: nn.Module, child: nn.Module) -> bool:

@@ -47,7 +47,11 @@ class Watch:
 
     def _tap(self, layer: int, names: dict[str, list[int]]) -> Detach:
         module = self.stack.attentions[layer]
-        assert module is not None
+        if module is None:
+            raise ValueError(
+                f"block {layer} of {type(self.stack.root).__name__} has no attention to read {', '.join(names)} from; "
+                "use a method that reads features only, such as 'divprune'"
+            )
 
         def observe(call: taps.Call) -> None:
             with self.clock, torch.no_grad():

@@ -51,19 +51,23 @@ class LanguageSite:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
         for stage in stages:
             if stage.site != "encoder":
-                readings.wanted(stage.method.needs, self._available(stage.site), stage.site, stage.method.name)
+                self._names(stage)
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
         self._kinds: dict[str, Tensor] = {}
         self._padding: Tensor | None = None
+        self._around = False
         self._deep = Deepstack({})
         self._stream: Stream | None = None
         self._calls: dict[int, taps.Call] = {}
 
-    def _available(self, site: str) -> tuple[str, ...]:
-        names = AVAILABLE[site]
-        return names if self.anatomy.vision is not None else tuple(n for n in names if n not in ENCODER_SIGNALS)
+    def _names(self, stage: Stage) -> list[str]:
+        """The signals that a stage gets."""
+        available = AVAILABLE[stage.site]
+        if self.anatomy.vision is None:
+            available = tuple(name for name in available if name not in ENCODER_SIGNALS)
+        return readings.wanted(stage.method.needs, available, stage.site, stage.method.name)
 
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
@@ -75,16 +79,18 @@ class LanguageSite:
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
         out.append(language.root.register_forward_hook(self._done).remove)
-        for i in self.prefill:
+        for i, stages in self.prefill.items():
             attention = language.attentions[i - 1]
-            assert attention is not None
-            out.append(taps.attach(attention, observe=self._listen(i)))
+            if attention is not None:
+                out.append(taps.attach(attention, observe=self._listen(i)))
+            elif any(set(self._names(s)) & set(readings.ATTENTION_SIGNALS) for s in stages):
+                raise ValueError(f"layers={i}: the layer before has no attention to read; choose one behind an attention layer")
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._kinds, self._stream = {}, None
+        self._kinds, self._stream, self._around = {}, None, True
         if not any(v is not None for k, v in kwargs.items() if k.startswith(PICTURES)):
             return
         ids = kwargs.get("input_ids", args[0] if args else None)
@@ -105,6 +111,7 @@ class LanguageSite:
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         kinds, self._kinds = self._kinds, {}
         if not kinds:
+            self.sight.unseen(self._around)
             return None
         x = kwargs["inputs_embeds"]
         length = x.shape[1]
@@ -140,20 +147,18 @@ class LanguageSite:
         """The mask that the language model is given; where its layers see a window, the masks it would make of that, since
         windows are counted in tokens of the prompt."""
         given = kwargs.get("attention_mask")
-        config = self.language.config.get_text_config()
-        windows = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
         ready = isinstance(given, dict) or (isinstance(given, Tensor) and given.dim() == 4)
-        if ready or not any(w is not None and w < past + x.shape[1] for w in windows):
+        window = masks.window(self.language.root)
+        if ready or window is None or window >= past + x.shape[1]:
             return given
-        if "flash" in taps.kind(config):
+        if "flash" in taps.kind(self.language.config):
             raise ValueError(
-                f"{type(self.anatomy.model).__name__} has layers that see a window of {windows} tokens, which flash attention "
-                "counts after tokens have left; load the model with attn_implementation='sdpa'"
+                f"{type(self.anatomy.model).__name__} has layers that see a window of {window} tokens, which flash attention "
+                "would count after tokens have left; load the model with attn_implementation='sdpa'"
             )
-        cache = kwargs.get("past_key_values")
         if given is None:  # without one, masks are guessed from gaps in position ids
             given = torch.ones(len(x), past + x.shape[1], dtype=torch.long, device=x.device)
-        return create_masks_for_generate(config, x, given, cache)
+        return create_masks_for_generate(self.language.config, x, given, kwargs.get("past_key_values"))
 
     def _mask(self, stream: Stream, whole: masks.Mask, x: Tensor, past: int) -> masks.Mask:
         """The mask of the tokens that enter the language model."""
@@ -202,7 +207,7 @@ class LanguageSite:
         states = getattr(output, "hidden_states", None)
         if self._stream is not None and states is not None:
             output.hidden_states = tuple(self._stream.restore(h) for h in states)
-        self._stream = None
+        self._stream, self._around = None, False
         self._calls.clear()
 
     # ---- the steps --------------------------------------------------------------------------------------------------
@@ -227,7 +232,7 @@ class LanguageSite:
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
         with self.clock, torch.no_grad():
-            names = readings.wanted(stage.method.needs, self._available(stage.site), stage.site, stage.method.name)
+            names = self._names(stage)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
             given |= self.sight.signals(stream, stage.site == "handoff")
             at, mask = stream.slots()
@@ -243,12 +248,13 @@ class LanguageSite:
             )
             step = self._step(stage, signals, resolve(stage.keep, index, self.anatomy, stream), stream.images.alone)
             score = stage.method.score(signals)
-        if not step.is_identity:
-            x = stream.leave(step, x)
+        x = stream.leave(step, x)
         self._record(stage, stream, score, grid)
         return x
 
     def _step(self, stage: Stage, signals: Signals, keep: Budget, alone: Tensor) -> Reduction:
+        if bool((budget.counts(keep, signals.valid) == signals.valid.sum(1)).all()):
+            return Reduction.keep(signals.valid)
         if not bool(alone.any()):
             return stage.method(signals, keep)
         return stage.method.reduce(signals, torch.where(alone, 1, budget.counts(keep, signals.valid)))

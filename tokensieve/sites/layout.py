@@ -97,6 +97,8 @@ class Look:
         Raises:
             Unmapped: there is no such way.
         """
+        if self.anatomy.resampled:
+            raise Unmapped("attention stands between its encoder and its language model")
         out = self._joined(self._blocks(x.reshape(len(x), -1).float()))
         if len(out) != self.tokens:
             raise Unmapped(f"{self.rows} rows of the encoder become {self.tokens} visual tokens")

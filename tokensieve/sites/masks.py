@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -52,6 +53,19 @@ def attention(mask: Mask, rows: Tensor | None, columns: Tensor, holes: bool, kin
     if holes:
         out = out.masked_fill(hole[:, None, None], False if out.dtype == torch.bool else torch.finfo(out.dtype).min)
     return out
+
+
+def window(language: nn.Module) -> int | None:
+    """How many tokens back the narrowest layers of a language model see; None where all see everything."""
+    config: Any = language.config
+    kinds = getattr(config, "layer_types", None)
+    narrow = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    if kinds is not None:
+        sizes = [getattr(config, narrow[kind], None) for kind in set(kinds) if kind in narrow]
+    else:
+        uses = hasattr(sys.modules[type(language).__module__], "create_sliding_window_causal_mask")
+        sizes = [getattr(config, "sliding_window", None)] if uses else []
+    return min((int(size) for size in sizes if size), default=None)
 
 
 def _causal(columns: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,8 @@ from tokensieve.sites.masks import gather
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call
 
-LAYER_SIGNALS = ("text_attention", "last_attention", "keys", "values", "text", "features")
+ATTENTION_SIGNALS = ("text_attention", "last_attention", "keys", "values")
+LAYER_SIGNALS = (*ATTENTION_SIGNALS, "text", "features")
 
 
 def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method: str) -> list[str]:

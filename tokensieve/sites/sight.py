@@ -138,9 +138,22 @@ class Sight:
         self.looks = self.looks if known else []
         return Images.of(visual, picture[visual], source[visual] if known else None, shared)
 
+    def unseen(self, around: bool) -> None:
+        """The language model runs in a pass that brought no placeholders; ``around``: within the model's own forward pass.
+
+        Raises:
+            ValueError: pictures were encoded, and the language model is called past that.
+        """
+        waiting, self._new = self._new, {}
+        if waiting and not around:
+            raise ValueError(
+                f"{type(self.anatomy.model).__name__} hands pictures to its language model outside its forward pass, where a "
+                "sieve cannot follow"
+            )
+
     def grid(self, mask: Tensor) -> tuple[int, int] | None:
         """Rows and columns of a picture's tokens, where they lie on one grid that fits ``mask``, ``(I, n)`` bool."""
-        grid = self.looks[0].grid() if len(self.looks) == 1 and not self._tiled(self.looks[0]) else None
+        grid = self.looks[0].grid() if len(self.looks) == 1 else None
         fits = grid is not None and mask.shape[1] == grid[0] * grid[1] and bool(mask.all())
         return grid if fits else None
 

@@ -129,8 +129,7 @@ class Stream:
         self.width = self.length
         self.ids: Tensor | None = None
         self.images, self.real = images, real
-        count, tokens = images.place.shape
-        self.reduction = Reduction.identity(count, tokens, real.device)
+        self.reduction = Reduction.keep(images.mask)
         self.left: Tensor | None = None
         self.past: dict[int, Tensor] = {}
         self.holes = False
@@ -171,7 +170,7 @@ class Stream:
         return x[self.images.row[:, None], place]
 
     def leave(self, step: Reduction, x: Tensor, merge: bool = True) -> Tensor:
-        """Apply a step of reduction to the visual tokens of the stream.
+        """Apply a step of reduction to the visual tokens of the stream; where all stay, nothing is touched.
 
         Args:
             step: per image, from the slots that are there to fewer.
@@ -182,6 +181,8 @@ class Stream:
             the new states ``(B, l', D)``.
         """
         place, mask = self.slots()
+        if merge and step.drops and int(step.counts.sum()) == int(mask.sum()):
+            return x
         row = self.images.row[:, None]
         new = step.take(place)
         kept = step.mask & step.take(mask)
