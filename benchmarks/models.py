@@ -1,4 +1,4 @@
-"""Check every architecture; writes tokensieve/data/models.json and docs/models.md: `python -m benchmarks.models [NAME ...]`.
+"""Check every architecture, for tokensieve/data/models.json and docs/models.md: `python -m benchmarks.models [NAME ...]`.
 
 With names, only those are checked again, and the others keep what was found before.
 """
@@ -35,7 +35,8 @@ plain model; made by `python -m benchmarks.models`, shown by `tokensieve models`
   it, methods that read CLS or received attention, or the encoder's keys, raise an error that names another.
 - **video**: the same with videos.
 
-*refused*: `sieve` raises a `ValueError` that says so. *unchecked*: it could not be built or given a prompt here; a sieve may work.
+*refused*: `sieve` raises a `ValueError` that says so. *unchecked*: it could not be built or given a prompt here; a sieve may
+work.
 
 """
 

@@ -1,4 +1,4 @@
-"""Architectures: each tiny and random, against the plain model with the dropped tokens masked; and prompts out of the ordinary."""
+"""Architectures, tiny and random, against the plain model with the dropped tokens masked; prompts out of the ordinary."""
 
 import warnings
 
@@ -21,7 +21,13 @@ REST = sorted(set(tiny.names()) - set(REQUIRED))
 def test_required_architectures_work(name):
     verdict = models.check(name)
     assert (verdict.status, verdict.why) == ("works", "")
-    assert set(verdict.checked) == {*models.CHECKS, "sdpa", "eager", "encoder signals", *(["video"] if name in VIDEO else [])}
+    assert set(verdict.checked) == {
+        *models.CHECKS,
+        "sdpa",
+        "eager",
+        "encoder signals",
+        *(["video"] if name in VIDEO else []),
+    }
 
 
 @pytest.mark.slow
@@ -160,7 +166,9 @@ def test_prompts_without_images_pass_through(name):
 @pytest.mark.parametrize("name", ["llava", "qwen2_vl", "internvl"])
 def test_more_images_than_placeholders_is_the_models_own_error(name):
     case = Case(name)
-    inputs = case.inputs | {k: torch.cat([v, v]) for k, v in case.inputs.items() if k in ("pixel_values", "image_grid_thw")}
+    inputs = case.inputs | {
+        k: torch.cat([v, v]) for k, v in case.inputs.items() if k in ("pixel_values", "image_grid_thw")
+    }
     with pytest.raises((ValueError, StopIteration, RuntimeError, IndexError)) as plain:
         case.generate(inputs)
     with ts.sieve(case.model, "divprune", keep=4), pytest.raises(plain.type) as sieved:

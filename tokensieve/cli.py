@@ -150,7 +150,9 @@ def systems(
 
 @app.command()
 def models(
-    names: Annotated[list[str] | None, typer.Argument(help="Model types to check now; the last record if none.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Model types to check now; the last record if none.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """List the architectures that a sieve runs on, what was checked of each, and why others are refused."""
@@ -160,7 +162,9 @@ def models(
     if json_:
         typer.echo(json.dumps([matrix.as_dict(row) for row in rows], indent=2))
         return
-    _print(("architecture", "status", "checked", "note"), [(r.name, r.status, ", ".join(r.checked), r.why) for r in rows])
+    _print(
+        ("architecture", "status", "checked", "note"), [(r.name, r.status, ", ".join(r.checked), r.why) for r in rows]
+    )
 
 
 def _checked(record: dict[str, Any], system: int) -> tuple[str, str]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tokensieve.bench import tiny
 from tokensieve.bench.prompts import TEXT_FROM, Prompts
-from tokensieve.sites.anatomy import Anatomy, find
+from tokensieve.sites.anatomy import find
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.layout import Unmapped
 from tokensieve.sites.sieve import Sieve, sieve
@@ -52,7 +52,7 @@ class Case:
         self.name, self.video = name, video
         self.model: Any = tiny.model(name, attn)
         self.prompts = Prompts(self.model)
-        self.anatomy: Anatomy = find(self.model)
+        self.anatomy: Any = find(self.model)
         self.inputs = self.prompts.batch(IMAGES, video)
         self.keep = max(1, min(5, int(self.visual[0].sum()) // 4))
 
@@ -66,7 +66,8 @@ class Case:
 
     def gone(self, s: Sieve) -> Tensor:
         """``(B, L)`` bool: the prompt positions that left."""
-        assert s.last is not None and s.last.places is not None
+        if s.last is None or s.last.places is None:
+            raise Differs("the sieve saw no visual tokens")
         reduction, out = s.last.stages[-1].reduction, self.visual
         place = s.last.places.gather(1, reduction.kept)
         real = reduction.mask & (place >= 0)
@@ -91,7 +92,7 @@ class Case:
 
     def dropping(self, layer: int = 0) -> bool:
         """keep=K: caches of the right length, and the logits of the plain model with the dropped tokens masked."""
-        where = {"site": "prefill", "layers": layer} if layer else {}
+        where: dict[str, Any] = {"site": "prefill", "layers": layer} if layer else {}
         with sieve(self.model, "divprune", keep=self.keep, **where) as s:
             out = self.generate(return_dict_in_generate=True, output_logits=True)
         gone = self.gone(s)
@@ -174,7 +175,10 @@ class Case:
         for token in features:
             grads = torch.autograd.grad(token @ toward, states, retain_graph=True, allow_unused=True)
             given = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, states, strict=True)]
-            rows.append(torch.cat([g.reshape(-1, *g.shape[-2:])[:, stack.specials :].flatten(0, 1) for g in given]).abs().sum(1) > 0)
+            rows.append(
+                torch.cat([g.reshape(-1, *g.shape[-2:])[:, stack.specials :].flatten(0, 1) for g in given]).abs().sum(1)
+                > 0
+            )
         return torch.stack(rows)
 
 
@@ -295,4 +299,3 @@ def _close(what: str, got: Tensor, expected: Tensor) -> None:
 
 def _line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
-

@@ -35,12 +35,14 @@ class Prompts:
     def __init__(self, model: nn.Module, frames: int = 2):
         self.frames = frames
         self.model: Any = model
-        self.config: Any = model.config
-        self.vision = self.config.vision_config
+        self.config: Any = self.model.config
+        self.vision: Any = self.config.vision_config
         self.family = family(self.config.model_type)
         self.takes = set(inspect.signature(self.model.forward).parameters)
 
-    def batch(self, images: Sequence[int] = (1,), video: bool = False, before: int = 3, after: int = 6) -> dict[str, Tensor]:
+    def batch(
+        self, images: Sequence[int] = (1,), video: bool = False, before: int = 3, after: int = 6
+    ) -> dict[str, Tensor]:
         """Model inputs, padded on the left; row i holds images[i] images (or videos)."""
         return self.collate([self.row(i, n, video, before, after) for i, n in enumerate(images)])
 
@@ -96,7 +98,10 @@ class Prompts:
             return {name: noise(len(grids), 3, *sizes.amax(0).tolist()), "image_sizes": sizes}
         if "pixel_attention_mask" in self.takes:
             tiles = 2 * len(grids)
-            return {name: noise(1, tiles, 3, size, size), "pixel_attention_mask": torch.ones(1, tiles, size, size).long()}
+            return {
+                name: noise(1, tiles, 3, size, size),
+                "pixel_attention_mask": torch.ones(1, tiles, size, size).long(),
+            }
         return {name: noise(len(grids), 3, size, size)}
 
     def _patch(self) -> int:
@@ -112,7 +117,11 @@ class Prompts:
             out = encode(**{k: v for k, v in pictures.items() if k in known}, return_dict=True).pooler_output
         if isinstance(out, Tensor) and out.dim() == 3 and len(out) % images == 0 and len(out) != images:
             return [[len(out) // images * out.shape[1]]] * images
-        lengths = [f.shape[0] for f in out] if not isinstance(out, Tensor) or out.dim() == 3 else [len(out) // images] * images
+        lengths = (
+            [f.shape[0] for f in out]
+            if not isinstance(out, Tensor) or out.dim() == 3
+            else [len(out) // images] * images
+        )
         if "pixel_attention_mask" in self.takes:
             each = lengths[0] // pictures["pixel_values"].shape[1]
             return [[each, each]] * images
@@ -127,5 +136,8 @@ class Prompts:
 def _together(parts: list[Tensor]) -> Tensor:
     """Concatenated along dimension 0, padded with zeros to the same shape."""
     most = [max(sizes) for sizes in zip(*(p.shape[1:] for p in parts), strict=True)]
-    wide = [pad(p, [n for full, has in zip(most[::-1], p.shape[:0:-1], strict=True) for n in (0, full - has)]) for p in parts]
+    wide = [
+        pad(p, [n for full, has in zip(most[::-1], p.shape[:0:-1], strict=True) for n in (0, full - has)])
+        for p in parts
+    ]
     return torch.cat(wide)

@@ -28,7 +28,8 @@ TEXT = {
 }  # fmt: skip
 SIGHT = {
     "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_hidden_layers": 3, "depth": 3, "image_size": 32,
-    "patch_size": 4, "out_hidden_size": 64, "hidden_dim": 64, "text_hidden_size": 64, "projection_dim": 64, "num_key_value_heads": 4,
+    "patch_size": 4, "out_hidden_size": 64, "hidden_dim": 64, "text_hidden_size": 64, "projection_dim": 64,
+    "num_key_value_heads": 4,
 }  # fmt: skip
 
 
@@ -71,7 +72,12 @@ FAMILIES: dict[str, Family] = {
     "glmga": GLM,
     "llama4": Family(
         text={"num_local_experts": 2, "intermediate_size_mlp": 96, "attention_chunk_size": 24},
-        vision={"vision_output_dim": 64, "projector_input_dim": 64, "projector_output_dim": 64, "intermediate_size": 128},
+        vision={
+            "vision_output_dim": 64,
+            "projector_input_dim": 64,
+            "projector_output_dim": 64,
+            "intermediate_size": 128,
+        },
     ),
     "llava_next": TILE,
     "llava_next_video": TILE,
@@ -117,7 +123,7 @@ def config(name: str) -> Any:
 
 def _shrunk(kind: Any, values: dict[str, Any], always: bool = False) -> Any:
     default = kind()
-    given = {k: v for k, v in {**EVERY, **values}.items() if always and k in values or hasattr(default, k)}
+    given = {k: v for k, v in {**EVERY, **values}.items() if (always and k in values) or hasattr(default, k)}
     return kind(**given)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import LinearAttentionLayer
 from transformers.generation import GenerationMixin
@@ -84,11 +85,18 @@ class Anatomy:
     film: Stack | None = None
     resampled: bool = False
 
-    @property
-    def placeholders(self) -> dict[str, int]:
-        """The ids that stand for images and for videos; -1, which no token has, where a model knows none."""
-        ids = {"image": self.image_token_id, "video": self.video_token_id}
-        return {kind: -1 if token is None else token for kind, token in ids.items()}
+    def placeholders(self, ids: Tensor | None, embedded: Tensor | None) -> dict[str, Tensor]:
+        """For "image" and "video", ``(B, L)`` bool: where its placeholder stands, by id or by embedding."""
+        out = {}
+        for kind, token in (("image", self.image_token_id), ("video", self.video_token_id)):
+            if ids is not None:
+                out[kind] = ids == (-1 if token is None else token)
+                continue
+            assert embedded is not None
+            embed: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+            same = embedded == embed(torch.tensor(token or 0, device=embedded.device))
+            out[kind] = same.all(-1) & (token is not None)
+        return out
 
 
 def find(model: nn.Module) -> Anatomy:
@@ -137,7 +145,7 @@ def refused(model: nn.Module) -> str | None:
         return REFUSED[config.model_type]
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder and a decoder; visual tokens can leave in front of decoder-only language models"
-    if hasattr(type(model), "generate") and type(model).generate is not GenerationMixin.generate:
+    if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
         return "its generate() goes past its forward pass, where visual tokens are found"
     language = _language(model)
     if any("CrossAttention" in type(m).__name__ for m in language.modules()):
@@ -184,7 +192,8 @@ def _holders(model: nn.Module, config: Any) -> list[tuple[str, nn.Module]]:
 
 
 def _language(model: nn.Module) -> nn.Module:
-    found = _holders(model, model.config.text_config)
+    config: Any = model.config
+    found = _holders(model, config.text_config)
     if not found:
         raise ValueError(f"{type(model).__name__} has no recognisable language part")
     return found[0][1]

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
-
 SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 

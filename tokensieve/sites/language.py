@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_masks_for_generate
 
 from tokensieve.parts import budget, place
 from tokensieve.parts.budget import Budget, Keep
@@ -27,7 +26,10 @@ from tokensieve.sites.stream import Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
 PICTURES = ("pixel_values", "mm_encoder", "image_patches")
-AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "text", "features"), "prefill": readings.LAYER_SIGNALS}
+AVAILABLE: dict[str, tuple[str, ...]] = {
+    "handoff": (*ENCODER_SIGNALS, "text", "features"),
+    "prefill": readings.LAYER_SIGNALS,
+}
 
 
 class LanguageSite:
@@ -84,7 +86,9 @@ class LanguageSite:
             if attention is not None:
                 out.append(taps.attach(attention, observe=self._listen(i)))
             elif any(set(self._names(s)) & set(readings.ATTENTION_SIGNALS) for s in stages):
-                raise ValueError(f"layers={i}: the layer before has no attention to read; choose one behind an attention layer")
+                raise ValueError(
+                    f"layers={i}: the layer before has no attention to read; choose one behind an attention layer"
+                )
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
@@ -93,16 +97,9 @@ class LanguageSite:
         self._kinds, self._stream, self._around = {}, None, True
         if not any(v is not None for k, v in kwargs.items() if k.startswith(PICTURES)):
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        embedded = kwargs.get("inputs_embeds")
-        kinds = {}
-        for kind, token in self.anatomy.placeholders.items():
-            if ids is not None:
-                kinds[kind] = ids == token
-            else:
-                assert embedded is not None
-                embed = self.anatomy.model.get_input_embeddings()  # type: ignore[operator]
-                kinds[kind] = (embedded == embed(torch.tensor(token, device=embedded.device))).all(-1)
+        kinds = self.anatomy.placeholders(
+            kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+        )
         if any(bool(k.any()) for k in kinds.values()):
             self._kinds = kinds
             mask = kwargs.get("attention_mask")
@@ -128,7 +125,7 @@ class LanguageSite:
             ids = torch.arange(past, past + length, device=x.device)[None]
         stream.ids = ids.expand(*ids.shape[:-2], len(x), length)
         self._deep, changed = Deepstack.take(kwargs, stream)
-        whole = self._windowed(x, kwargs, past)
+        whole = masks.windowed(self.language.root, x, kwargs, past)
         if self.encoder is not None and self.encoder.total is not None:
             x = self._from_encoder(stream, self.encoder.total, x)
         for stage in self.handoff:
@@ -139,41 +136,15 @@ class LanguageSite:
         policy = "compact" if "compact" in policies else "original"
         stream.ids = self._place(stream, stream.ids, stream.index, policy)
         changed = masks.arguments(changed, stream.index, length)
-        changed |= {"inputs_embeds": x, "attention_mask": self._mask(stream, whole, x, past), "position_ids": stream.ids}
+        changed |= {
+            "inputs_embeds": x,
+            "attention_mask": masks.entering(
+                whole, stream.index, stream.real, x, past, taps.kind(self.language.config)
+            ),
+            "position_ids": stream.ids,
+        }
         stream.entered()
         return args, changed
-
-    def _windowed(self, x: Tensor, kwargs: dict[str, Any], past: int) -> masks.Mask:
-        """The mask that the language model is given; where its layers see a window, the masks it would make of that, since
-        windows are counted in tokens of the prompt."""
-        given = kwargs.get("attention_mask")
-        ready = isinstance(given, dict) or (isinstance(given, Tensor) and given.dim() == 4)
-        window = masks.window(self.language.root)
-        if ready or window is None or window >= past + x.shape[1]:
-            return given
-        if "flash" in taps.kind(self.language.config):
-            raise ValueError(
-                f"{type(self.anatomy.model).__name__} has layers that see a window of {window} tokens, which flash attention "
-                "would count after tokens have left; load the model with attn_implementation='sdpa'"
-            )
-        if given is None:  # without one, masks are guessed from gaps in position ids
-            given = torch.ones(len(x), past + x.shape[1], dtype=torch.long, device=x.device)
-        return create_masks_for_generate(self.language.config, x, given, kwargs.get("past_key_values"))
-
-    def _mask(self, stream: Stream, whole: masks.Mask, x: Tensor, past: int) -> masks.Mask:
-        """The mask of the tokens that enter the language model."""
-        if whole is None or (isinstance(whole, Tensor) and whole.dim() == 2):
-            old = torch.ones(len(x), past, dtype=torch.long, device=x.device)
-            if whole is not None:
-                old = whole[:, : -stream.length]
-            return torch.cat([old, (stream.index >= 0).to(old.dtype) * self._here(stream)], 1)
-        before = torch.arange(past, device=x.device).expand(len(x), -1)
-        columns = torch.cat([before, torch.where(stream.index >= 0, stream.index + past, -1)], 1)
-        kind = taps.kind(self.language.config)
-        return masks.attention(whole, stream.index, columns, stream.holes, kind, x)
-
-    def _here(self, stream: Stream) -> Tensor:
-        return stream.real.gather(1, stream.index.clamp(min=0)).long()
 
     def _layer(self, index: int) -> Callable[..., Any]:
         names = tuple(inspect.signature(self.language.layers[index].forward).parameters)

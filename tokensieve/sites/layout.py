@@ -65,7 +65,9 @@ class Look:
         """``(S, 2)`` rows and columns of patches of each of the encoder's images or frames, in order; None if unknown."""
         patch = _side(getattr(self.anatomy.vision.config, "patch_size", None)) if self.anatomy.vision else None
         thw = next((v for k, v in self.given.items() if k.endswith("grid_thw") and v is not None), None)
-        pixels = next((v for k, v in self.given.items() if k.startswith("pixel_values") and isinstance(v, Tensor)), None)
+        pixels = next(
+            (v for k, v in self.given.items() if k.startswith("pixel_values") and isinstance(v, Tensor)), None
+        )
         out = None
         if thw is not None:
             out = torch.repeat_interleave(thw[:, 1:].cpu(), thw[:, 0].cpu(), 0)
@@ -83,7 +85,7 @@ class Look:
         Raises:
             Unmapped: tokens are not square blocks of patches.
         """
-        if self._packs or self._pooled_frames:
+        if self._packs or self._pooled_frames or self._with_specials:
             return 1
         side = round((self.rows / self.tokens) ** 0.5)
         grids = self.grids
@@ -106,7 +108,7 @@ class Look:
 
     def unwindowed(self, x: Tensor) -> Tensor:
         """Rows in the order in which the blocks hold them -> in the order in which they enter the encoder."""
-        config = self.anatomy.vision.config if self.anatomy.vision else None
+        config: Any = self.anatomy.vision.config if self.anatomy.vision else None
         window = getattr(config, "window_size", None)
         thw = next((v for k, v in self.given.items() if k.endswith("grid_thw") and v is not None), None)
         if not window or thw is None or not hasattr(config, "fullatt_block_indexes"):
@@ -154,6 +156,13 @@ class Look:
         return self.kind == "video" and hasattr(self.anatomy.base, "apply_pooling")
 
     @property
+    def _with_specials(self) -> bool:
+        """Whether CLS and its like go on to the language model too, in front of the patches of each image."""
+        specials = self.anatomy.vision.specials if self.anatomy.vision else 0
+        count = sum(shape[0] for shape in self.shapes if len(shape) == 2)
+        return bool(specials) and self.packed is None and self.tokens == self.rows + count * specials
+
+    @property
     def _in_blocks(self) -> bool:
         """Whether the patches of a block follow each other, as in rows of packed patches; otherwise they lie row by row."""
         return any(k.endswith("grid_thw") and v is not None for k, v in self.given.items())
@@ -180,6 +189,10 @@ class Look:
             frames = base.apply_pooling(x.view(sum(s[0] for s in self.shapes), -1, x.shape[1]))
             videos = frames.reshape(len(self.lengths), -1, x.shape[1])
             return torch.cat([videos, nothing.expand(len(videos), 1, -1)], 1).flatten(0, 1)
+        if self._with_specials:
+            count = sum(s[0] for s in self.shapes)
+            specials = nothing.expand(count, (self.tokens - self.rows) // count, -1)
+            return torch.cat([specials, x.view(count, -1, x.shape[1])], 1).flatten(0, 1)
         if not self._packs:
             return x
         crops = x.view(sum(s[0] for s in self.shapes), -1, x.shape[1])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import create_masks_for_generate
 
 
 def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -53,6 +54,48 @@ def attention(mask: Mask, rows: Tensor | None, columns: Tensor, holes: bool, kin
     if holes:
         out = out.masked_fill(hole[:, None, None], False if out.dtype == torch.bool else torch.finfo(out.dtype).min)
     return out
+
+
+def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int) -> Mask:
+    """The mask that a language model is given; where its layers see a window, the masks it would make of that, since windows
+    are counted in tokens of the prompt.
+
+    Args:
+        x: ``(B, L, D)`` embeddings of the whole prompt; past: tokens in the cache.
+
+    Raises:
+        ValueError: a window under flash attention, which counts the tokens it is given.
+    """
+    given = kwargs.get("attention_mask")
+    ready = isinstance(given, dict) or (isinstance(given, Tensor) and given.dim() == 4)
+    size = window(language)
+    if ready or size is None or size >= past + x.shape[1]:
+        return given
+    config: Any = language.config
+    if "flash" in str(config._attn_implementation):
+        raise ValueError(
+            f"{type(language).__name__} has layers that see a window of {size} tokens, which flash attention would count after "
+            "tokens have left; load the model with attn_implementation='sdpa'"
+        )
+    if given is None:  # without one, masks are guessed from gaps in position ids
+        given = torch.ones(len(x), past + x.shape[1], dtype=torch.long, device=x.device)
+    return create_masks_for_generate(config, x, given, kwargs.get("past_key_values"))
+
+
+def entering(whole: Mask, index: Tensor, real: Tensor, x: Tensor, past: int, kind: str) -> Mask:
+    """The mask of the tokens that enter the language model, from that of the whole prompt.
+
+    Args:
+        index: ``(B, l)`` long, their prompt positions, -1 at padding; real: ``(B, L)`` bool, False at the prompt's padding.
+        x: ``(B, l, D)`` their embeddings.
+    """
+    before = torch.arange(past, device=x.device).expand(len(x), -1)
+    if whole is not None and not (isinstance(whole, Tensor) and whole.dim() == 2):
+        columns = torch.cat([before, torch.where(index >= 0, index + past, -1)], 1)
+        return attention(whole, index, columns, bool((index < 0).any()), kind, x)
+    old = torch.ones_like(before) if whole is None else whole[:, : -real.shape[1]]
+    here = real.gather(1, index.clamp(min=0)) & (index >= 0)
+    return torch.cat([old, here.to(old.dtype)], 1)
 
 
 def window(language: nn.Module) -> int | None:

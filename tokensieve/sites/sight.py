@@ -63,7 +63,7 @@ class Sight:
             self._inside = False
         given = _named(encode, args, kwargs)
         features = out[1] if isinstance(out, tuple) else getattr(out, "pooler_output", None)
-        lengths = _lengths(features)
+        lengths = _videos(_lengths(features), given.get("pixel_values_videos"))
         if lengths and self._shapes:
             look = Look(self.anatomy, kind, given, lengths, self._shapes, {}, self._packed)
             look.seen = self._heard(look)
@@ -94,7 +94,9 @@ class Sight:
                 rows = torch.cat([p.flatten(0, 1) for p in parts])
                 if name == "received_attention" and len(look.shapes[0]) == 1:
                     # Rows attend within frames or windows; the mean is over the queries of the whole picture.
-                    queries = torch.tensor([p.shape[1] for p in parts]).repeat_interleave(torch.tensor([p.shape[1] for p in parts]))
+                    queries = torch.tensor([p.shape[1] for p in parts]).repeat_interleave(
+                        torch.tensor([p.shape[1] for p in parts])
+                    )
                     whole = torch.tensor(look.lengths) * look.rows // look.tokens
                     share = queries / whole.repeat_interleave(whole)
                     rows = rows * share.to(rows)[:, None]
@@ -212,7 +214,8 @@ class Sight:
         return {name: stream.reduction.take(value) for name, value in out.items()}
 
     def _tiled(self, look: Look) -> bool:
-        return look.kind == "image" and self.anatomy.model.config.model_type in TILED
+        config: Any = self.anatomy.model.config
+        return look.kind == "image" and config.model_type in TILED
 
 
 def _around(base: Any, name: str, call: Callable[..., Any]) -> list[Detach]:
@@ -241,6 +244,14 @@ def _lengths(features: Any) -> list[int]:
     if isinstance(features, (list, tuple)) and all(isinstance(f, Tensor) for f in features):
         return [f.shape[:-1].numel() for f in features]
     return []
+
+
+def _videos(lengths: list[int], pixels: Tensor | None) -> list[int]:
+    """Tokens of each video, where features come frame by frame (pixels ``(videos, frames, ...)``)."""
+    if pixels is None or pixels.dim() != 5 or len(lengths) != pixels.shape[:2].numel():
+        return lengths
+    frames = pixels.shape[1]
+    return [sum(lengths[i : i + frames]) for i in range(0, len(lengths), frames)]
 
 
 def _runs(visual: Tensor) -> Tensor:
