@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from tokensieve.bench.tiny import IMAGE, VIDEO, VOCAB, family
@@ -32,9 +32,9 @@ class Prompts:
         frames: of each video.
     """
 
-    def __init__(self, model: nn.Module, frames: int = 2):
+    def __init__(self, model: Any, frames: int = 2):
+        self.model = model
         self.frames = frames
-        self.model: Any = model
         self.config: Any = self.model.config
         self.vision: Any = self.config.vision_config
         self.family = family(self.config.model_type)

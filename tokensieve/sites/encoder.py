@@ -33,6 +33,11 @@ class Watch:
             for name in self.names(need):
                 for asked in need.layers or layers:
                     block = stack.layer(need.scaled(asked, len(stack.layers)))
+                    if stack.attentions[block] is None:
+                        raise ValueError(
+                            f"block {block} of {type(stack.root).__name__} has no attention to read {name} from; use a method "
+                            "that reads features only, such as 'divprune'"
+                        )
                     self._wanted.setdefault(block, {}).setdefault(name, []).append(asked)
 
     def names(self, need: Need) -> list[str]:
@@ -47,11 +52,7 @@ class Watch:
 
     def _tap(self, layer: int, names: dict[str, list[int]]) -> Detach:
         module = self.stack.attentions[layer]
-        if module is None:
-            raise ValueError(
-                f"block {layer} of {type(self.stack.root).__name__} has no attention to read {', '.join(names)} from; "
-                "use a method that reads features only, such as 'divprune'"
-            )
+        assert module is not None
 
         def observe(call: taps.Call) -> None:
             with self.clock, torch.no_grad():

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.parts import budget, place
+from tokensieve.parts import budget
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, readings, taps
+from tokensieve.sites import masks, positions, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
@@ -52,13 +52,18 @@ class LanguageSite:
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
         for stage in stages:
-            if stage.site != "encoder":
-                self._names(stage)
+            names = self._names(stage) if stage.site != "encoder" else []
+            reads = stage.site == "prefill" and set(names) & set(readings.ATTENTION_SIGNALS)
+            if reads and self.language.attentions[self.language.layer(stage.layer) - 1] is None:
+                raise ValueError(
+                    f"layers={stage.layer}: the layer before has no attention to read; choose one behind a layer that has"
+                )
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
         self._kinds: dict[str, Tensor] = {}
         self._padding: Tensor | None = None
+        self._ids: Tensor | None = None
         self._around = False
         self._deep = Deepstack({})
         self._stream: Stream | None = None
@@ -81,14 +86,10 @@ class LanguageSite:
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
         out.append(language.root.register_forward_hook(self._done).remove)
-        for i, stages in self.prefill.items():
+        for i in self.prefill:
             attention = language.attentions[i - 1]
             if attention is not None:
                 out.append(taps.attach(attention, observe=self._listen(i)))
-            elif any(set(self._names(s)) & set(readings.ATTENTION_SIGNALS) for s in stages):
-                raise ValueError(
-                    f"layers={i}: the layer before has no attention to read; choose one behind an attention layer"
-                )
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
@@ -106,7 +107,7 @@ class LanguageSite:
             self._padding = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        kinds, self._kinds = self._kinds, {}
+        kinds, self._kinds, self._ids = self._kinds, {}, kwargs.get("position_ids")
         if not kinds:
             self.sight.unseen(self._around)
             return None
@@ -134,7 +135,7 @@ class LanguageSite:
             return args, changed
         policies = {s.positions for s in (*self.handoff, *([self.encoder.stage] if self.encoder else []))}
         policy = "compact" if "compact" in policies else "original"
-        stream.ids = self._place(stream, stream.ids, stream.index, policy)
+        stream.ids = positions.placed(stream, stream.ids, stream.index, policy)
         changed = masks.arguments(changed, stream.index, length)
         changed |= {
             "inputs_embeds": x,
@@ -159,7 +160,8 @@ class LanguageSite:
             call = self._calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
                 hidden = self._thin(stream, stage, index, hidden, call)
-                self._renumber(stream, stage, hidden)
+                if stage.positions == "compact" and stream.reduced:
+                    stream.renumbered = positions.renumbered(self.language.root, stream, hidden)
                 call = None
             assert self.trace is not None
             self.trace.layer_tokens[index] = float(stream.reduction.counts.float().mean())
@@ -234,29 +236,6 @@ class LanguageSite:
         assert self.trace is not None
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
 
-    def _place(self, stream: Stream, ids: Tensor, index: Tensor, policy: str) -> Tensor:
-        """Position ids of the survivors; remembers by how much later ids are lowered."""
-        full = ids.expand(*ids.shape[:-2], index.shape[0], ids.shape[-1])
-        new = place.positions(full, index.clamp(min=0), index >= 0, policy)
-        if policy == "compact":
-            lowered = place.shift(full, index.clamp(min=0), index >= 0, policy)
-            stream.shift = lowered if stream.shift is None else stream.shift + lowered
-        return new
-
-    def _renumber(self, stream: Stream, stage: Stage, hidden: Tensor) -> None:
-        """Later layers see the survivors of a prefill stage at consecutive positions, where the stage asks for it."""
-        if stage.positions == "compact" and stream.reduced:
-            assert stream.ids is not None
-            new = self._place(stream, stream.ids, stream.entry, "compact")
-            stream.renumbered = (new, self._rotary(hidden, new))
-
-    def _rotary(self, hidden: Tensor, ids: Tensor) -> Any:
-        """Rotary tables for renumbered positions."""
-        rotary = getattr(self.language.root, "rotary_emb", None)
-        if rotary is None:
-            raise ValueError(f"{type(self.language.root).__name__} has no rotary positions; use positions='original'")
-        return rotary(hidden, position_ids=ids[-3:] if ids.dim() == 3 else ids)
-
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's arguments for the tokens that are there; tells its cache layer which they are."""
         thinned = stream.entry.shape[1] != stream.width
@@ -278,7 +257,9 @@ class LanguageSite:
             named = torch.where(stream.index >= 0, stream.index + past, -1)
             layer.expect(named, stream.length, stream.holes)
             if layer.shift is not None:
-                self._lower(out, layer.shift, hidden)
+                assert stream.ids is not None
+                ids = stream.ids if not thinned else masks.gather_ids(stream.ids, stream.entry)
+                positions.lower(self.language.root, out, ids, layer.shift, hidden)
             layer.lower(stream.shift)
         if thinned or past:
             kind = taps.kind(self.language.config)
@@ -298,13 +279,9 @@ class LanguageSite:
             columns = layer.upcoming(hidden.shape[1])
             changed["attention_mask"] = masks.attention(mask, None, columns, layer.holes, kind, hidden)
         if layer.shift is not None:
-            self._lower(changed, layer.shift, hidden)
+            ids = kwargs["position_ids"] if self._ids is None else self._ids
+            positions.lower(self.language.root, changed, ids, layer.shift, hidden)
         return changed
-
-    def _lower(self, kwargs: dict[str, Any], shift: Tensor, hidden: Tensor) -> None:
-        """Tokens after a compacted prompt go on from its new end."""
-        kwargs["position_ids"] = kwargs["position_ids"] - shift[..., None]
-        kwargs["position_embeddings"] = self._rotary(hidden, kwargs["position_ids"])
 
     def _listen(self, index: int) -> Callable[[taps.Call], None]:
         def observe(call: taps.Call) -> None:

@@ -21,6 +21,11 @@ def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x.gather(dim, index.clamp(min=0).reshape(shape).expand(size))
 
 
+def gather_ids(ids: Tensor, index: Tensor) -> Tensor:
+    """Position ids ``(..., B, n)`` at ``index``, ``(B, m)`` long."""
+    return ids.gather(-1, index.clamp(min=0).expand(*ids.shape[:-1], -1))
+
+
 Mask = Tensor | dict[str, Any] | None
 
 
