@@ -1,13 +1,18 @@
 """Architectures, tiny and random, against the plain model with the dropped tokens masked; prompts out of the ordinary."""
 
+import importlib.util
+import json
 import warnings
 
 import pytest
 import torch
+from PIL import Image
 
 import tokensieve as ts
+from tokensieve import testbed
 from tokensieve.bench import models, tiny
 from tokensieve.bench.models import Case
+from tokensieve.bench.subject import _processor
 
 REQUIRED = (
     "llava", "llava_next", "llava_onevision", "video_llava", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl",
@@ -230,3 +235,22 @@ def test_windows_reach_as_far_as_without_a_sieve():
     assert window < case.inputs["input_ids"].shape[1]
     case.dropping()
     case.dropping(layer=2)
+
+
+def test_a_processor_loads_without_torchvision(tmp_path):
+    if importlib.util.find_spec("torchvision") is not None:
+        pytest.skip("torchvision is installed")
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    tokenizer = testbed.load()[1].tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
+    tokenizer.init_kwargs.pop("processor_class", None)
+    for part in (tokenizer, Qwen2VLImageProcessorPil(), tiny.config("qwen2_vl")):
+        part.save_pretrained(tmp_path)
+    settings = tmp_path / "tokenizer_config.json"
+    plain = {k: v for k, v in json.loads(settings.read_text()).items() if k != "processor_class"}
+    settings.write_text(json.dumps(plain))
+    processor = _processor(str(tmp_path))
+    out = processor(images=[Image.new("RGB", (112, 112))], text=["<|image_pad|> red"], return_tensors="pt")
+    assert out["image_grid_thw"].tolist() == [[1, 8, 8]]
+    assert (out["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 16

@@ -15,6 +15,7 @@ from tokensieve.bench import tiny
 from tokensieve.bench.prompts import TEXT_FROM, Prompts
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.known import REFUSED
 from tokensieve.sites.layout import Unmapped
 from tokensieve.sites.sieve import Sieve, sieve
 
@@ -194,6 +195,8 @@ EITHER = ("handoff", "prefill")  # checked again under the other kernel, and wit
 def check(name: str) -> Verdict:
     """Build one architecture and check it."""
     made = Verdict(name)
+    if name in REFUSED:
+        return Verdict(name, "refused", [], REFUSED[name])
     try:
         size = tiny.size(name)
         if size > tiny.MOST:

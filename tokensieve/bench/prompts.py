@@ -82,11 +82,22 @@ class Prompts:
 
         patch = self._patch()
         name = "pixel_values_videos" if video else "pixel_values"
+        if "spatial_shapes" in self.takes:
+            shapes = torch.tensor(grids)
+            real = torch.arange(int(shapes.prod(1).max())) < shapes.prod(1)[:, None]
+            return {
+                name: noise(*real.shape, 3 * patch**2),
+                "spatial_shapes": shapes,
+                "pixel_attention_mask": real.long(),
+            }
         if "image_grid_thw" in self.takes:
+            kind, frames = ("video", self.frames) if video else ("image", 1)
             deep = 3 * patch**2 * getattr(self.vision, "temporal_patch_size", 1)
-            frames = self.frames if video else 1
             flat = torch.tensor([[frames, h, w] for h, w in grids])
-            return {name: noise(int(flat.prod(1).sum()), deep), ("video" if video else "image") + "_grid_thw": flat}
+            out = {name: noise(int(flat.prod(1).sum()), deep), f"{kind}_grid_thw": flat}
+            if f"{kind}_merge_sizes" in self.takes:
+                out[f"{kind}_merge_sizes"] = torch.full((len(grids),), 2)
+            return out
         size = self.vision.image_size if isinstance(getattr(self.vision, "image_size", None), int) else 8 * patch
         if video:
             return {name: noise(len(grids), self.frames, 3, size, size)}
@@ -122,7 +133,7 @@ class Prompts:
             if not isinstance(out, Tensor) or out.dim() == 3
             else [len(out) // images] * images
         )
-        if "pixel_attention_mask" in self.takes:
+        if "pixel_attention_mask" in self.takes and "spatial_shapes" not in self.takes:
             each = lengths[0] // pictures["pixel_values"].shape[1]
             return [[each, each]] * images
         if self.vision.model_type == "pixtral":

@@ -108,13 +108,13 @@ def find(model: nn.Module) -> Anatomy:
     config = getattr(model, "config", None)
     if config is None:
         raise ValueError(f"{type(model).__name__} is not a transformers model (it has no config)")
-    text = getattr(config, "text_config", None)
-    if text is None:
-        return _bare(model)
     name = type(model).__name__
     refusal = refused(model)
     if refusal:
         raise ValueError(f"{name}: {refusal}")
+    text = getattr(config, "text_config", None)
+    if text is None:
+        return _bare(model)
     sight = getattr(config, "vision_config", None)
     language = _stack(_language(model))
     towers = [] if sight is None else [(n, m) for n, m in _holders(model, sight) if _blocks(m)]
@@ -139,12 +139,14 @@ def _resampled(base: nn.Module, towers: list[tuple[str, nn.Module]], language: n
 
 
 def refused(model: nn.Module) -> str | None:
-    """Why a vision-language model cannot be sieved; None where it can, as far as its config and modules tell."""
+    """Why a model cannot be sieved; None where it can, as far as its config and modules tell."""
     config: Any = model.config
     if config.model_type in REFUSED:
         return REFUSED[config.model_type]
     if getattr(config, "is_encoder_decoder", False):
         return "it has an encoder and a decoder; visual tokens can leave in front of decoder-only language models"
+    if getattr(config, "text_config", None) is None:
+        return None
     if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
         return "its generate() goes past its forward pass, where visual tokens are found"
     language = _language(model)

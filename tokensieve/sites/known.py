@@ -10,6 +10,8 @@ DEEPSTACK = (("visual_pos_masks", "deepstack_visual_embeds"),)
 layers: the mask of those tokens, and the features by layer."""
 
 REFUSED: dict[str, str] = {
+    "diffusion_gemma": "it denoises blocks of text instead of writing on",
+    "gemma3n": "its language model carries several states per token (AltUp)",
     "granite4_vision": "image features are added inside the language model only; its input holds none to choose by",
 }
 """Model types that a sieve would run on, and get wrong."""
