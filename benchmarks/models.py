@@ -9,6 +9,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ import transformers
 from tqdm import tqdm
 
 from tokensieve.bench import tiny
-from tokensieve.bench.models import Verdict, as_dict, check, recorded
+from tokensieve.bench.models import Verdict, check, recorded
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / "tokensieve" / "data" / "models.json"
@@ -55,7 +56,7 @@ def main(names: Sequence[str] = ()) -> None:
     found = {name: check(name) for name in tqdm(names or tiny.names())}
     rows = [row for name in tiny.names() if (row := found.get(name) or before.get(name))]
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
-    data = {"versions": versions, "models": [as_dict(row) for row in rows]}
+    data = {"versions": versions, "models": [asdict(row) for row in rows]}
     RECORD.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
     (ROOT / "docs" / "models.md").write_text(page(rows, versions), encoding="utf-8")
 

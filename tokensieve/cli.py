@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -160,7 +161,7 @@ def models(
 
     rows = matrix.matrix(names) if names else matrix.recorded()
     if json_:
-        typer.echo(json.dumps([matrix.as_dict(row) for row in rows], indent=2))
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return
     _print(
         ("architecture", "status", "checked", "note"), [(r.name, r.status, ", ".join(r.checked), r.why) for r in rows]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 
@@ -239,7 +239,7 @@ def _checked(case: Case, made: Verdict) -> None:
         Case(case.name).encoder_rows()
         made.checked.append("encoder signals")
     except (Unmapped, ValueError) as error:
-        made.why = f"methods that read features only: {_line(error)}"
+        made.why = f"methods that read features only: {_line(error).split(';')[0]}"
     if hasattr(case.anatomy.base, "get_video_features"):
         try:
             film = Case(case.name, video=True)
@@ -261,11 +261,6 @@ def recorded() -> list[Verdict]:
     """What `python -m benchmarks.models` last found."""
     file = resources.files("tokensieve").joinpath("data/models.json")
     return [Verdict(**row) for row in json.loads(file.read_text(encoding="utf-8"))["models"]]
-
-
-def as_dict(verdict: Verdict) -> dict[str, Any]:
-    """A verdict as plain data for JSON."""
-    return asdict(verdict)
 
 
 def _hiding(gone: Tensor, layer: int) -> Callable[..., Any]:
