@@ -87,6 +87,12 @@ FAMILIES: dict[str, Family] = {
     "qwen2_5_omni_thinker": Family(text=MROPE, whole={"vision_start_token_id": 3, "vision_end_token_id": 6}),
     "qwen2_5_vl": Family(text=MROPE, vision={"window_size": 16, "fullatt_block_indexes": [2]}),
     "qwen2_vl": Family(text=MROPE, vision={"hidden_size": 64}),
+    "qwen3_omni_moe_thinker": replace(
+        DEEP,
+        text={**MROPE, "sliding_window": None},
+        whole={"vision_start_token_id": 3, "vision_end_token_id": 6},
+        frames_apart=False,
+    ),
     "qwen3_5": HYBRID,
     "qwen3_5_moe": HYBRID,
     "qwen3_vl": DEEP,

@@ -21,14 +21,22 @@ class Deepstack:
         self.layers = layers
 
     @classmethod
-    def take(cls, kwargs: dict[str, Any], stream: Stream) -> tuple[Deepstack, dict[str, Any]]:
-        """The arguments of a language model without such features, which go through the hooks of its layers instead."""
+    def take(cls, kwargs: dict[str, Any], stream: Stream, depth: int) -> tuple[Deepstack, dict[str, Any]]:
+        """The arguments of a language model without such features, which go through the hooks of its layers instead.
+
+        Raises:
+            ValueError: features behind the last of ``depth`` layers, where no hook adds them.
+        """
         layers: dict[int, Tensor] = {}
         kwargs = dict(kwargs)
         for names in DEEPSTACK:
             if any(kwargs.get(name) is None for name in names):
                 continue
             visual, features = (kwargs[name] for name in names)
+            if len(features) >= depth:
+                raise ValueError(
+                    f"features of the encoder's blocks are added behind {len(features)} of {depth} layers, up to the last"
+                )
             kwargs |= dict.fromkeys(names)
             for i, rows in enumerate(features):
                 whole = rows.new_zeros(*visual.shape, rows.shape[-1])

@@ -125,7 +125,7 @@ class LanguageSite:
         if ids is None:
             ids = torch.arange(past, past + length, device=x.device)[None]
         stream.ids = ids.expand(*ids.shape[:-2], len(x), length)
-        self._deep, changed = Deepstack.take(kwargs, stream)
+        self._deep, changed = Deepstack.take(kwargs, stream, len(self.language.layers))
         whole = masks.windowed(self.language.root, x, kwargs, past)
         if self.encoder is not None and self.encoder.total is not None:
             x = self._from_encoder(stream, self.encoder.total, x)
