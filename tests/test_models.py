@@ -13,6 +13,7 @@ from tokensieve import testbed
 from tokensieve.bench import models, tiny
 from tokensieve.bench.models import Case
 from tokensieve.bench.subject import _processor
+from tokensieve.sites import taps
 
 REQUIRED = (
     "llava", "llava_next", "llava_onevision", "video_llava", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl",
@@ -254,3 +255,12 @@ def test_a_processor_loads_without_torchvision(tmp_path):
     out = processor(images=[Image.new("RGB", (112, 112))], text=["<|image_pad|> red"], return_tensors="pt")
     assert out["image_grid_thw"].tolist() == [[1, 8, 8]]
     assert (out["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 16
+
+
+def test_sequences_in_one_row_are_told_apart_under_flash_attention():
+    q, k, v = torch.randn(3, 1, 2, 7, 4)
+    parts = taps.segments(taps.Call(q, k, v, None, 0.5, False), torch.tensor([0, 3, 7]))
+    assert [p.query.shape[2] for p in parts] == [3, 4]
+    assert torch.equal(torch.cat([p.key for p in parts], 2), k)
+    causal = taps.Call(q, k, v, None, 0.5, True)
+    assert taps.segments(causal, torch.tensor([0, 3, 7])) == [causal]
