@@ -29,7 +29,7 @@ def fails(*args):
 
 def test_version_and_help():
     assert call("--version").output.strip() == ts.__version__
-    for name in ("demo", "bench", "show", "methods", "systems"):
+    for name in ("demo", "bench", "show", "methods", "systems", "models"):
         assert name in call("--help").output
         assert call(name, "--help").exit_code == 0
 
@@ -41,6 +41,15 @@ def test_methods_as_table_and_json():
     assert "fastv" in names
     assert "fastervlm" not in names
     assert {c["family"] for c in json.loads(call("methods", "--json", "--family", "vit").output)} == {"vit"}
+
+
+def test_models_as_table_and_json():
+    assert "qwen2_5_vl" in call("models").output
+    rows = {r["name"]: r for r in json.loads(call("models", "--json").output)}
+    assert rows["mllama"]["status"] == "refused"
+    assert "cross-attention" in rows["mllama"]["why"]
+    now = json.loads(call("models", "mllama", "--json").output)
+    assert now == [rows["mllama"]]
 
 
 def test_systems_as_table_and_json():

@@ -190,7 +190,7 @@ def test_steps_belong_to_an_average():
 
 
 class Seen(ts.Method):
-    """Keeps everything but one token, and what it was given."""
+    """Remembers what it was given to score."""
 
     name = "seen"
     site = "prefill"
@@ -206,9 +206,8 @@ class Seen(ts.Method):
 
         return tuple(Need(n) for n in self.names)
 
-    def __call__(self, s: Signals, keep):
+    def score(self, s: Signals):
         self.given.append(s)
-        return ts.Reduction.identity(s.batch, s.n)
 
 
 @pytest.mark.parametrize("images", [(1,), (2, 1)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -146,6 +147,25 @@ def systems(
         for s in rows
     ]
     _print(("id", "system", "family", "tier", "entry", "status", "numbers"), lines)
+
+
+@app.command()
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Model types to check now; the last record if none.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the architectures that a sieve runs on, what was checked of each, and why others are refused."""
+    from tokensieve.bench import models as matrix
+
+    rows = matrix.matrix(names) if names else matrix.recorded()
+    if json_:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    _print(
+        ("architecture", "status", "checked", "note"), [(r.name, r.status, ", ".join(r.checked), r.why) for r in rows]
+    )
 
 
 def _checked(record: dict[str, Any], system: int) -> tuple[str, str]:

@@ -39,7 +39,8 @@ class Watchmaker:
 
     def __init__(self, anatomy: Anatomy):
         assert anatomy.language is not None
-        self._roots = {"encoder": anatomy.vision.root, "language": anatomy.language.root}
+        self._roots = {"encoder": anatomy.vision.root} if anatomy.vision else {}
+        self._roots["language"] = anatomy.language.root
         self._sieve: Sieve | None = None
         self.split = Split()
         self._began: dict[str, tuple[float, float]] = {}

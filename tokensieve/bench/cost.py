@@ -51,7 +51,7 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
         raise ValueError(f"{type(model).__name__} has no language model; cost() speaks of vision-language models")
     stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
     depth, now = len(anatomy.language.layers), tokens
-    in_encoder = [float(tokens)] * len(anatomy.vision.layers)
+    in_encoder = [float(tokens)] * (len(anatomy.vision.layers) if anatomy.vision else 0)
     per_layer: list[float] = []
     for stage in stages:
         if stage.site == "encoder":
@@ -70,7 +70,8 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
 def of_tokens(anatomy: Anatomy, per_layer: list[float], in_encoder: list[float], tokens: float, text: float) -> Cost:
     """The cost of given visual tokens per language-model layer and per encoder block."""
     assert anatomy.language is not None
-    language, vision, special = anatomy.language.config, anatomy.vision.config, anatomy.vision.specials
+    language = anatomy.language.config
+    vision, special = (anatomy.vision.config, anatomy.vision.specials) if anatomy.vision else (None, 0)
     return Cost(
         flops=sum(flops.of_layer(language, text + n) for n in per_layer),
         full_flops=len(per_layer) * flops.of_layer(language, text + tokens),
@@ -85,6 +86,7 @@ def of_tokens(anatomy: Anatomy, per_layer: list[float], in_encoder: list[float],
 
 def encoder_tokens(anatomy: Anatomy, stage: Stage, tokens: int, keep: int) -> list[float]:
     """Patch tokens in front of each encoder block under an encoder stage."""
+    assert anatomy.vision is not None
     depth = len(anatomy.vision.layers)
     layers = [anatomy.vision.layer(i) for i in stage.layers] if stage.layers else list(range(anatomy.feature_layer + 1))
     steps = dict(zip(layers, budget.steps(tokens, keep, len(layers)), strict=True))

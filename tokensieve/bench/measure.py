@@ -144,7 +144,7 @@ def _tokens(subject: Subject, plan: Plan | None, seen: list[list[float]], n: flo
     assert subject.anatomy.language is not None
     depth = len(subject.anatomy.language.layers)
     per_layer = [sum(t[i] for t in seen) / len(seen) for i in range(depth)] if seen else [n] * depth
-    in_encoder = [n] * len(subject.anatomy.vision.layers)
+    in_encoder = [n] * (len(subject.anatomy.vision.layers) if subject.anatomy.vision else 0)
     inside = next((s for s in plan.stages if s.site == "encoder"), None) if plan is not None else None
     if inside is not None:
         in_encoder = encoder_tokens(subject.anatomy, inside, round(n), round(per_layer[0]))

@@ -35,10 +35,10 @@ class Subject:
 
             model, processor = testbed.load(device=device, dtype=kind)
         else:
-            from transformers import AutoModelForImageTextToText, AutoProcessor
+            from transformers import AutoModelForImageTextToText
 
             try:
-                processor = AutoProcessor.from_pretrained(name)
+                processor = _processor(name)
                 model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, use_safetensors=True)
             except OSError as error:
                 raise ValueError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
@@ -80,3 +80,24 @@ class Subject:
         """The answers, in lower case with single blanks."""
         said = self.processor.batch_decode(out.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [" ".join(t.lower().split()) for t in said]
+
+
+def _processor(name: str) -> Any:
+    """A model's processor; made of tokenizer and PIL image processor where its video processor asks for torchvision."""
+    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    try:
+        return AutoProcessor.from_pretrained(name)
+    except ImportError as error:
+        kind = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name)), None)
+        if kind is None or "orchvision" not in str(error):
+            raise
+
+    def checked(self: Any, part: str, given: Any) -> Any:
+        return None if given is None else kind.check_argument_for_proper_class(self, part, given)
+
+    still = type(kind.__name__, (kind,), {"check_argument_for_proper_class": checked})
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    images = AutoImageProcessor.from_pretrained(name, backend="pil")
+    return still(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+from transformers.cache_utils import LinearAttentionLayer
+from transformers.generation import GenerationMixin
+
+from tokensieve.sites.cache import SIEVABLE
+from tokensieve.sites.known import REFUSED
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,12 @@ class Stack:
     def config(self) -> Any:
         return self.root.config
 
+    @cached_property
+    def ragged(self) -> bool:
+        """Whether it takes pictures of all sizes in one row."""
+        known = inspect.signature(self.root.forward).parameters
+        return "image_sizes" in known or any(name.endswith("grid_thw") for name in known)
+
     def layer(self, index: int | float) -> int:
         """A block's index from one that may count from the end, or from a share of the depth (never the first block).
 
@@ -52,18 +67,36 @@ class Anatomy:
 
     Attributes:
         base: the module whose forward takes ``input_ids`` and calls the language model (None for a bare encoder).
-        vision: the encoder of images, or the encoder itself for a bare one.
+        vision: the encoder of images, or the encoder itself for a bare one; None where pictures have none.
+        film: the encoder of videos, where they have one of their own.
+        resampled: whether attention stands between the encoder and the language model, so that tokens are not made of patches.
         language: the language model; None for a bare encoder.
         feature_layer: index of the encoder block whose output feeds the language model.
-        image_token_id: the placeholder of a visual token in ``input_ids``.
+        image_token_id, video_token_id: the placeholders of visual tokens in ``input_ids``.
     """
 
     model: nn.Module
     base: nn.Module | None
-    vision: Stack
+    vision: Stack | None
     language: Stack | None
     feature_layer: int = -1
     image_token_id: int | None = None
+    video_token_id: int | None = None
+    film: Stack | None = None
+    resampled: bool = False
+
+    def placeholders(self, ids: Tensor | None, embedded: Tensor | None) -> dict[str, Tensor]:
+        """For "image" and "video", ``(B, L)`` bool: where its placeholder stands, by id or by embedding."""
+        out = {}
+        for kind, token in (("image", self.image_token_id), ("video", self.video_token_id)):
+            if ids is not None:
+                out[kind] = ids == (-1 if token is None else token)
+                continue
+            assert embedded is not None
+            embed: Any = self.model.get_input_embeddings()  # type: ignore[operator]
+            same = embedded == embed(torch.tensor(token or 0, device=embedded.device))
+            out[kind] = same.all(-1) & (token is not None)
+        return out
 
 
 def find(model: nn.Module) -> Anatomy:
@@ -75,23 +108,60 @@ def find(model: nn.Module) -> Anatomy:
     config = getattr(model, "config", None)
     if config is None:
         raise ValueError(f"{type(model).__name__} is not a transformers model (it has no config)")
+    name = type(model).__name__
+    refusal = refused(model)
+    if refusal:
+        raise ValueError(f"{name}: {refusal}")
     text = getattr(config, "text_config", None)
-    sight = getattr(config, "vision_config", None)
-    if text is None or sight is None:
+    if text is None:
         return _bare(model)
-    language = _stack(_holder(model, text, "language"))
-    vision_root = _holder(model, sight, "vision")
-    stack = _stack(vision_root)
-    vision = Stack(vision_root, stack.layers, stack.attentions, *_specials(vision_root))
+    sight = getattr(config, "vision_config", None)
+    language = _stack(_language(model))
+    towers = [] if sight is None else [(n, m) for n, m in _holders(model, sight) if _blocks(m)]
+    vision = next((_encoder(m) for n, m in towers if "video" not in n), None)
+    film = next((_encoder(m) for n, m in towers if "video" in n), None)
+    block = -1
+    if vision is not None:
+        wanted = getattr(config, "vision_feature_layer", -1)
+        wanted = wanted[-1] if isinstance(wanted, (list, tuple)) else wanted
+        block = _block(-1 if wanted is None else wanted, len(vision.layers))
     base = next(m for m in model.modules() if _child(m, language.root))
-    token = getattr(config, "image_token_id", None)
-    if token is None:
-        token = getattr(config, "image_token_index", None)
-    if token is None:
-        raise ValueError(f"{type(model).__name__} has no image_token_id in its config; visual tokens cannot be found")
-    wanted = getattr(config, "vision_feature_layer", -1)
-    wanted = wanted[-1] if isinstance(wanted, (list, tuple)) else wanted
-    return Anatomy(model, base, vision, language, _block(wanted, len(vision.layers)), int(token))
+    image, video = _token(config, "image"), _token(config, "video")
+    if image is None and video is None:
+        raise ValueError(f"{name} has no image_token_id in its config; visual tokens cannot be found")
+    return Anatomy(model, base, vision, language, block, image, video, film, _resampled(base, towers, language.root))
+
+
+def _resampled(base: nn.Module, towers: list[tuple[str, nn.Module]], language: nn.Module) -> bool:
+    other = {id(m) for root in (language, *(t for _, t in towers)) for m in root.modules()}
+    between = (m for name, m in base.named_modules() if id(m) not in other and "audio" not in name)
+    return any("Attention" in type(m).__name__ for m in between)
+
+
+def refused(model: nn.Module) -> str | None:
+    """Why a model cannot be sieved; None where it can, as far as its config and modules tell."""
+    config: Any = model.config
+    if config.model_type in REFUSED:
+        return REFUSED[config.model_type]
+    if getattr(config, "is_encoder_decoder", False):
+        return "it has an encoder and a decoder; visual tokens can leave in front of decoder-only language models"
+    if getattr(config, "text_config", None) is None:
+        return None
+    if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
+        return "its generate() goes past its forward pass, where visual tokens are found"
+    language = _language(model)
+    if any("CrossAttention" in type(m).__name__ for m in language.modules()):
+        return "its language model attends to images by cross-attention; no visual token stands in the prompt"
+    kinds = {type(layer) for layer in DynamicCache(config=language.config).layers}
+    other = sorted(k.__name__ for k in kinds if k not in SIEVABLE and k is not LinearAttentionLayer)
+    if other:
+        return f"its cache holds layers of kind {', '.join(other)}, whose entries cannot leave"
+    return None
+
+
+def _token(config: Any, kind: str) -> int | None:
+    names = (f"{kind}_token_id", f"{kind}_token_index")
+    return next((int(t) for t in (getattr(config, n, None) for n in names) if t is not None), None)
 
 
 def _bare(model: nn.Module) -> Anatomy:
@@ -113,29 +183,47 @@ def _is_model(module: nn.Module) -> bool:
     return hasattr(module, "config") and hasattr(module, "post_init")
 
 
-def _holder(model: nn.Module, config: Any, what: str) -> nn.Module:
-    """The outermost submodel built from a part of the config."""
-    found = next((m for m in model.modules() if m is not model and _is_model(m) and m.config is config), None)
-    if found is None:
-        kind = type(config)
-        found = next((m for m in model.modules() if m is not model and _is_model(m) and type(m.config) is kind), None)
-    if found is None:
-        raise ValueError(f"{type(model).__name__} has no recognisable {what} part")
-    return found
+def _holders(model: nn.Module, config: Any) -> list[tuple[str, nn.Module]]:
+    """The outermost submodels built from a part of the config."""
+    inside = [(n, m) for n, m in model.named_modules() if m is not model and _is_model(m)]
+    found = [(n, m) for n, m in inside if m.config is config] or [
+        (n, m) for n, m in inside if type(m.config) is type(config)
+    ]
+    names = [n + "." for n, _ in found]
+    return [(n, m) for n, m in found if not any(n.startswith(other) for other in names)]
+
+
+def _language(model: nn.Module) -> nn.Module:
+    config: Any = model.config
+    found = _holders(model, config.text_config)
+    if not found:
+        raise ValueError(f"{type(model).__name__} has no recognisable language part")
+    return found[0][1]
+
+
+def _encoder(root: nn.Module) -> Stack:
+    stack = _stack(root)
+    return Stack(root, stack.layers, stack.attentions, *_specials(root))
 
 
 def _stack(root: nn.Module) -> Stack:
     """The longest list of blocks that hold attention."""
-    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and len(m) and _attention(m[0]) is not None]
-    if not lists:
+    layers = _blocks(root)
+    if not layers:
         raise ValueError(f"{type(root).__name__} has no recognisable transformer blocks")
-    layers = max((tuple(blocks) for blocks in lists), key=len)
     return Stack(root, layers, tuple(_attention(layer) for layer in layers))
 
 
+def _blocks(root: nn.Module) -> tuple[nn.Module, ...]:
+    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and any(_attention(x) is not None for x in m)]
+    return max((tuple(blocks) for blocks in lists), key=len, default=())
+
+
 def _attention(layer: nn.Module) -> nn.Module | None:
-    found = (m for m in layer.modules() if "Attention" in type(m).__name__ and hasattr(m, "is_causal"))
-    return next(found, None)
+    """The module of a block that calls the attention kernel: it knows whether it is causal, or at least its scale."""
+    named = [m for m in layer.modules() if "Attention" in type(m).__name__]
+    found = [m for m in named if hasattr(m, "is_causal")] or [m for m in named if hasattr(m, "scaling")]
+    return found[0] if found else None
 
 
 def neurons(layer: nn.Module, inner: int) -> nn.Module:

@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 class SievedLayer(DynamicLayer):
@@ -38,14 +40,14 @@ class SievedLayer(DynamicLayer):
         """The sieved layer at ``index`` of a cache, put in the place of a plain dynamic one.
 
         Raises:
-            ValueError: the layer is of a kind whose entries cannot leave (static, sliding, quantized).
+            ValueError: the layer is of a kind whose entries cannot leave (static, quantized, ...).
         """
         while len(cache.layers) <= index:
             cache.layers.append(DynamicLayer())
         old = cache.layers[index]
         if isinstance(old, cls):
             return old
-        if type(old) is not DynamicLayer:
+        if type(old) not in SIEVABLE:
             raise ValueError(
                 f"layer {index} of the cache is a {type(old).__name__}; tokens can leave a DynamicCache only (pass "
                 "past_key_values=DynamicCache(), or no cache)"
@@ -53,7 +55,8 @@ class SievedLayer(DynamicLayer):
         new = cls()
         new.__dict__.update(old.__dict__)
         new.length = old.get_seq_length()
-        new.columns = torch.arange(new.length, device=device).expand(batch, -1)
+        held = old.keys.shape[-2] if old.is_initialized else 0  # a sliding window holds the last ones
+        new.columns = torch.arange(new.length - held, new.length, device=device).expand(batch, -1)
         cache.layers[index] = new
         return new
 
@@ -83,6 +86,8 @@ class SievedLayer(DynamicLayer):
         else:
             columns, length = self._next
             assert self.columns is not None
+            if columns.shape[1] != query:
+                raise RuntimeError(f"{columns.shape[1]} tokens were announced to the cache, {query} came")
             self.columns, self.length, self._next = torch.cat([self.columns, columns], 1), self.length + length, None
         return super().update(key_states, value_states, *args, **kwargs)
 

@@ -27,15 +27,20 @@ class Watch:
 
     def __init__(self, stack: Stack, needs: Iterable[Need], clock: Clock, layers: tuple[int, ...] = ()):
         self.stack, self.clock = stack, clock
-        self.seen: dict[str, dict[int, Tensor]] = {}
+        self.seen: dict[str, dict[int, list[Tensor]]] = {}  # a block may be called several times in one pass
         self._wanted: dict[int, dict[str, list[int]]] = {}
         for need in needs:
-            for name in self._names(need):
+            for name in self.names(need):
                 for asked in need.layers or layers:
                     block = stack.layer(need.scaled(asked, len(stack.layers)))
+                    if stack.attentions[block] is None:
+                        raise ValueError(
+                            f"block {block} of {type(stack.root).__name__} has no attention to read {name} from; use a method "
+                            "that reads features only, such as 'divprune'"
+                        )
                     self._wanted.setdefault(block, {}).setdefault(name, []).append(asked)
 
-    def _names(self, need: Need) -> list[str]:
+    def names(self, need: Need) -> list[str]:
         """What is recorded for a need: the first of it and its stand-ins that this encoder has."""
         for name in (need.name, *need.instead):
             if name in ENCODER_SIGNALS and (not name.startswith("cls_") or self.stack.cls):
@@ -54,7 +59,7 @@ class Watch:
                 for name, asked in names.items():
                     value = self._read(name, call)
                     for index in asked:
-                        self.seen.setdefault(name, {})[index] = value
+                        self.seen.setdefault(name, {}).setdefault(index, []).append(value)
 
         return taps.attach(module, observe=observe)
 
@@ -149,7 +154,7 @@ class EncoderSite:
         return torch.cat([special, step.apply(tokens)], 1)
 
     def _seen(self, index: int) -> dict[str, dict[int, Tensor]]:
-        return {name: seen for name, seen in self.watch.seen.items() if index in seen}
+        return {name: {index: seen[index][-1]} for name, seen in self.watch.seen.items() if index in seen}
 
     def widen(self, x: Tensor) -> Tensor:
         """``(I, m, ...)`` recorded at some block -> ``(I, n, ...)``: each original token has what its slot had there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,22 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.method import Method
-from tokensieve.parts import place
-from tokensieve.parts.budget import Keep
+from tokensieve.parts import budget
+from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, readings, taps
+from tokensieve.sites import masks, positions, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
+from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
-from tokensieve.sites.stream import Images, Stream
+from tokensieve.sites.stream import Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
-AVAILABLE = {"handoff": (*ENCODER_SIGNALS, "entropy", "paired", "text", "features")}
+PICTURES = ("pixel_values", "mm_encoder", "image_patches")
+AVAILABLE: dict[str, tuple[str, ...]] = {
+    "handoff": (*ENCODER_SIGNALS, "entropy", "paired", "text", "features"),
+    "prefill": readings.LAYER_SIGNALS,
+}
 
 
 class LanguageSite:
@@ -43,17 +49,33 @@ class LanguageSite:
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
-        ranks = any(type(stage.method).score is not Method.score for stage in self.handoff)
-        self.available = {**AVAILABLE, "prefill": (*readings.LAYER_SIGNALS, *(("ranking",) if ranks else ()))}
+        self.ranks = any(type(stage.method).score is not Method.score for stage in self.handoff)
         for stage in stages:
-            if stage.site != "encoder":
-                readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
+            names = self._names(stage) if stage.site != "encoder" else []
+            reads = stage.site == "prefill" and set(names) & set(readings.ATTENTION_SIGNALS)
+            if reads and self.language.attentions[self.language.layer(stage.layer) - 1] is None:
+                raise ValueError(
+                    f"layers={stage.layer}: the layer before has no attention to read; choose one behind a layer that has"
+                )
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.trace: Trace | None = None
-        self._visual: Tensor | None = None
+        self._kinds: dict[str, Tensor] = {}
+        self._padding: Tensor | None = None
+        self._ids: Tensor | None = None
+        self._around = False
+        self._deep = Deepstack({})
         self._stream: Stream | None = None
         self._calls: dict[int, taps.Call] = {}
+
+    def _names(self, stage: Stage) -> list[str]:
+        """The signals that a stage gets."""
+        available = AVAILABLE[stage.site]
+        if self.anatomy.vision is None:
+            available = tuple(name for name in available if name not in ENCODER_SIGNALS)
+        if stage.site == "prefill" and self.ranks:
+            available = (*available, "ranking")
+        return readings.wanted(stage.method.needs, available, stage.site, stage.method.name)
 
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
@@ -72,76 +94,79 @@ class LanguageSite:
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._visual, self._stream = None, None
-        brings = any(v is not None for k, v in kwargs.items() if k.startswith(("pixel_values", "mm_encoder")))
-        if not brings:
+        self._kinds, self._stream, self._around = {}, None, True
+        if not any(v is not None for k, v in kwargs.items() if k.startswith(PICTURES)):
             return
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if ids is not None:
-            visual = ids == self.anatomy.image_token_id
-        else:
-            embed = self.anatomy.model.get_input_embeddings()  # type: ignore[operator]
-            token = torch.tensor(self.anatomy.image_token_id, device=kwargs["inputs_embeds"].device)
-            visual = (kwargs["inputs_embeds"] == embed(token)).all(-1)
-        if bool(visual.any()):
-            self._visual = visual
+        kinds = self.anatomy.placeholders(
+            kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
+        )
+        if any(bool(k.any()) for k in kinds.values()):
+            self._kinds = kinds
+            mask = kwargs.get("attention_mask")
+            self._padding = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        visual, self._visual = self._visual, None
-        if visual is None:
+        kinds, self._kinds, self._ids = self._kinds, {}, kwargs.get("position_ids")
+        if not kinds:
+            self.sight.unseen(self._around)
             return None
         x = kwargs["inputs_embeds"]
-        given = kwargs.get("attention_mask")
-        length = visual.shape[1]
-        real = torch.ones_like(visual) if given is None or given.dim() != 2 else given[:, -length:].bool()
-        images = self._images(visual)
+        length = x.shape[1]
+        real = torch.ones_like(kinds["image"]) if self._padding is None else self._padding[:, -length:].bool()
+        shared = [s.keep for s in self.stages if isinstance(s.keep, Keep) and s.keep.per == "prompt"]
+        if shared and self.encoder is not None:
+            raise ValueError("Keep(per='prompt') cannot follow an encoder stage, whose budget is per image")
+        images = self.sight.images(kinds, shared)
         stream = self._stream = Stream(images, real)
-        self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers))
+        self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers), images.place)
+        past = self._past(kwargs.get("past_key_values"))
+        ids = kwargs.get("position_ids")
+        if ids is None:
+            ids = torch.arange(past, past + length, device=x.device)[None]
+        stream.ids = ids.expand(*ids.shape[:-2], len(x), length)
+        self._deep, changed = Deepstack.take(kwargs, stream, len(self.language.layers))
+        whole = masks.windowed(self.language.root, x, kwargs, past)
         if self.encoder is not None and self.encoder.total is not None:
             x = self._from_encoder(stream, self.encoder.total, x)
         for stage in self.handoff:
             x = self._thin(stream, stage, 0, x, None)
         if not stream.reduced:
-            return None
-        past = self._past(kwargs.get("past_key_values"))
-        ids = kwargs.get("position_ids")
-        if ids is None:
-            ids = torch.arange(past, past + length, device=x.device)[None]
+            return args, changed
         policies = {s.positions for s in (*self.handoff, *([self.encoder.stage] if self.encoder else []))}
         policy = "compact" if "compact" in policies else "original"
-        ids = self._place(stream, ids, stream.index, policy)
-        old = torch.ones(len(visual), past, dtype=torch.long, device=x.device)
-        if given is not None:
-            old = given[:, :-length]
-        new = (stream.index >= 0).to(old.dtype)
-        changed = masks.arguments(kwargs, stream.index, length)
+        stream.ids = positions.placed(stream, stream.ids, stream.index, policy)
+        changed = masks.arguments(changed, stream.index, length)
         changed |= {
             "inputs_embeds": x,
-            "attention_mask": torch.cat([old, new], 1),
-            "position_ids": ids,
+            "attention_mask": masks.entering(
+                whole, stream.index, stream.real, x, past, taps.kind(self.language.config)
+            ),
+            "position_ids": stream.ids,
         }
         stream.entered()
         return args, changed
 
     def _layer(self, index: int) -> Callable[..., Any]:
+        names = tuple(inspect.signature(self.language.layers[index].forward).parameters)
+
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+            hidden = kwargs.pop(names[0])
             stream = self._stream
             if stream is None:
-                return self._decode(index, args, kwargs)
-            hidden = args[0] if args else kwargs["hidden_states"]
+                return (hidden,), self._decode(index, hidden, kwargs)
+            hidden = self._deep.add(index, hidden, stream)
             call = self._calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
                 here = stream.index
                 hidden = self._thin(stream, stage, index, hidden, call)
-                self._renumber(stream, stage, hidden, kwargs["position_ids"])
+                if stage.positions == "compact" and stream.reduced:
+                    stream.renumbered = positions.renumbered(self.language.root, stream, hidden)
                 if call is not None and stream.index is not here:
                     call = call.among(stream.stayed)
             assert self.trace is not None
             self.trace.layer_tokens[index] = float(stream.reduction.counts.float().mean())
-            if not stream.reduced:
-                return None
-            kwargs = self._gather(stream, index, hidden, kwargs)
-            return ((hidden, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden})
+            return (hidden,), self._gather(stream, index, hidden, kwargs) if stream.reduced else kwargs
 
         return hook
 
@@ -156,23 +181,20 @@ class LanguageSite:
         states = getattr(output, "hidden_states", None)
         if self._stream is not None and states is not None:
             output.hidden_states = tuple(self._stream.restore(h) for h in states)
-        self._stream = None
+        self._stream, self._around = None, False
         self._calls.clear()
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _images(self, visual: Tensor) -> Images:
-        if any(isinstance(s.keep, Keep) and s.keep.per == "prompt" for s in self.stages):
-            if self.encoder is not None:
-                raise ValueError("Keep(per='prompt') cannot follow an encoder stage, whose budget is per image")
-            return Images.by_prompt(visual)
-        grid = self.sight.grid()
-        return Images.split(visual, grid[0] * grid[1] if grid else None)
-
     def _from_encoder(self, stream: Stream, total: Reduction, x: Tensor) -> Tensor:
         """The encoder's features came back at full length, merged tokens repeated: one of each goes on."""
-        copies = len(stream.images.row) // total.batch
-        total = total.rows(stream.images.repeated(copies)[:: total.n] // total.n)
+        source = stream.images.source
+        if source is None or source.shape[1] != total.n or not bool(stream.images.mask.all()):
+            raise ValueError(
+                f"{type(self.anatomy.model).__name__} does not hand on its encoder's {total.n} tokens of an image as they are; "
+                "use site='handoff'"
+            )
+        total = total.rows(source[:, 0] // total.n)
         chosen = torch.zeros(total.batch, total.n, dtype=torch.bool, device=x.device)
         chosen.scatter_(1, total.kept, True)
         x = stream.leave(Reduction.keep(chosen), x, merge=False)
@@ -184,12 +206,12 @@ class LanguageSite:
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
         with self.clock, torch.no_grad():
-            names = readings.wanted(stage.method.needs, self.available[stage.site], stage.site, stage.method.name)
+            names = self._names(stage)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
-            if stage.site == "handoff":
-                given |= {**self.sight.signals(stream), **self.sight.entropy(stream)}
+            given |= self.sight.signals(stream, stage.site == "handoff")
             at, mask = stream.slots()
             grid = self.sight.grid(mask) if stream.reduction.is_identity else None
+            given = {k: v for k, v in given.items() if not (k == "spot" and grid)}
             signals = Signals(
                 features=stream.pick(x, at),
                 mask=None if bool(mask.all()) else mask,
@@ -199,53 +221,39 @@ class LanguageSite:
                 **given,
             )
             assert self.trace is not None
-            before = self.trace.layer_tokens[:index]
-            step = stage.method(signals, resolve(stage.keep, before, self.anatomy, stream))
+            keep = resolve(stage.keep, self.trace.layer_tokens[:index], self.anatomy, stream)
+            step = self._step(stage, signals, keep, stream.images.alone)
             score = stage.method.score(signals)
         if stage.site == "handoff" and score is not None:
             stream.rank(score)
-        if not step.is_identity:
-            x = stream.leave(step, x)
+        x = stream.leave(step, x)
         self._record(stage, stream, score, grid)
         return x
+
+    def _step(self, stage: Stage, signals: Signals, keep: Budget, alone: Tensor) -> Reduction:
+        if bool((budget.counts(keep, signals.valid) == signals.valid.sum(1)).all()):
+            return Reduction.keep(signals.valid)
+        if not bool(alone.any()):
+            return stage.method(signals, keep)
+        return stage.method.reduce(signals, torch.where(alone, 1, budget.counts(keep, signals.valid)))
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
 
-    def _place(self, stream: Stream, ids: Tensor, index: Tensor, policy: str) -> Tensor:
-        """Position ids of the survivors; remembers by how much later ids are lowered."""
-        full = ids.expand(*ids.shape[:-2], index.shape[0], ids.shape[-1])
-        new = place.positions(full, index.clamp(min=0), index >= 0, policy)
-        if policy == "compact":
-            lowered = place.shift(full, index.clamp(min=0), index >= 0, policy)
-            stream.shift = lowered if stream.shift is None else stream.shift + lowered
-        return new
-
-    def _renumber(self, stream: Stream, stage: Stage, hidden: Tensor, ids: Tensor) -> None:
-        """Later layers see the survivors of a prefill stage at consecutive positions, where the stage asks for it."""
-        if stage.positions == "compact" and stream.reduced:
-            new = self._place(stream, ids, stream.entry, "compact")
-            stream.renumbered = (new, self._rotary(hidden, new))
-
-    def _rotary(self, hidden: Tensor, ids: Tensor) -> Any:
-        """Rotary tables for renumbered positions."""
-        rotary = getattr(self.language.root, "rotary_emb", None)
-        if rotary is None:
-            raise ValueError(f"{type(self.language.root).__name__} has no rotary positions; use positions='original'")
-        return rotary(hidden, position_ids=ids)
-
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's arguments for the tokens that are there; tells its cache layer which they are."""
-        entered = kwargs["position_ids"].shape[-1] if kwargs.get("position_ids") is not None else None
-        n = entered if entered is not None else int(stream.entry.max()) + 1
-        thinned = stream.entry.shape[1] != n
-        out = masks.arguments(kwargs, stream.entry, n) if thinned else dict(kwargs)
+        thinned = stream.entry.shape[1] != stream.width
+        out = masks.arguments(kwargs, stream.entry, stream.width) if thinned else dict(kwargs)
         if thinned and stream.renumbered is not None:
-            out["position_ids"], out["position_embeddings"] = stream.renumbered
+            ids, out["position_embeddings"] = stream.renumbered
+            if out.get("position_ids") is not None:
+                out["position_ids"] = ids[0] if ids.dim() == 3 and out["position_ids"].dim() == 2 else ids
         cache = kwargs.get("past_key_values")
         columns, past = stream.entry, 0
         holes = thinned and stream.holes
+        if self.language.attentions[index] is None:
+            cache = None  # its state is of one size, whatever has left
         if cache is not None:
             layer = SievedLayer.of(cache, index, hidden.shape[0], hidden.device)
             past, holes = layer.length, holes or layer.holes
@@ -254,7 +262,9 @@ class LanguageSite:
             named = torch.where(stream.index >= 0, stream.index + past, -1)
             layer.expect(named, stream.length, stream.holes)
             if layer.shift is not None:
-                self._lower(out, layer.shift, hidden)
+                assert stream.ids is not None
+                ids = stream.ids if not thinned else masks.gather_ids(stream.ids, stream.entry)
+                positions.lower(self.language.root, out, ids, layer.shift, hidden)
             layer.lower(stream.shift)
         if thinned or past:
             kind = taps.kind(self.language.config)
@@ -262,12 +272,11 @@ class LanguageSite:
             out["attention_mask"] = masks.attention(kwargs.get("attention_mask"), rows, columns, holes, kind, hidden)
         return out
 
-    def _decode(self, index: int, args: Any, kwargs: dict[str, Any]) -> Any:
+    def _decode(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         cache = kwargs.get("past_key_values")
         layer = cache.layers[index] if cache is not None and len(cache.layers) > index else None
         if not isinstance(layer, SievedLayer):
-            return None
-        hidden = args[0] if args else kwargs["hidden_states"]
+            return kwargs
         mask = kwargs.get("attention_mask")
         changed = dict(kwargs)
         if mask is not None or layer.holes:
@@ -275,13 +284,9 @@ class LanguageSite:
             columns = layer.upcoming(hidden.shape[1])
             changed["attention_mask"] = masks.attention(mask, None, columns, layer.holes, kind, hidden)
         if layer.shift is not None:
-            self._lower(changed, layer.shift, hidden)
-        return args, changed
-
-    def _lower(self, kwargs: dict[str, Any], shift: Tensor, hidden: Tensor) -> None:
-        """Tokens after a compacted prompt go on from its new end."""
-        kwargs["position_ids"] = kwargs["position_ids"] - shift[..., None]
-        kwargs["position_embeddings"] = self._rotary(hidden, kwargs["position_ids"])
+            ids = kwargs["position_ids"] if self._ids is None else self._ids
+            positions.lower(self.language.root, changed, ids, layer.shift, hidden)
+        return changed
 
     def _past(self, cache: Any) -> int:
         return 0 if cache is None else int(cache.get_seq_length())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.masking_utils import create_masks_for_generate
 
 
 def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -19,24 +21,35 @@ def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
     return x.gather(dim, index.clamp(min=0).reshape(shape).expand(size))
 
 
-def attention(
-    mask: Tensor | None, rows: Tensor | None, columns: Tensor, holes: bool, kind: str, like: Tensor
-) -> Tensor | None:
+def gather_ids(ids: Tensor, index: Tensor) -> Tensor:
+    """Position ids ``(..., B, n)`` at ``index``, ``(B, m)`` long."""
+    return ids.gather(-1, index.clamp(min=0).expand(*ids.shape[:-1], -1))
+
+
+Mask = Tensor | dict[str, Any] | None
+
+
+def attention(mask: Mask, rows: Tensor | None, columns: Tensor, holes: bool, kind: str, like: Tensor) -> Mask:
     """The attention mask of the tokens that are there.
 
     Args:
-        mask: what the model built: None (plain causal), ``(B, kv)`` (flash), or ``(B, 1, q, kv)`` bool or additive.
+        mask: what the model built: None (plain causal), ``(B, kv)`` (flash), ``(B, 1, q, kv)`` bool or additive, or a dict of
+            such by layer type. A mask of a sliding window may hold the last columns only.
         rows: ``(B, q')`` which of the mask's queries remain; None keeps all.
-        columns: ``(B, kv')`` which of its columns the keys are, ascending; -1 at padding.
+        columns: ``(B, kv')`` which columns the keys are, ascending, the queries' own last; -1 at padding.
         holes: whether there is such padding.
         kind: the attention implementation ("sdpa", "eager", "flash_attention_2", ...).
-        like: hidden states, for dtype and device.
+        like: hidden states of the queries, for length, dtype and device.
     """
-    hole = columns < 0
+    if isinstance(mask, dict):
+        return {name: attention(one, rows, columns, holes, kind, like) for name, one in mask.items()}
     if mask is None:
-        return (
-            None if not holes else _causal(columns, columns if rows is None else rows, like.shape[1], kind, like.dtype)
-        )
+        return _causal(columns, like.shape[1], kind, like.dtype) if holes else None
+    cut = int(columns.max()) + 1 - mask.shape[-1]
+    if cut > 0:
+        columns = torch.where(columns >= cut, columns - cut, -1)
+        holes = holes or bool((columns < 0).any())
+    hole = columns < 0
     if mask.dim() == 2:
         out = gather(mask, columns, 1)
         return out.masked_fill(hole, 0) if holes else out
@@ -48,12 +61,67 @@ def attention(
     return out
 
 
-def _causal(columns: Tensor, rows: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:
-    """A causal mask over ``columns`` for the last ``query`` of ``rows``, where the model saw no need for one."""
+def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int) -> Mask:
+    """The mask that a language model is given; where its layers see a window, the masks it would make of that, since windows
+    are counted in tokens of the prompt.
+
+    Args:
+        x: ``(B, L, D)`` embeddings of the whole prompt; past: tokens in the cache.
+
+    Raises:
+        ValueError: a window under flash attention, which counts the tokens it is given.
+    """
+    given = kwargs.get("attention_mask")
+    ready = isinstance(given, dict) or (isinstance(given, Tensor) and given.dim() == 4)
+    size = window(language)
+    if ready or size is None or size >= past + x.shape[1]:
+        return given
+    config: Any = language.config
+    if "flash" in str(config._attn_implementation):
+        raise ValueError(
+            f"{type(language).__name__} has layers that see a window of {size} tokens, which flash attention would count after "
+            "tokens have left; load the model with attn_implementation='sdpa'"
+        )
+    if given is None:  # without one, masks are guessed from gaps in position ids
+        given = torch.ones(len(x), past + x.shape[1], dtype=torch.long, device=x.device)
+    return create_masks_for_generate(config, x, given, kwargs.get("past_key_values"))
+
+
+def entering(whole: Mask, index: Tensor, real: Tensor, x: Tensor, past: int, kind: str) -> Mask:
+    """The mask of the tokens that enter the language model, from that of the whole prompt.
+
+    Args:
+        index: ``(B, l)`` long, their prompt positions, -1 at padding; real: ``(B, L)`` bool, False at the prompt's padding.
+        x: ``(B, l, D)`` their embeddings.
+    """
+    before = torch.arange(past, device=x.device).expand(len(x), -1)
+    if whole is not None and not (isinstance(whole, Tensor) and whole.dim() == 2):
+        columns = torch.cat([before, torch.where(index >= 0, index + past, -1)], 1)
+        return attention(whole, index, columns, bool((index < 0).any()), kind, x)
+    old = torch.ones_like(before) if whole is None else whole[:, : -real.shape[1]]
+    here = real.gather(1, index.clamp(min=0)) & (index >= 0)
+    return torch.cat([old, here.to(old.dtype)], 1)
+
+
+def window(language: nn.Module) -> int | None:
+    """How many tokens back the narrowest layers of a language model see; None where all see everything."""
+    config: Any = language.config
+    kinds = getattr(config, "layer_types", None)
+    narrow = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+    if kinds is not None:
+        sizes = [getattr(config, narrow[kind], None) for kind in set(kinds) if kind in narrow]
+    else:
+        uses = hasattr(sys.modules[type(language).__module__], "create_sliding_window_causal_mask")
+        sizes = [getattr(config, "sliding_window", None)] if uses else []
+    return min((int(size) for size in sizes if size), default=None)
+
+
+def _causal(columns: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:
+    """A causal mask over ``columns`` for the last ``query`` of them, where the model saw no need for one."""
     real = columns >= 0
     if "flash" in kind:
         return real.long()
-    allowed = real[:, None] & (columns[:, None] <= rows[:, -query:, None].clamp(min=0))
+    allowed = real[:, None] & (columns[:, None] <= columns[:, -query:, None].clamp(min=0))
     allowed = allowed[:, None]
     if kind == "eager":
         return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
@@ -65,7 +133,7 @@ def _causal(columns: Tensor, rows: Tensor, query: int, kind: str, dtype: torch.d
 def arguments(kwargs: dict[str, Any], index: Tensor, n: int) -> dict[str, Any]:
     """A layer's keyword arguments with every per-token tensor but the mask gathered from ``n`` tokens to ``index``.
 
-    Knows rotary tables ``(B or 1, n, d)``, ids ``(B, n)`` and M-RoPE ids ``(3 or 4, B, n)``.
+    Knows rotary tables ``(B or 1, n, d)``, ids ``(B, n)``, M-RoPE ids ``(3 or 4, B, n)`` and inputs of layers ``(B, n, l, d)``.
     """
     out = dict(kwargs)
     for name, value in kwargs.items():
@@ -79,7 +147,7 @@ def arguments(kwargs: dict[str, Any], index: Tensor, n: int) -> dict[str, Any]:
 def _one(x: Tensor, index: Tensor, n: int) -> Tensor:
     if x.dim() == 2 and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
         return gather(x, index, 1)
-    if x.dim() == 3 and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
+    if x.dim() in (3, 4) and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
         return gather(x, index, 1)
     if x.dim() == 3 and x.shape[2] == n:
         return torch.stack([gather(part, index, 1) for part in x])

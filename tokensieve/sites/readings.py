@@ -17,18 +17,8 @@ from tokensieve.sites.masks import gather
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call, attach
 
-LAYER_SIGNALS = (
-    "text_attention",
-    "last_attention",
-    "received_attention",
-    "pagerank",
-    "keys",
-    "values",
-    "text",
-    "features",
-    "neurons",
-    "text_neurons",
-)
+ATTENTION_SIGNALS = ("text_attention", "last_attention", "received_attention", "pagerank", "keys", "values")
+LAYER_SIGNALS = (*ATTENTION_SIGNALS, "neurons", "text_neurons", "text", "features")
 SHARPER, STEPS = 0.1, 5
 """The temperature of PageRank's attention and its iterations."""
 
@@ -44,7 +34,8 @@ def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method
         name = next((n for n in (need.name, *need.instead) if n in available), None)
         if name is None:
             raise ValueError(
-                f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)}"
+                f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)} (methods "
+                "that read features only, such as 'divprune', run everywhere)"
             )
         out.append(name)
     return out
@@ -64,8 +55,7 @@ def listen(
             calls[index] = replace(calls[index], neurons=args[0])
 
     attention = language.attentions[index - 1]
-    assert attention is not None
-    out = [attach(attention, observe=attend)]
+    out = [] if attention is None else [attach(attention, observe=attend)]
     if {n.name for s in stages for n in s.method.needs} & {"neurons", "text_neurons"}:
         inner = neurons(language.layers[index - 1], language.config.intermediate_size)
         out.append(inner.register_forward_pre_hook(fire).remove)

@@ -88,7 +88,14 @@ class _Sites:
             raise ValueError(
                 f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
             )
-        self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed) if inside else None
+        self.encoder = None
+        if inside is not None:
+            if anatomy.vision is None or anatomy.vision.ragged:
+                raise ValueError(
+                    f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
+                    "and borders of their own); use site='handoff'"
+                )
+            self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed)
         self.language = None
         if anatomy.language is not None:
             self.language = LanguageSite(anatomy, plan.stages, self.encoder, clock, seed)

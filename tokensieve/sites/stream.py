@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokensieve.parts import budget
+from tokensieve.parts.budget import Keep
 from tokensieve.reduction import Reduction
 from tokensieve.sites.masks import gather
 
@@ -17,56 +21,87 @@ class Images:
     Attributes:
         row: ``(I,)`` long, the batch row of each image.
         place: ``(I, n)`` long, the prompt position of each of its tokens; -1 at padding (images of different sizes).
+        source: ``(I, n)`` long, the rank of each token among those that the encoder gave; None where that is not known.
+        pictures: ``(I,)`` long, how many pictures each group holds.
+        alone: ``(I,)`` bool: a picture of a prompt whose budget is smaller than the number of its pictures; it keeps one token.
     """
 
-    def __init__(self, row: Tensor, place: Tensor):
-        self.row, self.place = row, place
+    def __init__(self, row: Tensor, place: Tensor, source: Tensor | None, pictures: Tensor, alone: Tensor):
+        self.row, self.place, self.source, self.pictures, self.alone = row, place, source, pictures, alone
 
     @property
     def mask(self) -> Tensor:
         return self.place >= 0
 
     @classmethod
-    def split(cls, visual: Tensor, tokens: int | None) -> Images:
-        """One group per image: runs of ``tokens`` placeholders where that fits every row, otherwise runs of neighbours.
+    def of(cls, visual: Tensor, picture: Tensor, source: Tensor | None, shared: Sequence[Keep] = ()) -> Images:
+        """Groups of visual tokens.
 
         Args:
-            visual: ``(B, L)`` bool.
-            tokens: visual tokens of one image, where known.
+            visual: ``(B, L)`` bool, with V True entries.
+            picture: ``(V,)`` long, a label for each of them; where the label or the row changes, another picture begins.
+            source: ``(V,)`` long, or None.
+            shared: budgets per prompt; with any, the pictures of a prompt are one group, as long as each can keep a token.
         """
         where = visual.nonzero()
-        if tokens and bool((visual.sum(1) % tokens == 0).all()):
-            return cls(where[::tokens, 0], where[:, 1].view(-1, tokens))
-        apart = (where[1:, 0] != where[:-1, 0]) | (where[1:, 1] != where[:-1, 1] + 1)
-        return cls._groups(where, torch.cat([apart.new_zeros(1), apart]).cumsum(0))
-
-    @classmethod
-    def by_prompt(cls, visual: Tensor) -> Images:
-        """One group per prompt that holds images."""
-        where = visual.nonzero()
-        _, group = where[:, 0].unique_consecutive(return_inverse=True)
-        return cls._groups(where, group)
-
-    def repeated(self, copies: int) -> Tensor:
-        """For each token (in prompt order) its rank in a batch before every row was repeated ``copies`` times (beam search)."""
-        held = self.mask.sum(1)
-        per_row = torch.zeros(int(self.row.max()) + 1, dtype=torch.long, device=held.device).index_add_(
-            0, self.row, held
-        )
-        once = per_row[::copies]
-        start = (once.cumsum(0) - once).repeat_interleave(copies)
-        ends = per_row.cumsum(0)
-        row = torch.arange(len(per_row), device=held.device).repeat_interleave(per_row)
-        return start[row] + torch.arange(int(ends[-1]), device=held.device) - (ends - per_row)[row]
-
-    @classmethod
-    def _groups(cls, where: Tensor, group: Tensor) -> Images:
+        row = where[:, 0]
+        new = _new(row)
+        picture = _count(new | _new(picture))
+        group = _count(new)
+        pictures = picture.new_zeros(len(visual)).index_put((row[new],), _held(group, picture))
+        alone = torch.zeros_like(pictures, dtype=torch.bool)
+        if not shared:
+            group = picture
+        else:
+            least = torch.stack([_least(keep, visual) for keep in shared]).amin(0)
+            alone = least < pictures
+            group = _count(new | (_new(picture) & alone[row]))
+            if bool(alone.any()):
+                warnings.warn(
+                    f"keep={int(least[alone].min())} for the {int(pictures[alone].max())} images of a prompt: every image keeps "
+                    "at least one token; give a budget of at least the number of images",
+                    stacklevel=2,
+                )
         sizes = group.bincount()
         start = sizes.cumsum(0) - sizes
         rank = torch.arange(len(group), device=group.device) - start[group]
-        place = where.new_full((len(sizes), int(sizes.max())), -1)
-        place[group, rank] = where[:, 1]
-        return cls(where[start, 0], place)
+
+        def lay(x: Tensor, empty: int) -> Tensor:
+            out = x.new_full((len(sizes), int(sizes.max())), empty)
+            out[group, rank] = x
+            return out
+
+        alone = alone[row[start]]
+        return cls(
+            row[start], lay(where[:, 1], -1), None if source is None else lay(source, 0), _held(group, picture), alone
+        )
+
+    def lay(self, rows: Tensor) -> Tensor:
+        """Rows of visual tokens in the order of :attr:`source`, ``(V, ...)`` -> ``(I, n, ...)``, zero at padding."""
+        assert self.source is not None
+        return rows[self.source] * self.mask.reshape(*self.mask.shape, *[1] * (rows.dim() - 1))
+
+
+def _new(x: Tensor) -> Tensor:
+    """``(V,)`` bool: where an entry differs from the one before; True at the first."""
+    return torch.cat([x.new_ones(1, dtype=torch.bool), x[1:] != x[:-1]])
+
+
+def _count(new: Tensor) -> Tensor:
+    """``(V,)`` bool, where something begins -> ``(V,)`` long, its number."""
+    return new.long().cumsum(0) - 1
+
+
+def _held(group: Tensor, picture: Tensor) -> Tensor:
+    """``(G,)`` long: how many pictures each group holds."""
+    return group[_new(picture)].bincount()
+
+
+def _least(keep: Keep, visual: Tensor) -> Tensor:
+    """``(B,)`` long: the tokens that a budget leaves each prompt; budgets over layers are never too small here."""
+    if keep.tokens is None and keep.share is None:
+        return visual.sum(1)
+    return budget.counts(keep, visual)
 
 
 class Stream:
@@ -81,6 +116,8 @@ class Stream:
         stayed: ``(B, l)`` long, of the tokens behind the last step the stream positions they had in front of it; -1 at padding.
         past: the index as it was at every length l of this pass.
         holes: whether the index holds padding.
+        width: tokens that entered the language model.
+        ids: ``(..., B, width)``, their position ids; None until they are known.
         shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones.
         ranking: ``(I, n)``, what a stage in front of the language model last ranked the tokens by; None where none did.
         renumbered: position ids and rotary tables that layers after a compacting prefill stage get instead of theirs.
@@ -91,9 +128,10 @@ class Stream:
         b, self.length = real.shape
         self.index = torch.arange(self.length, device=real.device).expand(b, -1)
         self.entry = self.index
+        self.width = self.length
+        self.ids: Tensor | None = None
         self.images, self.real = images, real
-        count, tokens = images.place.shape
-        self.reduction = Reduction.identity(count, tokens, real.device)
+        self.reduction = Reduction.keep(images.mask)
         self.left: Tensor | None = None
         self.stayed = self.index
         self.past: dict[int, Tensor] = {}
@@ -143,7 +181,7 @@ class Stream:
         self.ranking[image, self.reduction.kept[image, slot]] = score[image, slot]
 
     def leave(self, step: Reduction, x: Tensor, merge: bool = True) -> Tensor:
-        """Apply a step of reduction to the visual tokens of the stream.
+        """Apply a step of reduction to the visual tokens of the stream; where all stay, nothing is touched.
 
         Args:
             step: per image, from the slots that are there to fewer.
@@ -154,6 +192,8 @@ class Stream:
             the new states ``(B, l', D)``.
         """
         place, mask = self.slots()
+        if merge and step.drops and int(step.counts.sum()) == int(mask.sum()):
+            return x
         row = self.images.row[:, None]
         new = step.take(place)
         kept = step.mask & step.take(mask)
@@ -175,7 +215,8 @@ class Stream:
 
     def entered(self) -> None:
         """The tokens now in the stream are those that the language model is given."""
-        self.entry = torch.arange(self.index.shape[1], device=self.index.device).expand_as(self.index)
+        self.width = self.index.shape[1]
+        self.entry = torch.arange(self.width, device=self.index.device).expand_as(self.index)
 
     def restore(self, x: Tensor) -> Tensor:
         """``(B, l, D)`` at the end of the pass -> ``(B, L, D)``: tokens that are gone get the state in which they left."""

@@ -48,6 +48,7 @@ class Call:
         key, value = masks.gather(self.key, columns, 2), masks.gather(self.value, columns, 2)
         # Without a mask and with holes, a mask of keys is enough: order alone makes it causal.
         mask = masks.attention(self.mask, index, columns, holes, "flash", self.query)
+        assert not isinstance(mask, dict)
         neurons = None if self.neurons is None else masks.gather(self.neurons, index, 1)
         return Call(masks.gather(self.query, index, 2), key, value, mask, self.scale, self.causal, neurons)
 
@@ -125,12 +126,23 @@ def _tapped(
         scale = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
         causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
-        for observe in taps.observers:
-            observe(Call(query, key, value, attention_mask, scale, bool(causal)))
+        call = Call(query, key, value, attention_mask, scale, bool(causal))
+        for part in segments(call, kwargs.get("cu_seq_lens_q")):
+            for observe in taps.observers:
+                observe(part)
         for change in taps.masks:
             attention_mask = change(attention_mask, key)
     function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
     return function(module, query, key, value, attention_mask, **kwargs)
+
+
+def segments(call: Call, borders: Tensor | None) -> list[Call]:
+    """The sequences that stand in one row, a call each, as other kernels are called: flash attention is told their borders."""
+    if borders is None or call.causal or call.query.shape[0] != 1:
+        return [call]
+    lengths = (borders[1:] - borders[:-1]).tolist()
+    parts = zip(*(x.split(lengths, dim=2) for x in (call.query, call.key, call.value)), strict=True)
+    return [Call(q, k, v, None, call.scale, call.causal) for q, k, v in parts]
 
 
 def _eager(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor | None]]:

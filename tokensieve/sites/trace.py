@@ -36,8 +36,10 @@ class Trace:
         stages: in the order they ran.
         rows: the batch row of each image (reductions have one row per image).
         layer_tokens: mean visual tokens per image in front of each language-model layer.
+        places: ``(I, n)`` long, the prompt positions of each image's tokens, -1 at padding; None for a bare encoder.
     """
 
     stages: list[StageTrace]
     rows: list[int]
     layer_tokens: list[float]
+    places: Tensor | None = field(default=None, repr=False)

@@ -1,0 +1,65 @@
+"""Check every architecture, for tokensieve/data/models.json and docs/models.md: `python -m benchmarks.models [NAME ...]`.
+
+With names, only those are checked again, and the others keep what was found before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import transformers
+from tqdm import tqdm
+
+from tokensieve.bench import tiny
+from tokensieve.bench.models import Verdict, check, recorded
+
+ROOT = Path(__file__).parent.parent
+RECORD = ROOT / "tokensieve" / "data" / "models.json"
+HEAD = """# Models
+
+Every architecture of transformers' image-text-to-text mapping, built with a tiny random configuration and checked against the
+plain model; made by `python -m benchmarks.models`, shown by `tokensieve models`.
+
+- **keep=all**: `generate` answers token for token like the plain model, and after the sieve the model is what it was.
+- **handoff**, **prefill**: with tokens gone in front of the language model, or in front of its layer 2, every layer's cache has
+  the expected length, and the logits of every step are those of the plain model with the dropped tokens masked (where the
+  language model has recurrent layers, lengths only).
+- **rows alone**: a batch with left padding, one image in one row and two in the other, answers like its rows alone.
+- **sdpa**, **eager**: under which attention kernels all this holds.
+- **encoder signals**: what the encoder says of its patches reaches the visual tokens made of them, as gradients show; without
+  it, methods that read CLS or received attention, or the encoder's keys, raise an error that names another.
+- **video**: the same with videos.
+
+*refused*: `sieve` raises a `ValueError` that says so. *unchecked*: it could not be built or given a prompt here; a sieve may
+work.
+
+"""
+
+
+def page(rows: Sequence[Verdict], versions: str) -> str:
+    """The matrix as Markdown."""
+    count = Counter(row.status for row in rows)
+    lines = [f"{n} {status}" for status, n in count.most_common()]
+    out = [HEAD + f"{', '.join(lines)}; {versions}.", "", "| architecture | | checked | note |", "|---|---|---|---|"]
+    out += [f"| {r.name} | {r.status} | {', '.join(r.checked)} | {r.why.replace('|', '/')} |" for r in rows]
+    return "\n".join(out) + "\n"
+
+
+def main(names: Sequence[str] = ()) -> None:
+    before = {row.name: row for row in recorded()} if RECORD.is_file() else {}
+    found = {name: check(name) for name in tqdm(names or tiny.names())}
+    rows = [row for name in tiny.names() if (row := found.get(name) or before.get(name))]
+    versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
+    data = {"versions": versions, "models": [asdict(row) for row in rows]}
+    RECORD.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+    (ROOT / "docs" / "models.md").write_text(page(rows, versions), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

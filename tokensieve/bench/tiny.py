@@ -1,0 +1,159 @@
+"""Tiny random models of real architectures, and prompts for them: no download, no processor, under a second each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+VOCAB, IMAGE, VIDEO = 64, 5, 4
+MOST = 10_000_000  # parameters
+
+# Fields that many configs share, and what they shrink to; what a config does not have is passed over.
+EVERY = {
+    "vocab_size": VOCAB, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "image_token_id": IMAGE,
+    "image_token_index": IMAGE, "video_token_id": VIDEO, "video_token_index": VIDEO, "max_position_embeddings": 512,
+    "num_attention_heads": 4, "num_heads": 4, "tie_word_embeddings": False, "vision_start_token_id": 3,
+    "num_local_experts": 2, "num_experts": 2, "n_routed_experts": 2, "moe_num_experts": 2, "num_experts_per_tok": 1,
+    "shared_expert_intermediate_size": 32, "n_group": 1, "topk_group": 1,
+}  # fmt: skip
+TEXT = {
+    "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "ffn_dim": 96, "word_embed_proj_dim": 64, "sliding_window": 24, "linear_num_value_heads": 4,
+    "linear_num_key_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+}  # fmt: skip
+SIGHT = {
+    "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_hidden_layers": 3, "depth": 3, "image_size": 32,
+    "patch_size": 4, "out_hidden_size": 64, "hidden_dim": 64, "text_hidden_size": 64, "projection_dim": 64,
+    "num_key_value_heads": 4,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Family:
+    """What generic shrinking does not know of an architecture.
+
+    Attributes:
+        whole, text, vision: overrides of the config and its parts.
+        frames_apart: whether text stands between the frames of a video.
+        video: the placeholder of videos.
+    """
+
+    whole: dict[str, Any] = field(default_factory=dict)
+    text: dict[str, Any] = field(default_factory=dict)
+    vision: dict[str, Any] = field(default_factory=dict)
+    frames_apart: bool = False
+    video: int = VIDEO
+
+
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
+PINS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+HALF = {"rope_parameters": MROPE["rope_parameters"] | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}}
+GEMMA = Family(whole={"mm_tokens_per_image": 16})
+GLM = Family(text=MROPE, frames_apart=True, video=IMAGE)
+GLM_HALF = replace(GLM, text=HALF)
+DEEP = Family(text=MROPE, vision={"deepstack_visual_indexes": [0, 1]}, frames_apart=True)
+HYBRID = Family(text=HALF, frames_apart=True)
+TILE = Family(whole=PINS)
+FAMILIES: dict[str, Family] = {
+    "aria": Family(whole={"projector_patch_to_query_dict": {64: 16}}),
+    "cosmos3_edge": replace(DEEP, vision={}),
+    "cosmos3_omni": DEEP,
+    "ernie4_5_vl_moe": Family(text={**MROPE, "moe_intermediate_size": [32, 32]}),
+    "gemma3": GEMMA,
+    "glm46v": GLM,
+    "glm4v": GLM,
+    "glm4v_moe": GLM_HALF,
+    "glm_ocr": GLM,
+    "glmga": GLM,
+    "llama4": Family(
+        text={"num_local_experts": 2, "intermediate_size_mlp": 96, "attention_chunk_size": 24},
+        vision={
+            "vision_output_dim": 64,
+            "projector_input_dim": 64,
+            "projector_output_dim": 64,
+            "intermediate_size": 128,
+        },
+    ),
+    "llava_next": TILE,
+    "llava_next_video": TILE,
+    "llava_onevision": TILE,
+    "mistral3": Family(whole={"vision_feature_layer": -1}),
+    "paligemma": Family(whole={"projection_dim": 64}),
+    "qwen2_5_omni_thinker": Family(text=MROPE, whole={"vision_start_token_id": 3, "vision_end_token_id": 6}),
+    "qwen2_5_vl": Family(text=MROPE, vision={"window_size": 16, "fullatt_block_indexes": [2]}),
+    "qwen2_vl": Family(text=MROPE, vision={"hidden_size": 64}),
+    "qwen3_omni_moe_thinker": replace(
+        DEEP,
+        text={**MROPE, "sliding_window": None},
+        whole={"vision_start_token_id": 3, "vision_end_token_id": 6},
+        frames_apart=False,
+    ),
+    "qwen3_5": HYBRID,
+    "qwen3_5_moe": HYBRID,
+    "qwen3_vl": DEEP,
+    "ovis2": Family(whole={"hidden_size": 64}),
+    "qwen3_vl_moe": replace(DEEP, text={**MROPE, "sliding_window": None}),
+    "shieldgemma2": GEMMA,
+    "vipllava": Family(whole={"vision_feature_layer": [-2, -1]}),
+}
+
+
+def family(name: str) -> Family:
+    """What generic shrinking does not know of an architecture."""
+    return FAMILIES.get(name, Family())
+
+
+def names() -> list[str]:
+    """Model types of transformers' image-text-to-text mapping."""
+    return list(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+
+
+def config(name: str) -> Any:
+    """The shrunk config of an architecture."""
+    known = family(name)
+    kind = CONFIG_MAPPING[name]
+    parts = {}
+    for part in getattr(kind, "sub_configs", None) or {}:
+        default = getattr(kind(), part, None)
+        if default is not None:
+            text = part == "text_config"
+            own = known.text if text else known.vision if part == "vision_config" else {}
+            parts[part] = _shrunk(type(default), {**(TEXT if text else SIGHT), **own})
+    return _shrunk(kind, {**parts, **known.whole}, always=True)
+
+
+def _shrunk(kind: Any, values: dict[str, Any], always: bool = False) -> Any:
+    default = kind()
+    given = {k: v for k, v in {**EVERY, **values}.items() if (always and k in values) or hasattr(default, k)}
+    return kind(**given)
+
+
+def size(name: str) -> int:
+    """Parameters of the tiny model, before any is made."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in _built(name, None).parameters())
+
+
+def model(name: str, attn: str | None = None) -> nn.Module:
+    """A tiny model with random weights: attention sharpened, so that it is not near uniform, and no matrix left at zero."""
+    torch.manual_seed(0)
+    made: Any = _built(name, attn)
+    with torch.no_grad():
+        for parameter, value in made.named_parameters():
+            if any(part in parameter for part in ("q_proj.w", "k_proj.w")):
+                value.mul_(8)
+            elif value.dim() > 1 and not bool(value.any()):
+                value.normal_(std=0.1)
+    if hasattr(made, "generation_config"):
+        made.generation_config.eos_token_id = None
+    return made
+
+
+def _built(name: str, attn: str | None) -> nn.Module:
+    asked = {"attn_implementation": attn} if attn else {}
+    return AutoModelForImageTextToText.from_config(config(name), **asked).eval()

@@ -1,0 +1,17 @@
+"""What cannot be read off a model: the only place that names architectures."""
+
+from __future__ import annotations
+
+TILED = frozenset({"internvl", "qianfan_ocr", "got_ocr2", "pp_chart2table", "perception_lm"})
+"""An image comes in tiles whose placeholders follow each other without a gap, the whole picture last."""
+
+DEEPSTACK = (("visual_pos_masks", "deepstack_visual_embeds"),)
+"""Arguments of language models that add features of the encoder's blocks to the states of visual tokens behind the first
+layers: the mask of those tokens, and the features by layer."""
+
+REFUSED: dict[str, str] = {
+    "diffusion_gemma": "it denoises blocks of text instead of writing on",
+    "gemma3n": "its language model carries several states per token (AltUp)",
+    "granite4_vision": "image features are added inside the language model only; its input holds none to choose by",
+}
+"""Model types that a sieve would run on, and get wrong."""

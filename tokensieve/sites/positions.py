@@ -1,0 +1,56 @@
+"""Position ids and rotary tables of tokens that are left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokensieve.parts import place
+from tokensieve.sites.stream import Stream
+
+
+def placed(stream: Stream, ids: Tensor, index: Tensor, policy: str) -> Tensor:
+    """Position ids ``(..., B, l)`` of the survivors at ``index``; the stream remembers by how much later ids are lowered."""
+    full = ids.expand(*ids.shape[:-2], index.shape[0], ids.shape[-1])
+    new = place.positions(full, index.clamp(min=0), index >= 0, policy)
+    if policy == "compact":
+        lowered = place.shift(full, index.clamp(min=0), index >= 0, policy)
+        stream.shift = lowered if stream.shift is None else stream.shift + lowered
+    return new
+
+
+def renumbered(language: nn.Module, stream: Stream, hidden: Tensor) -> tuple[Tensor, Any]:
+    """Consecutive ids of the survivors inside the language model, and their rotary tables."""
+    assert stream.ids is not None
+    new = placed(stream, stream.ids, stream.entry, "compact")
+    return new, rotary(language, hidden, new)
+
+
+def rotary(language: nn.Module, hidden: Tensor, ids: Tensor) -> Any:
+    """Rotary tables for other ids.
+
+    Raises:
+        ValueError: the language model has none, or several.
+    """
+    tables = getattr(language, "rotary_emb", None)
+    if tables is None:
+        raise ValueError(f"{type(language).__name__} has no rotary positions; use positions='original'")
+    try:
+        return tables(hidden, position_ids=ids[-3:] if ids.dim() == 3 else ids)
+    except (KeyError, TypeError) as error:  # one table per kind of layer
+        raise ValueError(f"{type(language).__name__} has several rotary tables; use positions='original'") from error
+
+
+def lower(language: nn.Module, kwargs: dict[str, Any], ids: Tensor, shift: Tensor, hidden: Tensor) -> None:
+    """Tokens after a compacted prompt go on from its new end.
+
+    Args:
+        kwargs: a layer's arguments, changed in place; ids: ``(..., B, l)``, as the language model was given them.
+        shift: ``(..., B)``, by how much they are lowered.
+    """
+    new = ids.expand(*shift.shape, ids.shape[-1]) - shift[..., None]
+    given = kwargs.get("position_ids")
+    if given is not None:
+        kwargs["position_ids"] = new[0] if new.dim() > given.dim() else new
+    kwargs["position_embeddings"] = rotary(language, hidden, new)
