@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-all systems benchmark docs clean
+.PHONY: demo test test-all systems leaderboard models benchmark docs clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -26,6 +26,12 @@ test-all: $(MADE)
 
 systems: $(MADE)
 	$(BIN)/python -m benchmarks.systems
+
+leaderboard: $(MADE)
+	$(BIN)/python -m benchmarks.leaderboard
+
+models: $(MADE)
+	$(BIN)/python -m benchmarks.models
 
 benchmark: $(MADE)
 	$(BIN)/python -m benchmarks.all
