@@ -34,7 +34,7 @@ class Bed:
             self._vit = digits.train()
         return self._vit
 
-    def right(self, name: str, keep: int | float, kind: str | None = None, **options: Any) -> float:
+    def right(self, name: str | ts.Plan, keep: Any, kind: str | None = None, **options: Any) -> float:
         """Accuracy over all kinds (balanced), or of one."""
         key = json.dumps([name, keep, options], sort_keys=True, default=repr)
         if key not in self._known:
