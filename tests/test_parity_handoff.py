@@ -81,7 +81,7 @@ def test_cls_inflection_l(batch, n, keep):
     a, heard = attention(batch, 2, 6, n), torch.ones(batch, 6, dtype=torch.bool)
     heard[0, :3] = False
     want = [sorted(best(a[b].double()[:, heard[b]].mean((0, 1)), keep, range(n))) for b in range(batch)]
-    assert kept(ts.reduce(features(batch, n), "cls-inflection-l", keep, text_attention=a, text_mask=heard)) == want
+    assert kept(ts.reduce(features(batch, n), "text-attention", keep, text_attention=a, text_mask=heard)) == want
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 16, 0.2, ts.Keep(share=0.2), ts.Keep(average=20)])

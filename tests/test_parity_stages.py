@@ -36,7 +36,7 @@ def test_star(batch, n, keep):
     want = [sorted(best(received[b].double().mean(0), keep, range(n))) for b in range(batch)]
     assert kept(ts.reduce(x, "star", keep, received_attention=received)) == want
     want = [sorted(best(text[b].double().mean(0)[real[b]].mean(0), keep, range(n))) for b in range(batch)]
-    assert kept(ts.reduce(x, "star-l", keep, text_attention=text, text_mask=real)) == want
+    assert kept(ts.reduce(x, "text-attention", keep, text_attention=text, text_mask=real)) == want
 
 
 @pytest.mark.parametrize(("batch", "n", "keep"), SIZES)

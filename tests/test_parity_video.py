@@ -64,14 +64,14 @@ def test_a_static_clip_merges_to_one_frames_tokens():
 def test_framefusion_as_a_plan_meets_its_mean():
     merging, pruning = plan("framefusion", 0.3).stages
     assert (merging.method.name, merging.site, merging.keep) == ("framefusion", "handoff", 0.6)
-    assert (pruning.method.name, pruning.site, pruning.keep) == ("framefusion-prune", "prefill", ts.Keep(average=0.3))
+    assert (pruning.method.name, pruning.site, pruning.keep) == ("text-attention", "prefill", ts.Keep(average=0.3))
     assert plan("framefusion", ts.Keep(average=40)).stages[0].keep == ts.Keep(tokens=80)
     assert ts.Plan.from_json(plan("framefusion", 0.3).to_json()) == plan("framefusion", 0.3)
 
 
 def test_framefusion_prune():
     x, a = features(2, 40), torch.rand(2, 5, 40, generator=torch.Generator().manual_seed(3))
-    r = ts.reduce(x, "framefusion-prune", 7, text_attention=a)
+    r = ts.reduce(x, "text-attention", 7, text_attention=a)
     assert kept(r) == [sorted(best(row.mean(0), 7, range(40))) for row in a.double()]
 
 

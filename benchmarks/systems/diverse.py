@@ -97,7 +97,7 @@ def _touched(bed: Bed, name: str) -> float:
     for item, kept in bed.kept(name, 64, count=20):
         x = bed.features(item)[None]
         every = torch.ones(1, x.shape[1], dtype=torch.bool)
-        _, target = cluster.means(x, torch.tensor([32]), every)
+        _, target = cluster.means(x, torch.tensor([32]), every, 10)
         counts.append(len(set(target[0][kept].tolist())))
     return round(sum(counts) / len(counts), 2)
 

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.vlm.text_attention import ByText
 from tokensieve.needs import TextAttention
 from tokensieve.parts import budget, score, select, temporal
 from tokensieve.plan import Stage, descent
@@ -22,7 +23,7 @@ class FrameFusion(Method):
     Source: arXiv 2501.01986. A token of cosine ``similarity`` or more to its predecessor may join it, the most similar
     first, and chains of them become one average at their first frame; merging stops at the budget. What is still too
     much is pruned by the attention of the text, a merged token counting as the mean of its members. As a plan, merging
-    to twice the mean budget happens at the input of the first layer and ``framefusion-prune`` follows at a quarter of
+    to twice the mean budget happens at the input of the first layer and ``text-attention`` follows at a quarter of
     the depth. Deviations from the public code: one merging pass in place of one per layer until a tenth is left to
     merge; attention of the text alone, where the code averages over all queries; ranks within a frame name the place.
     """
@@ -47,26 +48,4 @@ class FrameFusion(Method):
         return merged.then(Reduction.keep(select.top(left, keep, merged.mask)))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, 2)), *descent(FrameFusionPrune(), keep, (SHALLOW,))]
-
-
-@register("framefusion-prune", systems=[397])
-@dataclass(frozen=True)
-class FrameFusionPrune(Method):
-    """Keeps the visual tokens with the highest mean attention of the text: the second half of ``framefusion``.
-
-    Source: arXiv 2501.01986. Deviation from the public code: rows of the text alone are averaged, not all queries'.
-    """
-
-    site = "prefill"
-    sites = ("prefill", "handoff")
-
-    @property
-    def needs(self):
-        return (TextAttention,)
-
-    def score(self, s: Signals) -> Tensor:
-        return score.mean_row(*score.text_rows(s, TextAttention))
-
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return Reduction.keep(select.top(self.score(s), keep, s.valid))
+        return [Stage(self, budget.times(keep, 2)), *descent(ByText(), keep, (SHALLOW,))]

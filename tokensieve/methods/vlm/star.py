@@ -3,7 +3,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.needs import ReceivedAttention, TextAttention
+from tokensieve.methods.vlm.text_attention import ByText
+from tokensieve.needs import ReceivedAttention
 from tokensieve.parts import budget, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
@@ -17,7 +18,7 @@ class STAR(Method):
     """Keeps the tokens that other visual tokens attend to, then, at a later language-model layer, those the text attends to.
 
     Source: arXiv 2505.12359. This is the first stage: mean attention received in the encoder (``encoder_layer``); the
-    second is ``star-l``. As a system the first keeps ``first`` times the mean that is asked for, and the second, at the
+    second is ``text-attention``. As a system the first keeps ``first`` times the mean that is asked for, and the second, at the
     share ``at`` of the depth, what meets it; both values are ours, since the paper sets them for each model.
     Deviations: the score is the encoder's own attention, where the paper writes softmax(H H^T / sqrt(d)) over the
     embeddings; the mean runs over queries (as printed it runs over keys, and every token scores the same).
@@ -39,27 +40,4 @@ class STAR(Method):
         return Reduction.keep(select.top(self.score(s), keep, s.valid))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(STARL(), keep, (self.at,))]
-
-
-@register("star-l", systems=[287])
-@dataclass(frozen=True)
-class STARL(Method):
-    """The second stage of ``star``: keeps the visual tokens to which the text attends most, on average over its tokens.
-
-    Source: arXiv 2505.12359. Deviation: the paper also averages over the tokens of the answer, which do not exist yet when
-    the prompt is read.
-    """
-
-    site = "prefill"
-    sites = ("prefill",)
-
-    @property
-    def needs(self):
-        return (TextAttention,)
-
-    def score(self, s: Signals) -> Tensor:
-        return score.mean_row(*score.text_rows(s, TextAttention))
-
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return Reduction.keep(select.top(self.score(s), keep, s.valid))
+        return [Stage(self, budget.times(keep, self.first)), *descent(ByText(), keep, (self.at,))]
