@@ -112,7 +112,7 @@ def card(name: str) -> Card:
     cls = get(name)
     options = {f.name: f.default if f.default is not MISSING else None for f in fields(cls)}
     needs = tuple(n.name for n in cls().needs)
-    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ")
+    summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
     home = cls.__module__.split(".")
     family = home[2] if home[:2] == ["tokensieve", "methods"] else "user"
     return Card(name, family, cls.site, cls.sites, needs, _SYSTEMS[name], summary, options)
