@@ -15,7 +15,8 @@ from tokensieve.signals import Signals
 class ToMe(Method):
     """Merges the most similar pairs between tokens at even and at odd places into averages weighted by size.
 
-    Source: arXiv 2210.09461. Similarity is the cosine of keys, averaged over heads where the heads are given apart.
+    Source: arXiv 2210.09461. Similarity is the cosine of keys, averaged over heads where the heads are given apart;
+    sites give them side by side, and no average is taken (the public code averages).
     One matching lets at most half of the tokens leave; a smaller budget takes several in one call, between which
     the keys of merged tokens are averaged like the tokens. In an encoder it runs once per layer with an equal
     number of tokens leaving each time, and later attention adds the logarithm of the size. Deviations from the
