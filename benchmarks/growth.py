@@ -12,6 +12,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -96,13 +97,15 @@ def run(name: str, n: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(out: Path | None = None) -> None:
-    cells = [(name, n) for name in ts.methods() for n in TOKENS]
+def main(out: Path | None = None, names: Sequence[str] = ()) -> None:
+    """Some methods, or all."""
+    names = names or ts.methods()
+    cells = [(name, n) for name in names for n in TOKENS]
     rows = [run(*c) for c in track(cells, description="growth", console=Console(stderr=True))]
     table = Table(
         "method", *(f"{n:,}" for n in TOKENS), f"under {LIMIT_MB:g} MB", title="ms / MB above the signals, by tokens"
     )
-    for name in ts.methods():
+    for name in names:
         mine = [r for r in rows if r["method"] == name]
         texts = [r["error"] if "error" in r else f"{r['ms']:.1f} / {r['mb']:.0f}" for r in mine]
         fine = all("error" not in r and r["mb"] < LIMIT_MB for r in mine)
@@ -117,4 +120,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--cell"]:
         print(json.dumps(cell(sys.argv[2], int(sys.argv[3]))))
     else:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+        main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, sys.argv[2:])
