@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-all systems leaderboard models benchmark docs clean
+.PHONY: demo test test-slow test-all systems leaderboard models benchmark docs clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -21,8 +21,10 @@ test: $(MADE)
 	$(BIN)/mypy
 	$(BIN)/pytest -m "not slow"
 
-test-all: $(MADE)
-	$(BIN)/pytest
+test-slow: $(MADE)
+	$(BIN)/pytest -m slow
+
+test-all: test-slow test
 
 systems: $(MADE)
 	$(BIN)/python -m benchmarks.systems
