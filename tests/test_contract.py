@@ -285,3 +285,23 @@ def test_card(name):
     assert set(card.systems) <= IDS
     if card.family != "baseline":
         assert "arXiv" in (registry.get(name).__doc__ or "")
+
+
+def test_left_padding_with_unequal_counts(name):
+    """A row that fills the end of a padded batch keeps as many as alone, and merges into chosen tokens only."""
+    x, mask = features(2, 20), torch.ones(2, 20, dtype=torch.bool)
+    mask[1, :10] = False
+    given = signals(registry.make(name), 2, 20, 16)
+    for keep in (19, 5, 1):
+        r = run(name, x, keep, given, grid=None, mask=mask)
+        check_slots(r)
+        if not registry.get(name).adaptive:
+            assert r.counts.tolist() == [keep, min(keep, 10)]
+
+
+def test_rows_that_are_kept_whole(name):
+    x, mask = features(2, 6), torch.ones(2, 6, dtype=torch.bool)
+    mask[1, 2:] = False
+    mask[0, 4:] = False
+    r = run(name, x, 5, signals(registry.make(name), 2, 6, 16), grid=None, mask=mask)
+    assert r.counts.tolist() == [4, 2]

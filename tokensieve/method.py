@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -69,6 +69,8 @@ class Method:
         counts = budget.counts(keep, s.valid)
         if bool((counts == s.n).all()):
             return Reduction.identity(s.batch, s.n, s.device)
+        if bool((counts == s.valid.sum(1)).all()):
+            return Reduction.keep(s.valid)
         return self.reduce(s, counts)
 
 
@@ -100,10 +102,9 @@ def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, 
 
     made = make(method) if isinstance(method, str) else method
     x = _tensor(x)
-    if x.dim() == 2:
-        x = x[None]
-        signals = {k: _tensor(v)[None] if _is_array(v) else v for k, v in signals.items()}
-    given: dict[str, Any] = {k: _tensor(v) if _is_array(v) else v for k, v in signals.items() if v is not None}
+    one = x.dim() == 2
+    x = x[None] if one else x
+    given: dict[str, Any] = {k: _beside(v, x, one) for k, v in signals.items() if v is not None}
     unknown = set(given) - set(Signals.__dataclass_fields__)
     if unknown:
         raise ValueError(
@@ -114,10 +115,16 @@ def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, 
     return made(Signals(features=x, seed=seed, **given), keep)
 
 
-def _is_array(v: Any) -> bool:
-    return isinstance(v, (Tensor, np.ndarray, list))
+def _beside(v: Any, x: Tensor, one: bool) -> Any:
+    """A signal on the device of ``x`` and in its precision, at least single; with a batch axis where ``x`` is one row."""
+    if isinstance(v, Mapping):
+        return {k: _beside(a, x, one) for k, a in v.items()}
+    if not isinstance(v, (Tensor, np.ndarray, list)):
+        return v
+    out = _tensor(v).to(x.device)
+    out = out.to(torch.promote_types(x.dtype, torch.float32)) if out.is_floating_point() else out
+    return out[None] if one else out
 
 
 def _tensor(v: Any) -> Tensor:
-    out = v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v))
-    return out
+    return v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v))

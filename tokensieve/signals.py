@@ -174,10 +174,12 @@ class Signals:
     def noise(self, salt: int = 0) -> Tensor:
         """``(B, N)`` uniform noise in [0, 1) drawn from the seed and the row's own contents.
 
-        The same row draws the same noise in any batch and under any padding; different rows draw different noise.
+        The same row draws the same noise in any batch, under any padding and in any precision; different rows draw different
+        noise. Of the contents counts the mean magnitude, to four digits: rounding in a model does not change the draw.
         """
-        bits = self.features.detach().float().contiguous().view(torch.int32).sum(2, dtype=torch.int32).long()
-        contents = torch.where(self.valid, bits, 0).sum(1, keepdim=True)
+        size = torch.linalg.vector_norm(self.features.detach().float(), ord=1, dim=2)
+        mean = torch.where(self.valid, size, 0.0).double().sum(1, keepdim=True) / self.valid.sum(1, keepdim=True)
+        contents = (mean.clamp(min=1e-30).log() * 4096).round().long()
         row = _scrambled(contents + _scrambled(torch.full_like(contents, self.seed * 7919 + salt)))
         draw = _scrambled(row + self.valid.long().cumsum(1) * 0x1E3779B97F4A7C15)
         return torch.where(self.valid, (draw >> 20 & 0xFFFFFF).float() / 2**24, 0.0)

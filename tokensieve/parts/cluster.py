@@ -113,8 +113,10 @@ def means(x: Tensor, count: Tensor, among: Tensor, steps: int) -> tuple[Tensor, 
         label, first = _assign(x, centre, real, among)
         if torch.equal(label, before):
             break
-    chosen = torch.zeros_like(among).scatter_(1, first.clamp(max=x.shape[1] - 1), real)
-    return chosen, first.gather(1, label).masked_fill_(~among, -1)
+    n = x.shape[1]
+    # Clusters that a row lacks stand in a column of their own, beyond the last token.
+    chosen = among.new_zeros(len(x), n + 1).scatter_(1, first.masked_fill(~real, n), True)[:, :n]
+    return chosen, first.clamp(max=n - 1).gather(1, label).masked_fill_(~(among & (count > 0)[:, None]), -1)
 
 
 def _member_means(x: Tensor, label: Tensor, among: Tensor, centre: Tensor) -> Tensor:
@@ -146,7 +148,7 @@ def _assign(x: Tensor, centre: Tensor, real: Tensor, among: Tensor) -> tuple[Ten
     empty = real & (first == n)
     wanted = empty.sum(1)
     if int(wanted.max()) > 0:
-        lead = torch.zeros_like(among).scatter_(1, first.clamp(max=n - 1), first < n)
+        lead = among.new_zeros(len(x), n + 1).scatter_(1, first, True)[:, :n]
         moved = top(far, wanted, among & ~lead)
         into, _ = compact(empty)
         label = torch.where(moved, into.gather(1, (moved.long().cumsum(1) - 1).clamp(0, into.shape[1] - 1)), label)

@@ -21,7 +21,7 @@ def of(s: Signals) -> tuple[Tensor, int]:
     """
     if s.crop is None:
         return torch.zeros_like(s.valid, dtype=torch.long), 2
-    number = int(s.crop.max()) + 2
+    number = max(int(s.crop.max()), 0) + 2
     return torch.where(s.crop >= 0, s.crop.long(), number - 1), number
 
 

@@ -34,7 +34,7 @@ def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperatur
     for place in places:
         weight, edged = edges(place)
         degree.append(edged)
-        if among.shape[1] ** 2 <= likeness.HELD:
+        if len(among) * among.shape[1] ** 2 <= likeness.HELD:
             held.append(weight)
 
     def flow(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ Rows = Callable[[Tensor], Tensor]
 
 ROWS = 512
 HELD = 4096 * 4096
-"""The largest number of pairs of one row that are held."""
+"""The largest number of pairs, of all rows together, that are held."""
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def dots(unit: Tensor, more: Tensor | None = None) -> Rows:
     """Dot products of tokens ``(B, N, d)`` with all tokens, and then with the rows of ``more``, ``(B, T, d)``."""
     b, n, _ = unit.shape
     extra = 0 if more is None else more.shape[1]
-    if n * (n + extra) > HELD:
+    if b * n * (n + extra) > HELD:
         targets = unit if more is None else torch.cat([unit, more], 1)
         return lambda place: select.take(unit, place) @ targets.transpose(1, 2)
     table = unit.new_empty(b, n, n + extra)

@@ -104,7 +104,7 @@ def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
     Args:
         x: ``(B, n, d)``, compared by cosine; real: ``(B, n)`` bool, True at the front of each row.
     """
-    size = max(HELD**2 // x.shape[1] ** 2, 1)
+    size = max(HELD**2 // max(x.shape[1], 1) ** 2, 1)
     each = zip(*(t.split(size) for t in (x, real, count, step)), strict=True)
     return torch.cat([_rounds(*rows) for rows in each])
 

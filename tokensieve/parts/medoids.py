@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts.select import take
+
 ROUNDS = 60
 EQUAL = 1e-5
 """Share of their squared norms below which the squared distance of two tokens is rounding."""
@@ -36,7 +38,7 @@ def kmedoids(far: Tensor, first: Tensor, count: Tensor, real: Tensor) -> Tensor:
     far.diagonal(dim1=1, dim2=2).fill_(-1.0)
     medoid, used = _spread(far, first, count, real)
     for _ in range(ROUNDS):
-        away = _rows(far, medoid).masked_fill(~used[..., None], torch.inf)
+        away = take(far, medoid).masked_fill(~used[..., None], torch.inf)
         cluster = torch.where(real, away.argmin(1), -1)
         together = (cluster[:, :, None] == cluster[:, None]) & real[:, None]
         # Exact sums: members that are equally central tie.
@@ -68,17 +70,13 @@ def embed(x: Tensor, count: Tensor, real: Tensor, sigma: float) -> Tensor:
 
 
 def _spread(far: Tensor, first: Tensor, count: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    picks, near = [first], _rows(far, first[:, None])[:, 0].masked_fill(~real, -torch.inf)
+    picks, near = [first], take(far, first[:, None])[:, 0].masked_fill(~real, -torch.inf)
     for _ in range(1, int(count.max())):
         near = near.scatter(1, picks[-1][:, None], -torch.inf)
         picks.append(near.argmax(1))
-        near = near.minimum(_rows(far, picks[-1][:, None])[:, 0])
+        near = near.minimum(take(far, picks[-1][:, None])[:, 0])
     medoid = torch.stack(picks, 1)
     return medoid, torch.arange(medoid.shape[1], device=far.device) < count[:, None]
-
-
-def _rows(far: Tensor, place: Tensor) -> Tensor:
-    return far.gather(1, place[..., None].expand(-1, -1, far.shape[2]))
 
 
 def _first_least(cost: Tensor, cluster: Tensor, clusters: int) -> Tensor:

@@ -24,7 +24,7 @@ def take(x: Tensor, place: Tensor) -> Tensor:
         return x.gather(1, place[..., None].expand(-1, -1, x.shape[2]))
     # Whole vectors move several times as fast as single elements.
     row = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (place + row).flatten()).view(*place.shape, -1)
+    return x.flatten(0, 1).index_select(0, (place + row).flatten()).view(*place.shape, x.shape[2])
 
 
 def ranked(score: Tensor, count: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:

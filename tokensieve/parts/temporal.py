@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.parts.distance import density_peaks
-from tokensieve.parts.select import held, top
+from tokensieve.parts.select import held, take, top
 from tokensieve.signals import Signals
 
 BLOCK = 1024
@@ -66,8 +66,7 @@ def table(frame: Tensor) -> tuple[Tensor, Tensor]:
 
 def rows(x: Tensor, place: Tensor) -> Tensor:
     """``(B * F, P, D)``: tokens of x laid out as ``place`` (``(B, F, P)``) says."""
-    flat = place + torch.arange(len(x), device=x.device)[:, None, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, flat.flatten()).unflatten(0, flat.flatten(0, 1).shape)
+    return take(x, place.flatten(1)).view(-1, place.shape[2], x.shape[2])
 
 
 def back(value: Tensor, place: Tensor, real: Tensor, n: int, fill: int | float | bool) -> Tensor:
@@ -171,7 +170,7 @@ def contrast(x: Tensor, real: Tensor, grid: tuple[Tensor, int] | None) -> Tensor
         step = torch.arange(1, x.shape[1], device=x.device)
         pairs = [(1, beside & ((high == 0) | (step % wide > 0))), (wide, real[:, wide:] & (high > 0))]
     for apart, both in pairs:
-        far = torch.linalg.vector_norm(x[:, apart:] - x[:, : x.shape[1] - apart], dim=2) * both
+        far = torch.linalg.vector_norm(x[:, apart:] - x[:, : max(x.shape[1] - apart, 0)], dim=2) * both
         for ends in (slice(apart, None), slice(None, far.shape[1])):
             total[:, ends] += far
             count[:, ends] += both

@@ -30,7 +30,7 @@ class LFTR(Method):
             raise ValueError(f"window={self.window}; it must be at least 1 (frames)")
 
     def temporal_weights(self, s: Signals) -> Tensor:
-        """``(B, N)``: of each token's frame, before they are normalised over the window."""
+        """``(B, N)``: of each token's frame, before the softmax over the window."""
         frame = temporal.frames(s)
         link = temporal.before(frame)
         moved = temporal.per_frame(temporal.change(s.features.detach(), link), frame, link >= 0)
@@ -38,7 +38,7 @@ class LFTR(Method):
             moved[:, 0] = moved[:, 1]
         value = moved.gather(1, frame.clamp(min=0))
         mean = (value * s.valid).sum(1, keepdim=True) / s.valid.sum(1, keepdim=True)
-        return (value / mean.clamp(min=1e-12)).exp()
+        return value / mean.clamp(min=1e-12)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         frame = temporal.frames(s)
@@ -46,7 +46,11 @@ class LFTR(Method):
         run = torch.where(s.valid, frame // window, -1)
         head = temporal.heads(run * s.n + temporal.places(frame), s.valid)
         step = torch.arange(s.n, device=s.device)
-        merged = Reduction.merge(head == step, head, self.temporal_weights(s) * s.weight)
+        logit, into = self.temporal_weights(s), head.clamp(min=0)
+        most = torch.full_like(logit, -torch.inf)
+        most.scatter_reduce_(1, into, logit.masked_fill(~s.valid, -torch.inf), "amax")
+        share = (logit - most.gather(1, into)).clamp(max=0).exp()
+        merged = Reduction.merge(head == step, head, share * s.weight)
         x = merged.apply(s.features.detach())
         place, real = temporal.table(run.gather(1, merged.kept).masked_fill(~merged.mask, -1))
         weight = temporal.contrast(temporal.rows(x, place), real.flatten(0, 1), temporal.grid(s, real))

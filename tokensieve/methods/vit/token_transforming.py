@@ -43,5 +43,5 @@ class TokenTransforming(Method):
         matrix = transform.means(matrix.mul_((s.weight * s.valid)[:, None]))
         whole = (chosen == s.valid).all(1)
         if bool(whole.any()):
-            matrix[whole] = transform.pruning(chosen)[whole]
+            matrix[whole] = transform.pruning(chosen)[whole].to(matrix)
         return Reduction.soft(matrix, chosen)

@@ -29,6 +29,10 @@ class DART(Method):
     pivots: int = 4
     text_pivots: int = 4
 
+    def __post_init__(self) -> None:
+        if self.pivots < 1 or self.text_pivots < 0:
+            raise ValueError(f"pivots={self.pivots}, text_pivots={self.text_pivots}; they must be at least 1 and 0")
+
     @property
     def needs(self):
         return (Keys(), Need("text", instead=("features",)))

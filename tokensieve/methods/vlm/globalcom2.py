@@ -38,12 +38,16 @@ class GlobalCom2(Method):
             return own
         seen = crops.seen(own, crops.spots(s), s.valid & (group == 0))
         blended = groups.scaled(own, group, s.valid, number) + groups.scaled(seen, group, s.valid, number)
-        return torch.where(group == 0, own, blended)
+        alone = select.held(group, s.valid, number)[:, 1:-1].sum(1, keepdim=True) == 0
+        return torch.where((group == 0) | alone, own, blended)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group, number = crops.of(s)
         held = select.held(group, s.valid, number)
-        weight = self._shares(s, group, held) if number > 2 else held
+        weight = held.double()
+        if number > 2:
+            alone = held[:, 1:-1].sum(1, keepdim=True) == 0
+            weight = torch.where(alone, weight, self._shares(s, group, held))
         count = budget.allot(keep, weight, held)
         return Reduction.keep(select.top_of_each(self.score(s), count, group, s.valid))
 

@@ -49,5 +49,4 @@ class HoloV(Method):
 
 def _relative(value: Tensor, among: Tensor) -> Tensor:
     """Values over their mean among the candidates."""
-    mean = (value * among).sum(1, keepdim=True) / among.sum(1, keepdim=True)
-    return value / mean.clamp(min=1e-12)
+    return score.share(value, among) * among.sum(1, keepdim=True)

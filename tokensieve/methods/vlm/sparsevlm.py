@@ -48,7 +48,7 @@ class SparseVLM(Method):
         pruned = select.top(saliency, again, s.valid & ~kept)
         centres = distance.density_peaks(s.features, keep - plain, pruned)
         target, _ = merge.nearest(s.features, centres, euclidean=True)
-        return Reduction.merge(kept | centres, target.masked_fill(~pruned, -1))
+        return Reduction.merge(kept | centres, target.masked_fill(~pruned, -1), s.weight)
 
     def _rated(self, s: Signals) -> tuple[Tensor, Tensor]:
         rows, real = score.text_rows(s, TextAttention)

@@ -38,7 +38,8 @@ class VFlowOpt(Method):
 
     @property
     def needs(self):
-        return (ReceivedAttention(self.encoder_layer), Entropy, Keys(self.encoder_layer))
+        ranked = (ReceivedAttention(self.encoder_layer), Entropy)
+        return (*ranked, Keys(self.encoder_layer)) if self.threshold > 0 else ranked
 
     def score(self, s: Signals) -> Tensor:
         context = score.attention(s, self.needs[0])

@@ -40,5 +40,5 @@ class VisionZip(Method):
         target, _ = merge.nearest(s.metric(self.needs[1], self.encoder_layer), targets)
         target = target.masked_fill(~rest, -1)
         if not self.parity:
-            return Reduction.merge(dominant | targets, target)
+            return Reduction.merge(dominant | targets, target, s.weight)
         return Reduction.weighted(dominant | targets, target, merge.added_mean(dominant | targets, target))

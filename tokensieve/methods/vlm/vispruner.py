@@ -28,6 +28,10 @@ class VisPruner(Method):
     step: int = 8
     encoder_layer: int = -2
 
+    def __post_init__(self) -> None:
+        if self.step < 1:
+            raise ValueError(f"step={self.step}; it must be at least 1 (tokens per round)")
+
     @property
     def needs(self):
         return (CLSAttention(self.encoder_layer),)

@@ -40,4 +40,4 @@ class VMTC(Method):
         primary = select.top(importance, keep - spare, s.valid)
         rest = s.valid & ~primary
         centres, target = cluster.means(normalize(s.features, dim=-1), spare, rest, ROUNDS)
-        return Reduction.merge(primary | centres, target, importance.clamp(min=1e-12))
+        return Reduction.merge(primary | centres, target, importance.clamp(min=1e-12) * s.weight)
