@@ -44,9 +44,12 @@ class Bed:
         items = self.items[seed]
         with ts.sieve(self.model, whole, seed=seed) as sieve:
             sieve.timed = True
-            right = testbed.correct(self.model, self.processor, items, batch=BATCH)
-            assert sieve.last is not None
-            layers = sieve.last.layer_tokens
+            right, seen = [], []
+            for start in range(0, len(items), BATCH):
+                right += testbed.correct(self.model, self.processor, items[start : start + BATCH], batch=BATCH)
+                assert sieve.last is not None
+                seen.append(sieve.last.layer_tokens)
+            layers = [mean(tokens) for tokens in zip(*seen, strict=True)]
         inside = next((s for s in whole.stages if s.site == "encoder"), None)
         in_encoder = [576.0] * len(self.anatomy.vision.layers)
         if inside is not None:

@@ -64,7 +64,7 @@ class Method:
         """
         return ()
 
-    def __call__(self, s: Signals, keep: budget.Budget) -> Reduction:
+    def __call__(self, s: Signals, keep: budget.Budget | Tensor) -> Reduction:
         """Resolve the budget and reduce; the identity where every token is kept."""
         counts = budget.counts(keep, s.valid)
         if bool((counts == s.n).all()):

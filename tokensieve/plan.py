@@ -95,7 +95,7 @@ class Plan:
     of the depth stand behind layers that are numbered.
 
     Raises:
-        ValueError: more than one encoder stage.
+        ValueError: more than one encoder stage, or budgets per image beside budgets per prompt.
     """
 
     stages: tuple[Stage, ...]
@@ -104,6 +104,10 @@ class Plan:
         made = (stages,) if isinstance(stages, Stage) else tuple(stages)
         if sum(s.site == "encoder" for s in made) > 1:
             raise ValueError("a plan holds at most one encoder stage (it may list several layers)")
+        if len({s.keep.per if isinstance(s.keep, budget.Keep) else "image" for s in made}) > 1:
+            raise ValueError(
+                "budgets of a plan are all per image or all per prompt; write Keep(..., per='prompt') in each"
+            )
         met = sorted(made, key=_order)
         object.__setattr__(self, "stages", tuple(met))
 

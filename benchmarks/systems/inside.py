@@ -65,7 +65,7 @@ def btp(bed: Bed) -> Outcome:
 @check(13)
 def gsearch(bed: Bed) -> Outcome:
     """Searched counts hold the accuracy floor on calibration prompts with fewer token-layers than the best constant count that
-    holds it; the fitted sigmoid answers better than a linear schedule at equal FLOPs."""
+    holds it; the fitted sigmoid answers better than one step of equal FLOPs (a linear schedule is not run)."""
     asked = calibration(bed)
     found = schedule.gsearch(bed.model, asked, floor=0.95, first=1)
     constant = _constant(bed, asked)

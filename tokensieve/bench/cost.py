@@ -88,7 +88,11 @@ def encoder_tokens(anatomy: Anatomy, stage: Stage, tokens: int, keep: int) -> li
     """Patch tokens in front of each encoder block under an encoder stage."""
     assert anatomy.vision is not None
     depth = len(anatomy.vision.layers)
-    layers = [anatomy.vision.layer(i) for i in stage.layers] if stage.layers else list(range(anatomy.feature_layer + 1))
+    layers = (
+        sorted({anatomy.vision.layer(i) for i in stage.layers})
+        if stage.layers
+        else list(range(anatomy.feature_layer + 1))
+    )
     steps = dict(zip(layers, budget.steps(tokens, keep, len(layers)), strict=True))
     out, now = [], float(tokens)
     for i in range(depth):

@@ -172,7 +172,8 @@ def _text(subject: Subject, batch: Batch) -> float:
 
 
 def _held(cache: Any) -> int:
-    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    held = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+    return sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,9 @@ def look(subject: Subject, sample: Sample, plan: Plan, seed: int = 0, new_tokens
         raise ValueError(f"the {reduction.n} visual tokens of this image do not lie on one grid; overlays need one")
     score = trace.stages[0].score
     heat = None if score is None or score.shape[1] != reduction.n else score[0].float().cpu().numpy()
-    return Shown(_as_seen(inputs["pixel_values"]), reduction.rows(slice(0, 1)).to("cpu"), grid, heat, answer)
+    pixels = inputs["pixel_values"]
+    seen = _as_seen(pixels) if pixels.dim() >= 4 else sample.image  # packed patches are no picture
+    return Shown(seen, reduction.rows(slice(0, 1)).to("cpu"), grid, heat, answer)
 
 
 def _as_seen(pixels: torch.Tensor) -> Image.Image:

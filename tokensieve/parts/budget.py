@@ -122,11 +122,13 @@ def _more(keep: int, factor: float) -> int:
     return 1 if keep == 1 else int(keep * factor + 0.5)
 
 
-def counts(keep: Budget, valid: Tensor) -> Tensor:
+def counts(keep: Budget | Tensor, valid: Tensor) -> Tensor:
     """``(B,)`` tokens to keep per row of ``valid`` (``(B, N)`` bool): at least 1, at most what the row holds.
 
-    A share is rounded half up. A count larger than the row keeps the row whole.
+    A share is rounded half up. A count larger than the row keeps the row whole. Counts of rows, ``(B,)``, are known already.
     """
+    if isinstance(keep, Tensor):
+        return keep.minimum(valid.sum(1))
     direct = check(keep.direct if isinstance(keep, Keep) else keep)
     held = valid.sum(1)
     if isinstance(direct, int):

@@ -49,6 +49,7 @@ class LanguageSite:
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
+        self.ranked = any(n.name == "ranking" for s in stages for n in s.method.needs)
         self.ranks = any(type(stage.method).score is not Method.score for stage in self.handoff)
         for stage in stages:
             names = self._names(stage) if stage.site != "encoder" else []
@@ -162,10 +163,11 @@ class LanguageSite:
                 hidden = self._thin(stream, stage, index, hidden, call)
                 if stage.positions == "compact" and stream.reduced:
                     stream.renumbered = positions.renumbered(self.language.root, stream, hidden)
+                elif stream.renumbered is not None and stream.index is not here:
+                    stream.renumbered = positions.fewer(self.language.root, stream, hidden)
                 if call is not None and stream.index is not here:
                     call = call.among(stream.stayed)
-            assert self.trace is not None
-            self.trace.layer_tokens[index] = float(stream.reduction.counts.float().mean())
+            stream.held.append(stream.reduction.counts)
             return (hidden,), self._gather(stream, index, hidden, kwargs) if stream.reduced else kwargs
 
         return hook
@@ -174,13 +176,15 @@ class LanguageSite:
         if self._stream is None or not self._stream.reduced:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
-        full = self._stream.restore(hidden)
+        full = self._stream.whole(hidden)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
         states = getattr(output, "hidden_states", None)
         if self._stream is not None and states is not None:
             output.hidden_states = tuple(self._stream.restore(h) for h in states)
+        if self._stream is not None and self._stream.held and self.trace is not None:
+            self.trace.layer_tokens = torch.stack(self._stream.held).float().mean(1).tolist()
         self._stream, self._around = None, False
         self._calls.clear()
 
@@ -220,17 +224,16 @@ class LanguageSite:
                 seed=self.seed,
                 **given,
             )
-            assert self.trace is not None
-            keep = resolve(stage.keep, self.trace.layer_tokens[:index], self.anatomy, stream)
+            keep = resolve(stage.keep, index, self.anatomy, stream)
             step = self._step(stage, signals, keep, stream.images.alone)
             score = stage.method.score(signals)
-        if stage.site == "handoff" and score is not None:
+        if stage.site == "handoff" and score is not None and self.ranked:
             stream.rank(score)
         x = stream.leave(step, x)
         self._record(stage, stream, score, grid)
         return x
 
-    def _step(self, stage: Stage, signals: Signals, keep: Budget, alone: Tensor) -> Reduction:
+    def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, alone: Tensor) -> Reduction:
         if bool((budget.counts(keep, signals.valid) == signals.valid.sum(1)).all()):
             return Reduction.keep(signals.valid)
         if not bool(alone.any()):
@@ -243,7 +246,7 @@ class LanguageSite:
 
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's arguments for the tokens that are there; tells its cache layer which they are."""
-        thinned = stream.entry.shape[1] != stream.width
+        thinned = stream.thinned
         out = masks.arguments(kwargs, stream.entry, stream.width) if thinned else dict(kwargs)
         if thinned and stream.renumbered is not None:
             ids, out["position_embeddings"] = stream.renumbered

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tokensieve.parts import place
+from tokensieve.sites.masks import gather_ids
 from tokensieve.sites.stream import Stream
 
 
@@ -23,8 +24,16 @@ def placed(stream: Stream, ids: Tensor, index: Tensor, policy: str) -> Tensor:
 def renumbered(language: nn.Module, stream: Stream, hidden: Tensor) -> tuple[Tensor, Any]:
     """Consecutive ids of the survivors inside the language model, and their rotary tables."""
     assert stream.ids is not None
+    stream.shift = stream.entered_shift  # ids count from those that entered
     new = placed(stream, stream.ids, stream.entry, "compact")
     return new, rotary(language, hidden, new)
+
+
+def fewer(language: nn.Module, stream: Stream, hidden: Tensor) -> tuple[Tensor, Any]:
+    """The renumbered ids of those that a later stage left, as they are, and their rotary tables."""
+    assert stream.renumbered is not None
+    ids = gather_ids(stream.renumbered[0], stream.stayed)
+    return ids, rotary(language, hidden, ids)
 
 
 def rotary(language: nn.Module, hidden: Tensor, ids: Tensor) -> Any:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.parts.flops import of_layer
 from tokensieve.plan import Stage
@@ -27,13 +30,21 @@ def layered(stages: Sequence[Stage], language: Stack) -> dict[int, list[Stage]]:
     return dict(sorted(out.items()))
 
 
-def resolve(keep: Budget, before: Sequence[float], anatomy: Anatomy, stream: Stream) -> Budget:
-    """A count or share for a stage; ``before`` holds the visual tokens in front of each layer that lies before it."""
+def resolve(keep: Budget, index: int, anatomy: Anatomy, stream: Stream) -> Budget | Tensor:
+    """A count or share for a stage in front of layer ``index``; ``(I,)`` counts where a budget over layers gives each image
+    its own. Every image is taken to be alone with the text of its prompt."""
+    if not isinstance(keep, Keep) or (keep.average is None and keep.flops is None):
+        return keep
     assert anatomy.language is not None
-    tokens = stream.images.place.shape[1]
-    now = int(stream.reduction.counts.max())
-    depth = len(anatomy.language.layers)
-    return solve(keep, before, depth, now, tokens, stream.length - tokens, anatomy.language.config)
+    depth, config = len(anatomy.language.layers), anatomy.language.config
+    tokens, now = stream.images.mask.sum(1), stream.reduction.counts
+    visual = torch.zeros(len(stream.real), dtype=torch.long, device=tokens.device)
+    visual.index_add_(0, stream.images.row, tokens)
+    text = (stream.real.sum(1) - visual)[stream.images.row]
+    before = torch.stack([*stream.held[:index], now])[:-1].T.tolist()
+    each = zip(before, now.tolist(), tokens.tolist(), text.tolist(), strict=True)
+    counts = [int(solve(keep, held, depth, n, all_, words, config)) for held, n, all_, words in each]  # type: ignore[arg-type]
+    return torch.tensor(counts, device=tokens.device)
 
 
 def solve(keep: Budget, before: Sequence[float], depth: int, now: int, tokens: int, text: int, config: Any) -> Budget:

@@ -31,7 +31,7 @@ class Sight:
     """
 
     def __init__(self, anatomy: Anatomy, needs: Sequence[Need], encoder: EncoderSite | None, clock: Clock):
-        self.anatomy, self.encoder, self.needs = anatomy, encoder, needs
+        self.anatomy, self.encoder, self.needs, self.clock = anatomy, encoder, needs, clock
         self.towers = [stack for stack in (anatomy.vision, anatomy.film) if stack is not None]
         self.watches = [Watch(stack, needs, clock, (anatomy.feature_layer,)) for stack in self.towers]
         self.looks: list[Look] = []
@@ -67,7 +67,8 @@ class Sight:
         lengths = _videos(_lengths(features), given.get("pixel_values_videos"))
         if lengths and self._shapes:
             look = Look(self.anatomy, kind, given, lengths, self._shapes, {}, self._packed)
-            look.seen = {**self._heard(look), **self._bits(look)}
+            with self.clock:
+                look.seen = {**self._heard(look), **self._bits(look)}
             self._new[kind] = look
         return out
 
@@ -177,6 +178,9 @@ class Sight:
             return out
         for name in {n for look in self.looks for n in look.seen}:
             for layer in {i for look in self.looks for i in look.seen.get(name, ())}:
+                if any(layer not in look.seen.get(name, ()) for look in self.looks):
+                    self._missing(name, "only some of its pictures come with it")
+                    continue
                 try:
                     rows = torch.cat([look.tokens_of(look.seen[name][layer]) for look in self.looks])
                 except Unmapped as error:

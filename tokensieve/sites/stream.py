@@ -116,9 +116,11 @@ class Stream:
         stayed: ``(B, l)`` long, of the tokens behind the last step the stream positions they had in front of it; -1 at padding.
         past: the index as it was at every length l of this pass.
         holes: whether the index holds padding.
-        width: tokens that entered the language model.
+        width: tokens that entered the language model; thinned: whether some of these have left since.
         ids: ``(..., B, width)``, their position ids; None until they are known.
-        shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones.
+        shift: ``(..., B)``, by how much the ids of later tokens are lowered; None where positions are the original ones;
+            entered_shift: what it was when tokens entered the language model.
+        held: ``(I,)`` visual tokens of each image in front of every layer so far.
         ranking: ``(I, n)``, what a stage in front of the language model last ranked the tokens by; None where none did.
         renumbered: position ids and rotary tables that layers after a compacting prefill stage get instead of theirs.
     """
@@ -128,7 +130,7 @@ class Stream:
         b, self.length = real.shape
         self.index = torch.arange(self.length, device=real.device).expand(b, -1)
         self.entry = self.index
-        self.width = self.length
+        self.width, self.thinned = self.length, False
         self.ids: Tensor | None = None
         self.images, self.real = images, real
         self.reduction = Reduction.keep(images.mask)
@@ -137,6 +139,8 @@ class Stream:
         self.past: dict[int, Tensor] = {}
         self.holes = False
         self.shift: Tensor | None = None
+        self.entered_shift: Tensor | None = None
+        self.held: list[Tensor] = []
         self.ranking: Tensor | None = None
         self.renumbered: tuple[Tensor, Any] | None = None
 
@@ -209,17 +213,21 @@ class Stream:
         self.index = torch.where(chosen >= 0, self.index.gather(1, chosen.clamp(min=0)), -1)
         self.entry = torch.where(chosen >= 0, self.entry.gather(1, chosen.clamp(min=0)), -1)
         self.past[self.index.shape[1]] = self.index
-        self.holes = bool((self.index < 0).any())
+        self.holes, self.thinned = bool((self.index < 0).any()), True
         self.reduction = self.reduction.then(step)
         return gather(x, chosen, 1)
 
     def entered(self) -> None:
         """The tokens now in the stream are those that the language model is given."""
-        self.width = self.index.shape[1]
+        self.width, self.thinned, self.entered_shift = self.index.shape[1], False, self.shift
         self.entry = torch.arange(self.width, device=self.index.device).expand_as(self.index)
 
-    def restore(self, x: Tensor) -> Tensor:
+    def whole(self, x: Tensor) -> Tensor:
         """``(B, l, D)`` at the end of the pass -> ``(B, L, D)``: tokens that are gone get the state in which they left."""
+        return x if self.left is None else self._scatter(x, self.left, self.index)
+
+    def restore(self, x: Tensor) -> Tensor:
+        """As :meth:`whole`, for states of any layer, told apart by how many tokens they hold."""
         known = x.shape[1] != self.length and x.shape[1] in self.past
         return x if self.left is None or not known else self._scatter(x, self.left, self.past[x.shape[1]])
 
