@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -191,16 +192,15 @@ def test_the_array_form_is_the_definition(keep):
         assert got.kept[b].tolist() == sorted(places[list(expected)].tolist())
 
 
-def direct(model: Any, inputs: dict[str, Tensor], keep: int) -> set[int]:
-    """What the attention weights of the first cross-attention layer choose, summed over the text that sees the image."""
+def direct(model: Any, inputs: dict[str, Any], keep: int) -> set[int]:
+    """What the first cross-attention layer's weights choose of the last image, summed over the text that sees it."""
     weights: list[Tensor] = []
     cross = model.model.language_model.layers[CROSS[0]].cross_attn
     handle = cross.register_forward_hook(lambda module, args, output: weights.append(output[1]))
     model(**inputs)
     handle.remove()
-    sees = inputs["cross_attention_mask"][0].flatten(1).any(1)
-    summed = weights[0][0][:, sees].sum(1)
-    return union(summed, keep)
+    sees = inputs["cross_attention_mask"][0, :, -1].any(1)
+    return union(weights[0][0][:, sees, -N:].sum(1), keep)
 
 
 @pytest.mark.parametrize("keep", [1, 3, 10, 30])
@@ -253,25 +253,25 @@ def test_without_a_cache():
 def test_a_second_turn_with_a_new_image_goes_on(keep):
     """New image keys join those of the first turn, of which fewer are left."""
     model, first, inputs = build(), prompts(ONE), prompts([2])
+    before = first["cross_attention_mask"][:, -1:].expand(-1, LENGTH, -1, -1)
     later = {
         **inputs,
         "attention_mask": torch.cat([first["attention_mask"], torch.ones_like(inputs["attention_mask"])], 1),
+        "cross_attention_mask": torch.cat([before, inputs["cross_attention_mask"]], 2),
     }
-    both = torch.cat(
-        [first["cross_attention_mask"][:, -1:].expand(-1, LENGTH, -1, -1), inputs["cross_attention_mask"]], 2
-    )
-    seen = []
     with torch.no_grad(), ts.sieve(model, "trimmed-llama", keep=6) as s:
         cache = model(**first).past_key_values
-        seen.append(chosen(s, first))
+        old = chosen(s, first)
     with torch.no_grad(), ts.sieve(model, "trimmed-llama", keep=keep) as s:
-        got = model(**{**later, "cross_attention_mask": both}, past_key_values=cache).logits
-        seen.append(chosen(s, inputs))
-    assert cache.layers[CROSS[1]].keys.shape[2] == sum(int(x.sum()) for x in seen)
-    with torch.no_grad(), hiding(model, seen[0]):
+        got = model(**later, past_key_values=cache).logits
+        new = chosen(s, inputs)
+    assert cache.layers[CROSS[1]].keys.shape[2] == int(old.sum() + new.sum())
+    with torch.no_grad(), hiding(model, old):
         plain = model(**first).past_key_values
-    with torch.no_grad(), hiding(model, torch.cat(seen, 1)):
-        expected = model(**{**later, "cross_attention_mask": both}, past_key_values=plain).logits
+    with torch.no_grad(), hiding(model, torch.cat([old, new], 1)):
+        picked = direct(model, {**later, "past_key_values": copy.deepcopy(plain)}, N if keep == 1.0 else keep)
+        expected = model(**later, past_key_values=plain).logits
+    assert set(new[0].nonzero()[:, 0].tolist()) == picked
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-3)
 
 
