@@ -48,6 +48,16 @@ def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     return rows, torch.ones(rows.shape[:2], dtype=torch.bool, device=rows.device)
 
 
+def text_heads(s: Signals, need: Need) -> Tensor:
+    """``(B, heads, N)``: attention of the text to visual tokens, averaged over text tokens; a stand-in makes one head."""
+    name, value = s.get(need)
+    if name != "text_attention" or value.dim() == 3:
+        return mean_row(*text_rows(s, need))[:, None]
+    real = torch.ones_like(value[:, 0, :, 0]) if s.text_mask is None else s.text_mask.to(value.dtype)
+    weight = real / real.sum(1, keepdim=True).clamp(min=1)
+    return torch.einsum("bhtn,bt->bhn", value, weight)
+
+
 def cosine(a: Tensor, x: Tensor) -> Tensor:
     """``(B, M, N)``: cosines of ``a`` (``(B, M, D)``, the shorter one) with ``x`` (``(B, N, D)``), of which no copy is made."""
     length = torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)

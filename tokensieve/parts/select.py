@@ -49,6 +49,19 @@ def ranks(score: Tensor, among: Tensor) -> Tensor:
     return torch.full_like(among, -1, dtype=torch.long).scatter_(1, order, torch.where(real, place, -1))
 
 
+def union(score: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)`` long: each candidate's place in the order in which the union of every head's best takes them in, as heads
+    name one more each; those named at once by their mean over heads. -1 elsewhere.
+
+    Args:
+        score: ``(B, H, N)``.
+    """
+    heads = score.shape[1]
+    each = ranks(score.flatten(0, 1), among.repeat_interleave(heads, 0)).unflatten(0, (-1, heads))
+    order = each.amin(1) * among.shape[1] + ranks(score.mean(1), among)
+    return ranks(-order.double(), among)
+
+
 def held(group: Tensor, among: Tensor, groups: int) -> Tensor:
     """``(B, G)``: how many candidates each of ``groups`` groups holds; group: ``(B, N)`` long, negative for none."""
     inside = (among & (group >= 0)).long()

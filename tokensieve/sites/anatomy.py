@@ -138,6 +138,26 @@ def _resampled(base: nn.Module, towers: list[tuple[str, nn.Module]], language: n
     return any("Attention" in type(m).__name__ for m in between)
 
 
+def crossing(model: nn.Module) -> tuple[nn.Module, Stack, tuple[int, ...]]:
+    """Of a model that attends to images by cross-attention: the module whose forward takes pictures, the language model, and
+    those of its layers.
+
+    Raises:
+        ValueError: the model has fewer than two such layers.
+    """
+    found: tuple[int, ...] = ()
+    if getattr(getattr(model, "config", None), "text_config", None) is not None:
+        language = _stack(_language(model))
+        if "cross_attention_states" in inspect.signature(language.root.forward).parameters:
+            found = tuple(i for i, a in enumerate(language.attentions) if "CrossAttention" in type(a).__name__)
+    if len(found) < 2:
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} layers in which text attends to images by cross-attention; site='cross' "
+            "needs two (in other models, methods such as 'text-attention' run at site='prefill')"
+        )
+    return next(m for m in model.modules() if _child(m, language.root)), language, found
+
+
 def refused(model: nn.Module) -> str | None:
     """Why a model cannot be sieved; None where it can, as far as its config and modules tell."""
     config: Any = model.config
@@ -151,7 +171,10 @@ def refused(model: nn.Module) -> str | None:
         return "its generate() goes past its forward pass, where visual tokens are found"
     language = _language(model)
     if any("CrossAttention" in type(m).__name__ for m in language.modules()):
-        return "its language model attends to images by cross-attention; no visual token stands in the prompt"
+        return (
+            "its language model attends to images by cross-attention; no visual token stands in the prompt (site='cross' "
+            "applies to it)"
+        )
     kinds = {type(layer) for layer in DynamicCache(config=language.config).layers}
     other = sorted(k.__name__ for k in kinds if k not in SIEVABLE and k is not LinearAttentionLayer)
     if other:

@@ -11,6 +11,7 @@ from tokensieve.parts.budget import Budget
 from tokensieve.plan import Plan, Stage, plan
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.clock import Clock
+from tokensieve.sites.cross import CrossSite
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.language import LanguageSite
 from tokensieve.sites.trace import Trace
@@ -82,13 +83,21 @@ class _Sites:
     """The sites of one plan on one model."""
 
     def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seed: int):
+        self.undo: list[Detach] = []
+        self.encoder: EncoderSite | None = None
+        self.language: LanguageSite | None = None
+        self.cross: CrossSite | None = None
+        if any(s.site == "cross" for s in plan.stages):
+            if len(plan.stages) > 1:
+                raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")
+            self.cross = CrossSite(model, plan.stages[0], clock, seed)
+            return
         anatomy = find(model)
         inside = next((s for s in plan.stages if s.site == "encoder"), None)
         if anatomy.language is None and any(s.site != "encoder" for s in plan.stages):
             raise ValueError(
                 f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
             )
-        self.encoder = None
         if inside is not None:
             if anatomy.vision is None or anatomy.vision.ragged:
                 raise ValueError(
@@ -96,20 +105,17 @@ class _Sites:
                     "and borders of their own); use site='handoff'"
                 )
             self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed)
-        self.language = None
         if anatomy.language is not None:
             self.language = LanguageSite(anatomy, plan.stages, self.encoder, clock, seed)
-        self.undo: list[Detach] = []
 
     @property
     def trace(self) -> Trace | None:
-        if self.language is not None:
-            return self.language.trace
-        return None if self.encoder is None else self.encoder.trace
+        site = self.cross or self.language or self.encoder
+        return None if site is None else site.trace
 
     def attach(self) -> None:
         try:
-            for site in (self.encoder, self.language):
+            for site in (self.encoder, self.language, self.cross):
                 if site is not None:
                     self.undo += site.attach()
         except BaseException:

@@ -1,0 +1,185 @@
+"""The cross site: image keys leave behind the first layer in which the text attends to images by cross-attention."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.parts import budget, rows, select
+from tokensieve.parts.budget import Keep
+from tokensieve.plan import Stage
+from tokensieve.reduction import Reduction
+from tokensieve.signals import Signals
+from tokensieve.sites import masks, readings, taps
+from tokensieve.sites.anatomy import crossing
+from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.clock import Clock
+from tokensieve.sites.encoder import Detach
+from tokensieve.sites.trace import StageTrace, Trace
+
+STATES, MASK, SEEING = "cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"
+
+
+class CrossSite:
+    """Ranks image keys where the text first attends to them; later such layers compute, cache and see only those kept.
+
+    Methods get ``features``, what the keys are made of, and ``text_attention``: by head one row, the mean over the text
+    tokens that see the image. Keys that no text token sees (padding tiles) are no candidates, and leave with the others; where
+    every candidate stays, the pass is left as it is.
+    """
+
+    def __init__(self, model: nn.Module, stage: Stage, clock: Clock, seed: int):
+        self.base, self.language, self.layers = crossing(model)
+        self.stage, self.clock, self.seed = stage, clock, seed
+        keep = stage.keep
+        if isinstance(keep, Keep) and (keep.per == "prompt" or (keep.tokens is None and keep.share is None)):
+            # Of images that share one, all keys of the first might leave: text in front of the second would see only that.
+            raise ValueError(
+                f"keep={keep}; at site='cross' a budget is per image: pass keep=64 (tokens) or keep=0.5 (share)"
+            )
+        if stage.layers is not None:
+            raise ValueError(
+                f"layers={stage.layers}; at site='cross' keys leave behind layer {self.layers[0]}: leave it out"
+            )
+        readings.wanted(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
+        self.trace: Trace | None = None
+        self._images = 1
+        self._given: dict[str, Any] = {}
+        self._columns: Tensor | None = None
+
+    def attach(self) -> list[Detach]:
+        root, first = self.language.root, self.language.attentions[self.layers[0]]
+        assert first is not None
+        out = [
+            self.base.register_forward_pre_hook(self._see, with_kwargs=True).remove,
+            root.register_forward_pre_hook(self._enter, with_kwargs=True).remove,
+            root.register_forward_hook(self._done, always_call=True).remove,
+            taps.attach(first, observe=self._choose),
+        ]
+        for i in self.layers[1:]:
+            out.append(self.language.layers[i].register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
+        return out
+
+    # ---- a pass, in its order ---------------------------------------------------------------------------------------
+
+    def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        pixels = _named(module, args, kwargs).get("pixel_values")
+        self._images = 1 if pixels is None else pixels.shape[1]
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._given, self._columns = _named(module, args, kwargs), None
+
+    def _choose(self, call: taps.Call) -> None:
+        """What the first layer attends to decides which columns of this pass's image keys go on."""
+        states = self._given.get(STATES)
+        if states is None:
+            return
+        with self.clock, torch.no_grad():
+            keys = states.reshape(len(call.query) * self._images, -1, states.shape[-1])
+            attention, seen, valid = self._read(call, keys.shape[1])
+            real = valid.any(1)
+            if not bool(real.any()):
+                return
+            valid = valid[real]
+            signals = Signals(
+                features=keys[real],
+                mask=None if bool(valid.all()) else valid,
+                text_attention=attention[real][:, :, None],
+                text_mask=seen[real][:, None],
+                seed=self.seed,
+            )
+            step, score = self._step(signals), self.stage.method.score(signals)
+            chosen = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
+            chosen[real] = torch.zeros_like(valid).scatter_(1, step.kept, True)
+            if not torch.equal(chosen[real], valid):
+                place, there = select.compact(chosen.reshape(len(call.query), -1))
+                self._columns = torch.where(there, place, -1)
+        left = float(step.counts.float().mean())
+        met = float(valid.sum(1).float().mean())
+        tokens = [met if i <= self.layers[0] else left for i in range(len(self.language.layers))]
+        row = (real.nonzero()[:, 0] // self._images).tolist()
+        self.trace = Trace([StageTrace(self.stage, step, score, None)], row, tokens)
+
+    def _layer(self, index: int) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            cache: Any = kwargs.get("past_key_values")
+            states: Any = kwargs.get(STATES)
+            columns, changed = self._columns, dict(kwargs)
+            held: Any = None if cache is None or len(cache.layers) <= index else cache.layers[index]
+            if columns is not None:
+                batch = len(columns)
+                states = states.reshape(batch, -1, states.shape[-1])
+                changed[STATES] = select.take(states, columns.clamp(min=0))
+                if cache is not None:
+                    held = SievedLayer.of(cache, index, batch, columns.device)
+                    assert held.columns is not None
+                    named = torch.where(columns >= 0, columns + held.length, -1)
+                    held.expect(named, states.shape[1], bool((columns < 0).any()))
+                    columns = torch.cat([held.columns, named], 1)
+            elif isinstance(held, SievedLayer):
+                past = held.columns
+                assert past is not None
+                columns = past if states is None else held.upcoming(states.numel() // states.shape[-1] // len(past))
+            else:
+                return None
+            changed[MASK] = _over(kwargs.get(MASK), columns, args[0] if args else kwargs["hidden_states"])
+            return args, changed
+
+        return hook
+
+    def _done(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._images, self._given, self._columns = 1, {}, None
+
+    # ---- the steps --------------------------------------------------------------------------------------------------
+
+    def _read(self, call: taps.Call, n: int) -> tuple[Tensor, Tensor, Tensor]:
+        """For every image of every row: attention ``(R, H, n)``, whether any text sees it ``(R,)``, and which of its keys are
+        seen ``(R, n)``."""
+        (batch, _, length, _), images = call.query.shape, self._images
+        text = torch.ones(batch, length, dtype=torch.bool, device=call.query.device)
+        padding, seeing = self._given.get("attention_mask"), self._given.get(SEEING)
+        if isinstance(padding, Tensor) and padding.dim() == 2:
+            text &= padding[:, -length:].bool()
+        if seeing is not None:
+            text &= seeing[:, 0, :, 0].bool()
+        # New images stand behind those of earlier turns.
+        total = sees = torch.zeros((), device=text.device)
+        seen = torch.zeros(batch, images, n, dtype=torch.bool, device=text.device)
+        for start in range(0, length, rows.BLOCK):
+            part = slice(start, start + rows.BLOCK)
+            mask = None if call.mask is None else call.mask[..., part, :]
+            attention = rows.attend(call.query[:, :, part], call.key, call.scale, mask)[..., -images * n :]
+            allowed = text[:, part, None].expand(-1, -1, images * n)
+            if mask is not None:
+                allowed = allowed & (mask[:, 0, :, -images * n :] >= 0)
+            allowed = allowed.unflatten(2, (images, n))
+            looks = allowed.any(3).float()
+            total = total + torch.einsum("bhtin,bti->bihn", attention.unflatten(3, (images, n)), looks)
+            sees, seen = sees + looks.sum(1), seen | allowed.any(1)
+        mean = total / sees.clamp(min=1)[..., None, None]
+        return mean.flatten(0, 1), sees.flatten() > 0, seen.flatten(0, 1)
+
+    def _step(self, signals: Signals) -> Reduction:
+        keep = self.stage.keep
+        if bool((budget.counts(keep, signals.valid) == signals.valid.sum(1)).all()):
+            return Reduction.keep(signals.valid)
+        step = self.stage.method(signals, keep)
+        if not step.drops:
+            raise ValueError(f"{self.stage.method.name} merges tokens; at site='cross' they can only be dropped")
+        return step
+
+
+def _named(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = inspect.signature(module.forward).parameters
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _over(mask: Tensor | None, columns: Tensor, like: Tensor) -> Tensor:
+    """The mask of the image keys at ``columns`` (``(B, M)`` long, -1 at padding)."""
+    if mask is None:
+        mask = like.new_zeros(1, 1, 1, int(columns.max()) + 1)
+    return masks.gather(mask, columns, 3).masked_fill(columns[:, None, None] < 0, torch.finfo(mask.dtype).min)
