@@ -51,6 +51,12 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
         "keys": (batch, n, DIM),
         "values": (batch, n, DIM),
         "relevance": (batch, n),
+        "cls_similarity": (batch, HEADS, n),
+        "pagerank": (batch, HEADS, n),
+        "entropy": (batch, n),
+        "ranking": (batch, n),
+        "neurons": (batch, n, DIM),
+        "text_neurons": (batch, TEXT, DIM),
     }
     out = {"x": torch.randn(batch, n, DIM, generator=draw)}
     for name in {need.name for need in method.needs} & set(shapes):
