@@ -38,7 +38,7 @@ def cell(name: str, n: int) -> dict[str, Any]:
     method = registry.make(name)
     given = inputs(method, 1, n)
     x, keep = given.pop("x"), max(round(n * SHARE), 1)
-    ts.reduce(x[:, :32], method, 4, **{k: _first(k, v, 32) for k, v in given.items()})
+    ts.reduce(x[:, :32], method, 4, **{k: _first(v, n, 32) for k, v in given.items()})
     before = _resident()
     _forget_peak()
     times: list[float] = []
@@ -56,11 +56,9 @@ def cell(name: str, n: int) -> dict[str, Any]:
     }
 
 
-def _first(name: str, value: torch.Tensor, n: int) -> torch.Tensor:
-    """A few tokens of a signal, to warm up on."""
-    if name == "text":
-        return value
-    return value[..., :n] if name.endswith("attention") else value[:, :n]
+def _first(value: torch.Tensor, n: int, few: int) -> torch.Tensor:
+    """A signal of the first few of ``n`` tokens, to warm up on."""
+    return value.narrow(value.shape.index(n), 0, few) if n in value.shape else value
 
 
 def _status(field: str) -> float:

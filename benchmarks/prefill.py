@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -81,19 +82,21 @@ def ours(model: Any, given: dict[str, torch.Tensor], stage: ts.Stage) -> tuple[f
     return split.prefill, split.selection
 
 
-def main(out: Path | None = None) -> dict[str, Any]:
+def main(out: Path | None = None, names: Sequence[str] = ()) -> dict[str, Any]:
+    """Some methods, or all."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, given = build().to(device), inputs(device)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     rows: dict[str, dict[str, float]] = {}
     handoff = {name: card(name).site == "handoff" for f in ("baseline", "vlm") for name in ts.methods(family=f)}
-    stages = {name: ts.method(name, keep=KEEP) for name in handoff if card(name).site not in ("encoder", "cross")}
-    free = ts.Stage(Free(), keep=KEEP, site="prefill", layers=(2,))
+    names = names or [name for name in handoff if card(name).site not in ("encoder", "cross")]
+    stages = {name: ts.method(name, keep=KEEP) for name in names}
+    free = {name: ts.Stage(Free(), KEEP, "prefill", (s.layer,)) for name, s in stages.items() if not handoff[name]}
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in stages}
     # Floor and ours take turns, so that a slow spell of the machine meets both.
     for turn in track(range(REPEATS + 1), description="rounds", console=Console(stderr=True)):
         for name, stage in stages.items():
-            base = floor(model, given) if handoff[name] else ours(model, given, free)[0]
+            base = floor(model, given) if handoff[name] else ours(model, given, free[name])[0]
             prefill, selection = ours(model, given, stage)
             if turn:
                 times[name].append((base, prefill, selection))
@@ -122,4 +125,4 @@ def main(out: Path | None = None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, sys.argv[2:])

@@ -3,7 +3,8 @@
 Medians of wall time, each method interleaved with a bare top-k on a given score, so that a busy machine slows both; with two
 threads and with one, of which the faster counts (threads that wait for each other on a busy machine can cost a hundredfold).
 `share` is the processor time over wall time and threads: clearly below 1 means that others used the machine meanwhile.
-Limits are for batch 1. Video methods are measured on 32 frames as well.
+Limits are for batch 1, whose row is another one of the batch of 8 each time: the same row over and over would lie in the
+processor's cache. Video methods are measured on 32 frames as well.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,7 +38,7 @@ DIM, HEADS, TEXT = 1024, 16, 32
 REPEATS, WARM, SEED, THREADS = 5, 1, 0, (2, 1)
 LIMITS = {576: {False: 5.0, True: 25.0}, 2880: {False: 10.0, True: 400.0}, 6272: {False: 300.0, True: 300.0}}
 """Milliseconds by tokens, for methods that score tokens and for those defined on pairs of them."""
-BATCH_LIMIT = 8.0
+BATCH, BATCH_LIMIT = 8, 8.0
 
 
 def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, Any]:
@@ -92,17 +94,22 @@ def clock(*runs: Callable[[], Any]) -> list[tuple[float, float]]:
 def measure(name: str, grid: tuple[int, int], keep: int) -> dict[str, Any]:
     method, n = registry.make(name), grid[0] * grid[1]
 
-    def at(batch: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        given = inputs(method, batch, n)
-        x, score = given.pop("x"), torch.rand(batch, n, generator=torch.Generator().manual_seed(SEED))
-        return (lambda: ts.reduce(x, method, keep, grid=grid, **given)), (lambda: top_k(score, keep))
+    given, score = inputs(method, BATCH, n), torch.rand(1, n, generator=torch.Generator().manual_seed(SEED))
+    row = cycle(range(BATCH))
+
+    def alone() -> Reduction:
+        i = next(row)
+        one = {key: value[i : i + 1] for key, value in given.items()}
+        return ts.reduce(one.pop("x"), method, keep, grid=grid, **one)
+
+    def together() -> Reduction:
+        return ts.reduce(given["x"], method, keep, grid=grid, **{k: v for k, v in given.items() if k != "x"})
 
     limit = LIMITS[n][method.pairs]
     found = []
     for threads in THREADS:
         torch.set_num_threads(threads)
-        (one, share), (bare, _) = clock(*at(1))
-        (eight, _), _ = clock(*at(8))
+        (one, share), (bare, _), (eight, _) = clock(alone, lambda: top_k(score, keep), together)
         found.append(
             {
                 "ms": one,
@@ -141,10 +148,12 @@ def divprune(grid: tuple[int, int], keep: int) -> dict[str, Any]:
     return {"tokens": n, "keep": keep, "ms": ours, "share": share, "direct_ms": theirs, "same_indices": same}
 
 
-def main(out: Path | None = None) -> None:
+def main(out: Path | None = None, names: Sequence[str] = ()) -> None:
+    """Some methods, or all."""
     console = Console(stderr=True)
-    cells = [(name, grid, keep) for grid, keep in SIZES for name in ts.methods()]
-    cells += [(name, *VIDEO) for name in ts.methods(family="video")]
+    names = names or ts.methods()
+    cells = [(name, grid, keep) for grid, keep in SIZES for name in names]
+    cells += [(name, *VIDEO) for name in ts.methods(family="video") if name in names]
     rows = [measure(*cell) for cell in track(cells, description="selection", console=console)]
     torch.set_num_threads(1)
     against = [divprune(grid, keep) for grid, keep in SIZES]
@@ -180,4 +189,4 @@ def main(out: Path | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, sys.argv[2:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib
 import pickle
 
 import pytest
@@ -106,6 +107,18 @@ def test_padding_is_as_if_it_were_not_there(name, keep):
         assert torch.equal(padded.kept[:, :count], place[alone.kept])
         assert torch.equal(padded.owner[:, place], alone.owner)
         torch.testing.assert_close(padded.dense()[:, :count, place], alone.dense())
+
+
+def test_rows_one_after_the_other_give_what_the_batch_gives(name, monkeypatch):
+    """As rows of many tokens are taken where their pairs are compared."""
+    mask = torch.ones(B, N, dtype=torch.bool)
+    mask[1, -5:], mask[2, -30:] = False, False
+    x, given = features(B, N), signals(registry.make(name), B, N)
+    for keep in (9, 5):
+        monkeypatch.setattr(importlib.import_module("tokensieve.method"), "LONG", N + 1)
+        batch = run(name, x, keep, given, mask=mask)
+        monkeypatch.setattr(importlib.import_module("tokensieve.method"), "LONG", 1)
+        same(run(name, x, keep, given, mask=mask), batch)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

@@ -120,6 +120,21 @@ def test_rows_may_keep_different_numbers():
     assert repr(r) == "Reduction(drop, batch=2, 4 -> 3 tokens)"
 
 
+def test_stacked_rows_are_the_batch():
+    x = features(4, 9, 3)
+    parts = [random(kind, 1, 9, seed) for seed, kind in enumerate(KINDS)]
+    parts.append(Reduction.keep(torch.arange(9)[None] < 2))
+    r = Reduction.stack(parts)
+    assert r.counts.tolist() == [p.m for p in parts]
+    for i, part in enumerate(parts):
+        torch.testing.assert_close(r.apply(x[:1].repeat(r.batch, 1, 1))[i, : part.m], part.apply(x[:1])[0])
+        assert torch.equal(r.owner[i], part.owner[0])
+        torch.testing.assert_close(r.rows(slice(i, i + 1)).dense()[0, : part.m], part.dense()[0])
+    hard = Reduction.stack([p for p in parts if p.matrix is None])
+    assert hard.matrix is None
+    assert Reduction.stack([Reduction.identity(1, 9)] * 2).is_identity
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_token_dimension_and_kind_of_tensor(kind):
     r = random(kind, 2, 9, 1)

@@ -18,6 +18,9 @@ from tokensieve.signals import Signals
 if TYPE_CHECKING:
     from tokensieve.plan import Stage
 
+LONG = 512
+"""Tokens of a row from which, on a processor, its pairs are compared before those of the next row."""
+
 
 @dataclass(frozen=True)
 class Method:
@@ -71,6 +74,9 @@ class Method:
             return Reduction.identity(s.batch, s.n, s.device)
         if bool((counts == s.valid.sum(1)).all()):
             return Reduction.keep(s.valid)
+        if self.pairs and s.batch > 1 and s.n >= LONG and s.device.type == "cpu":
+            # The pairs of one long row fit the processor's caches; those of all rows do not.
+            return Reduction.stack([self(s.row(i), counts[i : i + 1]) for i in range(s.batch)])
         return self.reduce(s, counts)
 
 

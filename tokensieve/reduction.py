@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 
 class Reduction:
@@ -201,6 +203,19 @@ class Reduction:
         """Some rows of the batch."""
         pick = [None if t is None else _dense(t)[index] for t in (self.weight, self.matrix)]
         return Reduction(self.n, self.kept[index], self.mask[index], self.owner[index], pick[0], pick[1])
+
+    @classmethod
+    def stack(cls, parts: Sequence[Reduction]) -> Reduction:
+        """The rows of several reductions of the same N tokens as one batch."""
+        m = max(part.m for part in parts)
+        kept = [torch.cat([p.kept, p.kept[:, -1:].expand(-1, m - p.m)], 1) for p in parts]
+        mask = [pad(p.mask, (0, m - p.m)) for p in parts]
+        weight, matrix = None, None
+        if any(p.matrix is not None for p in parts):
+            matrix = torch.cat([pad(p.dense(), (0, 0, 0, m - p.m)) for p in parts])
+        elif any(p.weight is not None for p in parts):
+            weight = torch.cat([(p.owner >= 0).float() if p.weight is None else p.weight for p in parts])
+        return cls(parts[0].n, torch.cat(kept), torch.cat(mask), torch.cat([p.owner for p in parts]), weight, matrix)
 
     def to(self, device: torch.device | str) -> Reduction:
         parts = [None if t is None else t.to(device) for t in self._tensors().values()]

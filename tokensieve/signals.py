@@ -188,6 +188,16 @@ class Signals:
         """A copy with some signals replaced."""
         return replace(self, **changes)
 
+    def row(self, index: int) -> Signals:
+        """One row of the batch, as a batch of one."""
+
+        def of(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {layer: of(tensor) for layer, tensor in value.items()}
+            return value[index : index + 1] if isinstance(value, Tensor) else value
+
+        return replace(self, **{f.name: of(getattr(self, f.name)) for f in fields(self)})
+
 
 _TOKEN_AXIS = {
     "cls_attention": -1,
