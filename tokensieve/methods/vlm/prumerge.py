@@ -26,6 +26,9 @@ class PruMerge(Method):
     plus: bool = False
     encoder_layer: int = -2
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adaptive", not self.plus)
+
     @property
     def needs(self):
         return (CLSAttention(self.encoder_layer), Keys(self.encoder_layer))
