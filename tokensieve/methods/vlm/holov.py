@@ -24,6 +24,7 @@ class HoloV(Method):
     crop cannot hold goes to the others (there, the output is filled up with zeros).
     """
 
+    pairs = True
     crops: int = 16
     alpha: float = 0.09
     encoder_layer: int = -2
