@@ -164,7 +164,7 @@ def vispruner(x, a, keep, important, step):
         even, odd = rest[::2], rest[1::2]
         double = {i: max(float(u[i] @ u[j]) for j in odd) for i in even}
         gone = best(double, min(step, len(rest) - diverse, len(odd)), even)
-        rest = [i for i in rest if i not in gone]
+        rest = best(double, n, [i for i in even if i not in gone]) + odd
     return sorted(first + rest)
 
 
