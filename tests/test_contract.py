@@ -258,7 +258,7 @@ def test_memory_of_many_tokens(name):
     x, made = features(1, n, dim=8), registry.make(name)
     given = signals(made, 1, n, dim=8)
     with Live() as seen:
-        run(name, x, 100, given, grid=(100, 200))
+        run(name, x, 2, given, grid=(100, 200))
     assert seen.peak < 1e9
 
 
