@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakSet, finalize
 
 import torch
 from torch import Tensor
@@ -58,6 +59,28 @@ def tokens(given: dict[str, Any], index: Tensor) -> dict[str, Any]:
         dim = axis.get(k, -1)
         out[k] = v if dim is None or not isinstance(v, Tensor) else v.index_select(dim, index)
     return out
+
+
+class Live(TorchDispatchMode):
+    """Records the most bytes of tensors that operations inside returned and that lived at the same time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self.known: WeakSet[Any] = WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_iter(out):
+            if isinstance(t, Tensor) and t.layout == torch.strided and t.untyped_storage() not in self.known:
+                self.known.add(t.untyped_storage())
+                self.bytes += t.untyped_storage().nbytes()
+                finalize(t.untyped_storage(), self.free, t.untyped_storage().nbytes())
+        self.peak = max(self.peak, self.bytes)
+        return out
+
+    def free(self, size: int) -> None:
+        self.bytes -= size
 
 
 class Largest(TorchDispatchMode):

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tests.strategies import features
+from tests.strategies import Largest, features
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.parts import cluster, coverage, dpp, graph, likeness
+from tokensieve.parts import cluster, coverage, dpp, groups, likeness
 from tokensieve.registry import make
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33)]
@@ -200,26 +200,11 @@ def test_gprune_prunes_thumbnail_and_crops_apart():
     assert kept(r) == want
 
 
-@given(st.integers(1, 12), st.floats(0.1, 1.0), st.integers(0, 99))
-def test_pagerank(n, damping, seed):
-    w = features(2, n, n, seed=seed).softmax(2)
-    valid = torch.ones(2, n, dtype=torch.bool)
-    want = start = torch.full((2, 1, n), 1 / n)
-    for _ in range(7):
-        want = damping * want @ w + (1 - damping) * start
-    torch.testing.assert_close(graph.pagerank(w, valid, damping, 7), want[:, 0])
-    left = features(2, n, 3, seed=seed + 1)
-    right = features(2, 3, n, seed=seed + 2)
-    product = graph.pagerank(left @ right, valid, damping, 3)
-    torch.testing.assert_close(graph.pagerank((left, right), valid, damping, 3), product, rtol=1e-3, atol=1e-4)
-
-
-def test_pagerank_leaves_out_padding():
-    w, valid = features(1, 6, 6).softmax(2), torch.tensor([[True, True, False, True, True, False]])
-    place = valid[0].nonzero()[:, 0]
-    x = graph.pagerank(w, valid, 0.85, 9)
-    torch.testing.assert_close(x[:, place], graph.pagerank(w[:, place][:, :, place], valid[:, place], 0.85, 9))
-    assert not bool(x[~valid].any())
+def test_importance_that_flows_leaves_out_padding():
+    x, mask = crowd(1, 40, seed=3), torch.arange(40)[None] % 4 > 0
+    place = mask[0].nonzero()[:, 0]
+    alone = make("g-prune").score(ts.Signals(features=x[:, place]))
+    torch.testing.assert_close(make("g-prune").score(ts.Signals(features=x, mask=mask))[:, place], alone)
 
 
 # ---- Cluster-level aggregation: arXiv 2504.17892
@@ -296,6 +281,29 @@ def holov(x, a, crops, keep, alpha):
         quota[g] += 1
     assert all(q <= len(crop) for q, crop in zip(quota, crops, strict=True))
     return sorted(i for q, crop in zip(quota, crops, strict=True) for i in best(a, q, crop))
+
+
+@pytest.mark.parametrize("n", [1, 2, 90, 700])
+def test_variety(n):
+    """Groups of any size, one of a single token and one of none, and more members than a block holds."""
+    x, among = crowd(2, n, seed=n), torch.ones(2, n, dtype=torch.bool)
+    among[1, 3::5] = False
+    group = torch.arange(n).expand(2, -1) % 7 // 3
+    group = torch.where(torch.arange(n) == n - 1, 4, group)
+    got = groups.variety(x, group, 5, among)
+    for b in range(2):
+        u = unit(x[b])
+        for i in range(0, n, 1 + n // 50):
+            mates = [j for j in range(n) if j != i and group[b, j] == group[b, i] and among[b, i] and among[b, j]]
+            want = np.var([u[i] @ u[j] for j in mates]) if mates else 0.0
+            assert float(got[b, i]) == pytest.approx(want, abs=1e-5)
+
+
+def test_variety_works_in_blocks():
+    x, one = features(1, 3000, 4), torch.ones(1, 3000, dtype=torch.bool)
+    with Largest() as seen:
+        groups.variety(x, torch.zeros(1, 3000, dtype=torch.long), 1, one)
+    assert seen.elements <= groups.ROWS * 3000
 
 
 @pytest.mark.parametrize("alpha", [0.09, 1.0])

@@ -13,7 +13,7 @@ from tests.models import llava, prompt
 from tests.strategies import features
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
 from tokensieve.plan import plan
-from tokensieve.registry import get, make
+from tokensieve.registry import make
 
 # ---- FoPru: arXiv 2411.14164
 
@@ -164,7 +164,7 @@ def vispruner(x, a, keep, important, step):
         even, odd = rest[::2], rest[1::2]
         double = {i: max(float(u[i] @ u[j]) for j in odd) for i in even}
         gone = best(double, min(step, len(rest) - diverse, len(odd)), even)
-        rest = [i for i in rest if i not in gone]
+        rest = best(double, n, [i for i in even if i not in gone]) + odd
     return sorted(first + rest)
 
 
@@ -241,4 +241,4 @@ def test_in_a_model(name):
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
     reduction = sieve.last.stages[-1].reduction
     assert reduction.n == 64
-    assert bool((reduction.counts <= 16).all() if get(name).adaptive else (reduction.counts == 16).all())
+    assert bool((reduction.counts <= 16).all() if make(name).adaptive else (reduction.counts == 16).all())

@@ -106,7 +106,7 @@ def fastvid(x, frame, attention, keep, options):
         salient = share(total - dense, [1] * len(part), size)
         anchor = [(len(part) - 1 - j) % options["stride"] == 0 for j in range(len(part))]
         room = [(n - a) * on for n, a, on in zip(size, salient, anchor, strict=True)]
-        context = share(dense, [1] * len(part), room)
+        context = share(dense, [1] * len(part), room[::-1])[::-1]
         more = [n - a - c for n, a, c in zip(size, salient, context, strict=True)]
         salient = [
             a + b

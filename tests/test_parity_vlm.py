@@ -279,3 +279,13 @@ def test_sparsevlm_by_rank():
     x = features(1, 30)
     assert ts.reduce(x, make("sparsevlm", rank=0.5), 29, text_attention=a).counts.tolist() == [16]
     assert ts.reduce(x, make("sparsevlm", rank=0.5), 9, text_attention=a).counts.tolist() == [9]
+
+
+def test_an_instance_says_whether_its_count_adapts():
+    assert not make("sparsevlm").adaptive
+    assert make("sparsevlm", rank=0.5).adaptive
+    assert make("prumerge").adaptive
+    assert not make("prumerge", plus=True).adaptive
+    a = torch.full((1, 40), 0.01)
+    a[0, :3] = 1.0
+    assert ts.reduce(features(1, 40), make("prumerge", plus=True), 9, cls_attention=a).counts.tolist() == [9]

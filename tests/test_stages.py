@@ -14,7 +14,7 @@ from tokensieve.signals import Signals
 from tokensieve.sites.resolve import solve
 
 SYSTEMS = [name for name in ts.methods() if registry.make(name).stages(0.5)]
-EXACT = [name for name in SYSTEMS if not registry.get(name).adaptive]
+EXACT = [name for name in SYSTEMS if not registry.make(name).adaptive]
 EARLY = [name for name in SYSTEMS if registry.get(name).site == "handoff"]
 N, LAYERS = 64, 4
 

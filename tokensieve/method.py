@@ -33,8 +33,10 @@ class Method:
         name: the registered name.
         site: where the paper applies it ("encoder", "handoff", "prefill", "cross"); any other site of ``sites`` may be asked for.
         sites: all sites that can supply its needs.
-        adaptive: True where the method may keep fewer tokens than the budget by its own rule.
-        pairs: True where the algorithm is defined on all pairs of tokens (time quadratic in N, memory in blocks).
+        adaptive: True where the method may keep fewer tokens than the budget by its own rule; where that depends on a field,
+            `__post_init__` sets it, so read it from the instance.
+        pairs: True where the algorithm compares all pairs of tokens, or tokens with cluster centres round by round (time
+            quadratic in N, memory in blocks).
         proportional: True where later attention weighs merged tokens by their size.
         layer: for `prefill`, the language-model layer before which tokens leave by default.
     """

@@ -43,36 +43,3 @@ def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperatur
         return torch.stack([(part[:, None] @ weight)[:, 0] for part, weight in parts]).sum(0)
 
     return flow, torch.cat(degree, 1).clamp(min=1)
-
-
-@torch.no_grad()
-def pagerank(
-    weights: Tensor | tuple[Tensor, Tensor] | Flow,
-    valid: Tensor,
-    damping: float,
-    steps: int,
-    start: Tensor | None = None,
-) -> Tensor:
-    """What each node holds after ``steps`` steps of x <- damping * x W + (1 - damping) * start.
-
-    Args:
-        weights: W, ``(B, N, N)``, from row to column; or its factors, ``(B, N, R)`` and ``(B, R, N)``; or its flow.
-        valid: ``(B, N)`` bool; other nodes hold nothing. start: ``(B, N)``; an equal share for each valid node by default.
-    """
-    flow = weights if callable(weights) else _flow(*weights) if isinstance(weights, tuple) else _flow(weights)
-    real = valid.float()
-    start = real / real.sum(1, keepdim=True) if start is None else start * real
-    x = start
-    for _ in range(steps):
-        x = (damping * flow(x) + (1 - damping) * start) * real
-    return x
-
-
-def _flow(*factors: Tensor) -> Flow:
-    def flow(x: Tensor) -> Tensor:
-        row = x[:, None]
-        for factor in factors:
-            row = row @ factor
-        return row[:, 0]
-
-    return flow

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.parts.select import compact, held, take
+from tokensieve.parts.select import compact, take
 
 ROWS = 512
 
@@ -42,15 +44,11 @@ def filled(total: Tensor, score: Tensor, most: Tensor) -> Tensor:
 def alike(metric: Tensor, above: float, group: Tensor, among: Tensor, groups: int) -> Tensor:
     """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
 
-    Groups are compared one after the other: over M tokens of a group, time M^2 D and memory B x block x M.
+    Over M tokens of a group, time M^2 D and memory B x block x M.
     """
-    out, unit = torch.zeros_like(group), normalize(metric, dim=-1)
-    for g in range(groups):
-        place, real = compact(among & (group == g))
-        own = take(unit, place)
-        blocks = own.split(max(ROWS // len(metric), 64), 1)
-        count = [((rows @ own.transpose(1, 2) > above) & real[:, None]).sum(2) for rows in blocks]
-        out.scatter_add_(1, place, torch.cat(count, 1) * real)
+    out = torch.zeros_like(group)
+    for place, rows, real, like in _pairs(metric, group, among, groups):
+        out.scatter_add_(1, place, ((like > above) & real[:, None]).sum(2) * real[:, rows])
     return out
 
 
@@ -70,22 +68,34 @@ def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
     return torch.where(size > 1, pairs, -1.0)
 
 
+@torch.no_grad()
 def variety(x: Tensor, group: Tensor, groups: int, among: Tensor) -> Tensor:
     """``(B, N)``: the variance of a token's cosines to the other candidates of its group, 0 where it has none.
 
-    ``group`` is ``(B, N)`` long, negative for none. Memory: groups x the square of the largest group's size.
+    Over M tokens of a group, time M^2 D and memory B x block x M.
     """
-    place = torch.where(among & (group >= 0), group, groups)
-    order = place.argsort(dim=1, stable=True)
-    size = held(place, torch.ones_like(among), groups + 1)
-    width, start = int(size[:, :groups].max()), size.cumsum(1) - size
-    rank = torch.arange(width, device=x.device)
-    real = rank < size[:, :groups, None]
-    member = order.gather(1, (start[:, :groups, None] + rank).clamp(max=x.shape[1] - 1).flatten(1))
-    unit = take(normalize(x, dim=-1), member).unflatten(1, (groups, width))
-    like = unit @ unit.transpose(2, 3)
-    other = real[:, :, None] & ~torch.eye(width, dtype=torch.bool, device=x.device)
-    count = other.sum(3).clamp(min=1)
-    mean = (like * other).sum(3) / count
-    spread = ((like - mean[..., None]).square_().mul_(other)).sum(3) / count
-    return torch.zeros_like(x[..., 0]).scatter_add_(1, member, (spread * real).flatten(1))
+    out = torch.zeros_like(x[..., 0])
+    for place, rows, real, like in _pairs(x, group, among, groups):
+        other = real[:, None].repeat(1, like.shape[1], 1)
+        other.diagonal(rows.start, 1, 2).fill_(False)
+        count = other.sum(2, keepdim=True).clamp(min=1)
+        mean = (like * other).sum(2, keepdim=True) / count
+        spread = like.sub_(mean).square_().mul_(other).sum(2) / count[..., 0]
+        out.scatter_add_(1, place, spread * real[:, rows])
+    return out
+
+
+def _pairs(x: Tensor, group: Tensor, among: Tensor, groups: int) -> Iterator[tuple[Tensor, slice, Tensor, Tensor]]:
+    """Cosines within groups, one group after the other, in blocks of its members.
+
+    Yields:
+        positions of the block's members ``(B, P)``, where the block lies in the group, which of the group's M members are
+        real ``(B, M)``, and the block's cosines to them, ``(B, P, M)``.
+    """
+    unit, size = normalize(x, dim=-1), max(ROWS // len(x), 64)
+    for g in range(groups):
+        place, real = compact(among & (group == g))
+        own = take(unit, place)
+        for start in range(0, place.shape[1], size):
+            rows = slice(start, start + size)
+            yield place[:, rows], rows, real, own[:, rows] @ own.transpose(1, 2)

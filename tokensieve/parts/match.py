@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.needs import Need
-from tokensieve.parts.select import compact, take, top
+from tokensieve.parts.select import compact, ranks, take, top
 from tokensieve.signals import Signals
 
 BLOCK = 1024
@@ -63,19 +63,23 @@ def pairs(x: Tensor, leave: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         which tokens leave, ``(B, n)`` bool, and the place each joins, ``(B, n)`` long, its own where it stays.
     """
-    scale = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
-    odd, onto = x[:, 1::2].transpose(1, 2), scale[:, None, 1::2]
-    bias = torch.where(real, 0.0, -torch.inf)[:, None, 1::2]
-    blocks = x[:, ::2].split(max(BLOCK // len(x), 64), 1)
-    best = [torch.addcmul(bias, rows @ odd, onto).max(-1) for rows in blocks]
-    value = torch.cat([b.values for b in best], 1) * scale[:, ::2]
-    partner = torch.cat([b.indices for b in best], 1)
+    value, partner = _partners(x, real)
     leaving = top(value, leave, real[:, ::2])
     gone = torch.zeros_like(real)
     gone[:, ::2] = leaving
     into = torch.arange(x.shape[1], device=x.device).repeat(x.shape[0], 1)
     into[:, ::2] = torch.where(leaving, 2 * partner + 1, into[:, ::2])
     return gone, into
+
+
+def _partners(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """For each token at an even place the cosine with the most similar one at an odd place, and which of these it is."""
+    scale = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+    odd, onto = x[:, 1::2].transpose(1, 2), scale[:, None, 1::2]
+    bias = torch.where(real, 0.0, -torch.inf)[:, None, 1::2]
+    blocks = x[:, ::2].split(max(BLOCK // len(x), 64), 1)
+    best = [torch.addcmul(bias, rows @ odd, onto).max(-1) for rows in blocks]
+    return torch.cat([b.values for b in best], 1) * scale[:, ::2], torch.cat([b.indices for b in best], 1)
 
 
 def _averaged(x: Tensor, w: Tensor, gone: Tensor, into: Tensor, front: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,7 +103,8 @@ def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
     """``(B, n)`` bool: ``count[b]`` tokens of each row that are left after rounds that remove duplicates.
 
     In a round the ``step[b]`` tokens at even places that are most similar to one at an odd place leave; fewer in the last one,
-    and never more than are at even places with a partner. Up to ``HELD`` tokens, similarities are computed once and held.
+    and never more than are at even places with a partner. For the next round those that stay at even places move to the
+    front, the most similar first. Up to ``HELD`` tokens, similarities are computed once and held.
 
     Args:
         x: ``(B, n, d)``, compared by cosine; real: ``(B, n)`` bool, True at the front of each row.
@@ -109,20 +114,22 @@ def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
     return torch.cat([_rounds(*rows) for rows in each])
 
 
-def _rounds(x: Tensor, out: Tensor, count: Tensor, step: Tensor) -> Tensor:
-    unit = normalize(x, dim=-1)
+def _rounds(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
+    unit, out = normalize(x, dim=-1), torch.zeros_like(real)
     like = unit @ unit.transpose(1, 2) if x.shape[1] <= HELD else None
-    out = out & (count > 0)[:, None]
-    while bool((out.sum(1) > count).any()):
-        front, real = compact(out)
-        held = real.sum(1)
+    place = torch.arange(x.shape[1], device=x.device).expand_as(real)
+    real = real & (count > 0)[:, None]
+    while bool(((held := real.sum(1)) > count).any()):
         leave = (held - count).clamp(min=0).minimum(step).minimum(held // 2)
         if like is None:
-            gone, _ = pairs(take(x, front), leave, real)
+            value, _ = _partners(take(x, place), real)
         else:
-            odd = torch.zeros_like(out).scatter_(1, front[:, 1::2], real[:, 1::2])
-            best = take(like, front[:, ::2]).masked_fill_(~odd[:, None], -torch.inf).amax(2)
-            gone = torch.zeros_like(real)
-            gone[:, ::2] = top(best, leave, real[:, ::2])
-        out = out & ~torch.zeros_like(out).scatter_(1, front, gone)
-    return out
+            odd = torch.zeros_like(out).scatter_(1, place[:, 1::2], real[:, 1::2])
+            value = take(like, place[:, ::2]).masked_fill_(~odd[:, None], -torch.inf).amax(2)
+        rank, width = ranks(value, real[:, ::2]), place.shape[1]
+        order = torch.where(real, torch.arange(width, width * 2, device=x.device), width * 2)
+        order[:, ::2] = torch.where(rank >= leave[:, None], rank, width * 2)
+        order, front = order.sort(dim=1, stable=True)
+        most = int((held - leave).max())
+        place, real = place.gather(1, front)[:, :most], order[:, :most] < width * 2
+    return out.scatter_(1, place, real)

@@ -103,7 +103,11 @@ def _place(canvas, ink, rng, kind, colour, cell, split, third=None) -> Thing:
 
 
 def _background(rng) -> Image.Image:
-    """Dim or light, flat or a gradient, with low noise; never saturated enough to pass for a colour of the palette."""
+    """Dim or light, flat or a gradient, with low noise; hardly ever saturated enough to pass for a colour of the palette.
+
+    Values outside a byte wrap around: in some dim gradients the darkest corner is a bright patch, and noise on the lightest
+    ones leaves dark specks. The packaged weights were trained on these pictures, so that they stay as they are.
+    """
     level = rng.uniform(15, 60) if rng.random() < 0.5 else rng.uniform(185, 230)
     picture = np.full((SIZE // 8, SIZE // 8, 3), level + rng.uniform(-8, 8, size=3))
     if rng.random() < 0.6:
@@ -113,7 +117,7 @@ def _background(rng) -> Image.Image:
     smooth = Image.fromarray(picture.astype(np.uint8)).resize((SIZE, SIZE), Image.Resampling.BILINEAR)
     grain = int(rng.integers(0, 5))
     noise = rng.integers(0, grain + 1, size=(SIZE, SIZE, 1), dtype=np.uint8)
-    return Image.fromarray(np.asarray(smooth) + noise)  # 230 + 8 + 12 + 5 still fits in a byte
+    return Image.fromarray(np.asarray(smooth) + noise)
 
 
 @functools.cache

@@ -26,6 +26,7 @@ class FastVID(Method):
     each anchor frame; budgets are exact where frames differ in size; no random noise on densities.
     """
 
+    pairs = True
     segments: int = 8
     likeness: float = 0.9
     context: float = 0.4
@@ -63,7 +64,9 @@ class FastVID(Method):
         anchor = (behind % self.stride == 0) & (behind >= 0)
         dense, even = torch.floor(self.context * total.double()).long(), torch.ones_like(size)
         salient = budget.allot(total - dense, even, size)
-        context = budget.allot(dense, even, torch.where(anchor, size - salient, 0))
+        # Anchors are counted from the last, and so are those that take one more.
+        room = torch.where(anchor, size - salient, 0)
+        context = budget.allot(dense, even, room.flip(1)).flip(1)
         # Anchors that are full leave the rest of their share to attention.
         salient = salient + budget.allot(total - salient.sum(1) - context.sum(1), even, size - salient - context)
         a, b = (temporal.back(t.view_as(place), place, real, segment.shape[1], 0) for t in (salient, context))

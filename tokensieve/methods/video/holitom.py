@@ -25,6 +25,7 @@ class HoliTom(Method):
     alone would go below it only the most similar tokens join; no random noise on densities, and always 7 neighbours.
     """
 
+    pairs = True
     likeness: float = 0.8
 
     @property

@@ -100,11 +100,7 @@ def _redundancy(x: Tensor, relevance: Tensor, valid: Tensor, spatial: float) -> 
 
 def _spread(redundancy: Tensor, grid: tuple[int, int], valid: Tensor) -> Tensor:
     """The most redundant token of each window made more so, so that every region gives some up."""
-    place = torch.arange(grid[0] * grid[1], device=valid.device)
-    window = (place // grid[1] // 2 * grid[1] + place % grid[1] // 2).expand_as(valid)
-    held = redundancy.masked_fill(~valid, -torch.inf)
-    best = held.scatter_reduce(1, window, held, "amax", include_self=False).gather(1, window)
-    first = torch.where((held == best) & valid, place, len(place))
-    first = first.scatter_reduce(1, window, first, "amin", include_self=False).gather(1, window)
+    window, number = select.windows(valid, grid, 2)
+    one = torch.ones(len(valid), number, dtype=torch.long, device=valid.device)
     more = torch.where(redundancy > 0, redundancy * 2, redundancy / 2)
-    return torch.where((first == place) & valid, more, redundancy)
+    return torch.where(select.top_of_each(redundancy, one, window, valid), more, redundancy)

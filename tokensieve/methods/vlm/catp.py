@@ -25,6 +25,7 @@ class CATP(Method):
     goes). Deviations: none in the selection; the greedy search skips gains that cannot win.
     """
 
+    pairs = True
     alignment: float = 0.7
     first: float = 2.0
     at: float = 3 / 16

@@ -19,14 +19,14 @@ class FlowCut(Method):
     Source: arXiv 2505.19536. A layer scores a token by the CLS token's attention to it plus its value's similarity to
     the CLS token's (each as a share of the tokens left), times the L1 norm of its value; the score so far and the
     layer's count half each. At every other layer tokens leave, the more the more concentrated the CLS token's attention
-    is; the last ends at the budget. ``encoder_layers`` are those of CLIP-L up to its features, counted from the end;
-    scaled in an encoder of another depth. Deviations from the public code: the encoder runs on all tokens (a stage
-    between its blocks knows one block only), so it is not made faster and later layers still see what the earlier ones
-    let go; value norms take all heads side by side, where the code averages them first; each image prunes at its own
-    pace, where there the batch does.
+    is; the last ends at the budget. ``encoder_layers`` are those of CLIP-L in front of the one whose output is read,
+    counted from the end; scaled in an encoder of another depth. Deviations from the public code: the encoder runs on
+    all tokens (a stage between its blocks knows one block only), so it is not made faster and later layers still see
+    what the earlier ones let go; value norms take all heads side by side, where the code averages them first; each
+    image prunes at its own pace, where there the batch does.
     """
 
-    encoder_layers: tuple[int, ...] = tuple(range(-24, -1))
+    encoder_layers: tuple[int, ...] = tuple(range(-24, -2))
 
     @property
     def needs(self):

@@ -35,9 +35,12 @@ class GPrune(Method):
         return (Need("crop", instead=("features",)),)
 
     def score(self, s: Signals) -> Tensor:
-        unit = normalize(s.features, dim=-1)
+        x = s.features.detach()
+        unit, importance = normalize(x, dim=-1), x.norm(dim=-1) * s.valid
         flow, degree = graph.similar(unit, s.valid, self._group(s), self.similarity, self.temperature)
-        return graph.pagerank(flow, s.valid, 1.0, self.steps, s.features.norm(dim=-1)) / degree
+        for _ in range(self.steps):
+            importance = flow(importance)
+        return importance / degree
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group = self._group(s)

@@ -18,9 +18,9 @@ class HiPrune(Method):
     Source: arXiv 2508.00553. Attention is the mean that a token receives, so no CLS is needed. ``alpha`` is the share
     of the budget for anchors and buffers (the paper's 0.1), a fifth of it anchors. ``object_layer`` is the paper's 9th of
     CLIP-L's 24 layers, counted from the end; scaled in a model whose encoder has another depth. Without a grid the buffers
-    are the neighbours in the sequence. Deviations from the public code: buffers never wrap around a row's edge, the
-    budget is per image and exact (the code divides it by the batch), halves round up, and attention paid by a CLS token
-    counts only where the signal includes it.
+    are the neighbours in the sequence. Deviations from the public code: buffers never wrap around a row's edge, nor do
+    anchors in the first or last row bring the image's first or last token; the budget is per image and exact (the code
+    divides it by the batch), halves round up, and attention paid by a CLS token counts only where the signal includes it.
     """
 
     alpha: float = 0.1

@@ -21,9 +21,11 @@ class HoloV(Method):
     public code's, which cuts the row of tokens into ``crops`` pieces of equal length; here they are near-square cells of
     the grid (pieces of the row, where there is no grid). Other deviations from it: it scales the variance to the attention
     within each crop, where it cancels out of the weights; a token's cosine to itself is no part of the variance; what a
-    crop cannot hold goes to the others (there, the output is filled up with zeros).
+    crop cannot hold goes to the others (there, the output is filled up with zeros); what rounding down leaves over goes by
+    largest remainder (there, to the crops of the largest weights).
     """
 
+    pairs = True
     crops: int = 16
     alpha: float = 0.09
     encoder_layer: int = -2

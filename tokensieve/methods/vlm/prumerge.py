@@ -19,12 +19,17 @@ class PruMerge(Method):
     most the budget. Merged tokens are means weighed by CLS attention. ``plus=True`` is PruMerge+: tokens at equal steps
     along the rest fill the budget. Deviations from the public code: each token joins its nearest kept one (there, every
     kept token adds its 32 nearest of all others, unnormalised, and a sum of all dropped ones is appended), counts are
-    those of each image, and attention and keys are of the layer that features leave from (there, the last).
+    those of each image, PruMerge+ steps along what is left to an exact count (there, along the whole row, about three
+    times as many as outliers), and attention, averaged over heads, and keys are of the layer that features leave from
+    (there, the last, all heads taken as one).
     """
 
     adaptive = True
     plus: bool = False
     encoder_layer: int = -2
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adaptive", not self.plus)
 
     @property
     def needs(self):

@@ -27,9 +27,13 @@ class SparseVLM(Method):
     site = "prefill"
     sites = ("prefill",)
     layer = 2
+    pairs = True
     recycled: float = 0.3
     ratio: int = 10
     rank: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "adaptive", self.rank > 0)
 
     @property
     def needs(self):

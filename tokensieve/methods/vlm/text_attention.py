@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -21,7 +22,7 @@ class ByText(Method):
     """
 
     site = "prefill"
-    sites = ("prefill", "handoff")
+    sites: ClassVar[tuple[str, ...]] = ("prefill", "handoff")
 
     @property
     def needs(self):

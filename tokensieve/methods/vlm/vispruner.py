@@ -18,9 +18,9 @@ class VisPruner(Method):
 
     Source: arXiv 2412.01818, the published version (FasterVLM is its first). ``important`` is the share of the budget
     for important tokens. The rest, in order of attention, is split into tokens at even and at odd places, and the
-    ``step`` even ones most similar to an odd one leave, until the budget is met; for every 576 tokens of a row, so that
-    more tokens do not take more rounds. Deviations from the public code: there the step is the same for any number, and
-    between rounds the even tokens move to the front by similarity, where they keep their order here.
+    ``step`` even ones most similar to an odd one leave; the other even ones move to the front, the most similar first,
+    and so on until the budget is met. ``step`` is for every 576 tokens of a row, so that more tokens do not take more
+    rounds. Deviation from the public code: there the step is the same for any number.
     """
 
     pairs = True

@@ -25,6 +25,7 @@ class VMTC(Method):
     suppresses text-to-image attention of low focus (CMAI), changes attention, not tokens.
     """
 
+    pairs = True
     primary: float = 0.5
     encoder_layer: int = -2
 
