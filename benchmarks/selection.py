@@ -37,7 +37,7 @@ FRAMES, VIDEO = 32, ((32 * 14, 14), 627)
 DIM, HEADS, TEXT = 1024, 16, 32
 REPEATS, WARM, SEED, THREADS = 5, 1, 0, (2, 1)
 LIMITS = {576: {False: 5.0, True: 25.0}, 2880: {False: 10.0, True: 400.0}, 6272: {False: 300.0, True: 300.0}}
-"""Milliseconds by tokens, for methods that score tokens and for those defined on pairs of them."""
+"""Milliseconds by tokens, for methods that only score tokens and for those that compare them, to choose or to merge."""
 BATCH, BATCH_LIMIT = 8, 8.0
 
 
@@ -105,7 +105,7 @@ def measure(name: str, grid: tuple[int, int], keep: int) -> dict[str, Any]:
     def together() -> Reduction:
         return ts.reduce(given["x"], method, keep, grid=grid, **{k: v for k, v in given.items() if k != "x"})
 
-    limit = LIMITS[n][method.pairs]
+    limit = LIMITS[n][method.pairs or not together().drops]
     found = []
     for threads in THREADS:
         torch.set_num_threads(threads)

@@ -253,7 +253,9 @@ def sharpened(model, inputs, row):
     return held[:, 0].float()
 
 
-def test_pagerank_in_blocks():
+@pytest.mark.parametrize("held", [0, 1 << 24])
+def test_pagerank_in_blocks(held, monkeypatch):
+    monkeypatch.setattr(rows, "HELD", held)
     m = torch.randn(2, 3, 50, 50, generator=torch.Generator().manual_seed(0)).softmax(-1)
     start = torch.rand(2, 50, generator=torch.Generator().manual_seed(1))
     got = rows.spread(lambda i, j: m[:, :, i:j], start, 4, block=7)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 BLOCK = 512
+HELD = 1 << 24
+"""Numbers held at once: 64 MB."""
 
 
 def attend(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:
@@ -42,14 +44,23 @@ def spread(rows: Callable[[int, int], Tensor], start: Tensor, steps: int, block:
     """Where attention comes to rest: ``start`` sent along the attention rows ``steps`` times.
 
     Args:
-        rows: the rows of queries ``first`` to ``last``, ``(B, H, last - first, N)``; asked for in blocks, once a step.
+        rows: the rows of queries ``first`` to ``last``, ``(B, H, last - first, N)``; asked for in blocks, once where all of
+            them are few enough to be held (``HELD`` numbers), and once a step otherwise.
         start: ``(B, N)``, what each token holds at first.
 
     Returns:
         ``(B, H, N)``, what each holds in the end.
     """
+    blocks = range(0, start.shape[1], block)
+    known: dict[int, Tensor] = {}
+
+    def at(i: int) -> Tensor:
+        part = known[i] if i in known else rows(i, i + block)
+        if part.numel() * len(blocks) <= HELD:
+            known[i] = part
+        return part
+
     held = start[:, None]
     for _ in range(steps):
-        sent = (held[..., None, i : i + block] @ rows(i, i + block) for i in range(0, held.shape[2], block))
-        held = sum(part[..., 0, :] for part in sent)  # type: ignore[assignment]
+        held = sum((held[..., None, i : i + block] @ at(i))[..., 0, :] for i in blocks)  # type: ignore[assignment]
     return held

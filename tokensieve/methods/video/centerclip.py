@@ -30,6 +30,7 @@ class CenterCLIP(Method):
     """
 
     sites = ("handoff", "encoder")
+    pairs = True
     segment: int = 2
     algorithm: str = "kmedoids"
     sigma: float = 0.5

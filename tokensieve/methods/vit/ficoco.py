@@ -31,6 +31,7 @@ class FiCoCo(Method):
 
     site = "encoder"
     sites = ("encoder", "handoff", "prefill")
+    pairs = True
     spatial: float = 0.65
     quantile: float = QUANTILE
 
@@ -68,6 +69,7 @@ class FiCoCoL(Method):
 
     site = "prefill"
     sites = ("handoff", "prefill")
+    pairs = True
     spatial: float = 0.6
     direct: float = 0.6
     quantile: float = QUANTILE

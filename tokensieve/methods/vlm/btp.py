@@ -34,6 +34,7 @@ class BTP(Method):
     site = "prefill"
     sites = ("prefill",)
     layer = 3
+    pairs = True
     balance: float = 0.3
     spatial: float = 0.5
     rebalance: float = 3.7
