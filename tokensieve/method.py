@@ -18,7 +18,7 @@ from tokensieve.signals import Signals
 if TYPE_CHECKING:
     from tokensieve.plan import Stage
 
-LONG = 512
+LONG = 1024
 """Tokens of a row from which, on a processor, its pairs are compared before those of the next row."""
 
 

@@ -196,7 +196,9 @@ class Signals:
                 return {layer: of(tensor) for layer, tensor in value.items()}
             return value[index : index + 1] if isinstance(value, Tensor) else value
 
-        return replace(self, **{f.name: of(getattr(self, f.name)) for f in fields(self)})
+        made = object.__new__(Signals)  # what the batch was checked for holds for its rows
+        made.__dict__.update({f.name: of(getattr(self, f.name)) for f in fields(self)})
+        return made
 
 
 _TOKEN_AXIS = {
