@@ -263,7 +263,7 @@ def test_pagerank_in_blocks():
 def test_keys_of_mustdrop_survive_every_stage(model):
     """The tokens protected at the last stage are those of highest CLS attention in the image, and they are all there."""
     inputs = prompt((1, 1))
-    with ts.sieve(model, "fastervlm", keep=63) as s, torch.no_grad():
+    with ts.sieve(model, "fastervlm", keep=63, scores=True) as s, torch.no_grad():
         model(**inputs)
     cls = s.last.stages[0].score
     with ts.sieve(model, plan("mustdrop", 24)) as s, torch.no_grad():
