@@ -164,7 +164,7 @@ def test_table_plot_and_page(done):
     text = console.export_text()
     for head in ("final tok", "mean tok", "FLOPs", "encode", "select", "prefill", "decode", "x floor", "pays"):
         assert head in text
-    assert "not above random" in next(line for line in text.splitlines() if line.startswith("visionzip"))
+    assert "not above random" in next(line for line in text.splitlines() if "visionzip" in line)
     for file in plots.pareto(data, folder):
         assert file.stat().st_size > 5000
     data["samples"][0]["question"] = "<script>alert(1)</script>"
