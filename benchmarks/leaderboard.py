@@ -49,7 +49,7 @@ class Bed:
                 right += testbed.correct(self.model, self.processor, items[start : start + BATCH], batch=BATCH)
                 assert sieve.last is not None
                 seen.append(sieve.last.layer_tokens)
-            layers = [mean(tokens) for tokens in zip(*seen, strict=True)]
+            layers = [mean(tokens) for tokens in zip(*seen, strict=True)]  # batches are of one size
         inside = next((s for s in whole.stages if s.site == "encoder"), None)
         in_encoder = [576.0] * len(self.anatomy.vision.layers)
         if inside is not None:
@@ -61,7 +61,7 @@ class Bed:
             "accuracy": {kind: sum(ok) / len(ok) for kind, ok in kinds.items()},
             "final": layers[-1],
             "mean": mean(layers),
-            "flops": of_tokens(self.anatomy, layers, in_encoder, 576, 12).share,
+            "flops": of_tokens(self.anatomy, layers, [in_encoder], 576, 12).share,
             "ms": 1000 * sieve.seconds / len(items),
         }
 

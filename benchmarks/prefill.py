@@ -68,9 +68,9 @@ def floor(model: Any, given: dict[str, torch.Tensor]) -> float:
         1, TEXT + KEEP, model.config.text_config.hidden_size, device=given["input_ids"].device, dtype=model.dtype
     )
     mask = torch.ones(short.shape[:2], dtype=torch.long, device=short.device)
-    began = now()
+    began = now(model.device)
     model.model.language_model(inputs_embeds=short, attention_mask=mask, use_cache=True)
-    return now() - began
+    return now(model.device) - began
 
 
 @torch.no_grad()

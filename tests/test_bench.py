@@ -2,63 +2,31 @@
 
 import json
 from dataclasses import replace
+from io import StringIO
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from torch.utils.flop_counter import FlopCounterMode
 
 import tokensieve as ts
-from tests.models import SIDE, llava, prompt
-from tokensieve.bench import clocks, overlay, plots, report, results, run, tables
-from tokensieve.bench.data import Sample, from_folder
+from tests.asking import fake_subject, noise
+from tests.models import SIDE, llava
+from tokensieve.bench import overlay, plots, report, results, run, tables
+from tokensieve.bench.data import from_folder
 from tokensieve.bench.measure import break_even, measure, prepare
-from tokensieve.bench.subject import Subject
-from tokensieve.sites.anatomy import find
-
-
-class FakeProcessor:
-    """Questions are words of digits; answers are token ids as text."""
-
-    chat_template = None
-    image_token = "<image>"
-
-    class tokenizer:
-        padding_side = "left"
-
-    def __call__(self, images, text, padding, return_tensors):
-        one = prompt((1,), seed=len(text[0]))
-        pixels = torch.stack(
-            [torch.from_numpy(np.asarray(i.resize((32, 32)), dtype=np.float32)).permute(2, 0, 1) / 255 for i in images]
-        )
-        made = {
-            "input_ids": one["input_ids"].repeat(len(images), 1),
-            "attention_mask": one["attention_mask"].repeat(len(images), 1),
-            "pixel_values": pixels,
-        }
-        return Inputs(made)
-
-    def batch_decode(self, ids, skip_special_tokens):
-        return [" ".join(map(str, row.tolist())) for row in ids]
-
-
-class Inputs(dict):
-    def to(self, *_):
-        return self
 
 
 @pytest.fixture(scope="module")
 def subject():
-    model = llava()
-    return Subject("fake", model, FakeProcessor(), find(model))
+    return fake_subject()
 
 
 @pytest.fixture
 def samples():
-    rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(4)]
-    return [Sample(p, "what ?", name=f"image {i}") for i, p in enumerate(pictures)]
+    return noise(4)
 
 
 SETTINGS = results.Settings("fake", "here", "what ?", 4, 0, 2, 3, "float32", "cpu")
@@ -166,6 +134,10 @@ def test_results_are_whole_after_every_cell_and_resumed(subject, samples, tmp_pa
     assert not list(tmp_path.glob("*.part"))
     with pytest.raises(ValueError, match=r"other settings \(seed\); choose another --out"):
         run.run(subject, samples, PAIRS, tmp_path, replace(SETTINGS, seed=1))
+    other = Image.new("RGB", samples[0].image.size)
+    for change in ({"image": other}, {"question": "what else ?"}, {"answer": "7"}):
+        with pytest.raises(ValueError, match=r"other samples .* choose another --out"):
+            run.run(subject, [replace(samples[0], **change), *samples[1:]], PAIRS, tmp_path, SETTINGS)
 
 
 def test_a_file_that_is_no_results_file_is_refused(tmp_path):
@@ -186,6 +158,13 @@ def test_table_plot_and_page(done):
         or data["environment"]["versions"]["torch"]
     )
     assert tables.table(data).row_count == len(PAIRS) + 1
+    data["rows"]["visionzip@16"]["agreement"] = 0.0
+    console = Console(width=240, record=True, file=StringIO())
+    console.print(tables.table(data))
+    text = console.export_text()
+    for head in ("final tok", "mean tok", "FLOPs", "encode", "select", "prefill", "decode", "x floor", "pays"):
+        assert head in text
+    assert "not above random" in next(line for line in text.splitlines() if "visionzip" in line)
     for file in plots.pareto(data, folder):
         assert file.stat().st_size > 5000
     data["samples"][0]["question"] = "<script>alert(1)</script>"
@@ -195,17 +174,24 @@ def test_table_plot_and_page(done):
     assert "<script>alert" not in html
     assert "<img src=x>" not in html
     assert "a &amp; b" in html
+    heads = [cell.split("<")[0] for cell in html.split("<th>")[1:]]
+    split = ["encoder", "selection", "prefill", "decode", "total", "floor", "overhead", "pays", "note"]
+    assert heads[3:5] == ["mean tokens", "final"]
+    assert heads[heads.index("encoder") : heads.index("note") + 1] == split
+    assert "did no better than tokens drawn at random: " in html
     assert "broken.png: cannot identify" in html
     assert "http://" not in html.replace("http://www.w3.org", "")
     assert html.count("data:image/") == 2
 
 
 def test_a_method_below_random_is_named():
-    base = {"accuracy_mean": 0.5, "keep": 16}
+    base = {"accuracy_mean": 0.5, "keep": 16, "mean_tokens": 16}
     rows = {"random@16": {**base, "method": "random"}, "x@16": {**base, "method": "x"}}
+    rows["in@16"] = {**base, "method": "in", "accuracy_mean": 0.9, "mean_tokens": 40}
     assert results.beats_random(rows, rows["x@16"]) is False
     assert results.beats_random(rows, rows["random@16"]) is None
-    assert "not above random" in tables.note(rows, rows["x@16"])
+    assert tables.note(rows, rows["x@16"]) == "not above random"
+    assert tables.note(rows, rows["in@16"]) == "2.5x random's tokens"
 
 
 @pytest.mark.parametrize("name", ["visionzip", "fastervlm", "divprune", "fastv", "tome"])
@@ -244,11 +230,3 @@ def test_folders_skip_what_cannot_be_read(tmp_path):
         from_folder(tmp_path, "what ?")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         from_folder(tmp_path / "nowhere", "what ?")
-
-
-def test_peak_memory_sees_a_large_allocation():
-    with clocks.Peak() as peak:
-        torch.ones(40_000_000)  # 160 MB
-    if peak.bytes is None:
-        pytest.skip("no /proc here")
-    assert peak.bytes > 100e6

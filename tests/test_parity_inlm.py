@@ -195,7 +195,7 @@ def test_neurons_are_read_in_front_of_the_stage(model, images):
 
     two = ts.Plan([ts.Stage(make("random"), 20, "prefill", (3,)), ts.Stage(Spy(), 1.0, layers=(3,))])
     for what in (ts.Stage(Spy(), 1.0, layers=(3,)), two):
-        with ts.sieve(model, what) as s, torch.no_grad():
+        with ts.sieve(model, what, scores=True) as s, torch.no_grad():
             model(**inputs)
         at = s.last.stages[0].reduction.kept
         place = torch.cat([row.nonzero()[:, 0].view(-1, 64) for row in visual]).gather(1, at)

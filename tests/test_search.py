@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 from types import SimpleNamespace
 
@@ -180,14 +181,37 @@ def test_psigmoid_needs_optuna(model, monkeypatch):
 
 def test_psigmoid_with_optuna(model):
     optuna = pytest.importorskip("optuna")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    log, lines = logging.getLogger("optuna"), []
+    handler = logging.Handler()
+    handler.emit = lines.append
+    log.addHandler(handler)
+    optuna.logging.set_verbosity(optuna.logging.INFO)
     asked = answered(model, [prompt((1,) * 4)])
     a, b = (schedule.psigmoid(model, asked, 0.6, trials=6, seed=3) for _ in range(2))
     assert a == b
+    assert not lines
+    assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    log.removeHandler(handler)
     gentle = schedule.sigmoid(1.0, 0.3, schedule._spending(model, asked, 2), 0.6)
     constant = schedule.scheduled(ts.make("fastv"), schedule.counted(gentle, N, LAYERS, 2))
     text = int(asked[0]["attention_mask"].sum(1).float().mean()) - N
     assert ts.cost(model, a, N, text).flops == pytest.approx(ts.cost(model, constant, N, text).flops, rel=0.02)
+
+
+@pytest.mark.parametrize("flops", [0.4, 0.6, 0.9, 1.0])
+def test_the_linear_schedule_falls_by_equal_steps_and_spends_the_budget(model, flops):
+    asked = answered(model, [prompt((1,) * 4)])
+    plan = schedule.linear(model, asked, flops, first=1)
+    with ts.sieve(model, plan) as s, torch.no_grad():
+        model(**prompt((1,) * 4))
+    counts = s.last.layer_tokens
+    above = [n for n in counts if n > 1]
+    assert np.ptp(np.diff(above)) <= 1  # rounding
+    text = int(asked[0]["attention_mask"].sum(1).float().mean()) - N
+    cost = ts.cost(model, plan, N, text)
+    assert cost.flops / cost.full_flops == pytest.approx(flops, abs=0.02)
+    with pytest.raises(ValueError, match=r"flops=0\.1 cannot be met from layer 1 on"):
+        schedule.linear(model, asked, 0.1, first=1)
 
 
 # ---- stages by change

@@ -4,10 +4,16 @@ import copy
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
+from tokensieve import registry
+from tokensieve.method import Method
+from tokensieve.sites import masks
+from tokensieve.sites.language import LanguageSite
+from tokensieve.sites.stream import Stream
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
@@ -331,6 +337,130 @@ def test_nested_sieves_run_as_one_plan(sdpa):
         with ts.sieve(sdpa, "tome", keep=32), pytest.raises(ValueError, match="one encoder stage"):
             ts.sieve(sdpa, "tome", keep=16).attach()
         assert torch.equal(sdpa.generate(**inputs, **GREEDY), alone)
+
+
+def test_an_inner_sieve_that_cannot_be_attached_leaves_the_outer_one_as_it_was(sdpa, monkeypatch):
+    inputs = prompt((1,))
+    attach = LanguageSite.attach
+    with ts.sieve(sdpa, "fastv", keep=8) as outer:
+        alone = sdpa.generate(**inputs, **GREEDY)
+
+        def fails_once(self):
+            monkeypatch.setattr(LanguageSite, "attach", attach)
+            raise MemoryError("on purpose")
+
+        monkeypatch.setattr(LanguageSite, "attach", fails_once)
+        inner = ts.sieve(sdpa, "divprune", keep=32)
+        with pytest.raises(MemoryError, match="on purpose"):
+            inner.attach()
+        assert torch.equal(sdpa.generate(**inputs, **GREEDY), alone)
+        assert outer.last.layer_tokens == [64, 64, 8, 8]
+        with inner:
+            sdpa.generate(**inputs, **GREEDY)
+            assert inner.last.layer_tokens == [32, 32, 8, 8]
+
+
+@pytest.mark.parametrize(("name", "where"), [("fastervlm", {}), ("fastv", {}), ("tome", {"site": "encoder"})])
+def test_scores_are_computed_a_second_time_only_where_they_are_asked_for(sdpa, monkeypatch, name, where):
+    calls = []
+    cls = registry.get(name)
+    ranked = cls.score
+    monkeypatch.setattr(cls, "score", lambda self, s: calls.append(1) or ranked(self, s))
+    for asked in (False, True):
+        calls.clear()
+        with ts.sieve(sdpa, name, keep=8, scores=asked, **where) as s, torch.no_grad():
+            sdpa(**prompt((1,)))
+        one = 0 if ranked is Method.score else 1
+        assert len(calls) == one + asked
+        assert (s.last.stages[0].score is not None) == (asked and bool(one))
+
+
+@pytest.mark.parametrize("name", ["visionzip", "fastv", "dart", "mustdrop"])
+def test_what_was_recorded_goes_with_the_pass(sdpa, name):
+    def left(s):
+        site = s._sites.language
+        return [
+            *site._calls,
+            *(w.seen for w in site.sight.watches if w.seen),
+            *(k.seen for k in site.sight.looks if k.seen),
+        ]
+
+    def fails(module, args):
+        raise KeyError("on purpose")
+
+    with ts.sieve(sdpa, name, keep=24) as s, torch.no_grad():
+        sdpa(**prompt((1,)))
+        assert not left(s)
+        handle = sdpa.model.language_model.layers[1].register_forward_pre_hook(fails)
+        with pytest.raises(KeyError, match="on purpose"):
+            sdpa(**prompt((1,)))
+        handle.remove()
+        assert not left(s)
+        assert s._sites.language._stream is None
+    with ts.sieve(sdpa, "tome", keep=16, site="encoder") as s, torch.no_grad():
+        sdpa(**prompt((1,)))
+        assert not s._sites.encoder.watch.seen
+
+
+def test_text_is_looked_for_only_where_a_method_reads_it(sdpa, monkeypatch):
+    monkeypatch.setattr(Stream, "text", lambda self: pytest.fail("text was looked for"))
+    for where in ({"site": "handoff"}, {"site": "prefill", "layers": 2}):
+        with ts.sieve(sdpa, "divprune", keep=8, **where), torch.no_grad():
+            sdpa(**prompt((1,)))
+
+
+@pytest.mark.parametrize(("name", "where", "layer"), SETTINGS)
+def test_a_cache_that_was_reset_begins_anew(sdpa, name, where, layer):
+    cache, inputs, other = DynamicCache(config=sdpa.config.text_config), prompt((1, 1)), prompt((2,), seed=3)
+    with ts.sieve(sdpa, name, keep=16, **where):
+        sdpa.generate(**inputs, **GREEDY, past_key_values=cache)
+        fresh = sdpa.generate(**other, **GREEDY)
+        cache.reset()
+        assert torch.equal(sdpa.generate(**other, **GREEDY, past_key_values=cache), fresh)
+        text = prompt((0,), seed=4)
+        plain = sdpa.generate(**text, **GREEDY)
+        cache.reset()
+        assert torch.equal(sdpa.generate(**text, **GREEDY, past_key_values=cache), plain)
+    cache.reset()
+    assert torch.equal(sdpa.generate(**text, **GREEDY, past_key_values=cache), plain)
+
+
+def test_flash_attention_cannot_weigh_or_hide_keys_in_an_encoder():
+    class Fewer(type(ts.make("uniform"))):
+        name, adaptive = "fewer", True
+
+    model = llava()
+    model.config.vision_config._attn_implementation = "flash_attention_2"
+    for method in ("tome", Fewer()):
+        with pytest.raises(ValueError, match=r"attention mask, which flash_attention_2 does not take.*'sdpa'"):
+            ts.sieve(model, method, keep=16, site="encoder")
+    ts.sieve(model, "uniform", keep=16, site="encoder")
+
+
+class NoWaiting(TorchDispatchMode):
+    """Fails where a value is read back from the device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func.name() not in ("aten::_local_scalar_dense", "aten::nonzero"), func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("width", [6, 4])
+def test_masks_of_layers_never_wait_for_the_device(width):
+    """A mask of all six columns, or of the last four in a window; the prompt's last token is gone from the first row."""
+    full = torch.ones(6, 6, dtype=torch.bool).tril()[None, None].expand(2, -1, -1, -1)
+    columns = torch.tensor([[0, 2, 4], [1, 2, 5]])
+    like = torch.zeros(2, 3, 1)
+    with NoWaiting():
+        got = masks.attention(full[..., -width:], columns, columns, 6, False, "sdpa", like)
+        plain = masks.attention(None, columns, columns, 6, False, "sdpa", like)
+        flat = masks.attention(torch.ones(2, width).long(), columns, columns, 6, False, "flash_attention_2", like)
+    assert plain is None
+    for b in range(2):
+        for i, q in enumerate(columns[b].tolist()):
+            for j, k in enumerate(columns[b].tolist()):
+                assert bool(got[b, 0, i, j]) == (k <= q and k >= 6 - width)
+                assert int(flat[b, j]) == int(k >= 6 - width)
 
 
 def test_attach_and_detach_and_reuse(sdpa):

@@ -219,7 +219,7 @@ def test_attention_among_visual_tokens(attn, images):
         a = model(**inputs, output_attentions=True).attentions[1]
     model.set_attn_implementation(attn)
     seen = Seen("received_attention", "pagerank")
-    with ts.sieve(model, ts.Stage(seen, N, layers=(2,))) as s, torch.no_grad():
+    with ts.sieve(model, ts.Stage(seen, N, layers=(2,)), scores=True) as s, torch.no_grad():
         model(**inputs)
     (given,) = seen.given
     visual = inputs["input_ids"] == 5
@@ -265,7 +265,7 @@ def test_pagerank_in_blocks(held, monkeypatch):
 def test_keys_of_mustdrop_survive_every_stage(model):
     """The tokens protected at the last stage are those of highest CLS attention in the image, and they are all there."""
     inputs = prompt((1, 1))
-    with ts.sieve(model, "fastervlm", keep=63) as s, torch.no_grad():
+    with ts.sieve(model, "fastervlm", keep=63, scores=True) as s, torch.no_grad():
         model(**inputs)
     cls = s.last.stages[0].score
     with ts.sieve(model, plan("mustdrop", 24)) as s, torch.no_grad():
@@ -313,7 +313,7 @@ def test_what_the_first_stage_ranked_by_reaches_the_later_ones(model):
     inputs = prompt((2, 1))
     seen = Seen("ranking")
     stages = [ts.method("uniform", keep=32), ts.method("fastervlm", keep=20), ts.Stage(seen, 20, layers=(2,))]
-    with ts.sieve(model, ts.Plan(stages)) as s, torch.no_grad():
+    with ts.sieve(model, ts.Plan(stages), scores=True) as s, torch.no_grad():
         model(**inputs)
     (given,) = seen.given
     first, second = (t.reduction.kept for t in s.last.stages[:2])
@@ -335,7 +335,7 @@ def test_each_image_is_paired_with_the_text_behind_it():
     model, inputs = llava(), prompt((2, 1))
     seen = Seen("text", "paired")
     object.__setattr__(seen, "sites", ("handoff",))
-    with ts.sieve(model, ts.Stage(seen, N, site="handoff")) as s, torch.no_grad():
+    with ts.sieve(model, ts.Stage(seen, N, site="handoff"), scores=True) as s, torch.no_grad():
         model(**inputs)
     (given,) = seen.given
     embed = model.get_input_embeddings()(inputs["input_ids"])

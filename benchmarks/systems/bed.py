@@ -12,7 +12,7 @@ import tokensieve as ts
 from benchmarks import digits
 from tokensieve import testbed
 
-PER_KIND = 40
+PER_KIND, BATCH = 40, 25
 INSIDE = {"layers": 1}  # of 4: the paper's second of 32 is as early; by the second of 4 the text has read the image
 SEED = 7
 Outcome = tuple[bool, dict[str, Any]]
@@ -26,6 +26,7 @@ class Bed:
         self.model, self.processor = testbed.load()
         self.items = testbed.test_set(n_scenes=150, questions_per_kind=PER_KIND, seed=SEED)
         self._known: dict[str, list[bool]] = {}
+        self._left: dict[str, list[float]] = {}
         self._vit: Any = None
 
     @property
@@ -36,12 +37,28 @@ class Bed:
 
     def right(self, name: str | ts.Plan, keep: Any, kind: str | None = None, **options: Any) -> float:
         """Accuracy over all kinds (balanced), or of one."""
+        known = self._known[self._asked(name, keep, options)]
+        flags = [ok for ok, item in zip(known, self.items, strict=True) if kind in (None, item.kind)]
+        return round(sum(flags) / len(flags), 4)
+
+    def left(self, name: str | ts.Plan, keep: Any, **options: Any) -> float:
+        """Mean tokens left of an image at the end, over the questions whose accuracy :meth:`right` tells."""
+        counts = self._left[self._asked(name, keep, options)]
+        return sum(counts) / len(counts)
+
+    def _asked(self, name: str | ts.Plan, keep: Any, options: dict[str, Any]) -> str:
+        """The key under which answers and counts of all questions are known."""
         key = json.dumps([name, keep, options], sort_keys=True, default=repr)
         if key not in self._known:
-            with ts.sieve(self.model, name, keep=keep, seed=SEED, **options):
-                self._known[key] = testbed.correct(self.model, self.processor, self.items, batch=25)
-        flags = [ok for ok, item in zip(self._known[key], self.items, strict=True) if kind in (None, item.kind)]
-        return round(sum(flags) / len(flags), 4)
+            right, left = [], []
+            with ts.sieve(self.model, name, keep=keep, seed=SEED, **options) as s:
+                for start in range(0, len(self.items), BATCH):
+                    part = self.items[start : start + BATCH]
+                    right += testbed.correct(self.model, self.processor, part, batch=BATCH)
+                    assert s.last is not None
+                    left += [s.last.layer_tokens[-1]] * len(part)
+            self._known[key], self._left[key] = right, left
+        return key
 
     @torch.no_grad()
     def kept(self, name: str, keep: int | float, count: int = 60, **options: Any) -> list[tuple[Any, torch.Tensor]]:

@@ -78,7 +78,7 @@ def cls_inflection(bed: Bed) -> Outcome:
     """Mean kept share below 30%; the count follows the number of things (Spearman above 0.3); above a fixed budget."""
     site = {"site": "handoff"}
     counts, things = zip(*bed.counts("cls-inflection", 575, **site), strict=True)
-    mean = sum(counts) / len(counts)
+    mean = bed.left("cls-inflection", 575, **site)
     n = {
         "kept share": round(mean / 576, 3),
         "spearman": round(float(spearmanr(counts, things).statistic), 3),
@@ -97,9 +97,9 @@ def simignore(bed: Bed) -> Outcome:
 
 @check(373)
 def trim(bed: Bed) -> Outcome:
-    """Kept share below 30%; above random of equal size, and above the same without the appended token."""
-    sizes = [count for count, _ in bed.counts("trim", 575)]
-    mean = sum(sizes) / len(sizes)
+    """Kept share below 30%; above random of the same mean size on the same prompts, and above the same without the appended
+    token."""
+    mean = bed.left("trim", 575)
     n = {
         "kept share": round(mean / 576, 3),
         "trim": bed.right("trim", 575),

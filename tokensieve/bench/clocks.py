@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from time import perf_counter
 from typing import Any
 
 import torch
 from torch import nn
 
 from tokensieve.sites.anatomy import Anatomy
+from tokensieve.sites.clock import device, now
 from tokensieve.sites.sieve import Sieve
 
 
@@ -41,6 +43,7 @@ class Watchmaker:
         assert anatomy.language is not None
         self._roots = {"encoder": anatomy.vision.root} if anatomy.vision else {}
         self._roots["language"] = anatomy.language.root
+        self._device = device(anatomy.model)
         self._sieve: Sieve | None = None
         self.split = Split()
         self._began: dict[str, tuple[float, float]] = {}
@@ -60,27 +63,27 @@ class Watchmaker:
 
     @contextmanager
     def watching(self, sieve: Sieve | None) -> Iterator[Split]:
-        """One generation, under a sieve or none."""
+        """One generation, under a sieve or none. Selection is complete at the end: part of it runs between the two roots."""
         self._sieve, self.split, self._first = sieve, Split(), True
         if sieve is not None:
             sieve.timed = True
+        chosen = self._chosen()
         yield self.split
+        self.split.selection = self._chosen() - chosen
 
     def _chosen(self) -> float:
         return self._sieve.seconds if self._sieve is not None else 0.0
 
     def _start(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any) -> None:
-            self._began[name] = (now(), self._chosen())
+            self._began[name] = (now(self._device), self._chosen())
 
         return hook
 
     def _stop(self, name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             began, chosen = self._began[name]
-            selection = self._chosen() - chosen
-            spent = now() - began - selection
-            self.split.selection += selection
+            spent = now(self._device) - began - (self._chosen() - chosen)
             if name == "encoder":
                 self.split.encoder += spent
             elif self._first:
@@ -91,29 +94,30 @@ class Watchmaker:
         return hook
 
 
-def now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return perf_counter()
-
-
 class Peak:
-    """Peak memory above the level at entry, in bytes: allocated memory on CUDA; on Linux the resident set, otherwise None."""
+    """Peak memory above the level at entry, in bytes: allocated memory on CUDA; on a CPU under Linux the resident set;
+    otherwise None. What the allocator holds back is given up first: it would hide what is allocated again."""
 
     bytes: int | None = None
 
+    def __init__(self, device: torch.device):
+        self._device = device
+
     def __enter__(self) -> Peak:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-            self._level: int | None = torch.cuda.memory_allocated()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._level: int | None = torch.cuda.memory_allocated(self._device)
             return self
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
         with suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-        self._level = _status("VmRSS")
+        self._level = _status("VmRSS") if self._device.type == "cpu" else None
         return self
 
     def __exit__(self, *_: object) -> None:
-        high = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+        high = torch.cuda.max_memory_allocated(self._device) if self._device.type == "cuda" else _status("VmHWM")
         if high is not None and self._level is not None:
             self.bytes = max(0, high - self._level)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,12 @@ from torch import nn
 from tokensieve.parts import budget, flops
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage
-from tokensieve.sites.anatomy import Anatomy, find
+from tokensieve.sites.anatomy import Anatomy, Stack, find
 from tokensieve.sites.resolve import layered, solve
+
+SIDES = ("spatial_merge_size", "scale_factor", "downsample_factor", "hidden_stride")
+SHARES = ("downsample_ratio", "pixel_shuffle_ratio")
+"""Names under which configs say how many patches along a side become one visual token, or the inverse."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,8 @@ class Cost:
 
     Attributes:
         flops, full_flops: of the language model's prefill, with the plan and without.
-        encoder_flops, full_encoder_flops: of the vision encoder.
+        encoder_flops, full_encoder_flops: of the vision encoder, over its own tokens; attention counts all pairs, also where
+            windows narrow it.
         kv_bytes, full_kv_bytes: of the cache after prefill, at two bytes a number.
         final: visual tokens in the last layer; mean: over the layers.
     """
@@ -40,8 +46,14 @@ class Cost:
         return (self.flops + self.encoder_flops) / (self.full_flops + self.full_encoder_flops)
 
 
-def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32) -> Cost:
+def cost(
+    model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32, patches: Sequence[int] | None = None
+) -> Cost:
     """The cost of a plan for ``tokens`` visual and ``text`` text tokens, exact for budgets that are counts or shares.
+
+    Args:
+        patches: tokens of each of the images (crops, tiles) that the encoder is given for this prompt. By default one image,
+            and as many patches for each visual token as the config says.
 
     Raises:
         ValueError: the model has no language model.
@@ -51,12 +63,13 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
         raise ValueError(f"{type(model).__name__} has no language model; cost() speaks of vision-language models")
     stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
     depth, now = len(anatomy.language.layers), tokens
-    in_encoder = [float(tokens)] * (len(anatomy.vision.layers) if anatomy.vision else 0)
+    given = [tokens * merged(anatomy)] if patches is None else list(patches)
+    in_encoder = [[float(n)] * (len(anatomy.vision.layers) if anatomy.vision else 0) for n in given]
     per_layer: list[float] = []
     for stage in stages:
         if stage.site == "encoder":
             now = _count(stage.keep, tokens)
-            in_encoder = encoder_tokens(anatomy, stage, tokens, now)
+            in_encoder = [encoder_tokens(anatomy, stage, tokens, now)]
         elif stage.site == "handoff":
             now = _count(solve(stage.keep, (), depth, now, tokens, text, anatomy.language.config), now)
     for layer, here in layered(stages, anatomy.language).items():
@@ -67,21 +80,43 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
     return of_tokens(anatomy, per_layer, in_encoder, tokens, text)
 
 
-def of_tokens(anatomy: Anatomy, per_layer: list[float], in_encoder: list[float], tokens: float, text: float) -> Cost:
-    """The cost of given visual tokens per language-model layer and per encoder block."""
+def of_tokens(
+    anatomy: Anatomy, per_layer: Sequence[float], in_encoder: Sequence[Sequence[float]], tokens: float, text: float
+) -> Cost:
+    """The cost of given visual tokens per language-model layer and, for each of the encoder's images, per encoder block."""
     assert anatomy.language is not None
     language = anatomy.language.config
-    vision, special = (anatomy.vision.config, anatomy.vision.specials) if anatomy.vision else (None, 0)
     return Cost(
         flops=sum(flops.of_layer(language, text + n) for n in per_layer),
         full_flops=len(per_layer) * flops.of_layer(language, text + tokens),
-        encoder_flops=sum(flops.of_layer(vision, special + n) for n in in_encoder),
-        full_encoder_flops=len(in_encoder) * flops.of_layer(vision, special + tokens),
+        encoder_flops=sum(_encoding(anatomy.vision, n) for n in in_encoder),
+        full_encoder_flops=sum(_encoding(anatomy.vision, [n[0]] * len(n)) for n in in_encoder if n),
         kv_bytes=sum(flops.kv_bytes(language, text + n) for n in per_layer),
         full_kv_bytes=len(per_layer) * flops.kv_bytes(language, text + tokens),
         final=per_layer[-1],
         mean=sum(per_layer) / len(per_layer),
     )
+
+
+def merged(anatomy: Anatomy) -> float:
+    """Patches that become one visual token, as far as the config tells; 1 where it tells of none."""
+    vision = anatomy.vision.config if anatomy.vision else None
+    for config in (anatomy.model.config, vision):
+        sides = [float(getattr(config, name)) for name in SIDES if hasattr(config, name)]
+        sides += [1 / float(getattr(config, name)) for name in SHARES if hasattr(config, name)]
+        if sides:
+            return sides[0] ** 2
+    pooled = getattr(anatomy.model.config, "mm_tokens_per_image", None)
+    return (vision.image_size // vision.patch_size) ** 2 / pooled if pooled and vision else 1.0
+
+
+def _encoding(vision: Stack | None, tokens: Sequence[float]) -> float:
+    """FLOPs of the encoder for one image, with given tokens in front of each block. Weights are counted in the blocks: the
+    configs of encoders do not tell which have a gated feed-forward."""
+    if vision is None:
+        return 0.0
+    held = [sum(p.numel() for p in block.parameters() if p.dim() == 2) for block in vision.layers]
+    return sum(flops.of_block(vision.config, w, vision.specials + n) for w, n in zip(held, tokens, strict=True))
 
 
 def encoder_tokens(anatomy: Anatomy, stage: Stage, tokens: int, keep: int) -> list[float]:

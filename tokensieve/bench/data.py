@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -20,13 +22,22 @@ class Sample:
     kind: str = "all"
     name: str = ""
 
+    def to_json(self) -> dict[str, Any]:
+        """What tells it from others; of the image a fingerprint."""
+        image = sha256(repr(self.image.size).encode() + self.image.tobytes()).hexdigest()[:16]
+        return {"name": self.name, "question": self.question, "answer": self.answer, "kind": self.kind, "image": image}
 
-def from_testbed(per_kind: int, seed: int) -> list[Sample]:
-    """Balanced over the kinds of question; from the test split."""
+
+def from_testbed(count: int, seed: int) -> list[Sample]:
+    """``count`` questions from the test split, as many of each kind as of any other, give or take one."""
     from tokensieve import testbed
 
-    items = testbed.test_set(n_scenes=max(20, 3 * per_kind), questions_per_kind=per_kind, seed=seed)
-    return [Sample(i.image, i.question.text, i.answer, i.kind, f"scene {n}") for n, i in enumerate(items)]
+    kinds = len(testbed.QUESTION_KINDS)
+    most = -(-count // kinds)
+    items = testbed.test_set(n_scenes=max(20, 3 * most), questions_per_kind=most, seed=seed)
+    spare = kinds * most - count  # the last kinds give one less
+    chosen = [i for n, i in enumerate(items) if n // most < kinds - spare or n % most < most - 1]
+    return [Sample(i.image, i.question.text, i.answer, i.kind, f"scene {n}") for n, i in enumerate(chosen)]
 
 
 def from_folder(folder: Path, question: str, limit: int | None = None) -> tuple[list[Sample], list[str]]:

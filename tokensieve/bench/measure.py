@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from tokensieve.bench.clocks import Peak, Split, Watchmaker, now
+from tokensieve.bench.clocks import Peak, Split, Watchmaker, device, now
 from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.data import Sample
 from tokensieve.bench.subject import Subject
 from tokensieve.method import Method
+from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
+from tokensieve.sites.anatomy import Stack
 from tokensieve.sites.sieve import Sieve
 
 
@@ -49,7 +53,9 @@ def measure(
     """One cell: answers, accuracy or agreement, tokens, cost, memory and times.
 
     Times are medians over the batches, per batch, in milliseconds (a first, unmeasured run on the first batch warms up);
-    decode is per generated token. Peak memory is that of the first batch above the level before it.
+    decode is per generated token. Peak memory is that of the first batch, once warm, above the level before it. Tokens are
+    visual ones of a prompt, whatever number of pieces its image comes in; KV bytes are held at the end of an answer, padding
+    included, per prompt. Overhead is measured on the first batch, in turns with its floor.
 
     Returns:
         the cell's row (plain data), and what the model said, as a reference for other cells.
@@ -61,38 +67,41 @@ def measure(
     splits: list[Split] = []
     tokens: list[list[float]] = []
     kv = 0
-    peak = Peak()
-    with watch.attached():
+    with watch.attached(), _encoded(subject.anatomy.vision) as encoded:
         if sieve is not None:
             sieve.attach()
         try:
-            with peak:
+            subject.ask(batches[0].inputs, 2)
+            with Peak(device(subject.model)) as peak:
                 subject.ask(batches[0].inputs, 2)
+            encoded.clear()
             for batch in batches:
                 with watch.watching(sieve) as split:
                     out = subject.ask(batch.inputs, new_tokens)
                 splits.append(split)
                 answers += subject.texts(batch.inputs, out)
                 first.append(out.logits[0].float().log_softmax(-1).cpu())
-                kv += _held(out.past_key_values)
-                if sieve is not None and sieve.last is not None:
-                    tokens.append(sieve.last.layer_tokens)
+                kv += held(out.past_key_values)
+                if sieve is not None:
+                    assert sieve.last is not None, "the prompts of a bench hold images"
+                    each = len(sieve.last.rows) / len(batch.samples)  # tiles count as images of their own
+                    tokens.append([each * n for n in sieve.last.layer_tokens])
         finally:
             if sieve is not None:
                 sieve.detach()
     samples = [s for b in batches for s in b.samples]
-    said = Reference(answers, torch.cat(first), _times(splits), _visual(subject, batches[0]))
+    said = Reference(answers, torch.cat(first), _times(splits), _mean(batches, _visual(subject, batches)))
     row: dict[str, Any] = {
         **_quality(samples, said, full),
         "kv_bytes": round(kv / len(samples)),
         "peak_bytes": peak.bytes,
         "ms": said.split,
-        **_tokens(subject, plan, tokens, said.tokens, _text(subject, batches[0])),
+        **_tokens(subject, batches, plan, tokens, said.tokens, encoded),
     }
     if plan is not None and full is not None:
-        floor = _floor(subject, batches[0], plan, row["layer_tokens"], seed)
+        floor, ours = _turns(subject, batches[0], plan, tokens[0], seed)
         row["ms_floor"] = round(floor, 3)
-        row["overhead"] = round((said.split["prefill"] + said.split["selection"]) / floor, 3)
+        row["overhead"] = round(ours / floor, 3)
         row["break_even"] = break_even(full.split, said.split, full.tokens, row["mean_tokens"])
     return row, said
 
@@ -140,40 +149,81 @@ def _quality(samples: list[Sample], said: Reference, full: Reference | None) -> 
     return out
 
 
-def _tokens(subject: Subject, plan: Plan | None, seen: list[list[float]], n: float, text: float) -> dict[str, Any]:
+def _tokens(
+    subject: Subject,
+    batches: list[Batch],
+    plan: Plan | None,
+    seen: list[list[float]],
+    n: float,
+    encoded: list[tuple[int, ...]],
+) -> dict[str, Any]:
     assert subject.anatomy.language is not None
     depth = len(subject.anatomy.language.layers)
-    per_layer = [sum(t[i] for t in seen) / len(seen) for i in range(depth)] if seen else [n] * depth
-    in_encoder = [n] * (len(subject.anatomy.vision.layers) if subject.anatomy.vision else 0)
+    per_layer = [_mean(batches, [t[i] for t in seen]) for i in range(depth)] if seen else [n] * depth
+    prompts = sum(len(b.samples) for b in batches)
+    # Pictures of all sizes stand in one row: one for each prompt.
+    images = sum(shape[0] if len(shape) == 2 else 0 for shape in encoded) / prompts or 1.0
+    patches = sum(torch.Size(shape).numel() for shape in encoded) / prompts / images
+    in_encoder = [patches] * (len(subject.anatomy.vision.layers) if subject.anatomy.vision else 0)
     inside = next((s for s in plan.stages if s.site == "encoder"), None) if plan is not None else None
     if inside is not None:
-        in_encoder = encoder_tokens(subject.anatomy, inside, round(n), round(per_layer[0]))
-    cost = of_tokens(subject.anatomy, per_layer, in_encoder, n, text)
+        in_encoder = encoder_tokens(subject.anatomy, inside, round(patches), round(per_layer[0] / images))
+    text = _mean(batches, _text(subject, batches))
+    cost = of_tokens(subject.anatomy, per_layer, [in_encoder], n, text)
+    ours, whole = images * cost.encoder_flops, images * cost.full_encoder_flops
     return {
         "layer_tokens": [round(t, 2) for t in per_layer],
         "final_tokens": round(cost.final, 2),
         "mean_tokens": round(cost.mean, 2),
-        "flops": cost.flops + cost.encoder_flops,
-        "flops_share": round(cost.share, 4),
+        "flops": cost.flops + ours,
+        "flops_share": round((cost.flops + ours) / (cost.full_flops + whole), 4),
         "prefill_flops_share": round(cost.flops / cost.full_flops, 4),
     }
 
 
-def _visual(subject: Subject, batch: Batch) -> float:
-    """Visual tokens of an image, mean over a batch with one image a prompt."""
-    return float((batch.inputs["input_ids"] == subject.anatomy.image_token_id).sum(1).float().mean())
+def _mean(batches: list[Batch], values: Sequence[float]) -> float:
+    """Mean over prompts of the mean of each batch."""
+    counts = [len(b.samples) for b in batches]
+    return sum(n * v for n, v in zip(counts, values, strict=True)) / sum(counts)
 
 
-def _text(subject: Subject, batch: Batch) -> float:
-    """Text tokens of a prompt, mean over a batch."""
-    ids = batch.inputs["input_ids"]
-    real = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool() & (ids != subject.anatomy.image_token_id)
-    return float(real.sum(1).float().mean())
+def _visual(subject: Subject, batches: list[Batch]) -> list[float]:
+    """Visual tokens of a prompt, mean of each batch."""
+    return [float((b.inputs["input_ids"] == subject.anatomy.image_token_id).sum(1).float().mean()) for b in batches]
 
 
-def _held(cache: Any) -> int:
-    held = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
-    return sum(x.numel() * x.element_size() for x in held if isinstance(x, Tensor))
+def _text(subject: Subject, batches: list[Batch]) -> list[float]:
+    """Text tokens of a prompt, mean of each batch."""
+    out = []
+    for batch in batches:
+        ids = batch.inputs["input_ids"]
+        real = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()
+        out.append(float((real & (ids != subject.anatomy.image_token_id)).sum(1).float().mean()))
+    return out
+
+
+@contextmanager
+def _encoded(stack: Stack | None) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of what the encoder's blocks are given, an entry a call (see :meth:`Stack.patches`)."""
+    seen: list[tuple[int, ...]] = []
+
+    def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        assert stack is not None
+        seen.append(stack.patches(args[0] if args else kwargs["hidden_states"]))
+
+    hooks = [] if stack is None else [stack.layers[0].register_forward_pre_hook(note, with_kwargs=True)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def held(cache: Any) -> int:
+    """Bytes of memory behind a cache's keys and values: a view holds all that it was cut from, and shared memory counts once."""
+    found = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
+    memory = [x.untyped_storage() for x in found if isinstance(x, Tensor)]
+    return sum({m.data_ptr(): m.nbytes() for m in memory}.values())
 
 
 @dataclass(frozen=True)
@@ -186,30 +236,40 @@ class Free(Method):
         return Reduction.keep((s.valid.long().cumsum(1) <= keep[:, None]) & s.valid)
 
 
-def _floor(subject: Subject, batch: Batch, plan: Plan, layer_tokens: list[float], seed: int) -> float:
-    """Milliseconds of prefill for the same prompt given only the kept tokens, with no selection; median of 2.
+def _turns(subject: Subject, batch: Batch, plan: Plan, tokens: list[float], seed: int) -> tuple[float, float]:
+    """Milliseconds of the floor, the prefill of the same prompts given only the kept tokens with no selection, and of prefill
+    and selection under the plan: medians of three rounds in which they take turns, behind one that warms up.
 
-    In front of the language model: a prompt of that length. Inside it: the same counts per layer, by taking the first tokens.
+    In front of the language model the floor is a prompt of that length; inside it, the same counts per layer, by taking the
+    first tokens.
+
+    Args:
+        tokens: that the plan leaves a prompt of this batch in front of each layer.
     """
-    assert subject.anatomy.language is not None
+    language = subject.anatomy.language
+    assert language is not None
     inside = [s for s in plan.stages if s.site == "prefill"]
-    counts = {s: round(layer_tokens[subject.anatomy.language.layer(s.layer)]) for s in inside}
-    given = [replace(s, method=Free(), keep=count) for s, count in counts.items()]
-    ahead = [Stage(Free(), round(layer_tokens[0]), "handoff")] if len(inside) < len(plan.stages) else []
-    times = []
-    for _ in range(3):
-        if inside:
-            times.append(_prefill(subject, batch, Plan([*ahead, *given]), seed))
-        else:
-            times.append(_short(subject, batch, round(layer_tokens[0])))
-    return 1000 * median(times[1:])
+    free = [
+        replace(s, method=Free(), keep=Keep(tokens=round(tokens[language.layer(s.layer)]), per="prompt"))
+        for s in inside
+    ]
+    if inside and len(inside) < len(plan.stages):
+        free.append(Stage(Free(), Keep(tokens=round(tokens[0]), per="prompt"), "handoff"))
+    floors, ours = [], []
+    for _ in range(4):
+        floors.append(
+            _prefill(subject, batch, Plan(free), seed).prefill if inside else _short(subject, batch, round(tokens[0]))
+        )
+        split = _prefill(subject, batch, plan, seed)
+        ours.append(split.prefill + split.selection)
+    return 1000 * median(floors[1:]), 1000 * median(ours[1:])
 
 
-def _prefill(subject: Subject, batch: Batch, plan: Plan, seed: int) -> float:
+def _prefill(subject: Subject, batch: Batch, plan: Plan, seed: int) -> Split:
     watch, sieve = Watchmaker(subject.anatomy), Sieve(subject.model, plan, seed)
     with watch.attached(), sieve, watch.watching(sieve) as split:
         subject.ask(batch.inputs, 1)
-    return split.prefill
+    return split
 
 
 @torch.no_grad()
@@ -226,6 +286,7 @@ def _short(subject: Subject, batch: Batch, tokens: int) -> float:
     short = torch.ones(embed.shape[:2], dtype=torch.long, device=ids.device)
     for row, n in enumerate((mask.bool() & ~visual).sum(1).tolist()):
         short[row, : text - n] = 0
-    began = now()
+    where = device(subject.model)
+    began = now(where)
     language.root(inputs_embeds=embed, attention_mask=short, use_cache=True)
-    return now() - began
+    return now(where) - began

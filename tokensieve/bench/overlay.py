@@ -37,7 +37,7 @@ def look(subject: Subject, sample: Sample, plan: Plan, seed: int = 0, new_tokens
         ValueError: the image's tokens do not lie on one grid.
     """
     inputs = subject.inputs([sample])
-    with Sieve(subject.model, plan, seed) as s:
+    with Sieve(subject.model, plan, seed, scores=True) as s:
         answer = subject.texts(inputs, subject.ask(inputs, new_tokens))[0]
     trace = s.last
     if trace is None or not trace.stages:

@@ -45,7 +45,7 @@ class Results:
         """A new file, or one to go on with.
 
         Raises:
-            ValueError: the folder holds the results of other settings, or something that is no results file.
+            ValueError: the folder holds the results of other settings or samples, or something that is no results file.
         """
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "results.json"
@@ -64,6 +64,10 @@ class Results:
             changed = [k for k in fresh["settings"] if old["settings"].get(k) != fresh["settings"][k]]
             raise ValueError(
                 f"{file} holds a run with other settings ({', '.join(changed)}); choose another --out, or delete it"
+            )
+        if old["samples"] != samples:
+            raise ValueError(
+                f"{file} holds a run on other samples (questions, answers or images differ); choose another --out, or delete it"
             )
         return cls(file, old)
 

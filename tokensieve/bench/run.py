@@ -44,10 +44,10 @@ def run(
     The full model is always run, since the others are compared with it.
 
     Raises:
-        ValueError: ``out`` holds a run with other settings. KeyboardInterrupt passes through; finished cells are on disk.
+        ValueError: ``out`` holds a run with other settings or samples. KeyboardInterrupt passes through; finished cells are on
+            disk.
     """
-    plain = [{"name": s.name, "question": s.question, "answer": s.answer, "kind": s.kind} for s in samples]
-    results = Results.open(out, settings, list(skipped), plain)
+    results = Results.open(out, settings, list(skipped), [s.to_json() for s in samples])
     total = len(pairs) + 1
     progress(0, total, "the full model")
     batches = prepare(subject, list(samples), settings.batch)

@@ -53,7 +53,7 @@ def bench(asked: Asked, console: Console) -> Results:
     if asked.images is not None:
         samples, skipped = from_folder(asked.images, asked.question, asked.limit)
     else:
-        samples, skipped = from_testbed(max(1, (asked.limit or 300) // 5), asked.seed), []
+        samples, skipped = from_testbed(asked.limit or 300, asked.seed), []
     with _bar(console) as bar:
         task = bar.add_task("loading the model", total=None)
         subject = Subject.load(asked.model, asked.device, asked.dtype)

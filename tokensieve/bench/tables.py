@@ -19,6 +19,7 @@ def table(data: dict[str, Any]) -> Table:
     out.add_column("method")
     for name in (
         "keep",
+        "final tok",
         "mean tok",
         *(kinds or ["agree", "KL"]),
         *(["all"] if kinds else []),
@@ -28,8 +29,10 @@ def table(data: dict[str, Any]) -> Table:
         "select",
     ):
         out.add_column(name, justify="right")
-    for name in ("prefill", "decode", "x floor", "note"):
+    for name in ("prefill", "decode", "x floor"):
         out.add_column(name, justify="right")
+    for name in ("pays", "note"):
+        out.add_column(name)
     for row in ordered(rows):
         ms = row["ms"]
         if kinds:
@@ -41,6 +44,7 @@ def table(data: dict[str, Any]) -> Table:
         out.add_row(
             row["method"],
             "all" if row["keep"] is None else str(row["keep"]),
+            f"{row['final_tokens']:.0f}",
             f"{row['mean_tokens']:.0f}",
             *quality_cells,
             f"{100 * row['flops_share']:.0f}%",
@@ -50,11 +54,13 @@ def table(data: dict[str, Any]) -> Table:
             f"{ms['prefill']:.1f}",
             f"{ms['decode']:.1f}",
             f"{row['overhead']:.2f}" if "overhead" in row else "",
+            even(row),
             note(rows, row),
             end_section=row["method"] == "full",
         )
     out.caption = (
-        "accuracy in %; ms per batch (medians); FLOPs of encoder and prefill; x floor: (prefill + select) / floor"
+        "accuracy in %; ms per batch (medians), decode per token; FLOPs of encoder and prefill; x floor: (prefill + select) over "
+        "the same prompt given only the kept tokens; pays: break-even in visual tokens and answer tokens"
     )
     return out
 
@@ -70,9 +76,18 @@ def note(rows: dict[str, dict[str, Any]], row: dict[str, Any]) -> str:
     notes = []
     if beats_random(rows, row) is False:
         notes.append("not above random")
+    more = _beside_random(rows, row)
+    if more is not None and more > 1.05:
+        notes.append(f"{more:.1f}x random's tokens")
     if row.get("break_even") and not row["break_even"]["pays"]:
         notes.append("does not pay")
     return ", ".join(notes)
+
+
+def _beside_random(rows: dict[str, dict[str, Any]], row: dict[str, Any]) -> float | None:
+    """Mean tokens over those of random at the same label: methods inside the language model keep more."""
+    other = rows.get(f"random@{row['keep']}")
+    return None if other is None else row["mean_tokens"] / other["mean_tokens"]
 
 
 def even(row: dict[str, Any]) -> str:
@@ -82,6 +97,5 @@ def even(row: dict[str, Any]) -> str:
         return ""
     if b["min_tokens"] is None:
         return "never"
-    if b["max_answer"] is None:
-        return f"from {b['min_tokens']} visual tokens"
-    return f"from {b['min_tokens']} visual tokens, up to {b['max_answer']} answer tokens"
+    far = "" if b["max_answer"] is None else f", to {b['max_answer']} of answer"
+    return f"from {b['min_tokens']}{far}"

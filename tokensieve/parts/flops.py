@@ -11,14 +11,27 @@ def of_layer(config: Any, tokens: float) -> float:
     Attention counts all pairs, as kernels without causal skipping compute them. Layers with RMSNorm are taken to have a gated
     feed-forward of three matrices, others two.
     """
-    width, heads = config.hidden_size, config.num_attention_heads
+    width, heads, head = _sizes(config)
     groups = getattr(config, "num_key_value_heads", None) or heads
-    head = getattr(config, "head_dim", None) or width // heads
     inner = getattr(config, "intermediate_size", None) or int(width * getattr(config, "mlp_ratio", 4))
     matrices = 3 if hasattr(config, "rms_norm_eps") else 2
-    project = 2 * tokens * width * head * (2 * heads + 2 * groups)
-    attend = 4 * tokens * tokens * heads * head
-    return float(project + attend + 2 * tokens * width * inner * matrices)
+    return float(2 * tokens * width * (head * (2 * heads + 2 * groups) + inner * matrices) + _attend(config, tokens))
+
+
+def of_block(config: Any, weights: int, tokens: float) -> float:
+    """As :func:`of_layer`, for a layer whose matrices are known to hold so many weights."""
+    return float(2 * tokens * weights + _attend(config, tokens))
+
+
+def _attend(config: Any, tokens: float) -> float:
+    _, heads, head = _sizes(config)
+    return 4 * tokens * tokens * heads * head
+
+
+def _sizes(config: Any) -> tuple[int, int, int]:
+    """Width, heads, width of a head. Where a config has both, ``hidden_size`` is what leaves the encoder."""
+    width, heads = getattr(config, "embed_dim", None) or config.hidden_size, config.num_attention_heads
+    return width, heads, getattr(config, "head_dim", None) or width // heads
 
 
 def kv_bytes(config: Any, tokens: float, itemsize: int = 2) -> float:

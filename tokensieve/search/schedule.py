@@ -6,8 +6,10 @@ first, so that the number of tokens that matter never rises with depth.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -100,26 +102,47 @@ def psigmoid(
     check(flops, "flops", whole=False, most=1.0)
     ranking, first = beginning(model, method, first)
     asked = answered(model, batches)
-    tokens, spent = _tokens(model, asked, ranking, first), _spending(model, asked, first)
-    if spent(lambda x: 0.0) > flops:
-        least = spent(lambda x: 0.0)
-        raise ValueError(f"flops={flops:g} cannot be met from layer {first} on; the least is {least:.3f}")
+    tokens, spent = _tokens(model, asked, ranking, first), _affordable(model, asked, first, flops)
     constant = _bisect(lambda c: spent(lambda x: c), flops)
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.GPSampler(seed=seed))
     best: tuple[float, Plan] | None = None
-    for _ in range(trials):
-        trial = study.ask()
-        slope = trial.suggest_float("slope", *SLOPES, log=True)
-        low = trial.suggest_float("low", 0.0, 1.0) * constant
-        share = sigmoid(slope, low, spent, flops)
-        plan = scheduled(ranking, counted(share, tokens, _depth(model), first))
-        with sieve(model, plan):
-            value = quality(model, asked).likelihood
-        study.tell(trial, value)
-        if best is None or value > best[0]:
-            best = (value, plan)
+    with _quiet("optuna"):
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.GPSampler(seed=seed))
+        for _ in range(trials):
+            trial = study.ask()
+            slope = trial.suggest_float("slope", *SLOPES, log=True)
+            low = trial.suggest_float("low", 0.0, 1.0) * constant
+            share = sigmoid(slope, low, spent, flops)
+            plan = scheduled(ranking, counted(share, tokens, _depth(model), first))
+            with sieve(model, plan):
+                value = quality(model, asked).likelihood
+            study.tell(trial, value)
+            if best is None or value > best[0]:
+                best = (value, plan)
     assert best is not None
     return best[1]
+
+
+def linear(
+    model: nn.Module,
+    batches: Iterable[Inputs],
+    flops: float,
+    method: str | Method = "fastv",
+    first: int | None = None,
+) -> Plan:
+    """The schedule to beat: the share kept falls by the same step from layer to layer, as steeply as ``flops`` asks for.
+
+    Arguments and errors are those of :func:`psigmoid`.
+    """
+    check(flops, "flops", whole=False, most=1.0)
+    ranking, first = beginning(model, method, first)
+    asked = answered(model, batches)
+    spent, depth = _affordable(model, asked, first, flops), _depth(model)
+
+    def falling(slope: float) -> Share:
+        return lambda x: max(0.0, 1 - slope * x)
+
+    slope = -_bisect(lambda s: spent(falling(-s)), flops, -float(depth), 0.0)
+    return scheduled(ranking, counted(falling(slope), _tokens(model, asked, ranking, first), depth, first))
 
 
 Share = Callable[[float], float]
@@ -166,6 +189,31 @@ def _bisect(rising: Callable[[float], float], value: float, low: float = 0.0, hi
         middle = (low + high) / 2
         low, high = (middle, high) if rising(middle) <= value else (low, middle)
     return low
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """A library's log with nothing below warnings, for as long as it lasts."""
+    log = logging.getLogger(name)
+    before = log.level
+    log.setLevel(max(before, logging.WARNING))
+    try:
+        yield
+    finally:
+        log.setLevel(before)
+
+
+def _affordable(model: nn.Module, asked: Sequence[Inputs], first: int, flops: float) -> Callable[[Share], float]:
+    """:func:`_spending`, of a budget that can be met.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    spent = _spending(model, asked, first)
+    if spent(lambda x: 0.0) > flops:
+        least = spent(lambda x: 0.0)
+        raise ValueError(f"flops={flops:g} cannot be met from layer {first} on; the least is {least:.3f}")
+    return spent
 
 
 def _spending(model: nn.Module, asked: Sequence[Inputs], first: int) -> Callable[[Share], float]:

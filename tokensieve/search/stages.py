@@ -101,7 +101,7 @@ def flows(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
     depth = len(_language(find(model)).layers)
     probes = [Stage(AdaToken3D(), 1.0, layers=(i,)) for i in range(1, depth)]
     found = []
-    with sieve(model, Plan(probes)) as s:
+    with sieve(model, Plan(probes), scores=True) as s:
         for batch in batches:
             before = s.last
             model(**prompts(batch))

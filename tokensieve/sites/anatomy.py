@@ -45,6 +45,12 @@ class Stack:
         known = inspect.signature(self.root.forward).parameters
         return "image_sizes" in known or any(name.endswith("grid_thw") for name in known)
 
+    def patches(self, hidden: Tensor) -> tuple[int, ...]:
+        """Of states in front of a block ``(count, tokens)`` without special tokens, or ``(tokens,)`` where pictures of all sizes
+        stand in one row."""
+        packed = hidden.dim() == 2 or (hidden.shape[0] == 1 and self.ragged)
+        return (hidden.shape[-2],) if packed else (hidden.shape[0], hidden.shape[1] - self.specials)
+
     def layer(self, index: int | float) -> int:
         """A block's index from one that may count from the end, or from a share of the depth (never the first block).
 

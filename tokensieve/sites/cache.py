@@ -18,7 +18,8 @@ class SievedLayer(DynamicLayer):
     second turn go on as if nothing had left; ``columns`` says which column of the full mask each entry stands for.
 
     Attributes:
-        columns: ``(B, entries)`` long; -1 at padding entries (rows that keep fewer tokens than the longest).
+        columns: ``(B, entries)`` long; -1 at padding entries (rows that keep fewer tokens than the longest). None behind a reset,
+            until entries come.
         holes: True where there are such padding entries.
         length: tokens of the sequence so far, kept or not.
         shift: ``(..., B)``, by how much the position ids of later tokens are lowered; None where they are not.
@@ -46,6 +47,8 @@ class SievedLayer(DynamicLayer):
             cache.layers.append(DynamicLayer())
         old = cache.layers[index]
         if isinstance(old, cls):
+            if old.columns is None:
+                old.columns = torch.empty(batch, 0, dtype=torch.long, device=device)
             return old
         if type(old) not in SIEVABLE:
             raise ValueError(
@@ -80,12 +83,13 @@ class SievedLayer(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         query = key_states.shape[-2]
+        if self.columns is None:
+            self.columns = torch.empty(len(key_states), 0, dtype=torch.long, device=key_states.device)
         if self._next is None:
             self.columns = self.upcoming(query)
             self.length += query
         else:
             columns, length = self._next
-            assert self.columns is not None
             if columns.shape[1] != query:
                 raise RuntimeError(f"{columns.shape[1]} tokens were announced to the cache, {query} came")
             self.columns, self.length, self._next = torch.cat([self.columns, columns], 1), self.length + length, None

@@ -32,9 +32,9 @@ class CrossSite:
     every candidate stays, the pass is left as it is.
     """
 
-    def __init__(self, model: nn.Module, stage: Stage, clock: Clock, seed: int):
+    def __init__(self, model: nn.Module, stage: Stage, clock: Clock, seed: int, scores: bool):
         self.base, self.language, self.layers = crossing(model)
-        self.stage, self.clock, self.seed = stage, clock, seed
+        self.stage, self.clock, self.seed, self.scores = stage, clock, seed, scores
         keep = stage.keep
         if isinstance(keep, Keep) and (keep.per == "prompt" or (keep.tokens is None and keep.share is None)):
             # Of images that share one, all keys of the first might leave: text in front of the second would see only that.
@@ -92,7 +92,8 @@ class CrossSite:
                 text_mask=seen[real][:, None],
                 seed=self.seed,
             )
-            step, score = self._step(signals), self.stage.method.score(signals)
+            step = self._step(signals)
+            score = self.stage.method.score(signals) if self.scores else None
             chosen = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)
             chosen[real] = torch.zeros_like(valid).scatter_(1, step.kept, True)
             if not torch.equal(chosen[real], valid):
@@ -120,9 +121,8 @@ class CrossSite:
                     named = torch.where(columns >= 0, columns + held.length, -1)
                     held.expect(named, states.shape[1], bool((columns < 0).any()))
                     columns = torch.cat([held.columns, named], 1)
-            elif isinstance(held, SievedLayer):
+            elif isinstance(held, SievedLayer) and held.columns is not None:
                 past = held.columns
-                assert past is not None
                 columns = past if states is None else held.upcoming(states.numel() // states.shape[-1] // len(past))
             else:
                 return None

@@ -78,14 +78,19 @@ class Watch:
 class EncoderSite:
     """Reduces an encoder's tokens after some of its blocks; its outputs get their full length back at the root."""
 
-    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, seed: int):
-        self.stack, self.stage, self.clock, self.seed = stack, stage, clock, seed
+    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, seed: int, scores: bool):
+        self.stack, self.stage, self.clock, self.seed, self.scores = stack, stage, clock, seed, scores
         self.layers = tuple(sorted({stack.layer(i) for i in stage.layers})) if stage.layers else tuple(range(last + 1))
         if isinstance(stage.keep, budget.Keep) and (stage.keep.average or stage.keep.flops):
             raise ValueError(f"{stage.keep}: an encoder takes tokens or a share; the others are of the language model")
         if max(self.layers) > last:
             raise ValueError(f"layers={stage.layers}; the features leave this encoder after layer {last}")
-        method = stage.method
+        method, kernel = stage.method, taps.kind(stack.config)
+        if (method.proportional or method.adaptive) and ("flash" in kernel or "flex" in kernel):
+            raise ValueError(
+                f"{method.name} at site='encoder' weighs or hides keys through an attention mask, which {kernel} does not take; "
+                "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
+            )
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
         self._clear()
 
@@ -102,6 +107,7 @@ class EncoderSite:
         if isinstance(pixels, Tensor) and pixels.dim() == 4 and isinstance(patch, int):
             self.grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
         self.total: Reduction | None = None
+        self.holes = False
         self.by_length: dict[int, Reduction] = {}
         self.score: Tensor | None = None
         self.targets: list[int] = []
@@ -151,7 +157,9 @@ class EncoderSite:
         )
         step = self.stage.method(signals, target)
         self.total = before.then(step)
-        self.score = self.stage.method.score(signals) if whole else self.score
+        self.holes = not bool(self.total.mask.all())  # once: layers that ask would wait for the device
+        if whole and self.scores:
+            self.score = self.stage.method.score(signals)
         self.by_length[first + step.m] = self.total
         return torch.cat([special, step.apply(tokens)], 1)
 
@@ -169,7 +177,7 @@ class EncoderSite:
     def _weigh(self, mask: Tensor | None, key: Tensor) -> Tensor | None:
         """Hide padding slots, and weigh merged tokens by their size where the method asks for it."""
         total = self.total
-        if total is None or total.is_identity or (bool(total.mask.all()) and not self.stage.method.proportional):
+        if total is None or total.is_identity or not (self.holes or self.stage.method.proportional):
             return mask
         first = self.stack.specials
         bias = torch.zeros(key.shape[0], 1, 1, key.shape[2], dtype=key.dtype, device=key.device)
@@ -181,6 +189,7 @@ class EncoderSite:
         return bias.masked_fill(~mask, torch.finfo(key.dtype).min) if mask.dtype == torch.bool else bias + mask
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
+        self.watch.seen.clear()
         if self.total is None or not hasattr(output, "keys"):
             return output
         full = self.stack.specials + self.total.n

@@ -41,10 +41,18 @@ class LanguageSite:
     get their masks gathered where the cache holds fewer entries than the sequence has tokens.
     """
 
-    def __init__(self, anatomy: Anatomy, stages: Sequence[Stage], encoder: EncoderSite | None, clock: Clock, seed: int):
+    def __init__(
+        self,
+        anatomy: Anatomy,
+        stages: Sequence[Stage],
+        encoder: EncoderSite | None,
+        clock: Clock,
+        seed: int,
+        scores: bool,
+    ):
         assert anatomy.language is not None
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
-        self.stages, self.clock, self.seed = stages, clock, seed
+        self.stages, self.clock, self.seed, self.scores = stages, clock, seed, scores
         self.handoff = [s for s in stages if s.site == "handoff"]
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
@@ -87,7 +95,7 @@ class LanguageSite:
         for i, layer in enumerate(language.layers):
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
-        out.append(language.root.register_forward_hook(self._done).remove)
+        out.append(language.root.register_forward_hook(self._done, always_call=True).remove)
         for i, stages in self.prefill.items():
             out += readings.listen(self._calls, i, language, stages, lambda: self._stream is not None)
         return out
@@ -183,10 +191,11 @@ class LanguageSite:
         states = getattr(output, "hidden_states", None)
         if self._stream is not None and states is not None:
             output.hidden_states = tuple(self._stream.restore(h) for h in states)
-        if self._stream is not None and self._stream.held and self.trace is not None:
+        if self._stream is not None and self._stream.held and self.trace is not None and output is not None:
             self.trace.layer_tokens = torch.stack(self._stream.held).float().mean(1).tolist()
-        self._stream, self._around = None, False
+        self._stream, self._around, self._deep = None, False, Deepstack({})
         self._calls.clear()
+        self.sight.forget()
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
@@ -226,9 +235,10 @@ class LanguageSite:
             )
             keep = resolve(stage.keep, index, self.anatomy, stream)
             step = self._step(stage, signals, keep, stream.images.alone)
-            score = stage.method.score(signals)
-        if stage.site == "handoff" and score is not None and self.ranked:
-            stream.rank(score)
+            ranks = self.ranked and stage.site == "handoff"
+            score = stage.method.score(signals) if ranks or self.scores else None
+            if ranks and score is not None:
+                stream.rank(score)
         x = stream.leave(step, x)
         self._record(stage, stream, score, grid)
         return x
@@ -271,21 +281,22 @@ class LanguageSite:
             layer.lower(stream.shift)
         if thinned or past:
             kind = taps.kind(self.language.config)
-            rows = stream.entry if thinned else None
-            out["attention_mask"] = masks.attention(kwargs.get("attention_mask"), rows, columns, holes, kind, hidden)
+            rows, width = stream.entry if thinned else None, past + stream.width
+            mask = kwargs.get("attention_mask")
+            out["attention_mask"] = masks.attention(mask, rows, columns, width, holes, kind, hidden)
         return out
 
     def _decode(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         cache = kwargs.get("past_key_values")
         layer = cache.layers[index] if cache is not None and len(cache.layers) > index else None
-        if not isinstance(layer, SievedLayer):
+        if not isinstance(layer, SievedLayer) or layer.columns is None:
             return kwargs
         mask = kwargs.get("attention_mask")
         changed = dict(kwargs)
         if mask is not None or layer.holes:
             kind = taps.kind(self.language.config)
-            columns = layer.upcoming(hidden.shape[1])
-            changed["attention_mask"] = masks.attention(mask, None, columns, layer.holes, kind, hidden)
+            columns, width = layer.upcoming(hidden.shape[1]), layer.length + hidden.shape[1]
+            changed["attention_mask"] = masks.attention(mask, None, columns, width, layer.holes, kind, hidden)
         if layer.shift is not None:
             ids = kwargs["position_ids"] if self._ids is None else self._ids
             positions.lower(self.language.root, changed, ids, layer.shift, hidden)

@@ -29,26 +29,28 @@ def gather_ids(ids: Tensor, index: Tensor) -> Tensor:
 Mask = Tensor | dict[str, Any] | None
 
 
-def attention(mask: Mask, rows: Tensor | None, columns: Tensor, holes: bool, kind: str, like: Tensor) -> Mask:
-    """The attention mask of the tokens that are there.
+def attention(
+    mask: Mask, rows: Tensor | None, columns: Tensor, width: int, holes: bool, kind: str, like: Tensor
+) -> Mask:
+    """The attention mask of the tokens that are there; runs in every layer, and never waits for the device.
 
     Args:
         mask: what the model built: None (plain causal), ``(B, kv)`` (flash), ``(B, 1, q, kv)`` bool or additive, or a dict of
             such by layer type. A mask of a sliding window may hold the last columns only.
         rows: ``(B, q')`` which of the mask's queries remain; None keeps all.
         columns: ``(B, kv')`` which columns the keys are, ascending, the queries' own last; -1 at padding.
+        width: the columns of the whole sequence so far.
         holes: whether there is such padding.
         kind: the attention implementation ("sdpa", "eager", "flash_attention_2", ...).
         like: hidden states of the queries, for length, dtype and device.
     """
     if isinstance(mask, dict):
-        return {name: attention(one, rows, columns, holes, kind, like) for name, one in mask.items()}
+        return {name: attention(one, rows, columns, width, holes, kind, like) for name, one in mask.items()}
     if mask is None:
         return _causal(columns, like.shape[1], kind, like.dtype) if holes else None
-    cut = int(columns.max()) + 1 - mask.shape[-1]
+    cut = width - mask.shape[-1]
     if cut > 0:
-        columns = torch.where(columns >= cut, columns - cut, -1)
-        holes = holes or bool((columns < 0).any())
+        columns, holes = torch.where(columns >= cut, columns - cut, -1), True
     hole = columns < 0
     if mask.dim() == 2:
         out = gather(mask, columns, 1)
@@ -97,7 +99,7 @@ def entering(whole: Mask, index: Tensor, real: Tensor, x: Tensor, past: int, kin
     before = torch.arange(past, device=x.device).expand(len(x), -1)
     if whole is not None and not (isinstance(whole, Tensor) and whole.dim() == 2):
         columns = torch.cat([before, torch.where(index >= 0, index + past, -1)], 1)
-        return attention(whole, index, columns, bool((index < 0).any()), kind, x)
+        return attention(whole, index, columns, past + real.shape[1], bool((index < 0).any()), kind, x)
     old = torch.ones_like(before) if whole is None else whole[:, : -real.shape[1]]
     here = real.gather(1, index.clamp(min=0)) & (index >= 0)
     return torch.cat([old, here.to(old.dtype)], 1)

@@ -18,6 +18,7 @@ from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call, attach
 
 ATTENTION_SIGNALS = ("text_attention", "last_attention", "received_attention", "pagerank", "keys", "values")
+TEXTUAL = {"text", "paired", "text_neurons", "last_attention", "text_attention"}
 LAYER_SIGNALS = (*ATTENTION_SIGNALS, "neurons", "text_neurons", "text", "features")
 SHARPER, STEPS = 0.1, 5
 """The temperature of PageRank's attention and its iterations."""
@@ -72,7 +73,8 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
     place, mask = stream.slots()
     row = stream.images.row
     out: dict[str, Tensor] = {}
-    text, text_mask = stream.text()
+    # Finding the text waits for the device.
+    text, text_mask = stream.text() if TEXTUAL & set(names) else (place, mask)
     if "text" in names:
         out["text"] = gather(hidden, text, 1)[row]
         out["text_mask"] = text_mask[row]

@@ -27,14 +27,15 @@ class Sieve:
     Attributes:
         plan: what is applied.
         seed: for methods that draw.
-        timed: set to True to have selection timed (synchronises CUDA); ``seconds`` adds it up.
+        scores: whether :attr:`last` is to hold what each stage ranked by, which costs a second ranking.
+        timed: set to True to have selection timed (waits for the model's device); ``seconds`` adds it up.
         last: what happened in the last pass that brought visual tokens.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, seed: int = 0):
-        self.model, self.plan, self.seed = model, plan, seed
-        self._clock = Clock()
-        self._sites = _Sites(model, plan, self._clock, seed)
+    def __init__(self, model: nn.Module, plan: Plan, seed: int = 0, scores: bool = False):
+        self.model, self.plan, self.seed, self.scores = model, plan, seed, scores
+        self._clock = Clock(model)
+        self._sites = _Sites(model, plan, self._clock, seed, scores)
 
     @property
     def timed(self) -> bool:
@@ -82,7 +83,7 @@ class Sieve:
 class _Sites:
     """The sites of one plan on one model."""
 
-    def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seed: int):
+    def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seed: int, scores: bool):
         self.undo: list[Detach] = []
         self.encoder: EncoderSite | None = None
         self.language: LanguageSite | None = None
@@ -90,7 +91,7 @@ class _Sites:
         if any(s.site == "cross" for s in plan.stages):
             if len(plan.stages) > 1:
                 raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")
-            self.cross = CrossSite(model, plan.stages[0], clock, seed)
+            self.cross = CrossSite(model, plan.stages[0], clock, seed, scores)
             return
         anatomy = find(model)
         inside = next((s for s in plan.stages if s.site == "encoder"), None)
@@ -104,9 +105,9 @@ class _Sites:
                     f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
                     "and borders of their own); use site='handoff'"
                 )
-            self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed)
+            self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed, scores)
         if anatomy.language is not None:
-            self.language = LanguageSite(anatomy, plan.stages, self.encoder, clock, seed)
+            self.language = LanguageSite(anatomy, plan.stages, self.encoder, clock, seed, scores)
 
     @property
     def trace(self) -> Trace | None:
@@ -128,23 +129,35 @@ class _Sites:
 
 
 def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
-    """Make ``sieves``, outermost first, the ones that act on the model, as one plan."""
+    """Make ``sieves``, outermost first, the ones that act on the model, as one plan; where that fails, those before it go on."""
     sites = None
     if sieves:
         inner, whole = sieves[-1], Plan([stage for s in sieves for stage in s.plan.stages])
-        sites = _Sites(model, whole, inner._clock, inner.seed)
+        sites = _Sites(model, whole, inner._clock, inner.seed, any(s.scores for s in sieves))
     before: list[Sieve] = model.__dict__.pop(NEST, [])
     if before:
         before[-1]._sites.detach()
     if sites is not None:
-        sites.attach()
+        try:
+            sites.attach()
+        except BaseException:
+            if before:
+                before[-1]._sites.attach()
+                model.__dict__[NEST] = before
+            raise
         for s in sieves:
             s._sites = sites
         model.__dict__[NEST] = sieves
 
 
 def sieve(
-    model: nn.Module, what: str | Method | Stage | Plan, keep: Budget | None = None, *, seed: int = 0, **where: Any
+    model: nn.Module,
+    what: str | Method | Stage | Plan,
+    keep: Budget | None = None,
+    *,
+    seed: int = 0,
+    scores: bool = False,
+    **where: Any,
 ) -> Sieve:
     """Run a model on fewer tokens, through hooks that go away again.
 
@@ -153,6 +166,7 @@ def sieve(
         what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
         seed: for methods that draw.
+        scores: have the sieve's ``last`` hold what each stage ranked by, for heat maps.
         where: ``site``, ``layers``, ``positions``, or options of the method.
 
     Returns:
@@ -171,7 +185,7 @@ def sieve(
     if isinstance(what, (Plan, Stage)):
         if keep is not None or where:
             raise ValueError("a plan or stage carries its own keep and options; pass the model and the plan only")
-        return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed)
+        return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
-    return Sieve(model, plan(what, keep, **where), seed)
+    return Sieve(model, plan(what, keep, **where), seed, scores)

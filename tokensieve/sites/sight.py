@@ -70,6 +70,8 @@ class Sight:
             with self.clock:
                 look.seen = {**self._heard(look), **self._bits(look)}
             self._new[kind] = look
+        for watch in self.watches:
+            watch.seen.clear()
         return out
 
     def _pack(self, pack: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
@@ -79,9 +81,7 @@ class Sight:
 
     def _shape(self, stack: Stack) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            packed = hidden.dim() == 2 or (hidden.shape[0] == 1 and stack.ragged)
-            self._shapes.append((hidden.shape[-2],) if packed else (hidden.shape[0], hidden.shape[1] - stack.specials))
+            self._shapes.append(stack.patches(args[0] if args else kwargs["hidden_states"]))
 
         return hook
 
@@ -164,6 +164,11 @@ class Sight:
                 f"{type(self.anatomy.model).__name__} hands pictures to its language model outside its forward pass, where a "
                 "sieve cannot follow"
             )
+
+    def forget(self) -> None:
+        """At the end of a pass: what was recorded of its pictures has been read."""
+        for look in self.looks:
+            look.seen.clear()
 
     def grid(self, mask: Tensor) -> tuple[int, int] | None:
         """Rows and columns of a picture's tokens, where they lie on one grid that fits ``mask``, ``(I, n)`` bool."""

@@ -47,7 +47,7 @@ class Call:
         holes = bool((index < 0).any())
         key, value = masks.gather(self.key, columns, 2), masks.gather(self.value, columns, 2)
         # Without a mask and with holes, a mask of keys is enough: order alone makes it causal.
-        mask = masks.attention(self.mask, index, columns, holes, "flash", self.query)
+        mask = masks.attention(self.mask, index, columns, self.key.shape[2], holes, "flash", self.query)
         assert not isinstance(mask, dict)
         neurons = None if self.neurons is None else masks.gather(self.neurons, index, 1)
         return Call(masks.gather(self.query, index, 2), key, value, mask, self.scale, self.causal, neurons)

@@ -18,7 +18,8 @@ class StageTrace:
         stage: the stage.
         reduction: from the original tokens of each image (or each prompt's, where the budget is per prompt) to those that
             are left after this stage; earlier stages are composed in.
-        score: ``(I, n)``, what the method ranked by (over the tokens it met); None where it does not rank.
+        score: ``(I, n)``, what the method ranked by (over the tokens it met); None where it does not rank, or nobody asked for it
+            (``sieve(..., scores=True)``).
         grid: rows and columns of the tokens it met, where they lie on a grid.
     """
 
