@@ -87,7 +87,9 @@ def main(out: Path | None = None) -> dict[str, Any]:
     size = sum(p.numel() for p in model.parameters()) / 1e6
     rows: dict[str, dict[str, float]] = {}
     handoff = {name: card(name).site == "handoff" for f in ("baseline", "vlm") for name in ts.methods(family=f)}
-    stages = {name: ts.method(name, keep=KEEP) for name in handoff if card(name).site not in ("encoder", "cross")}
+    stages = {
+        name: ts.method(name, keep=KEEP) for name in handoff if card(name).site not in ("encoder", "focus", "cross")
+    }
     free = ts.Stage(Free(), keep=KEEP, site="prefill", layers=(2,))
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in stages}
     # Floor and ours take turns, so that a slow spell of the machine meets both.
