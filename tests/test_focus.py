@@ -14,6 +14,7 @@ from tests.strategies import features
 from tokensieve.methods.vlm.fastv import FastV
 from tokensieve.methods.vlm.lvlm_csp import Scatter
 from tokensieve.parts import select
+from tokensieve.search import heads
 
 NEW, N = 4, SIDE * SIDE
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -212,6 +213,16 @@ def test_a_second_turn_goes_on_and_new_images_are_refused():
             model(**{**inputs, "attention_mask": None}, past_key_values=cache)
 
 
+def test_two_stages_of_a_layer_do_not_disturb_each_other():
+    model, inputs = llava(), prompt((1, 2))
+    heads_off = ts.method("yopo", 9, off=(1, 2))
+    with ts.sieve(model, ts.Plan([heads_off, ts.method("cmai", 10_000), ts.method("corematching", 96, site="focus")])):
+        out = model.generate(**inputs, **GREEDY)
+    with ts.sieve(model, heads_off):
+        alone = model.generate(**inputs, **GREEDY)
+    assert all(torch.equal(a, b) for a, b in zip(out.logits, alone.logits, strict=True))
+
+
 def test_it_goes_together_with_tokens_that_leave():
     model, inputs = llava(), prompt((1, 2))
     plan = ts.Plan([ts.method("divprune", 32), ts.method("cmai", 0.5), ts.method("yopo", 9, layers=(0,), off=(1,)),
@@ -225,7 +236,7 @@ def test_it_goes_together_with_tokens_that_leave():
     assert not torch.allclose(out.logits[0], other.logits[0], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "llava_next", "internvl"])
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "llava_next", "qwen3_5"])
 def test_other_architectures(name):
     from tokensieve.bench.models import Case
 
@@ -236,6 +247,8 @@ def test_other_architectures(name):
             out = case.generate()
         assert out.shape == plain.shape
         assert s.last is not None
+        with ts.sieve(case.model, method, keep=10_000, site="focus"):
+            assert torch.equal(case.generate(), plain)
     assert torch.equal(case.generate(), plain)
 
 
@@ -280,6 +293,36 @@ def test_cmai_on_arrays_keeps_what_the_last_text_token_focuses_on():
             sum(float(t[b, 4, j]) * float(a[b, :, j, i].mean()) for j in range(5) if real[b, j]) for i in range(20)
         ]
         assert got.kept[b].tolist() == sorted(sorted(range(20), key=lambda i: -score[i])[:6])
+
+
+# ---- heads ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def test_heads_inactive_on_vision_are_those_of_least_attention_to_it():
+    model, batches = llava("eager"), [prompt((1, 2)), prompt((1,), seed=1)]
+    total, count = torch.zeros(4, 4), 0
+    for inputs in batches:
+        weights = model(**inputs, output_attentions=True).attentions
+        for b, (images, text) in enumerate(kinds(inputs["input_ids"], inputs["attention_mask"])):
+            visual = [i for place in images for i in place]
+            for t in text:
+                total += torch.stack([a[b, :, t, visual].sum(1) for a in weights])
+                count += 1
+    found = heads.activity(model, batches)
+    torch.testing.assert_close(found, total / count, atol=1e-5, rtol=1e-4)
+    made = heads.yopo(model, batches, keep=9, heads=0.5, skip=0.5)
+    least = [tuple(sorted(row.argsort()[:2].tolist())) for row in total]
+    stages = {s.layers: s for s in made.stages}
+    assert [stages[(i,)].method.off for i in range(2)] == least[:2]
+    assert (stages[(2,)].site, stages[(2,)].keep, len(stages)) == ("prefill", 1, 3)
+    with ts.sieve(model, made) as s:
+        model(**batches[0])
+    assert s.last.layer_tokens == [N, N, 1, 1]
+    with pytest.raises(ValueError, match="heads=1"):
+        heads.yopo(model, batches, heads=1.0)
+    with pytest.raises(ValueError, match="prompts with images"):
+        heads.activity(model, [prompt((0,))])
 
 
 # ---- tokens that come back ------------------------------------------------------------------------------------------

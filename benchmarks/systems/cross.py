@@ -18,7 +18,7 @@ from tokensieve.methods.vlm.trimmed_llama import TrimmedLlama
 
 CROSS, SIZE, WIDTH = (1, 3, 5), 32, 64
 DIGIT, ASKED, IMAGE = 3, 13, 17  # the first of ten answers, the first of four questions, the placeholder
-STEPS, BATCH, RATE, TEST = 500, 64, 2e-3, 400
+STEPS, BATCH, RATE, TEST = 400, 48, 2e-3, 400
 
 
 def build() -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ class Seen:
         text: ``(B, T)`` long, the entries of text tokens behind the first of them, -1 at padding.
         rows: ``(B, T, V)``, how much these attend to those, where that is read.
         neurons: ``(B, F)`` bool, the feed-forward neurons that run from here on; None for all.
-        off: heads that do not work on vision.
+        off: heads that do not work on vision, by the stage of the layer.
     """
 
     entry: Tensor
@@ -29,7 +29,7 @@ class Seen:
     text: Tensor
     rows: Tensor | None = None
     neurons: Tensor | None = None
-    off: tuple[int, ...] = ()
+    off: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def change(self, how: Callable[[Tensor], Tensor]) -> None:
         """Change the batch dimension of everything."""

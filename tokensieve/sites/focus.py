@@ -36,7 +36,8 @@ class FocusSite:
         self.layers: dict[int, list[Stage]] = {}
         for stage in stages:
             # All of it is the plain model, bit for bit.
-            every = range(len(language.layers)) if stage.layers is None else stage.layers
+            able = [i for i, attention in enumerate(language.attentions) if attention is not None]
+            every = able if stage.layers is None else stage.layers
             for layer in sorted({language.layer(i) for i in every}) if stage.keep != 1.0 else ():
                 self.layers.setdefault(layer, []).append(stage)
         for layer, here in self.layers.items():
@@ -61,12 +62,12 @@ class FocusSite:
             attention = self.language.attentions[i]
             assert attention is not None
             out.append(taps.attach(attention, observe=self._find(i)))
-            for stage in here:
+            for number, stage in enumerate(here):
                 if _names(stage) & FIRES:
                     inner = neurons(self.language.layers[i], self.language.config.intermediate_size)
                     out.append(inner.register_forward_pre_hook(self._fire(i, stage)).remove)
                 else:
-                    out.append(taps.attach(attention, limit=self._limit(i, stage)))
+                    out.append(taps.attach(attention, limit=self._limit(i, number, stage)))
         return out
 
     def before(self, index: int, stream: Stream | None, kwargs: dict[str, Any], grid: Any = None) -> None:
@@ -116,7 +117,7 @@ class FocusSite:
 
         return observe
 
-    def _limit(self, index: int, stage: Stage) -> taps.Limit:
+    def _limit(self, index: int, number: int, stage: Stage) -> taps.Limit:
         def limit(call: taps.Call) -> tuple[Tensor | None, Tensor | None]:
             seen = self._now.get(index)
             if seen is None or not bool((seen.entry >= 0).any()):
@@ -129,7 +130,7 @@ class FocusSite:
             with torch.no_grad():
                 if _names(stage) & READS:
                     given = _rows(call, seen, asked, images)
-                focus = Focus(off=seen.off)
+                focus = Focus(off=seen.off.get(number, ()))
                 if given or stream is not None:
                     entry = _entries(seen, images)
                     keys = call.key.transpose(1, 2)[images.row[:, None], entry.clamp(min=0)].flatten(2)
@@ -140,7 +141,7 @@ class FocusSite:
                         **given,
                     )
                     focus = stage.method.focus(signals, _plain(stage))
-                    seen.off = focus.off
+                    seen.off[number] = focus.off
                 hide = _hidden(focus, seen, images, asked, past, query, call.key.shape[2])
                 return self._masked(call, hide, focus.off, seen, past)
 

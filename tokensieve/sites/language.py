@@ -120,7 +120,8 @@ class LanguageSite:
         images = self.sight.images(kinds, shared)
         stream = self._stream = Stream(images, real)
         self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers), images.place)
-        past = self._past(kwargs.get("past_key_values"))
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
         ids = kwargs.get("position_ids")
         if ids is None:
             ids = torch.arange(past, past + length, device=x.device)[None]
@@ -295,6 +296,3 @@ class LanguageSite:
             ids = kwargs["position_ids"] if self._ids is None else self._ids
             positions.lower(self.language.root, changed, ids, layer.shift, hidden)
         return changed
-
-    def _past(self, cache: Any) -> int:
-        return 0 if cache is None else int(cache.get_seq_length())
