@@ -68,7 +68,7 @@ class Bed:
 
 def names() -> list[str]:
     """Every method for images; of a system of several stages the whole, not the later ones alone."""
-    named = {n for f in FAMILIES for n in ts.methods(family=f)} - set(ts.methods(site="cross"))
+    named = {n for f in FAMILIES for n in ts.methods(family=f) if ts.card(n).site not in ("focus", "cross")}
     later = {s.method.name for n in named for s in ts.make(n).stages(0.5)[1:]}
     alone = {n for n in named if not ts.make(n).stages(0.5)} - {"fastv"}
     return [*BASELINES, *sorted(named - (later & alone))]

@@ -30,6 +30,8 @@ plain model; made by `python -m benchmarks.models`, shown by `tokensieve models`
 - **handoff**, **prefill**: with tokens gone in front of the language model, or in front of its layer 2, every layer's cache has
   the expected length, and the logits of every step are those of the plain model with the dropped tokens masked (where the
   language model has recurrent layers, lengths only).
+- **cross**: where text attends to images by cross-attention, image keys gone behind the first such layer: caches of the
+  expected length, and the logits of the plain model with those keys masked in the later ones.
 - **rows alone**: a batch with left padding, one image in one row and two in the other, answers like its rows alone.
 - **sdpa**, **eager**: under which attention kernels all this holds.
 - **encoder signals**: what the encoder says of its patches reaches the visual tokens made of them, as gradients show; without

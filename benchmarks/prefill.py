@@ -89,7 +89,7 @@ def main(out: Path | None = None, names: Sequence[str] = ()) -> dict[str, Any]:
     size = sum(p.numel() for p in model.parameters()) / 1e6
     rows: dict[str, dict[str, float]] = {}
     handoff = {name: card(name).site == "handoff" for f in ("baseline", "vlm") for name in ts.methods(family=f)}
-    names = names or [name for name in handoff if card(name).site not in ("encoder", "cross")]
+    names = names or [name for name in handoff if card(name).site not in ("encoder", "focus", "cross")]
     stages = {name: ts.method(name, keep=KEEP) for name in names}
     free = {name: ts.Stage(Free(), KEEP, "prefill", (s.layer,)) for name, s in stages.items() if not handoff[name]}
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in stages}

@@ -49,6 +49,7 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
         "received_attention": (batch, HEADS, n),
         "last_attention": (batch, HEADS, n),
         "text_attention": (batch, HEADS, TEXT, n),
+        "text_text": (batch, TEXT, TEXT),
         "text": (batch, TEXT, DIM),
         "keys": (batch, n, DIM),
         "values": (batch, n, DIM),
@@ -63,7 +64,7 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
     out = {"x": torch.randn(batch, n, DIM, generator=draw)}
     for name in {need.name for need in method.needs} & set(shapes):
         made = torch.randn(shapes[name], generator=draw)
-        out[name] = made.softmax(-1) if name.endswith("attention") else made
+        out[name] = made.softmax(-1) if name.endswith(("attention", "text_text")) else made
     if n % FRAMES == 0 and registry.card(method.name).family == "video":
         out["frame"] = torch.arange(FRAMES).repeat_interleave(n // FRAMES).expand(batch, -1)
     return out

@@ -29,6 +29,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "pagerank": (batch, HEADS, n),
         "last_attention": (batch, HEADS, n),
         "text_attention": (batch, HEADS, TEXT, n),
+        "text_text": (batch, TEXT, TEXT),
         "text": (batch, TEXT, dim),
         "keys": (batch, n, dim),
         "values": (batch, n, dim),
@@ -42,7 +43,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
     for name, shape in shapes.items():
         made = torch.randn(shape, generator=draw)
         if name in {need.name for need in method.needs}:
-            out[name] = made.softmax(-1) if name.endswith(("attention", "similarity", "rank")) else made
+            out[name] = made.softmax(-1) if name.endswith(("attention", "similarity", "rank", "text_text")) else made
     return out
 
 
@@ -53,7 +54,7 @@ def rows(given: dict[str, Any], index: Any) -> dict[str, Any]:
 
 def tokens(given: dict[str, Any], index: Tensor) -> dict[str, Any]:
     """The signals of some tokens."""
-    axis = {"keys": 1, "values": 1, "text": None, "neurons": 1, "text_neurons": None}
+    axis = {"keys": 1, "values": 1, "text": None, "neurons": 1, "text_neurons": None, "text_text": None}
     out = {}
     for k, v in given.items():
         dim = axis.get(k, -1)

@@ -46,7 +46,7 @@ def test_methods_as_table_and_json():
 def test_models_as_table_and_json():
     assert "qwen2_5_vl" in call("models").output
     rows = {r["name"]: r for r in json.loads(call("models", "--json").output)}
-    assert rows["mllama"]["status"] == "refused"
+    assert rows["blip"]["status"] == "refused"
     assert "cross-attention" in rows["mllama"]["why"]
     now = json.loads(call("models", "mllama", "--json").output)
     assert now == [rows["mllama"]]

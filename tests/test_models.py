@@ -10,7 +10,7 @@ from PIL import Image
 
 import tokensieve as ts
 from tokensieve import testbed
-from tokensieve.bench import models, tiny
+from tokensieve.bench import crossing, models, tiny
 from tokensieve.bench.models import Case
 from tokensieve.bench.subject import _processor
 from tokensieve.sites import taps
@@ -40,6 +40,19 @@ def test_required_architectures_work(name):
 @pytest.mark.parametrize("name", REST)
 def test_no_architecture_is_answered_wrongly(name):
     assert models.check(name).status != "wrong"
+
+
+def test_cross_attention_works_at_its_own_site():
+    verdict = models.check("mllama")
+    assert (verdict.status, verdict.checked) == ("works", [*crossing.CHECKS, "sdpa", "eager"])
+
+
+@pytest.mark.parametrize(("what", "broken"), [("cross", "seen"), ("rows alone", "batch")])
+def test_a_check_of_cross_attention_can_fail(monkeypatch, what, broken):
+    case = crossing.CrossCase("mllama")
+    plain = getattr(case, broken)
+    monkeypatch.setattr(case, broken, lambda *a: ~plain(*a) if broken == "seen" else plain((3,)))
+    assert crossing.CHECKS[what](case)
 
 
 def test_the_record_holds_every_architecture():

@@ -13,7 +13,11 @@ from tokensieve.search.drift import drift, tune
 from tokensieve.signals import Signals
 from tokensieve.sites.resolve import solve
 
-SYSTEMS = [name for name in ts.methods() if registry.make(name).stages(0.5)]
+SYSTEMS = [
+    name
+    for name in ts.methods()
+    if (stages := registry.make(name).stages(0.5)) and not any(s.method.recalls for s in stages)  # those: test_focus
+]
 EXACT = [name for name in SYSTEMS if not registry.make(name).adaptive]
 EARLY = [name for name in SYSTEMS if registry.get(name).site == "handoff"]
 N, LAYERS = 64, 4

@@ -3,6 +3,7 @@
 # The package first: imported later, it would take the place of the function `methods` below.
 import tokensieve.methods  # noqa: F401
 from tokensieve.bench.cost import cost
+from tokensieve.focus import Focus
 from tokensieve.method import Method, reduce
 from tokensieve.needs import Need
 from tokensieve.parts.budget import Keep
@@ -15,6 +16,7 @@ from tokensieve.sites.sieve import Sieve, sieve
 __version__ = "0.1.0"
 
 __all__ = [
+    "Focus",
     "Keep",
     "Method",
     "MissingSignal",

@@ -16,6 +16,7 @@ from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 
 if TYPE_CHECKING:
+    from tokensieve.focus import Focus
     from tokensieve.plan import Stage
 
 LONG = 1024
@@ -31,13 +32,15 @@ class Method:
 
     Attributes:
         name: the registered name.
-        site: where the paper applies it ("encoder", "handoff", "prefill", "cross"); any other site of ``sites`` may be asked for.
+        site: where the paper applies it ("encoder", "handoff", "prefill", "focus", "cross"); any other site of ``sites`` may be
+            asked for.
         sites: all sites that can supply its needs.
         adaptive: True where the method may keep fewer tokens than the budget by its own rule; where that depends on a field,
             `__post_init__` sets it, so read it from the instance.
         pairs: True where the algorithm compares all pairs of tokens, or tokens with cluster centres round by round (time
             quadratic in N, memory in blocks).
         proportional: True where later attention weighs merged tokens by their size.
+        recalls: True where, in front of its prefill stage, tokens that left inside the language model come back.
         layer: for `prefill`, the language-model layer before which tokens leave by default.
     """
 
@@ -47,6 +50,7 @@ class Method:
     adaptive: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     proportional: ClassVar[bool] = False
+    recalls: ClassVar[bool] = False
     layer: ClassVar[int] = 2
 
     @property
@@ -60,6 +64,10 @@ class Method:
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row)."""
+        raise NotImplementedError
+
+    def focus(self, s: Signals, keep: int | float) -> Focus:
+        """At ``site="focus"``: what of a layer is left, all tokens staying. ``keep`` says of what: see the method."""
         raise NotImplementedError
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:

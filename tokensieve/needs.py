@@ -84,6 +84,9 @@ Neurons = Need("neurons")
 TextNeurons = Need("text_neurons")
 """The same for each text token."""
 
+TextToText = Need("text_text")
+"""Attention rows of the text tokens to the text tokens, in a layer at ``site="focus"``."""
+
 HOW: dict[str, str] = {
     "features": "x, of shape (B, N, D)",
     "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
@@ -91,6 +94,7 @@ HOW: dict[str, str] = {
     "cls_similarity": "cls_similarity=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
     "pagerank": "pagerank=p with p of shape (B, heads, N) or (B, N)",
     "text_attention": "text_attention=a with a of shape (B, heads, T, N) or (B, T, N)",
+    "text_text": "text_text=a with a of shape (B, Q, T)",
     "last_attention": "last_attention=a with a of shape (B, heads, N) or (B, N)",
     "text": "text=t with t of shape (B, T, D) in the space of the features",
     "ranking": "ranking=r with r of shape (B, N)",

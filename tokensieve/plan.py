@@ -13,7 +13,7 @@ from tokensieve.parts import budget
 from tokensieve.parts.place import POLICIES
 from tokensieve.registry import make
 
-SITES = ("encoder", "handoff", "prefill", "cross")
+SITES = ("encoder", "handoff", "prefill", "focus", "cross")
 FORMAT = "tokensieve.plan.1"
 
 
@@ -24,9 +24,10 @@ class Stage:
     Args:
         method: a :class:`Method`, or a registered name.
         keep: the budget (see :class:`Keep`); None keeps every token.
-        site: "encoder", "handoff", "prefill" or "cross"; the method's own by default.
+        site: "encoder", "handoff", "prefill", "focus" or "cross"; the method's own by default.
         layers: encoder: the blocks after which tokens are reduced (by default every block, in equal steps); prefill: the one
-            language-model layer before which tokens leave (by default the method's). A float between 0 and 1 is a share of the
+            language-model layer before which tokens leave (by default the method's); focus: the layers that are limited (by
+            default all). A float between 0 and 1 is a share of the
             depth, so that a plan fits models of any depth.
         positions: "original" or "compact": the position ids of the survivors in the language model.
 
@@ -55,6 +56,8 @@ class Stage:
             )
         if self.positions not in POLICIES:
             raise ValueError(f"positions={self.positions!r}; it must be one of {', '.join(POLICIES)}")
+        if self.site == "focus" and isinstance(self.keep, budget.Keep):
+            raise ValueError(f"keep={self.keep}; at site='focus' pass keep=64 (a number) or keep=0.5 (a share)")
         if not isinstance(self.keep, budget.Keep):
             object.__setattr__(self, "keep", budget.check(self.keep))
 

@@ -33,6 +33,7 @@ class Signals:
         cls_attention, received_attention, cls_similarity: ``(B, heads, N)`` or ``(B, N)``, or a mapping from layer to such.
         pagerank: ``(B, heads, N)`` or ``(B, N)``, what attention among all tokens gathers at each in a few steps.
         text_attention: ``(B, heads, T, N)`` or ``(B, T, N)``, rows of text tokens over visual tokens.
+        text_text: ``(B, Q, T)``, rows of Q text tokens (the last of the T) over text tokens, averaged over heads.
         last_attention: ``(B, heads, N)`` or ``(B, N)``, the row of the last prompt token.
         text: ``(B, T, D)``; ``text_mask``: ``(B, T)`` bool, False at padding.
         paired: ``(B, T)`` bool, the text tokens that belong to this row's image.
@@ -58,6 +59,7 @@ class Signals:
     cls_similarity: LayerTensor | None = None
     pagerank: Tensor | None = None
     text_attention: Tensor | None = None
+    text_text: Tensor | None = None
     last_attention: Tensor | None = None
     text: Tensor | None = None
     text_mask: Tensor | None = None
@@ -111,6 +113,7 @@ class Signals:
                 ("text_mask", 1),
                 ("paired", 1),
                 ("text_attention", -2),
+                ("text_text", -1),
                 ("text_neurons", 1),
             )
             if (value := getattr(self, name)) is not None
@@ -263,7 +266,7 @@ def _finite(name: str, value: Tensor, mask: Tensor | None) -> None:
         return
     bad = ~torch.isfinite(value)
     axis = _TOKEN_AXIS.get(name, 1) % value.dim()
-    if mask is not None and name not in ("text", "text_neurons"):
+    if mask is not None and name not in ("text", "text_text", "text_neurons"):
         shape = [1] * value.dim()
         shape[0], shape[axis] = mask.shape
         bad &= mask.reshape(shape)

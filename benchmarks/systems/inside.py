@@ -119,23 +119,3 @@ def adatoken(bed: Bed) -> Outcome:
         "tokens per layer": spent(bed, plan),
     }
     return n["full"] - n["adatoken-3d"] < 0.01 and n["adatoken-3d"] > n["random, same counts"], n
-
-
-@check(55)
-def vmtc(bed: Bed) -> Outcome:
-    """VMTC alone (CMAI is not part of this): under a point lost at 192, where spatial downsampling of equal count loses more."""
-    n = {"vmtc": bed.right("vmtc", 192), "pool": bed.right("pool", 192), "full": bed.right("uniform", 1.0)}
-    return n["full"] - n["vmtc"] < 0.01 and n["vmtc"] > n["pool"], n
-
-
-@check(300)
-def corematching(bed: Bed) -> Outcome:
-    """The token side: core tokens at the knee's count beat as many random ones on the same prompts. The neuron side is not part
-    of this."""
-    mean = round(bed.left("corematching", 575, **EARLY))
-    n = {
-        "tokens": mean,
-        "corematching": bed.right("corematching", 575, **EARLY),
-        "random": bed.right("random", mean, site="prefill", **EARLY),
-    }
-    return beats(n, "corematching", ("random",)), n

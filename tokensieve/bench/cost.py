@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +13,9 @@ from torch import nn
 from tokensieve.parts import budget, flops
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage
+from tokensieve.signals import Signals
 from tokensieve.sites.anatomy import Anatomy, Stack, find
+from tokensieve.sites.focus import FocusSite
 from tokensieve.sites.resolve import layered, solve
 
 SIDES = ("spatial_merge_size", "scale_factor", "downsample_factor", "hidden_stride")
@@ -29,6 +33,8 @@ class Cost:
             windows narrow it.
         kv_bytes, full_kv_bytes: of the cache after prefill, at two bytes a number.
         final: visual tokens in the last layer; mean: over the layers.
+        seen_flops: ``flops`` of kernels that would not compute the pairs and heads that stages at site="focus" hide; those
+            there are compute and mask them, so that nothing of it is saved in ``flops``.
     """
 
     flops: float
@@ -39,6 +45,7 @@ class Cost:
     full_kv_bytes: float
     final: float
     mean: float
+    seen_flops: float
 
     @property
     def share(self) -> float:
@@ -62,22 +69,50 @@ def cost(
     if anatomy.language is None:
         raise ValueError(f"{type(model).__name__} has no language model; cost() speaks of vision-language models")
     stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
-    depth, now = len(anatomy.language.layers), tokens
+    depth, now, entered = len(anatomy.language.layers), tokens, tokens
     given = [tokens * merged(anatomy)] if patches is None else list(patches)
     in_encoder = [[float(n)] * (len(anatomy.vision.layers) if anatomy.vision else 0) for n in given]
     per_layer: list[float] = []
     for stage in stages:
         if stage.site == "encoder":
-            now = _count(stage.keep, tokens)
+            now = entered = _count(stage.keep, tokens)
             in_encoder = [encoder_tokens(anatomy, stage, tokens, now)]
         elif stage.site == "handoff":
             now = _count(solve(stage.keep, (), depth, now, tokens, text, anatomy.language.config), now)
     for layer, here in layered(stages, anatomy.language).items():
         per_layer += [float(now)] * (layer - len(per_layer))
         for stage in here:
+            now = entered if stage.method.recalls else now
             now = _count(solve(stage.keep, per_layer, depth, now, tokens, text, anatomy.language.config), now)
     per_layer += [float(now)] * (depth - len(per_layer))
-    return of_tokens(anatomy, per_layer, in_encoder, tokens, text)
+    made = of_tokens(anatomy, per_layer, in_encoder, tokens, text)
+    limited = FocusSite(anatomy.language, [s for s in stages if s.site == "focus"]).layers
+    hidden = sum(
+        flops.of_layer(anatomy.language.config, text + per_layer[i])
+        - _seen(anatomy.language.config, here, round(per_layer[i]), text)
+        for i, here in limited.items()
+    )
+    return replace(made, seen_flops=made.flops - hidden)
+
+
+def _seen(config: Any, stages: Sequence[Stage], visual: int, text: int) -> float:
+    """FLOPs of a layer without the pairs that these stages hide, which they say when asked with empty signals."""
+    side = math.isqrt(visual)
+    empty = Signals(
+        features=torch.zeros(1, visual, 1),
+        grid=(side, side) if side * side == visual else None,
+        text_attention=torch.zeros(1, text, visual),
+        text_text=torch.zeros(1, text, text),
+        text_neurons=torch.zeros(1, text, 1),
+    )
+    by_text, by_vision, off = float(text * visual), float(visual * visual), set[int]()
+    for stage in stages:
+        assert isinstance(stage.keep, (int, float))
+        focus = stage.method.focus(empty, stage.keep)
+        by_text = by_text if focus.text is None else min(by_text, float(focus.text.sum()))
+        by_vision = by_vision if focus.visual is None else min(by_vision, float(focus.visual.sum()))
+        off |= set(focus.off)
+    return flops.of_pairs(config, text, visual, text * text, visual * text + by_text + by_vision, off)
 
 
 def of_tokens(
@@ -86,8 +121,10 @@ def of_tokens(
     """The cost of given visual tokens per language-model layer and, for each of the encoder's images, per encoder block."""
     assert anatomy.language is not None
     language = anatomy.language.config
+    computed = sum(flops.of_layer(language, text + n) for n in per_layer)
     return Cost(
-        flops=sum(flops.of_layer(language, text + n) for n in per_layer),
+        flops=computed,
+        seen_flops=computed,
         full_flops=len(per_layer) * flops.of_layer(language, text + tokens),
         encoder_flops=sum(_encoding(anatomy.vision, n) for n in in_encoder),
         full_encoder_flops=sum(_encoding(anatomy.vision, [n[0]] * len(n)) for n in in_encoder if n),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.bench import tiny
+from tokensieve.bench import crossing, tiny
 from tokensieve.bench.prompts import TEXT_FROM, Prompts
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.cache import SievedLayer
@@ -198,14 +198,14 @@ def check(name: str) -> Verdict:
     if name in REFUSED:
         return Verdict(name, "refused", [], REFUSED[name])
     try:
-        size = tiny.size(name)
-        if size > tiny.MOST:
-            made.why = f"not built here: {size / 1e6:.0f} million parameters after shrinking"
-            return made
+        if (size := tiny.size(name)) > tiny.MOST:
+            return Verdict(name, why=f"not built here: {size / 1e6:.0f} million parameters after shrinking")
         model = tiny.model(name)
     except Exception as error:  # whatever a foreign constructor raises
         made.why = f"not built here: {_line(error)}"
         return made
+    if crossing.crosses(model):
+        return Verdict(name, *crossing.run(name))
     try:
         find(model)
     except ValueError as error:

@@ -41,7 +41,7 @@ def look(subject: Subject, sample: Sample, plan: Plan, seed: int = 0, new_tokens
         answer = subject.texts(inputs, subject.ask(inputs, new_tokens))[0]
     trace = s.last
     if trace is None or not trace.stages:
-        raise ValueError("the prompt brought no visual tokens; there is nothing to show")
+        raise ValueError("no stage met visual tokens that it could take away; there is nothing to show")
     grid = trace.stages[0].grid
     reduction = trace.stages[-1].reduction
     if grid is None or grid[0] * grid[1] != reduction.n:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 
@@ -11,21 +12,33 @@ def of_layer(config: Any, tokens: float) -> float:
     Attention counts all pairs, as kernels without causal skipping compute them. Layers with RMSNorm are taken to have a gated
     feed-forward of three matrices, others two.
     """
+    return of_pairs(config, tokens, 0, tokens * tokens, 0)
+
+
+def of_pairs(
+    config: Any, text: float, visual: float, text_pairs: float, visual_pairs: float, off: Collection[int] = ()
+) -> float:
+    """As :func:`of_layer`, where pairs of tokens are hidden and heads rest on vision, for a kernel that computes neither.
+
+    Args:
+        text_pairs: pairs of text with text; visual_pairs: pairs with a visual token, that are seen.
+        off: heads that compute nothing for visual tokens and show none to the text.
+    """
     width, heads, head = _sizes(config)
     groups = getattr(config, "num_key_value_heads", None) or heads
     inner = getattr(config, "intermediate_size", None) or int(width * getattr(config, "mlp_ratio", 4))
     matrices = 3 if hasattr(config, "rms_norm_eps") else 2
-    return float(2 * tokens * width * (head * (2 * heads + 2 * groups) + inner * matrices) + _attend(config, tokens))
+    on = [h for h in range(heads) if h not in off]
+    shared = {h * groups // heads for h in on}
+    project = 2 * width * head * (text * (2 * heads + 2 * groups) + visual * (2 * len(on) + 2 * len(shared)))
+    attend = 4 * head * (text_pairs * heads + visual_pairs * len(on))
+    return float(project + attend + 2 * (text + visual) * width * inner * matrices)
 
 
 def of_block(config: Any, weights: int, tokens: float) -> float:
     """As :func:`of_layer`, for a layer whose matrices are known to hold so many weights."""
-    return float(2 * tokens * weights + _attend(config, tokens))
-
-
-def _attend(config: Any, tokens: float) -> float:
     _, heads, head = _sizes(config)
-    return 4 * tokens * tokens * heads * head
+    return float(2 * tokens * weights + 4 * tokens * tokens * heads * head)
 
 
 def _sizes(config: Any) -> tuple[int, int, int]:

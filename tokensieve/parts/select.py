@@ -6,6 +6,8 @@ the candidates are taken). Ties go to the earlier position, and no row has an in
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -176,3 +178,17 @@ def around(chosen: Tensor, grid: tuple[int, int] | None) -> Tensor:
     out[:, :, 1:] |= flat[:, :, :-1]
     out[:, :, :-1] |= flat[:, :, 1:]
     return out.view_as(chosen) & ~chosen
+
+
+def near(among: Tensor, grid: tuple[int, int] | None, count: int) -> Tensor:
+    """``(B, N, N)`` bool: for each candidate those in the largest square window around it of at most ``count`` cells of the
+    grid; in the longest run of as many candidates, where there is none. Memory B x N x N.
+    """
+    both = among[:, :, None] & among[:, None]
+    if grid is None:
+        rank = among.long().cumsum(1)
+        return both & ((rank[:, :, None] - rank[:, None]).abs() <= (count - 1) // 2)
+    reach = (math.isqrt(count) - 1) // 2
+    place = torch.arange(among.shape[1], device=among.device)
+    y, x = place // grid[1], place % grid[1]
+    return both & ((y[:, None] - y).abs() <= reach) & ((x[:, None] - x).abs() <= reach)

@@ -3,12 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+
+
+@dataclass
+class Seen:
+    """Where a layer's images and the text behind them stand among its entries, for layers that see part of them.
+
+    Attributes:
+        entry: ``(B, V)`` long, the entries of visual tokens, -1 at padding; image: ``(B, V)`` long, which image of its row.
+        text: ``(B, T)`` long, the entries of text tokens behind the first of them, -1 at padding.
+        rows: ``(B, T, V)``, how much these attend to those, where that is read.
+        neurons: ``(B, F)`` bool, the feed-forward neurons that run from here on; None for all.
+        off: heads that do not work on vision, by the stage of the layer.
+    """
+
+    entry: Tensor
+    image: Tensor
+    text: Tensor
+    rows: Tensor | None = None
+    neurons: Tensor | None = None
+    off: dict[int, tuple[int, ...]] = field(default_factory=dict)
+
+    def change(self, how: Callable[[Tensor], Tensor]) -> None:
+        """Change the batch dimension of everything."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, how(value))
+
+    def crop(self, entries: int) -> None:
+        """Forget what stands at ``entries`` or later."""
+        self.entry, self.image = (torch.where(self.entry < entries, x, -1) for x in (self.entry, self.image))
+        self.text = torch.where(self.text < entries, self.text, -1)
 
 
 class SievedLayer(DynamicLayer):
@@ -23,6 +55,7 @@ class SievedLayer(DynamicLayer):
         holes: True where there are such padding entries.
         length: tokens of the sequence so far, kept or not.
         shift: ``(..., B)``, by how much the position ids of later tokens are lowered; None where they are not.
+        seen: where its images stand, where a stage at site="focus" limits what is seen of them.
     """
 
     keys: Tensor
@@ -34,6 +67,7 @@ class SievedLayer(DynamicLayer):
         self.holes = False
         self.length = 0
         self.shift: Tensor | None = None
+        self.seen: Seen | None = None
         self._next: tuple[Tensor, int] | None = None
 
     @classmethod
@@ -100,6 +134,7 @@ class SievedLayer(DynamicLayer):
 
     def reset(self) -> None:
         self.columns, self.holes, self.length, self.shift, self._next = None, False, 0, None, None
+        self.seen = None
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -112,6 +147,8 @@ class SievedLayer(DynamicLayer):
         entries = self.columns.shape[1] - int(gone[0])
         self.keys, self.values = (x[..., :entries, :] for x in (self.keys, self.values))
         self.columns, self.length = self.columns[:, :entries], keep
+        if self.seen is not None:
+            self.seen.crop(entries)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
@@ -130,3 +167,5 @@ class SievedLayer(DynamicLayer):
             self.columns = change(self.columns, 0)
         if self.shift is not None:
             self.shift = change(self.shift, -1)
+        if self.seen is not None:
+            self.seen.change(lambda x: change(x, 0))

@@ -20,17 +20,14 @@ from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.deepstack import Deepstack
-from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite
+from tokensieve.sites.encoder import Detach, EncoderSite
+from tokensieve.sites.focus import FocusSite
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.trace import StageTrace, Trace
 
 PICTURES = ("pixel_values", "mm_encoder", "image_patches")
-AVAILABLE: dict[str, tuple[str, ...]] = {
-    "handoff": (*ENCODER_SIGNALS, "entropy", "paired", "text", "features"),
-    "prefill": readings.LAYER_SIGNALS,
-}
 
 
 class LanguageSite:
@@ -68,6 +65,12 @@ class LanguageSite:
                 )
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
+        self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"])
+        if any(s.method.recalls for here in self.prefill.values() for s in here):
+            if any(s.positions == "compact" for s in stages):
+                raise ValueError("positions='compact': tokens that come back later need those they had; use 'original'")
+            # What never entered the language model could not come back.
+            self.prefill, self.handoff = {0: self.handoff, **self.prefill}, []
         self.trace: Trace | None = None
         self._kinds: dict[str, Tensor] = {}
         self._padding: Tensor | None = None
@@ -79,11 +82,7 @@ class LanguageSite:
 
     def _names(self, stage: Stage) -> list[str]:
         """The signals that a stage gets."""
-        available = AVAILABLE[stage.site]
-        if self.anatomy.vision is None:
-            available = tuple(name for name in available if name not in ENCODER_SIGNALS)
-        if stage.site == "prefill" and self.ranks:
-            available = (*available, "ranking")
+        available = readings.available(stage.site, self.anatomy.vision is not None, self.ranks)
         return readings.wanted(stage.method.needs, available, stage.site, stage.method.name)
 
     def attach(self) -> list[Detach]:
@@ -96,8 +95,9 @@ class LanguageSite:
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
         out.append(language.root.register_forward_hook(self._done, always_call=True).remove)
+        out += self.focus.attach()
         for i, stages in self.prefill.items():
-            out += readings.listen(self._calls, i, language, stages, lambda: self._stream is not None)
+            out += [] if i == 0 else readings.listen(self._calls, i, language, stages, lambda: self._stream is not None)
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
@@ -128,7 +128,8 @@ class LanguageSite:
         images = self.sight.images(kinds, shared)
         stream = self._stream = Stream(images, real)
         self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers), images.place)
-        past = self._past(kwargs.get("past_key_values"))
+        cache = kwargs.get("past_key_values")
+        past = 0 if cache is None else int(cache.get_seq_length())
         ids = kwargs.get("position_ids")
         if ids is None:
             ids = torch.arange(past, past + length, device=x.device)[None]
@@ -163,10 +164,13 @@ class LanguageSite:
             hidden = kwargs.pop(names[0])
             stream = self._stream
             if stream is None:
+                self.focus.before(index, None, kwargs)
                 return (hidden,), self._decode(index, hidden, kwargs)
             hidden = self._deep.add(index, hidden, stream)
             call = self._calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
+                if stage.method.recalls:
+                    hidden, call = stream.recall(hidden), None
                 here = stream.index
                 hidden = self._thin(stream, stage, index, hidden, call)
                 if stage.positions == "compact" and stream.reduced:
@@ -176,6 +180,7 @@ class LanguageSite:
                 if call is not None and stream.index is not here:
                     call = call.among(stream.stayed)
             stream.held.append(stream.reduction.counts)
+            self.focus.before(index, stream, kwargs, self.sight.grid)
             return (hidden,), self._gather(stream, index, hidden, kwargs) if stream.reduced else kwargs
 
         return hook
@@ -196,6 +201,7 @@ class LanguageSite:
         self._stream, self._around, self._deep = None, False, Deepstack({})
         self._calls.clear()
         self.sight.forget()
+        self.focus.done()
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
@@ -301,6 +307,3 @@ class LanguageSite:
             ids = kwargs["position_ids"] if self._ids is None else self._ids
             positions.lower(self.language.root, changed, ids, layer.shift, hidden)
         return changed
-
-    def _past(self, cache: Any) -> int:
-        return 0 if cache is None else int(cache.get_seq_length())

@@ -47,7 +47,7 @@ def attention(
     if isinstance(mask, dict):
         return {name: attention(one, rows, columns, width, holes, kind, like) for name, one in mask.items()}
     if mask is None:
-        return _causal(columns, like.shape[1], kind, like.dtype) if holes else None
+        return causal(columns, like.shape[1], kind, like.dtype) if holes else None
     cut = width - mask.shape[-1]
     if cut > 0:
         columns, holes = torch.where(columns >= cut, columns - cut, -1), True
@@ -118,7 +118,7 @@ def window(language: nn.Module) -> int | None:
     return min((int(size) for size in sizes if size), default=None)
 
 
-def _causal(columns: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:
+def causal(columns: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor:
     """A causal mask over ``columns`` for the last ``query`` of them, where the model saw no need for one."""
     real = columns >= 0
     if "flash" in kind:

@@ -13,6 +13,7 @@ from tokensieve.needs import Need
 from tokensieve.parts import rows
 from tokensieve.plan import Stage
 from tokensieve.sites.anatomy import Stack, neurons
+from tokensieve.sites.encoder import ENCODER_SIGNALS
 from tokensieve.sites.masks import gather
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call, attach
@@ -20,8 +21,19 @@ from tokensieve.sites.taps import Call, attach
 ATTENTION_SIGNALS = ("text_attention", "last_attention", "received_attention", "pagerank", "keys", "values")
 TEXTUAL = {"text", "paired", "text_neurons", "last_attention", "text_attention"}
 LAYER_SIGNALS = (*ATTENTION_SIGNALS, "neurons", "text_neurons", "text", "features")
+AVAILABLE: dict[str, tuple[str, ...]] = {
+    "handoff": (*ENCODER_SIGNALS, "entropy", "paired", "text", "features"),
+    "prefill": LAYER_SIGNALS,
+    "focus": ("text_attention", "text_text", "neurons", "text_neurons", "features"),
+}
 SHARPER, STEPS = 0.1, 5
 """The temperature of PageRank's attention and its iterations."""
+
+
+def available(site: str, encoder: bool, ranked: bool) -> tuple[str, ...]:
+    """The names that a site supplies, with or without an encoder, and behind a stage that ranked the tokens or not."""
+    names = AVAILABLE[site] if encoder else tuple(n for n in AVAILABLE[site] if n not in ENCODER_SIGNALS)
+    return (*names, "ranking") if site == "prefill" and ranked else names
 
 
 def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method: str) -> list[str]:
@@ -116,12 +128,12 @@ def _last(mask: Tensor) -> Tensor:
 
 def _rows(call: Call, positions: Tensor, past: int, row: Tensor, place: Tensor, mask: Tensor) -> Tensor:
     """Attention of the queries at ``positions`` (``(B, T)``) to each image's tokens: ``(I, H, T, m)``."""
-    attention = _attend(call, positions, past, call.scale)[row]
+    attention = looking(call, positions, past, call.scale)[row]
     columns = (past + place)[:, None, None].expand(-1, attention.shape[1], attention.shape[2], -1)
     return attention.gather(3, columns) * mask[:, None, None]
 
 
-def _attend(call: Call, positions: Tensor, past: int, scale: float) -> Tensor:
+def looking(call: Call, positions: Tensor, past: int, scale: float) -> Tensor:
     """Attention of the queries at ``positions`` (``(B, T)``) to all keys: ``(B, H, T, kv)``."""
     query = call.query.gather(2, positions[:, None, :, None].expand(-1, call.query.shape[1], -1, call.query.shape[3]))
     keys = torch.arange(call.key.shape[2], device=positions.device)
@@ -158,7 +170,7 @@ def _pagerank(call: Call, past: int, real: Tensor) -> Tensor:
     place = torch.arange(real.shape[1], device=real.device).expand_as(real)
 
     def attend(first: int, last: int) -> Tensor:
-        return _attend(call, place[:, first:last], past, call.scale / SHARPER)[..., past:]
+        return looking(call, place[:, first:last], past, call.scale / SHARPER)[..., past:]
 
     start = real / real.sum(1, keepdim=True)
     return rows.spread(attend, start, STEPS)

@@ -143,6 +143,7 @@ class Stream:
         self.held: list[Tensor] = []
         self.ranking: Tensor | None = None
         self.renumbered: tuple[Tensor, Any] | None = None
+        self._start = (self.index, self.holes, self.reduction)
 
     @property
     def reduced(self) -> bool:
@@ -221,6 +222,16 @@ class Stream:
         """The tokens now in the stream are those that the language model is given."""
         self.width, self.thinned, self.entered_shift = self.index.shape[1], False, self.shift
         self.entry = torch.arange(self.width, device=self.index.device).expand_as(self.index)
+        self._start = (self.index, self.holes, self.reduction)
+
+    def recall(self, x: Tensor) -> Tensor:
+        """Tokens that left inside the language model come back, each in the state in which it left: ``(B, width, D)``."""
+        if not self.thinned:
+            return x
+        x = self.whole(x)
+        self.index, self.holes, self.reduction = self._start
+        self.entered()
+        return gather(x, self.index, 1)
 
     def whole(self, x: Tensor) -> Tensor:
         """``(B, l, D)`` at the end of the pass -> ``(B, L, D)``: tokens that are gone get the state in which they left."""

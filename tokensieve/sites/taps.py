@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,12 +55,14 @@ class Call:
 
 Observer = Callable[[Call], None]
 Mask = Callable[[Tensor | None, Tensor], Tensor | None]
+Limit = Callable[[Call], tuple[Tensor | None, Tensor | None]]
 
 
 @dataclass
 class Taps:
     observers: list[Observer]
     masks: list[Mask]
+    limits: list[Limit]
 
 
 # By the id of a config (they do not hash): the config, kept alive while tapped, its plain implementation, and its taps.
@@ -72,26 +74,33 @@ def kind(config: Any) -> str:
     return str(config._attn_implementation or "eager").removeprefix(PREFIX)
 
 
-def attach(module: nn.Module, observe: Observer | None = None, mask: Mask | None = None) -> Callable[[], None]:
+def attach(
+    module: nn.Module, observe: Observer | None = None, mask: Mask | None = None, limit: Limit | None = None
+) -> Callable[[], None]:
     """Tap an attention module; returns the function that takes the tap away again.
 
     Args:
         observe: called with every :class:`Call`.
         mask: maps (mask, keys) to the mask the kernel gets.
+        limit: maps a :class:`Call` to the mask the kernel gets, and what its output is multiplied by, ``(B, q, H)`` or None.
     """
-    taps = module.__dict__.setdefault(STATE, Taps([], []))
+    taps = module.__dict__.setdefault(STATE, Taps([], [], []))
     _wrap(module.config)
     if observe is not None:
         taps.observers.append(observe)
     if mask is not None:
         taps.masks.append(mask)
+    if limit is not None:
+        taps.limits.append(limit)
 
     def detach() -> None:
         if observe is not None:
             taps.observers.remove(observe)
         if mask is not None:
             taps.masks.remove(mask)
-        if not taps.observers and not taps.masks:
+        if limit is not None:
+            taps.limits.remove(limit)
+        if not taps.observers and not taps.masks and not taps.limits:
             module.__dict__.pop(STATE, None)
         _unwrap(module.config)
 
@@ -121,7 +130,7 @@ def _tapped(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     inner = kind(module.config)
-    taps = module.__dict__.get(STATE)
+    taps, working = module.__dict__.get(STATE), []
     if taps is not None:
         scale = kwargs.get("scaling")
         scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
@@ -132,8 +141,14 @@ def _tapped(
                 observe(part)
         for change in taps.masks:
             attention_mask = change(attention_mask, key)
+        for limit in taps.limits:
+            attention_mask, heads = limit(replace(call, mask=attention_mask))
+            working += [] if heads is None else [heads]
     function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
-    return function(module, query, key, value, attention_mask, **kwargs)
+    out, weights = function(module, query, key, value, attention_mask, **kwargs)
+    for heads in working:
+        out = out * heads[..., None].to(out.dtype)
+    return out, weights
 
 
 def segments(call: Call, borders: Tensor | None) -> list[Call]:

@@ -3,9 +3,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.focus import Focus
 from tokensieve.method import Method
 from tokensieve.needs import Neurons, TextNeurons
-from tokensieve.parts import curve, score, select
+from tokensieve.parts import budget, curve, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -16,16 +17,17 @@ from tokensieve.signals import Signals
 class CoreMatching(Method):
     """Keeps the visual tokens that activate most of the core neurons, those which the text activates most often.
 
-    Source: arXiv 2505.19235, the token side. A neuron of the feed-forward network is active where its activation is above 0;
-    core neurons are the ``core`` share of all neurons that most text tokens activate. A token's score is how many of them
-    it activates, and those above the knee of the ranked scores stay, at most the budget (all, where it is that large).
+    Source: arXiv 2505.19235. At ``site="focus"`` it is the neuron side: in the passes behind the prompt, a layer's feed-forward
+    network is limited to its own core neurons, ``keep`` of them (a number or a share). A neuron is active where its activation
+    is above 0; core neurons are the ``core`` share of all neurons that most text tokens activate. A token's score is how many of
+    them it activates, and those above the knee of the ranked scores stay, at most the budget (all, where it is that large).
     Deviations from the public code: it takes the neurons of one token near the prompt's end as the core (``core`` is this
     project's default), zeroes the caches of dropped tokens in layers 5 to 18 of 32, each with a choice of its own, where
     here tokens leave once; and it keeps none where there is no knee.
     """
 
     site = "prefill"
-    sites = ("prefill",)
+    sites = ("prefill", "focus")
     layer = 2
     adaptive = True
     core: float = 0.4
@@ -35,11 +37,20 @@ class CoreMatching(Method):
         return (Neurons, TextNeurons)
 
     def score(self, s: Signals) -> Tensor:
-        rows = (s.get(TextNeurons)[1] > 0).float()
-        often = score.mean_row(rows, score.real_text(s, rows))
+        often = self._often(s)
         share = torch.full_like(often[:, 0], max(1, round(self.core * often.shape[1])), dtype=torch.long)
         core = select.top(often, share, often > 0)
         return ((s.get(Neurons)[1] > 0).float() @ core.float()[..., None])[..., 0]
+
+    def focus(self, s: Signals, keep: int | float) -> Focus:
+        often = self._often(s)
+        every = torch.ones_like(often, dtype=torch.bool)
+        return Focus(neurons=select.top(often, budget.counts(keep, every), every))
+
+    def _often(self, s: Signals) -> Tensor:
+        """``(B, F)``: the share of text tokens that activate each neuron."""
+        rows = (s.get(TextNeurons)[1] > 0).float()
+        return score.mean_row(rows, score.real_text(s, rows))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         matched = self.score(s)

@@ -22,7 +22,7 @@ class VMTC(Method):
     tokens; the rest of it is the number of clusters. Redundant tokens are clustered by cosine similarity and averaged within
     their cluster by CLS attention. Deviations: clusters start evenly spaced, and one that runs empty takes the token farthest
     from its centre, so that the budget is exact; half and half is this project's split. The paper's other half, which
-    suppresses text-to-image attention of low focus (CMAI), changes attention, not tokens.
+    suppresses text-to-image attention of low focus, is ``cmai``.
     """
 
     pairs = True

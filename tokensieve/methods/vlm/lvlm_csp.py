@@ -1,0 +1,56 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.methods.vlm.fastv import FastV
+from tokensieve.parts import budget, select
+from tokensieve.plan import Stage, descent
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("lvlm-csp-scatter", systems=[381])
+@dataclass(frozen=True)
+class Scatter(Method):
+    """Brings back the visual tokens that left in earlier layers, evenly spaced ones where the budget is smaller than all.
+
+    Source: arXiv 2504.10854, the second stage of ``lvlm-csp``. They come back with the state in which they left.
+    """
+
+    site = "prefill"
+    sites = ("prefill",)
+    recalls = True
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(select.evenly(keep, s.valid))
+
+
+@register("lvlm-csp", systems=[381])
+@dataclass(frozen=True)
+class LVLMCSP(Method):
+    """A subset of the visual tokens goes through the first layers, all of them through the next, few through the last.
+
+    Source: arXiv 2504.10854. This is the first stage, the paper's uniform sampling at whole steps along the row; then all
+    tokens come back (``lvlm-csp-scatter``) at the share ``scatter`` of the depth, and from ``prune`` on those stay to which the
+    last prompt token (in the paper the segmentation token) attends most. As a system the first stage keeps ``coarse`` times
+    the mean over the layers that is asked for. ``coarse`` and the layers are ours; a mean is out of reach where what the first
+    two stages hold is already more. There is no public code; the paper's other samplings (CLS attention, a segmentation
+    model) are other methods at the handoff.
+    """
+
+    coarse: float = 0.5
+    scatter: float = 0.25
+    prune: float = 0.5
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(select.strided(keep, s.valid))
+
+    def stages(self, keep: budget.Budget) -> list[Stage]:
+        per = keep.per if isinstance(keep, budget.Keep) else "image"
+        return [
+            Stage(self, budget.times(keep, self.coarse)),
+            Stage(Scatter(), budget.Keep(share=1.0, per=per), layers=(self.scatter,)),
+            *descent(FastV(), keep, (self.prune,)),
+        ]
