@@ -28,12 +28,18 @@ class Method:
 
     Attributes:
         name: the registered name.
-        site: where the paper applies it ("encoder", "handoff", "prefill", "cross"); any other site of ``sites`` may be asked for.
+        site: where the paper applies it ("encoder", "handoff", "prefill", "cross", "cache"); any other site of ``sites`` may be
+            asked for.
         sites: all sites that can supply its needs.
         adaptive: True where the method may keep fewer tokens than the budget by its own rule.
         pairs: True where the algorithm is defined on all pairs of tokens (time quadratic in N, memory in blocks).
         proportional: True where later attention weighs merged tokens by their size.
         layer: for `prefill`, the language-model layer before which tokens leave by default.
+        unit: for `cache`, what a row of :class:`Signals` is: "head" (the entries of one key-value head), "token" (the entries
+            of a layer, whose heads all keep the same tokens) or "entry" (the entries of all heads of a layer one after the
+            other, which share one budget; ``head`` names each one's head).
+        protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
+            stays whole.
     """
 
     name: ClassVar[str] = ""
@@ -43,6 +49,11 @@ class Method:
     pairs: ClassVar[bool] = False
     proportional: ClassVar[bool] = False
     layer: ClassVar[int] = 2
+    unit: ClassVar[str] = "head"
+
+    @property
+    def protected(self) -> int:
+        return 0
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -56,6 +67,14 @@ class Method:
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row)."""
         raise NotImplementedError
+
+    def of_layer(self, keep: Tensor, held: Tensor, layer: int, depth: int) -> Tensor:
+        """For `cache`, what layer ``layer`` of ``depth`` keeps of each row, where all keep ``keep`` on average.
+
+        Args:
+            keep: ``(B,)``; held: ``(B,)``, the entries there are.
+        """
+        return keep
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
         """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.

@@ -55,12 +55,14 @@ class Call:
 
 Observer = Callable[[Call], None]
 Mask = Callable[[Tensor | None, Tensor], Tensor | None]
+Kernel = Callable[[Call, dict[str, Any]], Tensor | None]
 
 
 @dataclass
 class Taps:
     observers: list[Observer]
     masks: list[Mask]
+    kernels: list[Kernel]
 
 
 # By the id of a config (they do not hash): the config, kept alive while tapped, its plain implementation, and its taps.
@@ -72,26 +74,34 @@ def kind(config: Any) -> str:
     return str(config._attn_implementation or "eager").removeprefix(PREFIX)
 
 
-def attach(module: nn.Module, observe: Observer | None = None, mask: Mask | None = None) -> Callable[[], None]:
+def attach(
+    module: nn.Module, observe: Observer | None = None, mask: Mask | None = None, kernel: Kernel | None = None
+) -> Callable[[], None]:
     """Tap an attention module; returns the function that takes the tap away again.
 
     Args:
-        observe: called with every :class:`Call`.
+        observe: called with every :class:`Call`, behind the kernel.
         mask: maps (mask, keys) to the mask the kernel gets.
+        kernel: maps a :class:`Call` and the kernel's other arguments to the output ``(B, q, H, d)``, or to None where the plain
+            kernel is to run.
     """
-    taps = module.__dict__.setdefault(STATE, Taps([], []))
+    taps = module.__dict__.setdefault(STATE, Taps([], [], []))
     _wrap(module.config)
     if observe is not None:
         taps.observers.append(observe)
     if mask is not None:
         taps.masks.append(mask)
+    if kernel is not None:
+        taps.kernels.append(kernel)
 
     def detach() -> None:
         if observe is not None:
             taps.observers.remove(observe)
         if mask is not None:
             taps.masks.remove(mask)
-        if not taps.observers and not taps.masks:
+        if kernel is not None:
+            taps.kernels.remove(kernel)
+        if not taps.observers and not taps.masks and not taps.kernels:
             module.__dict__.pop(STATE, None)
         _unwrap(module.config)
 
@@ -121,19 +131,24 @@ def _tapped(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     inner = kind(module.config)
+    function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
     taps = module.__dict__.get(STATE)
-    if taps is not None:
-        scale = kwargs.get("scaling")
-        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
-        call = Call(query, key, value, attention_mask, scale, bool(causal))
+    if taps is None:
+        return function(module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
+    call = Call(query, key, value, attention_mask, scale, bool(causal))
+    for change in taps.masks:
+        attention_mask = change(attention_mask, key)
+    own = (kernel(call, kwargs) for kernel in taps.kernels)
+    found = next((out for out in own if out is not None), None)
+    output = (found, None) if found is not None else function(module, query, key, value, attention_mask, **kwargs)
+    if taps.observers:
         for part in segments(call, kwargs.get("cu_seq_lens_q")):
             for observe in taps.observers:
                 observe(part)
-        for change in taps.masks:
-            attention_mask = change(attention_mask, key)
-    function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
-    return function(module, query, key, value, attention_mask, **kwargs)
+    return output
 
 
 def segments(call: Call, borders: Tensor | None) -> list[Call]:
