@@ -63,7 +63,7 @@ def decoder(attn: str = "sdpa", layers: int = 3, kv_heads: int = 2, seed: int = 
         intermediate_size=96, vocab_size=64, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
         **options,
     )  # fmt: skip
-    model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
+    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if "q_proj" in name or "k_proj" in name:

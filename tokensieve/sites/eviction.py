@@ -170,18 +170,18 @@ class CacheSite:
             layer.mark = layer.length
             return
         given = now.read(method.needs, method.unit, self.language.root, self._hidden, module)
-        valid = (
-            now.valid[:, 0]
-            if method.unit == "token"
-            else now.valid.flatten(0, 1)
-            if method.unit == "head"
-            else now.valid.flatten(1, 2)
-        )
-        if method.unit == "entry":
-            given["head"] = (
-                torch.arange(heads, device=valid.device).repeat_interleave(now.keys.shape[2]).expand_as(valid)
-            )
+        units = {"token": lambda x: x[:, 0], "head": lambda x: x.flatten(0, 1), "entry": lambda x: x.flatten(1, 2)}
+        valid = units[method.unit](now.valid)
         rows = keep.repeat_interleave(heads) if method.unit == "head" else keep
+        if method.unit == "entry":
+            head = torch.arange(heads, device=valid.device).repeat_interleave(now.keys.shape[2])
+            given["head"] = head.expand_as(valid)
+        # Of a row that has been all padding so far, one entry of it stands for none.
+        empty = ~valid.any(1)
+        valid, rows = (
+            valid | (empty[:, None] & (torch.arange(valid.shape[1], device=valid.device) == 0)),
+            rows + empty.long(),
+        )
         signals = Signals(
             features=entries.vectors(now.keys, method.unit),
             mask=None if bool(valid.all()) else valid,
@@ -207,10 +207,11 @@ class CacheSite:
                 f"keep={stage.keep} leaves row {row} {int(keep[row])} of its {int(seen[row])} tokens; {method.name} always keeps "
                 f"{least}: pass keep={least} or more, or options of the method that protect fewer"
             )
-        if bool(short.any()) and least > 1:
+        idle = short & (keep < held.amax(1))
+        if bool(idle.any()):
             warnings.warn(
-                f"a prompt of {int(held.amax())} tokens is no longer than the {least} that {method.name} always keeps; nothing "
-                "leaves its cache",
+                f"a prompt of {int(held[idle].amax())} tokens is no longer than the {least} that {method.name} always keeps; "
+                "nothing leaves its cache",
                 stacklevel=2,
             )
         keep = method.of_layer(keep, held.amax(1), layers.index(index), len(layers))
@@ -237,7 +238,8 @@ class CacheSite:
             out = select.take(flat, kept) if step.drops else step.apply(flat)
             return out.unflatten(0, (batch, heads))
 
-        places = now.columns.flatten(0, 1).gather(1, kept).masked_fill(~mask, -1)
+        named = now.columns.masked_fill(~now.valid, -1).flatten(0, 1)
+        places = named.gather(1, kept).masked_fill(~mask, -1)
         layer = now.layer
         if layer.carried is not None:
             groups = layer.carried.shape[1] // heads
