@@ -23,7 +23,7 @@ from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.evicted import EvictedLayer, paged
 from tokensieve.sites.resolve import share
-from tokensieve.sites.store import fingerprint
+from tokensieve.sites.store import MORE, fingerprint
 from tokensieve.sites.trace import Trace
 
 
@@ -48,6 +48,7 @@ class CacheSite:
         self._real: Tensor | None = None
         self._pass: dict[str, Any] = {}
         self._ids: Tensor | None = None
+        self._past = 0
         self._hidden: Any = None
 
     def _layers(self, stage: Stage) -> list[int]:
@@ -81,7 +82,7 @@ class CacheSite:
         x: Any = kwargs.get("inputs_embeds")
         x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
         cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
+        past = self._past = 0 if cache is None else int(cache.get_seq_length())
         length, most = past + x.shape[1], getattr(self.language.config, "max_position_embeddings", None)
         if most is not None and length > most:
             raise ValueError(
@@ -201,7 +202,9 @@ class CacheSite:
         held, least = now.valid.sum(2), method.protected
         keep, short = share(stage.keep, seen), held.amax(1) <= least
         wrong = (keep < least) & ~short
-        if bool(wrong.any()):
+        if self._past or self._cache.__dict__.get(MORE):  # a share of a prompt that has not ended may still grow
+            keep = keep.clamp(min=least)
+        elif bool(wrong.any()):
             row = int(wrong.nonzero()[0, 0])
             raise ValueError(
                 f"keep={stage.keep} leaves row {row} {int(keep[row])} of its {int(seen[row])} tokens; {method.name} always keeps "

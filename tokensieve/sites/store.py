@@ -15,6 +15,8 @@ from tokensieve.parts.pages import Pages
 from tokensieve.sites.evicted import EvictedLayer
 
 FORMAT = "tokensieve.cache.1"
+MORE = "_tokensieve_more"
+"""Set on a cache while more of its prompt is to come."""
 
 
 @torch.no_grad()
@@ -44,6 +46,7 @@ def prefill(model: nn.Module, inputs: Any, chunk: int | None = None, cache: Cach
         part = ids[:, start : start + step]
         upto = None if mask is None else mask[:, : past + start + part.shape[1]]
         places = None if upto is None else (upto.long().cumsum(1) - 1).clamp(min=0)[:, -part.shape[1] :]
+        cache.__dict__[MORE] = start + step < ids.shape[1]
         extra = {} if given else {"position_ids": places}
         model(
             input_ids=part,
@@ -54,6 +57,7 @@ def prefill(model: nn.Module, inputs: Any, chunk: int | None = None, cache: Cach
             **extra,
             **given,
         )
+    del cache.__dict__[MORE]
     for layer in cache.layers:
         if isinstance(layer, EvictedLayer):
             layer.settle()
