@@ -68,11 +68,11 @@ class Method:
         """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row)."""
         raise NotImplementedError
 
-    def of_layer(self, keep: Tensor, held: Tensor, layer: int, depth: int) -> Tensor:
+    def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
         """For `cache`, what layer ``layer`` of ``depth`` keeps of each row, where all keep ``keep`` on average.
 
         Args:
-            keep: ``(B,)``; held: ``(B,)``, the entries there are.
+            keep: ``(B,)``; seen: ``(B,)``, the tokens of the row so far.
         """
         return keep
 

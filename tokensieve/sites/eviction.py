@@ -217,7 +217,7 @@ class CacheSite:
                 "nothing leaves its cache",
                 stacklevel=2,
             )
-        keep = method.of_layer(keep, held.amax(1), layers.index(index), len(layers))
+        keep = method.of_layer(keep, seen, layers.index(index), len(layers))
         heads = now.keys.shape[1]
         if method.unit == "entry":
             keep, held = keep * heads, held.sum(1)

@@ -35,8 +35,8 @@ class PyramidKV(Method):
     def protected(self) -> int:
         return self.window
 
-    def of_layer(self, keep: Tensor, held: Tensor, layer: int, depth: int) -> Tensor:
-        return budget.pyramid(keep, held, self.window, depth, self.beta)[:, layer]
+    def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
+        return budget.pyramid(keep, seen, self.window, depth, self.beta)[:, layer]
 
     def score(self, s: Signals) -> Tensor:
         return score.observed(s, self.needs[0], self.kernel, self.pooling)
