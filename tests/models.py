@@ -1,6 +1,7 @@
 """Small random models of real architectures."""
 
 import torch
+import transformers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 IMAGE = 5
@@ -52,3 +53,32 @@ def prompt(images=(1,), before=3, after=6, seed=0):
     pixels = torch.randn(sum(images), 3, SIDE * 4, SIDE * 4, generator=g) if sum(images) else None
     out = {"input_ids": ids, "attention_mask": mask}
     return out | ({"pixel_values": pixels} if pixels is not None else {})
+
+
+def decoder(attn: str = "sdpa", layers: int = 3, kv_heads: int = 2, seed: int = 0, family: str = "Llama", **options):
+    """A causal language model whose attention is far from uniform."""
+    torch.manual_seed(seed)
+    config = getattr(transformers, f"{family}Config")(
+        hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=kv_heads, head_dim=16,
+        intermediate_size=96, vocab_size=64, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+        **options,
+    )  # fmt: skip
+    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "q_proj" in name or "k_proj" in name:
+                p.mul_(8)
+    model.set_attn_implementation(attn)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+def text(*lengths: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A left-padded batch of random prompts."""
+    g = torch.Generator().manual_seed(seed)
+    ids = torch.zeros(len(lengths), max(lengths), dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, n in enumerate(lengths):
+        ids[i, -n:] = torch.randint(3, 64, (n,), generator=g)
+        mask[i, -n:] = 1
+    return {"input_ids": ids, "attention_mask": mask}

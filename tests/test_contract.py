@@ -304,7 +304,7 @@ def test_card(name):
     card = registry.card(name)
     assert card.summary.endswith(".")
     assert card.site in card.sites
-    assert set(card.sites) <= {"encoder", "handoff", "prefill", "focus", "cross"}
+    assert set(card.sites) <= {"encoder", "handoff", "prefill", "focus", "cross", "cache"}
     assert set(card.systems) <= IDS
     if card.family != "baseline":
         assert "arXiv" in (registry.get(name).__doc__ or "")

@@ -11,7 +11,9 @@ from tokensieve.plan import Plan, Stage, method
 from tokensieve.reduction import Reduction
 from tokensieve.registry import card, make, methods, register, systems
 from tokensieve.signals import MissingSignal, Signals
+from tokensieve.sites.evicted import held_bytes
 from tokensieve.sites.sieve import Sieve, sieve
+from tokensieve.sites.store import load_cache, prefill, save_cache
 
 __version__ = "0.1.0"
 
@@ -29,11 +31,15 @@ __all__ = [
     "__version__",
     "card",
     "cost",
+    "held_bytes",
+    "load_cache",
     "make",
     "method",
     "methods",
+    "prefill",
     "reduce",
     "register",
+    "save_cache",
     "sieve",
     "systems",
 ]

@@ -110,7 +110,9 @@ def show(
 
 @app.command()
 def methods(
-    site: Annotated[str | None, typer.Option(help="Only those that run there: encoder, handoff, prefill.")] = None,
+    site: Annotated[
+        str | None, typer.Option(help="Only those that run there: encoder, handoff, prefill, cross, cache.")
+    ] = None,
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     json_: Json = False,
 ) -> None:

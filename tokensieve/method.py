@@ -32,8 +32,8 @@ class Method:
 
     Attributes:
         name: the registered name.
-        site: where the paper applies it ("encoder", "handoff", "prefill", "focus", "cross"); any other site of ``sites`` may be
-            asked for.
+        site: where the paper applies it ("encoder", "handoff", "prefill", "focus", "cross", "cache"); any other one of ``sites``
+            may be asked for.
         sites: all sites that can supply its needs.
         adaptive: True where the method may keep fewer tokens than the budget by its own rule; where that depends on a field,
             `__post_init__` sets it, so read it from the instance.
@@ -42,6 +42,11 @@ class Method:
         proportional: True where later attention weighs merged tokens by their size.
         recalls: True where, in front of its prefill stage, tokens that left inside the language model come back.
         layer: for `prefill`, the language-model layer before which tokens leave by default.
+        unit: for `cache`, what a row of :class:`Signals` is: "head" (the entries of one key-value head), "token" (the entries
+            of a layer, whose heads all keep the same tokens) or "entry" (the entries of all heads of a layer one after the
+            other, which share one budget; ``head`` names each one's head).
+        protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
+            stays whole.
     """
 
     name: ClassVar[str] = ""
@@ -52,6 +57,11 @@ class Method:
     proportional: ClassVar[bool] = False
     recalls: ClassVar[bool] = False
     layer: ClassVar[int] = 2
+    unit: ClassVar[str] = "head"
+
+    @property
+    def protected(self) -> int:
+        return 0
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -69,6 +79,14 @@ class Method:
     def focus(self, s: Signals, keep: int | float) -> Focus:
         """At ``site="focus"``: what of a layer is left, all tokens staying. ``keep`` says of what: see the method."""
         raise NotImplementedError
+
+    def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
+        """For `cache`, what layer ``layer`` of ``depth`` keeps of each row, where all keep ``keep`` on average.
+
+        Args:
+            keep: ``(B,)``; seen: ``(B,)``, the tokens of the row so far.
+        """
+        return keep
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
         """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.

@@ -15,12 +15,16 @@ class Need:
         instead: names of signals that stand in where this one is absent, tried in this order.
         depth: the number of layers of the encoder that ``layers`` speak of, where a paper names layers of one; they are scaled
             to an encoder of another depth. None: they are meant as they are.
+        window: how many queries it is about: the last ones, or those expected next; 0 for all so far.
+        rate: by what the weight of earlier queries is multiplied with every further one.
     """
 
     name: str
     layers: tuple[int, ...] = ()
     instead: tuple[str, ...] = ()
     depth: int | None = None
+    window: int = 0
+    rate: float = 1.0
 
     def scaled(self, layer: int, depth: int) -> int:
         """A layer counted from the end, in an encoder of ``depth`` layers; -2, where features usually leave, stays."""
@@ -87,6 +91,22 @@ TextNeurons = Need("text_neurons")
 TextToText = Need("text_text")
 """Attention rows of the text tokens to the text tokens, in a layer at ``site="focus"``."""
 
+
+def WindowAttention(window: int) -> Need:
+    """Attention rows of the last ``window`` tokens to all cache entries."""
+    return Need("window_attention", window=window)
+
+
+def AccumulatedAttention(rate: float = 1.0) -> Need:
+    """Attention that each cache entry got from all queries so far, summed; those t queries ago weigh ``rate ** t``."""
+    return Need("accumulated_attention", rate=rate)
+
+
+def ExpectedLogits(window: int) -> Need:
+    """Log of the attention, not normalised, that each cache entry can expect from queries at the next ``window`` positions."""
+    return Need("expected_logits", window=window)
+
+
 HOW: dict[str, str] = {
     "features": "x, of shape (B, N, D)",
     "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
@@ -102,6 +122,10 @@ HOW: dict[str, str] = {
     "paired": "paired=m with m of shape (B, T), True at the text that belongs to the row",
     "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
     "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
+    "window_attention": "window_attention=a with a of shape (B, heads, W, N) or (B, W, N)",
+    "accumulated_attention": "accumulated_attention=a with a of shape (B, heads, N) or (B, N)",
+    "expected_logits": "expected_logits=a with a of shape (B, heads, N) or (B, N)",
+    "head": "head=h with h of shape (B, N), the key-value head of each entry",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
     "neurons": "neurons=a with a of shape (B, N, F), above 0 where a neuron is active",
     "text_neurons": "text_neurons=a with a of shape (B, T, F), above 0 where a neuron is active",

@@ -13,7 +13,7 @@ from tokensieve.parts import budget
 from tokensieve.parts.place import POLICIES
 from tokensieve.registry import make
 
-SITES = ("encoder", "handoff", "prefill", "focus", "cross")
+SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache")
 FORMAT = "tokensieve.plan.1"
 
 
@@ -24,12 +24,14 @@ class Stage:
     Args:
         method: a :class:`Method`, or a registered name.
         keep: the budget (see :class:`Keep`); None keeps every token.
-        site: "encoder", "handoff", "prefill", "focus" or "cross"; the method's own by default.
+        site: "encoder", "handoff", "prefill", "focus", "cross" or "cache"; the method's own by default.
         layers: encoder: the blocks after which tokens are reduced (by default every block, in equal steps); prefill: the one
             language-model layer before which tokens leave (by default the method's); focus: the layers that are limited (by
-            default all). A float between 0 and 1 is a share of the
-            depth, so that a plan fits models of any depth.
+            default all); cache: the layers that evict (by default all that see every token). A float between 0 and 1 is a share
+            of the depth, so that a plan fits models of any depth.
         positions: "original" or "compact": the position ids of the survivors in the language model.
+        every: cache: also evict whenever so many tokens have been decoded; 0 for never.
+        prefill: cache: whether to evict behind every pass over a prompt (or a chunk of one).
 
     Raises:
         ValueError: an unknown site or policy, a site the method cannot run at, a budget outside its range.
@@ -40,6 +42,8 @@ class Stage:
     site: str = ""
     layers: tuple[int | float, ...] | None = None
     positions: str = "original"
+    every: int = 0
+    prefill: bool = True
 
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
@@ -58,8 +62,25 @@ class Stage:
             raise ValueError(f"positions={self.positions!r}; it must be one of {', '.join(POLICIES)}")
         if self.site == "focus" and isinstance(self.keep, budget.Keep):
             raise ValueError(f"keep={self.keep}; at site='focus' pass keep=64 (a number) or keep=0.5 (a share)")
+        self._check_cache()
         if not isinstance(self.keep, budget.Keep):
             object.__setattr__(self, "keep", budget.check(self.keep))
+
+    def _check_cache(self) -> None:
+        if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 0:
+            raise ValueError(f"every={self.every!r}; it must be a number of tokens, or 0 for never")
+        if self.site != "cache":
+            if self.every or not self.prefill:
+                raise ValueError(
+                    f"every={self.every}, prefill={self.prefill} at site={self.site!r}; they go with site='cache'"
+                )
+            return
+        if not self.prefill and not self.every:
+            raise ValueError("prefill=False and every=0: nothing would ever leave; give every=<tokens>")
+        if self.positions != "original":
+            raise ValueError(
+                f"positions={self.positions!r}; at site='cache' keys have their positions already: 'original'"
+            )
 
     @property
     def layer(self) -> int | float:
@@ -75,7 +96,7 @@ class Stage:
             "site": self.site,
             "layers": None if self.layers is None else list(self.layers),
             "positions": self.positions,
-        }
+        } | ({"every": self.every, "prefill": self.prefill} if self.site == "cache" else {})
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Stage:
@@ -89,12 +110,14 @@ class Stage:
             site=data.get("site", ""),
             layers=None if data.get("layers") is None else tuple(data["layers"]),
             positions=data.get("positions", "original"),
+            every=data.get("every", 0),
+            prefill=data.get("prefill", True),
         )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Stages; they run in the order in which a token meets them (encoder, handoff, prefill by layer). In the list, shares
+    """Stages; they run in the order in which a token meets them (encoder, handoff, prefill by layer, cache). In the list, shares
     of the depth stand behind layers that are numbered.
 
     Raises:
@@ -137,8 +160,9 @@ class Plan:
 
 
 def method(name: str | Method, keep: budget.Budget, **where: Any) -> Stage:
-    """A stage: ``ts.method("tome", keep=0.5)``; keywords are `site`, `layers`, `positions` or options of the method."""
-    placed = {k: where.pop(k) for k in ("site", "layers", "positions") if k in where}
+    """A stage: ``ts.method("tome", keep=0.5)``; keywords are `site`, `layers`, `positions`, `every`, `prefill` or options of
+    the method."""
+    placed = {k: where.pop(k) for k in ("site", "layers", "positions", "every", "prefill") if k in where}
     if isinstance(name, Method) and where:
         raise ValueError(f"options {sorted(where)} belong to the method; it is already made")
     return Stage(name if isinstance(name, Method) else make(name, **where), keep, **placed)

@@ -38,6 +38,9 @@ class Signals:
         text: ``(B, T, D)``; ``text_mask``: ``(B, T)`` bool, False at padding.
         paired: ``(B, T)`` bool, the text tokens that belong to this row's image.
         keys, values: ``(B, N, D')`` or ``(B, heads, N, d)``, or a mapping from layer to such.
+        window_attention: ``(B, heads, W, N)`` or ``(B, W, N)``, rows of the last W tokens over the entries of a cache.
+        accumulated_attention: ``(B, heads, N)`` or ``(B, N)``, attention summed over all queries so far.
+        expected_logits: ``(B, heads, N)`` or ``(B, N)``, the log of attention, not normalised, to be expected from the next ones.
         relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
         entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
         ranking: ``(B, N)``, what an earlier stage ranked the tokens by.
@@ -46,6 +49,7 @@ class Signals:
         sizes: ``(B, N)``, how many source tokens each token already stands for.
         crop: ``(B, N)`` long, where an image comes in several: 0 for the thumbnail, 1, 2, ... for the crops, -1 for tokens of
             none (line ends).
+        head: ``(B, N)`` long, the key-value head of each entry, where a row holds those of several.
         frame: ``(B, N)`` long, the frame of a video that each token belongs to, in order of time; -1 for tokens of none.
         spot: ``(B, N, 2)`` float, the centre ``(y, x)`` of what a token sees, in the whole picture, in [0, 1].
         seed: for methods that draw.
@@ -66,6 +70,9 @@ class Signals:
     paired: Tensor | None = None
     keys: LayerTensor | None = None
     values: LayerTensor | None = None
+    window_attention: Tensor | None = None
+    accumulated_attention: Tensor | None = None
+    expected_logits: Tensor | None = None
     relevance: Tensor | None = None
     entropy: Tensor | None = None
     ranking: Tensor | None = None
@@ -73,6 +80,7 @@ class Signals:
     text_neurons: Tensor | None = None
     sizes: Tensor | None = None
     crop: Tensor | None = None
+    head: Tensor | None = None
     frame: Tensor | None = None
     spot: Tensor | None = None
     seed: int = 0
@@ -213,12 +221,16 @@ _TOKEN_AXIS = {
     "last_attention": -1,
     "keys": -2,
     "values": -2,
+    "window_attention": -1,
+    "accumulated_attention": -1,
+    "expected_logits": -1,
     "relevance": -1,
     "entropy": -1,
     "ranking": -1,
     "neurons": 1,
     "sizes": -1,
     "crop": 1,
+    "head": 1,
     "frame": 1,
     "spot": 1,
 }

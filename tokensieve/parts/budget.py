@@ -129,8 +129,12 @@ def counts(keep: Budget | Tensor, valid: Tensor) -> Tensor:
     """
     if isinstance(keep, Tensor):
         return keep.minimum(valid.sum(1))
-    direct = check(keep.direct if isinstance(keep, Keep) else keep)
-    held = valid.sum(1)
+    return of(keep.direct if isinstance(keep, Keep) else keep, valid.sum(1))
+
+
+def of(keep: int | float, held: Tensor) -> Tensor:
+    """As :func:`counts`, from the number of tokens of each row, ``(B,)``."""
+    direct = check(keep)
     if isinstance(direct, int):
         return held.clamp(max=direct)
     return torch.floor(held.double() * direct + 0.5).long().clamp(min=1).minimum(held)
@@ -185,6 +189,27 @@ def allot(total: Tensor, weight: Tensor, most: Tensor) -> Tensor:
     order = (want - base).masked_fill(base >= most, -1.0).argsort(dim=1, descending=True, stable=True)
     more = torch.arange(most.shape[1], device=most.device) < missing
     return base + torch.zeros_like(base).scatter_(1, order, more.long())
+
+
+def pyramid(keep: Tensor, held: Tensor, protected: int, depth: int, beta: float) -> Tensor:
+    """PyramidKV's budgets: beyond the protected tokens, layers keep linearly fewer from the first to the last.
+
+    The last keeps ``1 / beta`` of the mean; where the first could not hold its part, both move towards the mean.
+
+    Args:
+        keep: ``(B,)``, the mean over the layers; held: ``(B,)``.
+
+    Returns:
+        ``(B, depth)`` long, each row summing to ``depth * keep``.
+    """
+    base, room = (keep - protected).clamp(min=0), (held - protected).clamp(min=0)
+    last = base / beta
+    first = (2 * base - last).minimum(room.to(last.dtype))
+    last = 2 * base - first
+    step = torch.linspace(0, 1, depth, device=keep.device)
+    weight = first[:, None] + (last - first)[:, None] * step if depth > 1 else base[:, None].to(last.dtype)
+    most = room[:, None].expand(-1, depth)
+    return allot(base * depth, weight, most) + (keep - base)[:, None]
 
 
 def concentrate(rows: Tensor, among: Tensor, keep: Tensor, left: int) -> Tensor:

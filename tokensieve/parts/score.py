@@ -6,9 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import avg_pool1d, max_pool1d, normalize, pad
 
 from tokensieve.needs import Need, Relevance
+from tokensieve.parts import select
 from tokensieve.signals import Signals
 
 
@@ -21,6 +22,59 @@ def attention(s: Signals, need: Need) -> Tensor:
 def per_token(a: Tensor) -> Tensor:
     """``(B, N)`` from ``(B, N)`` or ``(B, heads, N)``: the mean over heads."""
     return a if a.dim() == 2 else a.mean(1)
+
+
+def observed(s: Signals, need: Need, kernel: int, pooling: str, group: Tensor | None = None) -> Tensor:
+    """``(B, N)``: SnapKV's vote: mean attention of the last tokens to all others, smoothed over neighbours.
+
+    Args:
+        need: the attention rows of the last ``need.window`` tokens; those tokens themselves (of each group) get zero.
+        kernel, pooling, group: as for :func:`smoothed`.
+    """
+    rows = s.get(need)[1]
+    return smoothed(rows.flatten(1, -2).mean(1), s.valid & ~recent(s, need.window, group), kernel, pooling, group)
+
+
+def recent(s: Signals, count: int | Tensor, group: Tensor | None = None) -> Tensor:
+    """``(B, N)`` bool: the last ``count`` tokens (an int, ``(B,)``, or ``(B, G)``), of each group where there are groups."""
+    if group is None:
+        return select.last(torch.as_tensor(count, device=s.device).expand(s.batch), s.valid)
+    each = torch.as_tensor(count, device=s.device).expand(s.batch, int(group.max()) + 1)
+    place = torch.arange(s.n, device=s.device, dtype=torch.float64).expand(s.batch, -1)
+    return select.top_of_each(place, each, group, s.valid)
+
+
+def smoothed(a: Tensor, among: Tensor, width: int, pooling: str, group: Tensor | None = None) -> Tensor:
+    """``(B, N)``: every candidate's "mean" or "max" over ``width`` neighbouring candidates (an odd number); zero elsewhere.
+
+    As in SnapKV's code, what lies beyond the ends counts as zero in means. What is no candidate is left out, as if it were not
+    there.
+
+    Args:
+        group: ``(B, N)`` long; neighbours are of the same group.
+    """
+    place, real = _front(among)
+    row = torch.where(real, a.gather(1, place), 0.0)
+    if group is None:
+        pool = avg_pool1d if pooling == "mean" else max_pool1d
+        out = pool(row[:, None], width, stride=1, padding=width // 2)[:, 0]
+    else:
+        side = width // 2
+        near = pad(row, (side, side)).unfold(1, width, 1)
+        own = group.gather(1, place)
+        same = pad(own, (side, side), value=-1).unfold(1, width, 1) == own[..., None]
+        out = (
+            torch.where(same, near, 0.0).sum(-1) / width if pooling == "mean" else torch.where(same, near, 0.0).amax(-1)
+        )
+    return torch.zeros_like(a).scatter_(1, place, torch.where(real, out, 0.0))
+
+
+def _front(among: Tensor) -> tuple[Tensor, Tensor]:
+    """As `select.compact`, without sorting where all rows have the same candidates."""
+    if not bool((among == among[:1]).all()) or not bool(among[0].any()):
+        return select.compact(among)
+    place = among[0].nonzero()[:, 0].expand(len(among), -1)
+    return place, torch.ones_like(place, dtype=torch.bool)
 
 
 def share(a: Tensor, among: Tensor) -> Tensor:

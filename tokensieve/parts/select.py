@@ -97,6 +97,17 @@ def drawn(weight: Tensor, noise: Tensor) -> Tensor:
     return weight.clamp(min=tiny).log() - (-noise.clamp(min=tiny).log()).clamp(min=tiny).log()
 
 
+def first(count: Tensor, among: Tensor) -> Tensor:
+    """The first ``count[b]`` candidates."""
+    return among & (among.long().cumsum(1) <= count[:, None])
+
+
+def last(count: Tensor, among: Tensor) -> Tensor:
+    """The last ``count[b]`` candidates."""
+    rank = among.long().cumsum(1)
+    return among & (rank > rank[:, -1:] - count[:, None])
+
+
 def evenly(count: Tensor, among: Tensor) -> Tensor:
     """``count[b]`` candidates at equal steps along the row, starting with the first."""
     held = among.sum(1, keepdim=True)

@@ -122,7 +122,7 @@ def find(model: nn.Module) -> Anatomy:
     if text is None:
         return _bare(model)
     sight = getattr(config, "vision_config", None)
-    language = _stack(_language(model))
+    language = stack_of(language_of(model))
     towers = [] if sight is None else [(n, m) for n, m in _holders(model, sight) if _blocks(m)]
     vision = next((_encoder(m) for n, m in towers if "video" not in n), None)
     film = next((_encoder(m) for n, m in towers if "video" in n), None)
@@ -153,7 +153,7 @@ def crossing(model: nn.Module) -> tuple[nn.Module, Stack, tuple[int, ...]]:
     """
     found: tuple[int, ...] = ()
     if getattr(getattr(model, "config", None), "text_config", None) is not None:
-        language = _stack(_language(model))
+        language = stack_of(language_of(model))
         if "cross_attention_states" in inspect.signature(language.root.forward).parameters:
             found = tuple(i for i, a in enumerate(language.attentions) if "CrossAttention" in type(a).__name__)
     if len(found) < 2:
@@ -175,7 +175,7 @@ def refused(model: nn.Module) -> str | None:
         return None
     if getattr(type(model), "generate", GenerationMixin.generate) is not GenerationMixin.generate:
         return "its generate() goes past its forward pass, where visual tokens are found"
-    language = _language(model)
+    language = language_of(model)
     if any("CrossAttention" in type(m).__name__ for m in language.modules()):
         return (
             "its language model attends to images by cross-attention; no visual token stands in the prompt (site='cross' "
@@ -195,7 +195,7 @@ def _token(config: Any, kind: str) -> int | None:
 
 def _bare(model: nn.Module) -> Anatomy:
     """An encoder on its own, possibly under a head (image classification)."""
-    stack = _stack(model)
+    stack = stack_of(model)
     causal = any(getattr(a, "is_causal", False) for a in stack.attentions)
     if causal:
         raise ValueError(
@@ -222,7 +222,7 @@ def _holders(model: nn.Module, config: Any) -> list[tuple[str, nn.Module]]:
     return [(n, m) for n, m in found if not any(n.startswith(other) for other in names)]
 
 
-def _language(model: nn.Module) -> nn.Module:
+def language_of(model: nn.Module) -> nn.Module:
     config: Any = model.config
     found = _holders(model, config.text_config)
     if not found:
@@ -231,11 +231,11 @@ def _language(model: nn.Module) -> nn.Module:
 
 
 def _encoder(root: nn.Module) -> Stack:
-    stack = _stack(root)
+    stack = stack_of(root)
     return Stack(root, stack.layers, stack.attentions, *_specials(root))
 
 
-def _stack(root: nn.Module) -> Stack:
+def stack_of(root: nn.Module) -> Stack:
     """The longest list of blocks that hold attention."""
     layers = _blocks(root)
     if not layers:

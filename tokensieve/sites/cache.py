@@ -113,6 +113,10 @@ class SievedLayer(DynamicLayer):
         new = torch.arange(self.length, self.length + query, device=self.columns.device)
         return torch.cat([self.columns, new.expand(self.columns.shape[0], -1)], 1)
 
+    def before(self, mask: Tensor | None) -> Tensor | None:
+        """The mask of all entries, from that of those that ``columns`` speaks of; announces the coming pass."""
+        return mask
+
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:

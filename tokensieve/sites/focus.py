@@ -61,7 +61,7 @@ class FocusSite:
         for i, here in self.layers.items():
             attention = self.language.attentions[i]
             assert attention is not None
-            out.append(taps.attach(attention, observe=self._find(i)))
+            out.append(taps.attach(attention, limit=self._find(i)))
             for number, stage in enumerate(here):
                 if _names(stage) & FIRES:
                     inner = neurons(self.language.layers[i], self.language.config.intermediate_size)
@@ -99,10 +99,10 @@ class FocusSite:
 
     # ---- inside a layer ---------------------------------------------------------------------------------------------
 
-    def _find(self, index: int) -> taps.Observer:
-        """Where visual tokens and text stand among the keys of this call."""
+    def _find(self, index: int) -> taps.Limit:
+        """Where visual tokens and text stand among the keys of this call; limits nothing itself."""
 
-        def observe(call: taps.Call) -> None:
+        def find(call: taps.Call) -> tuple[Tensor | None, Tensor | None]:
             stream, layer, _ = self._at.get(index, (None, None, None))
             query, past = call.query.shape[2], call.key.shape[2] - call.query.shape[2]
             seen = None if layer is None else layer.seen
@@ -114,8 +114,9 @@ class FocusSite:
                 new = torch.arange(past, past + query, device=seen.text.device).expand(len(seen.text), -1)
                 seen.text = torch.cat([seen.text, new], 1)
             self._now[index] = seen
+            return call.mask, None
 
-        return observe
+        return find
 
     def _limit(self, index: int, number: int, stage: Stage) -> taps.Limit:
         def limit(call: taps.Call) -> tuple[Tensor | None, Tensor | None]:

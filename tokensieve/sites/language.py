@@ -15,7 +15,7 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, positions, readings, taps
+from tokensieve.sites import decode, masks, positions, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
@@ -165,7 +165,7 @@ class LanguageSite:
             stream = self._stream
             if stream is None:
                 self.focus.before(index, None, kwargs)
-                return (hidden,), self._decode(index, hidden, kwargs)
+                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, self._ids)
             hidden = self._deep.add(index, hidden, stream)
             call = self._calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
@@ -288,22 +288,6 @@ class LanguageSite:
         if thinned or past:
             kind = taps.kind(self.language.config)
             rows, width = stream.entry if thinned else None, past + stream.width
-            mask = kwargs.get("attention_mask")
-            out["attention_mask"] = masks.attention(mask, rows, columns, width, holes, kind, hidden)
+            mask: Any = masks.attention(kwargs.get("attention_mask"), rows, columns, width, holes, kind, hidden)
+            out["attention_mask"] = mask if cache is None else layer.before(mask)
         return out
-
-    def _decode(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        cache = kwargs.get("past_key_values")
-        layer = cache.layers[index] if cache is not None and len(cache.layers) > index else None
-        if not isinstance(layer, SievedLayer) or layer.columns is None:
-            return kwargs
-        mask = kwargs.get("attention_mask")
-        changed = dict(kwargs)
-        if mask is not None or layer.holes:
-            kind = taps.kind(self.language.config)
-            columns, width = layer.upcoming(hidden.shape[1]), layer.length + hidden.shape[1]
-            changed["attention_mask"] = masks.attention(mask, None, columns, width, layer.holes, kind, hidden)
-        if layer.shift is not None:
-            ids = kwargs["position_ids"] if self._ids is None else self._ids
-            positions.lower(self.language.root, changed, ids, layer.shift, hidden)
-        return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from torch import Tensor, nn
@@ -63,3 +64,25 @@ def lower(language: nn.Module, kwargs: dict[str, Any], ids: Tensor, shift: Tenso
     if given is not None:
         kwargs["position_ids"] = new[0] if new.dim() > given.dim() else new
     kwargs["position_embeddings"] = rotary(language, hidden, new)
+
+
+def turned(attention: nn.Module, x: Tensor, tables: Any, back: bool = False) -> Tensor:
+    """Vectors ``(B, H, t, d)`` turned by rotary tables ``(B or 1, t or 1, d)``, as the model turns queries.
+
+    Args:
+        back: undo it.
+
+    Raises:
+        ValueError: the model's rotation is not known.
+    """
+    turn = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    if turn is None or not isinstance(tables, tuple) or tables[0].dim() != 3:
+        raise ValueError(
+            f"{type(attention).__name__} turns queries in a way that is not known; take a method that reads attention, such as "
+            "'snapkv'"
+        )
+    cos, sin = (t.float() for t in tables)
+    if back:
+        size = (cos.square() + sin.square()).mean()
+        cos, sin = cos / size, -sin / size
+    return turn(x, x[:, :1], cos, sin)[0]

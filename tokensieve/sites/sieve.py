@@ -12,7 +12,9 @@ from tokensieve.plan import Plan, Stage, plan
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.cross import CrossSite
+from tokensieve.sites.decoder import decoder
 from tokensieve.sites.encoder import Detach, EncoderSite
+from tokensieve.sites.eviction import CacheSite
 from tokensieve.sites.language import LanguageSite
 from tokensieve.sites.trace import Trace
 
@@ -88,14 +90,25 @@ class _Sites:
         self.encoder: EncoderSite | None = None
         self.language: LanguageSite | None = None
         self.cross: CrossSite | None = None
+        self.cache: CacheSite | None = None
+        late = [s for s in plan.stages if s.site == "cache"]
+        stages = [s for s in plan.stages if s.site != "cache"]
         if any(s.site == "cross" for s in plan.stages):
             if len(plan.stages) > 1:
                 raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")
             self.cross = CrossSite(model, plan.stages[0], clock, seed, scores)
             return
+        if late and any(s.site == "focus" for s in stages):
+            raise ValueError(
+                "stages at site='focus' and at site='cache' do not go together: the first would not find its tokens"
+            )
+        if late or not stages:
+            self.cache = CacheSite(decoder(model), late, clock, seed, alone=not stages)
+        if not stages:
+            return
         anatomy = find(model)
-        inside = next((s for s in plan.stages if s.site == "encoder"), None)
-        if anatomy.language is None and any(s.site != "encoder" for s in plan.stages):
+        inside = next((s for s in stages if s.site == "encoder"), None)
+        if anatomy.language is None and any(s.site != "encoder" for s in stages):
             raise ValueError(
                 f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
             )
@@ -107,16 +120,16 @@ class _Sites:
                 )
             self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed, scores)
         if anatomy.language is not None:
-            self.language = LanguageSite(anatomy, plan.stages, self.encoder, clock, seed, scores)
+            self.language = LanguageSite(anatomy, stages, self.encoder, clock, seed, scores)
 
     @property
     def trace(self) -> Trace | None:
-        site = self.cross or self.language or self.encoder
+        site = self.cross or self.language or self.encoder or self.cache
         return None if site is None else site.trace
 
     def attach(self) -> None:
         try:
-            for site in (self.encoder, self.language, self.cross):
+            for site in (self.encoder, self.language, self.cross, self.cache):
                 if site is not None:
                     self.undo += site.attach()
         except BaseException:
@@ -162,12 +175,13 @@ def sieve(
     """Run a model on fewer tokens, through hooks that go away again.
 
     Args:
-        model: an unmodified transformers model: a vision-language model, or a vision encoder.
+        model: an unmodified transformers model: a vision-language model, a vision encoder or, for methods that evict from the
+            cache, a causal language model.
         what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
         seed: for methods that draw.
         scores: have the sieve's ``last`` hold what each stage ranked by, for heat maps.
-        where: ``site``, ``layers``, ``positions``, or options of the method.
+        where: ``site``, ``layers``, ``positions``, ``every``, ``prefill``, or options of the method.
 
     Returns:
         a :class:`Sieve`, to be used in a ``with`` statement or with ``attach()`` and ``detach()``.

@@ -56,6 +56,7 @@ class Call:
 Observer = Callable[[Call], None]
 Mask = Callable[[Tensor | None, Tensor], Tensor | None]
 Limit = Callable[[Call], tuple[Tensor | None, Tensor | None]]
+Kernel = Callable[[Call, dict[str, Any]], Tensor | None]
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Taps:
     observers: list[Observer]
     masks: list[Mask]
     limits: list[Limit]
+    kernels: list[Kernel]
 
 
 # By the id of a config (they do not hash): the config, kept alive while tapped, its plain implementation, and its taps.
@@ -75,16 +77,22 @@ def kind(config: Any) -> str:
 
 
 def attach(
-    module: nn.Module, observe: Observer | None = None, mask: Mask | None = None, limit: Limit | None = None
+    module: nn.Module,
+    observe: Observer | None = None,
+    mask: Mask | None = None,
+    limit: Limit | None = None,
+    kernel: Kernel | None = None,
 ) -> Callable[[], None]:
     """Tap an attention module; returns the function that takes the tap away again.
 
     Args:
-        observe: called with every :class:`Call`.
+        observe: called with every :class:`Call`, behind the kernel.
         mask: maps (mask, keys) to the mask the kernel gets.
         limit: maps a :class:`Call` to the mask the kernel gets, and what its output is multiplied by, ``(B, q, H)`` or None.
+        kernel: maps a :class:`Call` and the kernel's other arguments to the output ``(B, q, H, d)``, or to None where the plain
+            kernel is to run.
     """
-    taps = module.__dict__.setdefault(STATE, Taps([], [], []))
+    taps = module.__dict__.setdefault(STATE, Taps([], [], [], []))
     _wrap(module.config)
     if observe is not None:
         taps.observers.append(observe)
@@ -92,6 +100,8 @@ def attach(
         taps.masks.append(mask)
     if limit is not None:
         taps.limits.append(limit)
+    if kernel is not None:
+        taps.kernels.append(kernel)
 
     def detach() -> None:
         if observe is not None:
@@ -100,7 +110,9 @@ def attach(
             taps.masks.remove(mask)
         if limit is not None:
             taps.limits.remove(limit)
-        if not taps.observers and not taps.masks and not taps.limits:
+        if kernel is not None:
+            taps.kernels.remove(kernel)
+        if not any((taps.observers, taps.masks, taps.limits, taps.kernels)):
             module.__dict__.pop(STATE, None)
         _unwrap(module.config)
 
@@ -130,24 +142,29 @@ def _tapped(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     inner = kind(module.config)
-    taps, working = module.__dict__.get(STATE), []
-    if taps is not None:
-        scale = kwargs.get("scaling")
-        scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-        causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
-        call = Call(query, key, value, attention_mask, scale, bool(causal))
+    function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
+    taps = module.__dict__.get(STATE)
+    if taps is None:
+        return function(module, query, key, value, attention_mask, **kwargs)
+    scale = kwargs.get("scaling")
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
+    call = Call(query, key, value, attention_mask, scale, bool(causal))
+    for change in taps.masks:
+        attention_mask = change(attention_mask, key)
+    working = []
+    for limit in taps.limits:
+        attention_mask, heads = limit(replace(call, mask=attention_mask))
+        working += [] if heads is None else [heads]
+    own = (kernel(call, kwargs) for kernel in taps.kernels)
+    found = next((out for out in own if out is not None), None)
+    out, weights = (found, None) if found is not None else function(module, query, key, value, attention_mask, **kwargs)
+    for heads in working:
+        out = out * heads[..., None].to(out.dtype)
+    if taps.observers:
         for part in segments(call, kwargs.get("cu_seq_lens_q")):
             for observe in taps.observers:
                 observe(part)
-        for change in taps.masks:
-            attention_mask = change(attention_mask, key)
-        for limit in taps.limits:
-            attention_mask, heads = limit(replace(call, mask=attention_mask))
-            working += [] if heads is None else [heads]
-    function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
-    out, weights = function(module, query, key, value, attention_mask, **kwargs)
-    for heads in working:
-        out = out * heads[..., None].to(out.dtype)
     return out, weights
 
 

@@ -1,0 +1,263 @@
+"""The cache methods against plain loops written from the papers' definitions, on arrays and on a model's own attention maps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import tokensieve as ts
+from tests.models import decoder, text
+from tests.strategies import features
+from tokensieve.parts import budget, pages
+
+SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (2, 100, 60)]
+W = 5
+
+
+def attention(*shape: int, seed: int = 5) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).softmax(-1)
+
+
+def best(score, count, among):
+    """The ``count`` members of ``among`` with the highest score, earlier ones first among equals."""
+    return sorted(among, key=lambda i: (-float(score[i]), i))[:count]
+
+
+def kept(r):
+    return [row[mask].tolist() for row, mask in zip(r.kept, r.mask, strict=True)]
+
+
+def pooled(score, width, how):
+    """Over the neighbours that exist; what does not counts as zero in a mean."""
+    out = []
+    for i in range(len(score)):
+        near = [score[j] for j in range(i - width // 2, i + width // 2 + 1) if 0 <= j < len(score)]
+        out.append(sum(near) / width if how == "mean" else max(near))
+    return out
+
+
+def snapkv(rows, keep, window, kernel, how):
+    """rows: (heads, W, N), one row of the batch."""
+    n = rows.shape[-1]
+    window = min(window, n)
+    if keep <= window:
+        return list(range(n - keep, n))
+    votes = [float(rows[:, :, i].double().mean()) for i in range(n - window)]
+    return sorted(best(pooled(votes, kernel, how), keep - window, range(n - window))) + list(range(n - window, n))
+
+
+@pytest.mark.parametrize(("b", "n", "keep"), SIZES)
+@pytest.mark.parametrize(("kernel", "how"), [(5, "mean"), (7, "max"), (1, "mean")])
+@pytest.mark.parametrize("name", ["snapkv", "pyramidkv", "adakv"])
+def test_snapkv(name, b, n, keep, kernel, how):
+    """PyramidKV and AdaKV choose likewise, where there is one layer and one head."""
+    rows = attention(b, 3, W, n)
+    options = {"window": W, "kernel": kernel, "pooling": how} | ({"floor": 0.0} if name == "adakv" else {})
+    got = ts.reduce(features(b, n), ts.registry.make(name, **options), keep, window_attention=rows)
+    assert kept(got) == [snapkv(rows[i], keep, W, kernel, how) for i in range(b)]
+
+
+def adakv(rows, head, keep, window, kernel, floor):
+    """rows: (heads, W, N) over the entries of all key-value heads, one row of the batch."""
+    groups = sorted(set(head))
+    even = {g: keep // len(groups) + (g < keep % len(groups)) for g in groups}
+    vote = rows.double().mean((0, 1)).tolist()
+    score, safe = {}, []
+    for g in groups:
+        own = [i for i, h in enumerate(head) if h == g]
+        late = own[-min(window, even[g], len(own)) :]
+        early = [i for i in own if i not in own[-window:]]
+        score |= dict(zip(early, pooled([vote[i] for i in early], kernel, "max"), strict=True))
+        score |= dict.fromkeys(own[-window:], 0.0)
+        rest = [i for i in own if i not in late]
+        safe += late + best(score, math.floor(max(even[g] - window, 0) * floor), rest)
+    return sorted(safe + best(score, keep - len(safe), [i for i in range(len(head)) if i not in safe]))
+
+
+@pytest.mark.parametrize(("n", "heads", "keep"), [(20, 2, 13), (30, 3, 40), (30, 3, 16), (12, 4, 30), (40, 1, 9)])
+def test_adakv(n, heads, keep):
+    rows = attention(2, 2, W, heads * n)
+    rows = rows * torch.rand(heads, generator=torch.Generator().manual_seed(3)).repeat_interleave(n)  # unequal heads
+    head = torch.arange(heads).repeat_interleave(n).expand(2, -1)
+    made = ts.registry.make("adakv", window=4, kernel=3, floor=0.3)
+    got = ts.reduce(features(2, heads * n), made, keep, window_attention=rows, head=head)
+    assert kept(got) == [adakv(rows[i], head[i].tolist(), keep, 4, 3, 0.3) for i in range(2)]
+
+
+@pytest.mark.parametrize(("b", "n", "keep"), SIZES)
+def test_h2o(b, n, keep):
+    sums = 9 * attention(b, 3, n)
+    got = ts.reduce(features(b, n), "h2o", keep, accumulated_attention=sums)
+    recent = min(int(keep * 0.5 + 0.5), keep - 1)
+    for i in range(b):
+        late = list(range(n - recent, n))
+        heavy = best(sums[i].double().mean(0), keep - recent, range(n - recent))
+        assert kept(got)[i] == sorted(heavy + late)
+
+
+@pytest.mark.parametrize(("b", "n", "keep"), SIZES)
+def test_tova(b, n, keep):
+    rows = attention(b, 3, 1, n)
+    got = ts.reduce(features(b, n), "tova", keep, window_attention=rows)
+    assert kept(got) == [
+        sorted([*best(rows[i, :, 0].double().mean(0), keep - 1, range(n - 1)), n - 1]) for i in range(b)
+    ]
+
+
+@pytest.mark.parametrize(("b", "n", "keep"), SIZES)
+def test_streamingllm(b, n, keep):
+    got = ts.reduce(features(b, n), "streamingllm", keep)
+    sinks = min(4, keep - 1)
+    assert kept(got) == [[*range(sinks), *range(n - keep + sinks, n)]] * b
+
+
+@pytest.mark.parametrize(("b", "n", "keep"), SIZES)
+def test_keydiff(b, n, keep):
+    keys = features(b, n, seed=9)
+    got = ts.reduce(features(b, n), "keydiff", keep, keys=keys)
+    for i in range(b):
+        x = keys[i].double().numpy()
+        unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+        anchor = unit.mean(0)
+        score = [-float(u @ anchor / np.linalg.norm(anchor)) for u in unit]
+        assert kept(got)[i] == sorted(best(score, keep, range(n)))
+
+
+@pytest.mark.parametrize(("b", "n", "keep"), SIZES)
+def test_expected_attention(b, n, keep):
+    logits, values = torch.randn(b, 2, n, generator=torch.Generator().manual_seed(4)), features(b, n, seed=8)
+    got = ts.reduce(features(b, n), "expected-attention", keep, expected_logits=logits, values=values)
+    for i in range(b):
+        rest = list(range(min(4, n - 1) if n > 4 else 0, n))
+        sinks = list(range(min(4, keep - 1, n)))
+        share = logits[i].double()[:, rest].softmax(1).mean(0)
+        score = {j: float(s * values[i, j].double().norm()) for j, s in zip(rest, share, strict=True)}
+        score = {j: score.get(j, 0.0) for j in range(n)}
+        assert kept(got)[i] == sorted(sinks + best(score, keep - len(sinks), [j for j in range(n) if j not in sinks]))
+
+
+def test_pyramid_budgets():
+    keep, held = torch.tensor([100, 100, 40, 20, 8]), torch.tensor([1000, 120, 60, 20, 300])
+    counts = budget.pyramid(keep, held, 8, 6, 20.0)
+    assert counts.sum(1).tolist() == (6 * keep).tolist()
+    assert bool((counts <= held[:, None]).all())
+    assert bool((counts[:, 1:] <= counts[:, :-1]).all())
+    for row, (k, h) in enumerate(zip(keep.tolist(), held.tolist(), strict=True)):
+        base = k - 8
+        last = base / 20
+        first = min(2 * base - last, h - 8)
+        last = 2 * base - first
+        line = [first + (last - first) * i / 5 + 8 for i in range(6)]
+        assert all(abs(c - x) <= 1 for c, x in zip(counts[row].tolist(), line, strict=True))
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+def test_attention_over_pages(groups):
+    """Against a softmax over each row's own entries."""
+    g = torch.Generator().manual_seed(1)
+    counts = torch.tensor([3, 70, 128, 1, 0])
+    real = torch.arange(128) < counts[:, None]
+    keys, values = torch.randn(5, 128, 8, generator=g), torch.randn(5, 128, 6, generator=g)
+    late_k, late_v = torch.randn(5, 4, 8, generator=g), torch.randn(5, 4, 6, generator=g)
+    query = torch.randn(5, groups, 8, generator=g)
+    held = pages.Pages.of(keys, values, real)
+    assert held.keys.shape[0] == 1 + 2 + 2 + 1
+    order = torch.tensor([2, 2, 0, 4, 1, 3])
+    for p, index in ((held, torch.arange(5)), (held.rows(order), order)):
+        allowed = torch.zeros(1, 1, 4).masked_fill(
+            torch.tensor([False, True, False, False]), torch.finfo(torch.float32).min
+        )
+        got = pages.attend(query[index], p, p.real, late_k[index], late_v[index], 0.3, allowed)
+        for row, i in enumerate(index.tolist()):
+            k = torch.cat([keys[i, : counts[i]], late_k[i, [0, 2, 3]]])
+            v = torch.cat([values[i, : counts[i]], late_v[i, [0, 2, 3]]])
+            torch.testing.assert_close(got[row], (query[i] @ k.T * 0.3).softmax(-1) @ v)
+        back_k, back_v, back = p.padded()
+        for row, i in enumerate(index.tolist()):
+            assert torch.equal(back_k[row][back[row]], keys[i, : counts[i]])
+            assert torch.equal(back_v[row][back[row]], values[i, : counts[i]])
+
+
+# ---- in a model: the same loops over the maps of eager attention
+
+
+@pytest.fixture(scope="module")
+def maps():
+    """A prompt batch, the plain model's attention maps, queries in front of their rotation, keys and values."""
+    model, inputs, seen = decoder("eager"), text(33, 48), []
+    places = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    layer = model.model.layers[1].self_attn
+    handle = layer.q_proj.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        out = model(**inputs, position_ids=places, output_attentions=True)
+    handle.remove()
+    query = seen[0].unflatten(2, (4, 16)).transpose(1, 2)
+    cache = out.past_key_values.layers[1]
+    return inputs, out.attentions[1], query, cache.keys, cache.values
+
+
+def places(name, inputs, keep, **options):
+    """Columns that each head of layer 1 keeps, under SDPA, counted from the row's first token."""
+    model = decoder()
+    with ts.sieve(model, name, keep=keep, **options):
+        cache = ts.prefill(model, inputs)
+    pad = (inputs["attention_mask"] == 0).sum(1)
+    found = cache.layers[1].entries()[2]
+    return [[[c - int(pad[b]) for c in head.tolist() if c >= 0] for head in row] for b, row in enumerate(found)]
+
+
+def test_snapkv_in_a_model(maps):
+    inputs, attention, *_ = maps
+    got = places("snapkv", inputs, 14, window=W)
+    for b, n in enumerate((33, 48)):
+        for g in range(2):
+            rows = attention[b, 2 * g : 2 * g + 2, -W:, -n:]
+            assert got[b][g] == snapkv(rows, 14, W, 5, "mean")
+
+
+@pytest.mark.parametrize("rows", [2**25, 3000])
+def test_h2o_in_a_model(maps, rows, monkeypatch):
+    monkeypatch.setattr("tokensieve.sites.entries.ROWS", rows)  # several blocks of queries
+    inputs, attention, *_ = maps
+    got = places("h2o", inputs, 14)
+    for b, n in enumerate((33, 48)):
+        for g in range(2):
+            sums = attention[b, 2 * g : 2 * g + 2, -n:, -n:].double().sum((0, 1))
+            assert got[b][g] == sorted(best(sums, 7, range(n - 7))) + list(range(n - 7, n))
+
+
+def test_tova_in_a_model(maps):
+    inputs, attention, *_ = maps
+    got = places("tova", inputs, 14)
+    for b, n in enumerate((33, 48)):
+        mean = attention[b, :, -1, -n:].double().mean(0)
+        for g in range(2):
+            assert got[b][g] == [*sorted(best(mean, 13, range(n - 1))), n - 1]
+
+
+def test_expected_attention_in_a_model(maps):
+    """Mean and covariance of the prompt's queries, turned by the mean rotation of the next positions."""
+    inputs, _, query, keys, values = maps
+    got = places("expected-attention", inputs, 14, future=20)
+    for b, n in enumerate((33, 48)):
+        turn = np.zeros((16, 16))
+        for position in range(n, n + 20):
+            for i in range(8):
+                angle = position * 10000 ** (-i / 8)
+                turn[i, i] += math.cos(angle) / 20
+                turn[i + 8, i + 8] += math.cos(angle) / 20
+                turn[i, i + 8] -= math.sin(angle) / 20
+                turn[i + 8, i] += math.sin(angle) / 20
+        for g in range(2):
+            k, v = (x[b, g, -n:].double().numpy() for x in (keys, values))
+            share = np.zeros(n - 4)
+            for h in (2 * g, 2 * g + 1):
+                q = query[b, h, -n:].double().numpy()[4:]
+                mean, spread = turn @ q.mean(0), turn @ np.cov(q.T, bias=True) @ turn.T
+                logits = np.array([x @ mean / 4 + x @ spread @ x / 32 for x in k[4:]])
+                share += np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum() / 2
+            score = np.concatenate([np.zeros(4), share * np.linalg.norm(v[4:], axis=1)])
+            assert got[b][g] == [0, 1, 2, 3, *sorted(best(score, 10, range(4, n)))]

@@ -1,0 +1,50 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import ExpectedLogits, Values
+from tokensieve.parts import select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("expected-attention")
+@dataclass(frozen=True)
+class ExpectedAttention(Method):
+    """Keeps the entries that queries still to come can be expected to attend to, weighted by the length of their values.
+
+    Source: arXiv 2510.00636. Queries are taken to be normally distributed as those of the prompt were, turned to the next
+    ``future`` positions; the first ``sinks`` tokens always stay and are not counted. Deviation from the public code: the first
+    ``sinks`` queries are outliers only where they are the prompt's own (in a prefill in chunks, those of the first chunk).
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    future: int = 512
+    sinks: int = 4
+
+    @property
+    def needs(self):
+        return (ExpectedLogits(self.future), Values())
+
+    @property
+    def protected(self) -> int:
+        return self.sinks + 1
+
+    def score(self, s: Signals) -> Tensor:
+        logits = s.get(self.needs[0])[1]
+        logits = logits[:, None] if logits.dim() == 2 else logits
+        rest = s.valid & ~select.first(self._sinks(s), s.valid)
+        rest = rest | (s.valid & ~rest.any(1, keepdim=True))
+        share = logits.masked_fill(~rest[:, None], -torch.inf).softmax(-1).mean(1)
+        return share * torch.linalg.vector_norm(s.metric(self.needs[1]), dim=-1)
+
+    def _sinks(self, s: Signals) -> Tensor:
+        return torch.full((s.batch,), self.sinks, device=s.device)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        sinks = select.first(self._sinks(s).minimum(keep - 1), s.valid)
+        return Reduction.keep(sinks | select.top(self.score(s), keep - sinks.sum(1), s.valid & ~sinks))

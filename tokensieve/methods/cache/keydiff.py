@@ -1,0 +1,35 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tokensieve.method import Method
+from tokensieve.needs import Keys
+from tokensieve.parts import score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("keydiff")
+@dataclass(frozen=True)
+class KeyDiff(Method):
+    """Keeps the entries whose keys are least like the mean direction of their head's keys.
+
+    Source: arXiv 2504.15364. Needs no attention. The paper evicts block by block while reading a long prompt; in a prefill in
+    chunks, so does this. Deviation: none.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+
+    @property
+    def needs(self):
+        return (Keys(),)
+
+    def score(self, s: Signals) -> Tensor:
+        keys = s.metric(self.needs[0])
+        return -score.cosine(score.mean_row(normalize(keys, dim=-1), s.valid)[:, None], keys)[:, 0]
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(select.top(self.score(s), keep, s.valid))

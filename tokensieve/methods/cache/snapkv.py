@@ -1,0 +1,42 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import WindowAttention
+from tokensieve.parts import score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("snapkv")
+@dataclass(frozen=True)
+class SnapKV(Method):
+    """Keeps the last tokens of the prompt and, for each head, the earlier ones to which they attend most.
+
+    Source: arXiv 2404.14469. ``window`` last tokens vote with their attention, averaged over them and over the query heads that
+    share a key-value head; votes are pooled ("mean" or "max") over ``kernel`` neighbours, so that what stands around a
+    detail stays with it. Defaults are those of the public code. Deviation: none in the selection.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    window: int = 32
+    kernel: int = 5
+    pooling: str = "mean"
+
+    @property
+    def needs(self):
+        return (WindowAttention(self.window),)
+
+    @property
+    def protected(self) -> int:
+        return self.window
+
+    def score(self, s: Signals) -> Tensor:
+        return score.observed(s, self.needs[0], self.kernel, self.pooling)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        recent = score.recent(s, keep.clamp(max=self.window))
+        return Reduction.keep(recent | select.top(self.score(s), keep - recent.sum(1), s.valid & ~recent))

@@ -1,0 +1,32 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.parts import select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("streamingllm")
+@dataclass(frozen=True)
+class StreamingLLM(Method):
+    """Keeps the first tokens, on which attention rests, and the most recent ones.
+
+    Source: arXiv 2309.17453. ``sinks`` is the number of first tokens (of the row: padding is no token). Deviation: entries keep
+    the rotary positions they were computed with, where the paper numbers them anew by their place in the cache.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    unit = "token"
+    sinks: int = 4
+
+    @property
+    def protected(self) -> int:
+        return self.sinks + 1
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        sinks = select.first((keep - 1).clamp(max=self.sinks), s.valid)
+        return Reduction.keep(sinks | select.last(keep - sinks.sum(1), s.valid))

@@ -1,0 +1,95 @@
+"""Pages: rows of very different lengths in one tensor, and attention over them without padding to the longest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+PAGE = 64
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Keys and values of R rows, cut into pages of equal size; a row's last page may be part empty.
+
+    Attributes:
+        keys: ``(P, page, d)``; values: ``(P, page, d')``.
+        owner: ``(P,)`` long, the row of each page, ascending.
+        counts: ``(R,)`` long, the entries of each row.
+    """
+
+    keys: Tensor
+    values: Tensor
+    owner: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor, real: Tensor, page: int = PAGE) -> Pages:
+        """From padded rows ``(R, N, d)``; real: ``(R, N)`` bool, True at the front of each row."""
+        counts = real.sum(1)
+        number = (counts + page - 1) // page
+        owner = torch.arange(len(counts), device=counts.device).repeat_interleave(number)
+        row, place = real.nonzero(as_tuple=True)
+        slot = ((number.cumsum(0) - number) * page)[row] + place
+
+        def lay(x: Tensor) -> Tensor:
+            out = x.new_zeros(len(owner) * page, x.shape[2])
+            return out.index_copy_(0, slot, x[row, place]).unflatten(0, (-1, page))
+
+        return cls(lay(keys), lay(values), owner, counts)
+
+    @property
+    def real(self) -> Tensor:
+        """``(P, page)`` bool: False where a page is empty."""
+        number = self.owner.bincount(minlength=len(self.counts))
+        first = (number.cumsum(0) - number)[self.owner]
+        page = self.keys.shape[1]
+        left = self.counts[self.owner] - (torch.arange(len(self.owner), device=self.owner.device) - first) * page
+        return torch.arange(page, device=self.owner.device) < left[:, None]
+
+    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values as padded rows ``(R, N, d)``, and ``(R, N)`` bool which entries are real."""
+        width = int(self.counts.max())
+        real = torch.arange(width, device=self.counts.device) < self.counts[:, None]
+        keys = self.keys.new_zeros(*real.shape, self.keys.shape[2])
+        values = self.values.new_zeros(*real.shape, self.values.shape[2])
+        held = self.real
+        keys[real], values[real] = self.keys[held], self.values[held]
+        return keys, values, real
+
+    def rows(self, index: Tensor) -> Pages:
+        """Some rows, ``(R',)`` long, in another order or repeated."""
+        number = self.owner.bincount(minlength=len(self.counts))
+        start, count = (number.cumsum(0) - number)[index], number[index]
+        owner = torch.arange(len(index), device=index.device).repeat_interleave(count)
+        page = start[owner] + torch.arange(len(owner), device=index.device) - (count.cumsum(0) - count)[owner]
+        return Pages(self.keys[page], self.values[page], owner, self.counts[index])
+
+
+def attend(
+    query: Tensor, pages: Pages, real: Tensor, keys: Tensor, values: Tensor, scale: float, allowed: Tensor
+) -> Tensor:
+    """Attention of each row's queries over its pages and over what has come since, in one softmax.
+
+    Args:
+        query: ``(R, T, d)``; real: :attr:`Pages.real`.
+        keys, values: ``(R, N, d)``, what has come since, at least one entry; allowed: additive, broadcastable to ``(R, T, N)``.
+
+    Returns:
+        ``(R, T, d')``. Memory P x T x page.
+    """
+    paged = torch.bmm(query[pages.owner] * scale, pages.keys.transpose(1, 2)).float()
+    paged = paged.masked_fill_(~real[:, None], -torch.inf)
+    late = torch.baddbmm(
+        allowed.expand(-1, query.shape[1], -1).to(query.dtype), query, keys.transpose(1, 2), alpha=scale
+    )
+    late = late.float()
+    owner = pages.owner[:, None].expand(-1, query.shape[1])
+    top = late.amax(2).scatter_reduce(0, owner, paged.amax(2), "amax").clamp(min=torch.finfo(torch.float32).min)
+    paged, late = (paged - top[pages.owner][..., None]).exp_(), (late - top[..., None]).exp_()
+    total = late.sum(2).index_add_(0, pages.owner, paged.sum(2))
+    out = torch.bmm(late.to(values.dtype), values).float()
+    out.index_add_(0, pages.owner, torch.bmm(paged.to(values.dtype), pages.values).float())
+    return (out / total[..., None].clamp(min=1e-30)).to(query.dtype)

@@ -1,0 +1,146 @@
+"""Entries: what a cache method can read about the entries of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.needs import Need
+from tokensieve.parts import rows
+from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.positions import rotary, turned
+from tokensieve.sites.taps import Call
+
+CACHE_SIGNALS = ("window_attention", "accumulated_attention", "expected_logits", "keys", "values", "features")
+ROWS = 2**25
+"""Elements of attention rows that are held at once."""
+OUTLIERS = 4
+"""Queries of the first tokens are unlike all others and tell nothing of those to come."""
+
+
+def laid(x: Tensor, unit: str, heads: int) -> Tensor:
+    """``(B, H, ..., N)`` in the rows of a method's unit: ``(B G, H / G, ..., N)`` for "head", ``(B, H / G, ..., G N)`` for
+    "entry", itself for "token"."""
+    if unit == "token":
+        return x
+    x = x.unflatten(1, (heads, -1))
+    return x.flatten(0, 1) if unit == "head" else x.movedim(1, -2).flatten(-2)
+
+
+def vectors(x: Tensor, unit: str) -> Tensor:
+    """Keys or values ``(B, G, N, d)`` likewise: ``(B G, N, d)``, ``(B, G N, d)`` or ``(B, N, G d)``."""
+    return x.transpose(1, 2).flatten(2) if unit == "token" else x.flatten(0, 1) if unit == "head" else x.flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """The entries of one layer behind a pass.
+
+    Attributes:
+        keys, values: ``(B, G, N, d)``; columns: ``(B, G, N)`` long, -1 at padding of the layer.
+        valid: ``(B, G, N)`` bool: neither that nor padding of the prompt.
+        call: the attention call of the pass.
+    """
+
+    layer: EvictedLayer
+    keys: Tensor
+    values: Tensor
+    columns: Tensor
+    valid: Tensor
+    call: Call
+
+    def attention(self, query: Tensor, columns: Tensor, upto: int | None = None) -> Tensor:
+        """Rows of attention, ``(B, H, t, N)``, of queries ``(B, H, t, d)`` at columns ``(B, t)``; over the first ``upto``
+        entries, where they see no others."""
+        own = self.columns[:, :, :upto]
+        allowed = self.valid[:, :, None, :upto] & (own[:, :, None] <= columns[:, None, :, None])
+        shared = bool((own == own[:, :1]).all())
+        each = allowed[:, :1] if shared else allowed.repeat_interleave(query.shape[1] // self.keys.shape[1], 1)
+        return rows.attend(query, self.keys[:, :, :upto], self.call.scale, each)
+
+    def window(self, count: int) -> Tensor:
+        """``(B, H, W, N)``: attention of the last ``count`` queries (fewer, where there have been fewer)."""
+        query = torch.cat([q for q, _ in self.layer.queries], 2)[:, :, -count:]
+        columns = torch.cat([c for _, c in self.layer.queries], 1)[:, -count:]
+        return self.attention(query, columns)
+
+    def read(
+        self, needs: Sequence[Need], unit: str, language: nn.Module, hidden: Tensor, module: nn.Module
+    ) -> dict[str, Any]:
+        heads, out = self.keys.shape[1], dict[str, Any]()
+        for need in needs:
+            if need.name == "window_attention":
+                out[need.name] = laid(self.window(need.window), unit, heads)
+            elif need.name == "accumulated_attention":
+                assert self.layer.carried is not None
+                out[need.name] = laid(self.layer.carried, unit, heads)
+            elif need.name == "expected_logits":
+                out[need.name] = laid(self.expected(need.window, language, hidden, module), unit, heads)
+            elif need.name == "values":
+                out[need.name] = vectors(self.values, unit)
+        return out
+
+    def expected(self, ahead: int, language: nn.Module, hidden: Tensor, module: nn.Module) -> Tensor:
+        """``(B, H, N)``: log of the expected attention of normal queries at the next ``ahead`` positions."""
+        assert self.layer.moments is not None
+        number, total, square, last = self.layer.moments
+        count = number.clamp(min=1)[:, None, None]
+        mean = total / count
+        spread = square / count[..., None] - mean[..., None] * mean[..., None, :]
+        ids = last[:, None] + torch.arange(1, ahead + 1, device=last.device)
+        table = tuple(t.float().mean(1, keepdim=True) for t in rotary(language, hidden, ids))
+        mean = turned(module, mean[:, :, None], table)[:, :, 0]
+        spread = turned(module, spread, table)
+        spread = turned(module, spread.transpose(2, 3), table)
+        groups, scale = mean.shape[1] // self.keys.shape[1], self.call.scale
+        keys = self.keys.float()
+        logits = keys @ mean.unflatten(1, (-1, groups)).transpose(2, 3) * scale
+        each = spread.unflatten(1, (-1, groups)).unbind(2)
+        bend = torch.stack([((keys @ one) * keys).sum(-1) for one in each], 2) * (scale * scale / 2)
+        return (logits.transpose(2, 3) + bend).flatten(1, 2)
+
+
+def note(
+    entries: Entries, need: Need, columns: Tensor, real: Tensor | None, table: Any, ids: Tensor, module: nn.Module
+) -> None:
+    """Remember of a pass what a need asks for.
+
+    Args:
+        columns: ``(B, q)``, the pass's own; real: ``(B, L)`` bool, False at the prompt's padding; None for none.
+        table: the rotary tables of the pass; ids: ``(B, q)``, its positions.
+    """
+    layer, query = entries.layer, entries.call.query
+    if need.name == "window_attention":
+        layer.queries.append((query[:, :, -need.window :].clone(), columns[:, -need.window :]))
+        while sum(q.shape[2] for q, _ in layer.queries[1:]) >= need.window:
+            layer.queries.pop(0)
+        return
+    here = torch.ones_like(columns, dtype=torch.float32)
+    if real is not None:
+        here = real.gather(1, columns.clamp(min=0)).float()
+    here = here * (columns >= 0)
+    if need.name == "accumulated_attention":
+        age = torch.arange(query.shape[2] - 1, -1, -1, device=query.device)
+        weight = here * need.rate**age
+        total = torch.zeros(*query.shape[:2], entries.keys.shape[2], device=query.device)
+        past, step = total.shape[2] - query.shape[2], max(1, ROWS // total.numel())
+        for start in range(0, query.shape[2], step):
+            part, upto = slice(start, start + step), min(past + start + step, total.shape[2])
+            attention = entries.attention(query[:, :, part], columns[:, part], upto)
+            total[..., :upto] += torch.einsum("bhtn,bt->bhn", attention, weight[:, part])
+        if layer.carried is not None:
+            total[..., : layer.carried.shape[2]] += layer.carried * need.rate ** query.shape[2]
+        layer.carried = total
+    elif need.name == "expected_logits":
+        plain = turned(module, query.float(), table, back=True)
+        first = columns if real is None else real.long().cumsum(1).gather(1, columns.clamp(min=0)) - 1
+        weight = here * (first >= OUTLIERS)
+        plain = plain * weight[:, None, :, None]
+        new: tuple[Tensor, ...] = (weight.sum(1), plain.sum(2), plain.transpose(2, 3) @ plain)
+        old = layer.moments
+        new = new if old is None else tuple(a + b for a, b in zip(old[:3], new, strict=True))
+        layer.moments = (*new, ids.amax(1))

@@ -1,0 +1,230 @@
+"""A cache layer whose heads hold tokens of their own choice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import BaseQuantizedLayer, Cache, DynamicLayer
+
+from tokensieve.parts.pages import Pages, attend
+from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.taps import Call
+
+
+class EvictedLayer(SievedLayer):
+    """A cache layer from which entries have left: in front stand those that were kept, behind them what has come since.
+
+    Where the heads of every row keep equally many, ``keys`` and ``values`` hold both, ``(B, G, M + T, d)``, and any attention
+    kernel reads them. Where they do not, ``pages`` holds what was kept, ``keys`` and ``values`` hold the rest, and the sieve
+    computes the attention.
+
+    Attributes:
+        places: ``(B, G, M)`` int, the column of the full mask that each kept entry stands for; -1 at padding, always behind.
+        columns: ``(B, T)``, those of what has come since, the same in all heads.
+        pages: the kept entries, where heads hold different numbers; rows are those of the batch times heads.
+        carried: ``(B, H, M + T)`` attention accumulated by each entry; None where nobody asked.
+        queries: the latest queries ``(B, H, t, d)`` and their columns ``(B, t)``, pass by pass.
+        moments: of all queries before their rotation: their number, sum, and sum of squares; None where nobody asked.
+        mark: the length at which entries last left.
+        model: the fingerprint of the model that it belongs to.
+        awaited: whether the sieve has seen to the mask of the coming pass.
+    """
+
+    places: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages: Pages | None = None
+        self.carried: Tensor | None = None
+        self.queries: list[tuple[Tensor, Tensor]] = []
+        self.moments: tuple[Tensor, ...] | None = None
+        self.mark = 0
+        self.model = ""
+        self.awaited = False
+
+    @classmethod
+    def at(cls, cache: Cache, index: int, like: Tensor) -> EvictedLayer:
+        """The evicted layer at ``index`` of a cache, put in the place of a plain or a quantized one.
+
+        Args:
+            like: keys ``(B, G, n, d)`` that it holds.
+        """
+        old = cache.layers[index]
+        if isinstance(old, cls):
+            return old
+        if isinstance(old, BaseQuantizedLayer):
+            new = type(f"Evicted{type(old).__name__}", (QuantizedEntries, cls, type(old)), {})()
+            new.__dict__.update(old.__dict__)
+            new.length = old.get_seq_length()
+            new.columns = torch.arange(new.length, device=like.device).expand(len(like), -1)
+        else:
+            new = cls()
+            new.__dict__.update(SievedLayer.of(cache, index, len(like), like.device).__dict__)
+        new.places = torch.zeros(*like.shape[:2], 0, dtype=torch.int32, device=like.device)
+        cache.layers[index] = new
+        return new
+
+    @property
+    def width(self) -> int:
+        """Kept entries in front of ``keys``."""
+        return 0 if self.pages is not None else self.places.shape[2]
+
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of all entries, ``(B, G, N, d)``, and their columns ``(B, G, N)``, -1 at padding."""
+        assert self.columns is not None
+        keys, values = self.late()
+        late = self.columns[:, None].expand(-1, keys.shape[1], -1)
+        columns = torch.cat([self.places.long(), late], 2)
+        if self.pages is not None:
+            front = (x.unflatten(0, keys.shape[:2]) for x in self.pages.padded()[:2])
+            keys, values = (torch.cat(pair, 2) for pair in zip(front, (keys, values), strict=True))
+        return keys, values, columns
+
+    def late(self) -> tuple[Tensor, Tensor]:
+        """What is in no page."""
+        return self.keys, self.values
+
+    def keep(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
+        """Hold these entries and no others: ``(B, G, M, d)``, and their columns ``(B, G, M)``, -1 at padding."""
+        assert self.columns is not None
+        real = places >= 0
+        self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
+        if bool((real == real[:, :1]).all()):
+            self.pages, self.holes = None, not bool(real.all())
+            self._hold(keys, values)
+            return
+        self.pages, self.holes = Pages.of(keys.flatten(0, 1), values.flatten(0, 1), real.flatten(0, 1)), False
+        self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        self.keys, self.values = keys, values
+
+    def settle(self) -> None:
+        """Forget what only the next prompt or eviction would ask for, and which takes the room of many entries."""
+        self.queries, self.moments = [], None
+
+    def before(self, mask: Tensor | None) -> Tensor | None:
+        """The mask of all entries, from that of those that have come since: every query sees what was kept."""
+        self.awaited = self.pages is None
+        if mask is None or not self.width:
+            return mask
+        real = self.places[:, 0] >= 0
+        if mask.dim() == 2:
+            return torch.cat([real.to(mask.dtype), mask], 1)
+        front = real[:, None, None].expand(-1, mask.shape[1], mask.shape[2], -1)
+        if mask.dtype != torch.bool:
+            front = torch.zeros_like(front, dtype=mask.dtype).masked_fill_(~front, torch.finfo(mask.dtype).min)
+        return torch.cat([front, mask.expand(len(front), -1, -1, -1)], 3)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        if not self.awaited and self.places.shape[2]:
+            raise RuntimeError(
+                "tokens have left this cache; attach a sieve to the model that reads it (one that evicts nothing more: "
+                "sieve(model, Plan([])))"
+            )
+        self.awaited = False
+        return super().update(key_states, value_states, *args, **kwargs)
+
+    def reset(self) -> None:
+        self.places = self.places[:, :, :0]
+        self.pages, self.carried, self.queries, self.moments, self.mark = None, None, [], None, 0
+        super().reset()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        assert self.columns is not None
+        if abs(tokens_to_remove) > self.columns.shape[1]:
+            raise ValueError(
+                f"cannot crop {abs(tokens_to_remove)} tokens; {self.columns.shape[1]} have come since entries last left"
+            )
+        kept = self.width
+        late = self.columns.shape[1] - abs(tokens_to_remove)
+        self.keys, self.values = (x[..., : kept + late, :] for x in (self.keys, self.values))
+        self.columns, self.length = self.columns[:, :late], self.length - abs(tokens_to_remove)
+        self.carried = None if self.carried is None else self.carried[..., : self.places.shape[2] + late]
+        self.queries = []
+
+    def _rows(self, change: Callable[[Tensor, int], Tensor]) -> None:
+        super()._rows(change)
+        if self.pages is not None:
+            row = torch.arange(self.pages.counts.shape[0], device=self.places.device).view(self.places.shape[:2])
+            self.pages = self.pages.rows(change(row, 0).flatten())
+        self.places = change(self.places, 0)
+        self.carried = None if self.carried is None else change(self.carried, 0)
+        self.queries = [(change(q, 0), change(c, 0)) for q, c in self.queries]
+        self.moments = None if self.moments is None else tuple(change(m, 0) for m in self.moments)
+
+
+class QuantizedEntries(DynamicLayer):
+    """What an :class:`EvictedLayer` does otherwise where entries are quantized; their storage is the other base class's."""
+
+    def late(self) -> tuple[Tensor, Tensor]:
+        made: Any = self
+        keys, values = (made._dequantize(x) for x in (made._quantized_keys, made._quantized_values))
+        if getattr(self, "_pending_beam_idx", None) is not None:
+            keys, values = made._apply_pending_reorder(keys, values)
+        rest = [x for x in (self.keys, self.values) if x is not None and x.dim() == 4]
+        return (torch.cat([keys, rest[0]], 2), torch.cat([values, rest[1]], 2)) if rest else (keys, values)
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        made: Any = self
+        if made.pages is not None:
+            raise ValueError(
+                "heads that keep different numbers of entries need a cache that is not quantized; take a method that keeps "
+                "equally many in each, such as 'snapkv'"
+            )
+        axes = [{"axis": a} for a in (made.axis_key, made.axis_value)] if hasattr(self, "axis_key") else [{}, {}]
+        made._quantized_keys = made._quantize(keys.contiguous(), **axes[0])
+        made._quantized_values = made._quantize(values.contiguous(), **axes[1])
+        made._pending_beam_idx = None
+        self.keys, self.values = (x.new_empty(0) for x in (keys, values))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove:
+            raise ValueError("cannot crop a quantized cache from which tokens have left")
+
+
+def paged(held: Pages, call: Call) -> Tensor:
+    """Attention over kept entries in pages and those that have come since: ``(B, q, H, d)``."""
+    batch, queries, length, _ = call.query.shape
+    heads, late = call.key.shape[1], call.key.shape[2]
+    groups, dtype = queries // heads, call.query.dtype
+    mask = call.mask
+    if mask is None or mask.dim() == 2:
+        order = torch.arange(late, device=call.key.device)
+        allowed = (order <= order[late - length :, None])[None, None]
+        mask = allowed if mask is None else allowed & mask[:, None, None, -late:].bool()
+    if mask.dtype == torch.bool:
+        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+    real, out = held.real, []
+    step = max(1, 4096 // groups) if length > 1 else 1
+    for start in range(0, length, step):
+        part = call.query[:, :, start : start + step]
+        bias = mask[:, :, start : start + step].expand(batch, heads, -1, -1).flatten(0, 1).repeat(1, groups, 1)
+        rows = part.unflatten(1, (heads, groups)).flatten(0, 1).flatten(1, 2)
+        found = attend(rows, held, real, call.key.flatten(0, 1), call.value.flatten(0, 1), call.scale, bias)
+        out.append(found.view(batch, queries, part.shape[2], -1))
+    return torch.cat(out, 2).transpose(1, 2).contiguous()
+
+
+def held_bytes(cache: Cache) -> int:
+    """Bytes of all tensors that a cache holds, whatever they are for."""
+    seen: dict[int, int] = {}
+
+    def count(x: object) -> None:
+        if isinstance(x, Tensor):
+            seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        elif isinstance(x, (tuple, list)):
+            for one in x:
+                count(one)
+        elif isinstance(x, Pages):
+            count(tuple(vars(x).values()))
+
+    for layer in cache.layers:
+        for value in vars(layer).values():
+            count(value)
+    return sum(seen.values())

@@ -1,0 +1,261 @@
+"""The cache site: entries leave the cache of keys and values behind a prompt, and while decoding."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.parts import select
+from tokensieve.plan import Stage
+from tokensieve.reduction import Reduction
+from tokensieve.signals import Signals
+from tokensieve.sites import decode, entries, readings, taps
+from tokensieve.sites.anatomy import Stack
+from tokensieve.sites.clock import Clock
+from tokensieve.sites.decoder import full_layers, padding
+from tokensieve.sites.encoder import Detach
+from tokensieve.sites.entries import Entries
+from tokensieve.sites.evicted import EvictedLayer, paged
+from tokensieve.sites.resolve import share
+from tokensieve.sites.store import MORE, fingerprint
+from tokensieve.sites.trace import Trace
+
+
+class CacheSite:
+    """Evicts layer by layer, behind the attention of each, so that no more than one layer is ever held twice.
+
+    Args:
+        alone: whether no other site sees to the masks of layers that hold fewer entries.
+    """
+
+    def __init__(self, language: Stack, stages: Sequence[Stage], clock: Clock, seed: int, alone: bool):
+        self.language, self.clock, self.seed, self.alone = language, clock, seed, alone
+        self.full = full_layers(language)
+        self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
+        self.layers = {id(s): self._layers(s) for s in self.stages}
+        for stage in self.stages:
+            readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
+            share(stage.keep, torch.ones(1, dtype=torch.long))
+        self.model = fingerprint(language.root)
+        self.trace: Trace | None = None
+        self._cache: Any = None
+        self._real: Tensor | None = None
+        self._pass: dict[str, Any] = {}
+        self._ids: Tensor | None = None
+        self._past = 0
+        self._hidden: Any = None
+
+    def _layers(self, stage: Stage) -> list[int]:
+        if stage.layers is None:
+            return self.full
+        asked = [self.language.layer(i) for i in stage.layers]
+        other = sorted(set(asked) - set(self.full))
+        if other:
+            raise ValueError(
+                f"layers={stage.layers}: layer {other[0]} does not see every token; those that do are {self.full}"
+            )
+        return sorted(set(asked))
+
+    def attach(self) -> list[Detach]:
+        root = self.language.root
+        # In front of other sites: they may hand on a mask of fewer tokens.
+        out = [
+            root.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True).remove,
+            root.register_forward_hook(self._done, always_call=True).remove,
+        ]
+        for i, layer in enumerate(self.language.layers):
+            out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
+            attention = self.language.attentions[i]
+            if i in self.full and attention is not None:
+                out.append(taps.attach(attention, observe=partial(self._observe, i), kernel=partial(self._kernel, i)))
+        return out
+
+    # ---- a pass, in its order ---------------------------------------------------------------------------------------
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        x: Any = kwargs.get("inputs_embeds")
+        x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
+        cache = kwargs.get("past_key_values")
+        past = self._past = 0 if cache is None else int(cache.get_seq_length())
+        length, most = past + x.shape[1], getattr(self.language.config, "max_position_embeddings", None)
+        if most is not None and length > most:
+            raise ValueError(
+                f"token {length} is past the model's max_position_embeddings={most}; evicted tokens keep their positions, so "
+                "generate fewer (max_new_tokens) or shorten the prompt"
+            )
+        self._real = padding(kwargs.get("attention_mask"), length)
+        self._ids = kwargs.get("position_ids")
+        for i, layer in enumerate(cache.layers if cache is not None else ()):
+            if isinstance(layer, EvictedLayer) and layer.model != self.model:
+                raise ValueError(f"layer {i} of this cache was filled by another model; fill a new cache with this one")
+        if x.shape[1] > 1 or self.trace is None:
+            self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
+
+    def _layer(self, index: int) -> Callable[..., Any]:
+        lasting = any(s.every and index in self.layers[id(s)] for s in self.stages)
+        names = tuple(inspect.signature(self.language.layers[index].forward).parameters)
+
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+            kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
+            hidden = self._hidden = kwargs.pop(names[0])
+            if self.alone:
+                kwargs = decode.adapt(self.language, index, hidden, kwargs, self._ids)
+            self._cache, self._pass = kwargs.get("past_key_values"), kwargs
+            layer = self._held(index)
+            if isinstance(layer, EvictedLayer):
+                layer.awaited = True
+                if hidden.shape[1] == 1 and not lasting:
+                    layer.settle()
+            return (hidden,), kwargs
+
+        return hook
+
+    def _held(self, index: int) -> Any:
+        layers = () if self._cache is None else self._cache.layers
+        return layers[index] if len(layers) > index else None
+
+    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
+        layer = self._held(index)
+        if not isinstance(layer, EvictedLayer) or layer.pages is None:
+            return None
+        odd = sorted(k for k in ("softcap", "s_aux", "position_bias", "sinks") if kwargs.get(k) is not None)
+        if odd:
+            raise ValueError(
+                f"layer {index} computes attention with {odd[0]}, which heads that hold different numbers of entries cannot; "
+                "take a method that keeps equally many in each, such as 'snapkv'"
+            )
+        return paged(layer.pages, call)
+
+    @torch.no_grad()
+    def _observe(self, index: int, call: taps.Call) -> None:
+        if self._cache is None:
+            return
+        for stage in self.stages:
+            if index in self.layers[id(stage)] and (stage.every or call.query.shape[2] > 1):
+                with self.clock:
+                    self._stage(stage, index, call)
+
+    def _done(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._cache, self._pass, self._real, self._hidden = None, {}, None, None
+
+    # ---- the steps --------------------------------------------------------------------------------------------------
+
+    def _stage(self, stage: Stage, index: int, call: taps.Call) -> None:
+        prompt, module = call.query.shape[2] > 1, self.language.attentions[index]
+        assert module is not None
+        layer = EvictedLayer.at(self._cache, index, call.key)
+        layer.model = self.model
+        now = here(layer, call, self._real)
+        assert layer.columns is not None
+        columns = layer.columns[:, -call.query.shape[2] :]
+        ids = self._pass.get("position_ids")
+        ids = columns if ids is None else (ids[0] if ids.dim() == 3 else ids).expand(len(columns), -1)
+        for need in stage.method.needs:
+            entries.note(now, need, columns, self._real, self._pass.get("position_embeddings"), ids, module)
+        due = stage.prefill if prompt else layer.length - layer.mark >= stage.every
+        if due:
+            self._evict(stage, index, now, module)
+        if prompt:
+            layer.mark = layer.length
+
+    def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
+        layer, method, heads = now.layer, stage.method, now.keys.shape[1]
+        keep, held = self._counts(stage, index, now)
+        if bool((keep >= held).all()):
+            layer.mark = layer.length
+            return
+        given = now.read(method.needs, method.unit, self.language.root, self._hidden, module)
+        units = {"token": lambda x: x[:, 0], "head": lambda x: x.flatten(0, 1), "entry": lambda x: x.flatten(1, 2)}
+        valid = units[method.unit](now.valid)
+        rows = keep.repeat_interleave(heads) if method.unit == "head" else keep
+        if method.unit == "entry":
+            head = torch.arange(heads, device=valid.device).repeat_interleave(now.keys.shape[2])
+            given["head"] = head.expand_as(valid)
+        # Of a row that has been all padding so far, one entry of it stands for none.
+        empty = ~valid.any(1)
+        valid, rows = (
+            valid | (empty[:, None] & (torch.arange(valid.shape[1], device=valid.device) == 0)),
+            rows + empty.long(),
+        )
+        signals = Signals(
+            features=entries.vectors(now.keys, method.unit),
+            mask=None if bool(valid.all()) else valid,
+            seed=self.seed + index,
+            **given,
+        )
+        step = method(signals, rows)
+        self._apply(step, now, method.unit)
+        assert self.trace is not None
+        self.trace.layer_tokens[index] = float((layer.places >= 0).float().mean(1).sum() / len(layer.places))
+
+    def _counts(self, stage: Stage, index: int, now: Entries) -> tuple[Tensor, Tensor]:
+        """``(B,)`` entries that each row keeps, and holds: per head, or in all heads together for the unit "entry"."""
+        method, layers = stage.method, self.layers[id(stage)]
+        seen = torch.full((len(now.keys),), now.layer.length, device=now.keys.device)
+        seen = seen if self._real is None else self._real.sum(1)
+        held, least = now.valid.sum(2), method.protected
+        keep, short = share(stage.keep, seen), held.amax(1) <= least
+        wrong = (keep < least) & ~short
+        if self._past or self._cache.__dict__.get(MORE):  # a share of a prompt that has not ended may still grow
+            keep = keep.clamp(min=least)
+        elif bool(wrong.any()):
+            row = int(wrong.nonzero()[0, 0])
+            raise ValueError(
+                f"keep={stage.keep} leaves row {row} {int(keep[row])} of its {int(seen[row])} tokens; {method.name} always keeps "
+                f"{least}: pass keep={least} or more, or options of the method that protect fewer"
+            )
+        idle = short & (keep < held.amax(1))
+        if bool(idle.any()):
+            warnings.warn(
+                f"a prompt of {int(held[idle].amax())} tokens is no longer than the {least} that {method.name} always keeps; "
+                "nothing leaves its cache",
+                stacklevel=2,
+            )
+        keep = method.of_layer(keep, seen, layers.index(index), len(layers))
+        heads = now.keys.shape[1]
+        if method.unit == "entry":
+            keep, held = keep * heads, held.sum(1)
+            return torch.where(short, held, keep).minimum(held), held
+        held = held.amax(1)
+        return torch.where(short, held, keep).minimum(held), held
+
+    def _apply(self, step: Reduction, now: Entries, unit: str) -> None:
+        batch, heads, n = now.columns.shape
+        kept, mask = step.kept, step.mask
+        if unit == "token":
+            kept, mask = (x.repeat_interleave(heads, 0) for x in (kept, mask))
+        elif unit == "entry":
+            chosen = torch.zeros(batch, heads * n, dtype=torch.bool, device=kept.device).scatter_(1, kept, True)
+            kept, mask = select.compact(chosen.view(batch * heads, n))
+        if not step.drops and unit != "head":
+            raise ValueError(f"a method that merges entries needs the unit 'head'; this one has {unit!r}")
+
+        def reduced(x: Tensor) -> Tensor:
+            flat = x.flatten(0, 1)
+            out = select.take(flat, kept) if step.drops else step.apply(flat)
+            return out.unflatten(0, (batch, heads))
+
+        named = now.columns.masked_fill(~now.valid, -1).flatten(0, 1)
+        places = named.gather(1, kept).masked_fill(~mask, -1)
+        layer = now.layer
+        if layer.carried is not None:
+            groups = layer.carried.shape[1] // heads
+            each = kept.repeat_interleave(groups, 0)
+            layer.carried = layer.carried.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
+        layer.keep(reduced(now.keys), reduced(now.values), places.unflatten(0, (batch, heads)))
+
+
+def here(layer: EvictedLayer, call: taps.Call, real: Tensor | None) -> Entries:
+    """The entries of a layer behind a pass; real: ``(B, L)`` bool, False at the prompt's padding."""
+    keys, values, columns = layer.entries()
+    valid = columns >= 0
+    if real is not None:
+        at = columns.clamp(min=0).flatten(1)
+        valid = valid & real.gather(1, at).view_as(valid)
+    return Entries(layer, keys, values, columns, valid, call)

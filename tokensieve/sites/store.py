@@ -1,0 +1,149 @@
+"""Compressed prefixes: filled in chunks, saved, and read again by many questions."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache
+
+from tokensieve.parts.pages import Pages
+from tokensieve.sites.evicted import EvictedLayer
+
+FORMAT = "tokensieve.cache.1"
+MORE = "_tokensieve_more"
+"""Set on a cache while more of its prompt is to come."""
+
+
+@torch.no_grad()
+def prefill(model: nn.Module, inputs: Any, chunk: int | None = None, cache: Cache | None = None) -> Cache:
+    """Run a prompt through a model and return its cache; under a sieve with a cache stage, a compressed one.
+
+    Args:
+        inputs: ``input_ids`` and, with padding on the left, ``attention_mask``; or a tensor of ids.
+        chunk: tokens per pass. Entries leave behind each, so that the whole prompt's cache is never held at once.
+        cache: one to go on with; the mask then covers its tokens too.
+
+    Example:
+        >>> with ts.sieve(model, "snapkv", keep=0.25):  # doctest: +SKIP
+        ...     cache = ts.prefill(model, prompt, chunk=4096)
+    """
+    given = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
+    ids = given.pop("input_ids")
+    mask = given.pop("attention_mask", None)
+    if chunk is not None and (isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"chunk={chunk!r}; it must be a number of tokens, at least 1, or None for one pass")
+    if given and chunk is not None:
+        raise ValueError(f"a prompt with {sorted(given)} goes through in one pass; leave out chunk={chunk}")
+    config: Any = model.config
+    cache = DynamicCache(config=config.get_text_config(decoder=True)) if cache is None else cache
+    past, step = int(cache.get_seq_length()), chunk or ids.shape[1]
+    for start in range(0, ids.shape[1], step):
+        part = ids[:, start : start + step]
+        upto = None if mask is None else mask[:, : past + start + part.shape[1]]
+        places = None if upto is None else (upto.long().cumsum(1) - 1).clamp(min=0)[:, -part.shape[1] :]
+        cache.__dict__[MORE] = start + step < ids.shape[1]
+        extra = {} if given else {"position_ids": places}
+        model(
+            input_ids=part,
+            attention_mask=upto,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **extra,
+            **given,
+        )
+    del cache.__dict__[MORE]
+    for layer in cache.layers:
+        if isinstance(layer, EvictedLayer):
+            layer.settle()
+    return cache
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A name for a language model's shape and weights."""
+    config: Any = model.config
+    shape = {
+        k: v
+        for k, v in config.to_dict().items()
+        if not k.startswith("_") and k not in ("dtype", "transformers_version")
+    }
+    out = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
+    weights = list(model.parameters())
+    for weight in weights[:: max(1, len(weights) // 8)]:
+        flat = weight.detach().flatten()
+        out.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
+    return out.hexdigest()[:16]
+
+
+def save_cache(cache: Cache, path: str | Path) -> None:
+    """Write a compressed cache to a safetensors file (to a temporary name first, then renamed).
+
+    Raises:
+        ValueError: a layer from which no entry has left, or that came from several models.
+    """
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    facts, models = [], set()
+    for i, layer in enumerate(cache.layers):
+        if not isinstance(layer, EvictedLayer):
+            raise ValueError(
+                f"layer {i} of the cache is a {type(layer).__name__}; only caches of full layers behind a cache stage are saved"
+            )
+        assert layer.columns is not None
+        models.add(layer.model)
+        facts.append({"length": layer.length, "mark": layer.mark, "holes": layer.holes})
+        held = {"keys": layer.keys, "values": layer.values, "places": layer.places, "columns": layer.columns}
+        if layer.pages is not None:
+            held |= {f"pages.{k}": v for k, v in vars(layer.pages).items()}
+        tensors |= {f"{i}.{k}": v.contiguous() for k, v in held.items()}
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    meta = {"format": FORMAT, "model": " ".join(models), "layers": json.dumps(facts)}
+    save_file({k: v.clone() for k, v in tensors.items()}, part, metadata=meta)
+    part.replace(path)
+
+
+def load_cache(path: str | Path, model: nn.Module) -> Cache:
+    """Read what :func:`save_cache` wrote, for the model that filled it.
+
+    Raises:
+        ValueError: another kind of file, or another model.
+    """
+    from safetensors import safe_open
+
+    from tokensieve.sites.decoder import decoder
+
+    root = decoder(model).root
+    with safe_open(path, "pt") as f:
+        meta = f.metadata() or {}
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a saved cache (format {meta.get('format')!r})")
+        if meta["model"] != fingerprint(root):
+            raise ValueError(
+                f"{path} was filled by another model than this {type(model).__name__}; fill a new one with this model"
+            )
+        held = {k: f.get_tensor(k).to(next(root.parameters()).device) for k in f.keys()}  # noqa: SIM118 (a safetensors handle)
+    cache = DynamicCache()
+    for i, facts in enumerate(json.loads(meta["layers"])):
+        layer = EvictedLayer()
+        own = {k.split(".", 1)[1]: v for k, v in held.items() if k.startswith(f"{i}.")}
+        layer.lazy_initialization(own["keys"], own["values"])
+        layer.keys, layer.values, layer.places, layer.columns = (
+            own[k] for k in ("keys", "values", "places", "columns")
+        )
+        parts = {k.split(".", 1)[1]: v for k, v in own.items() if k.startswith("pages.")}
+        layer.pages = Pages(**parts) if parts else None
+        layer.length, layer.mark, layer.holes, layer.model = (
+            facts["length"],
+            facts["mark"],
+            facts["holes"],
+            meta["model"],
+        )
+        cache.layers.append(layer)
+    return cache
