@@ -19,6 +19,7 @@ from tokensieve.retrieval.files import write_json
 from tokensieve.retrieval.filters import Where, check
 from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
+from tokensieve.retrieval.sketch import sketch as make_sketch
 from tokensieve.retrieval.snapshot import FORMAT, MANIFEST, VERSION
 from tokensieve.retrieval.writer import SEGMENT, Writer
 
@@ -50,16 +51,26 @@ class Index:
         self._writing = threading.RLock()
 
     @classmethod
-    def create(cls, folder: str | Path, dim: int, codec: str = "float16", model: str | None = None) -> Index:
+    def create(
+        cls,
+        folder: str | Path,
+        dim: int,
+        codec: str = "float16",
+        model: str | None = None,
+        sketch: str | None = "pooled",
+    ) -> Index:
         """A new, empty index.
 
         Args:
             dim: dimensions of a vector.
             codec: how vectors are stored, one of ``tokensieve.codec.CODECS``.
             model: the name of the encoder, which :meth:`open` compares.
+            sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None for exact search only.
         """
         folder = Path(folder)
-        make_codec(codec, dim)
+        made = make_codec(codec, dim)
+        if sketch is not None:
+            make_sketch(sketch, made.dim)
         if (folder / MANIFEST).exists():
             raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +78,7 @@ class Index:
             folder / MANIFEST,
             {
                 "format": FORMAT, "version": VERSION, "generation": 0, "dim": dim, "codec": codec, "codec_state": None,
-                "model": model, "segments": [], "next_file": 0, "next_id": 0,
+                "model": model, "sketch": sketch, "segments": [], "next_file": 0, "next_id": 0,
             },
         )  # fmt: skip
         return cls(folder, snapshot.read(folder))
@@ -120,13 +131,14 @@ class Index:
         with self._writing:
             self._state = self._write().compact()
 
-    def search(self, query: Any, k: int = 10, where: Where | None = None) -> Any:
+    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> Any:
         """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
 
         Many queries, ``(B, Q, dim)`` or a list of ``(q_i, dim)``, give a list of lists.
 
         Args:
             where: conditions on metadata, applied before anything is scored (see ``filters.Where``).
+            rerank: score exactly only so many documents, those whose sketches score best; 0 for all.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
@@ -137,7 +149,10 @@ class Index:
             check(where)
         state = self._state
         admitted = [v.admitted(where) for v in state.views]
-        scores = search.exact(state.views, state.codec, queries, admitted)
+        if rerank and state.sketch:
+            scores = search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k))
+        else:
+            scores = search.exact(state.views, state.codec, queries, admitted)
         hits = search.best(state.views, scores, k) or [[] for _ in range(len(queries))]
         return hits[0] if single else hits
 
@@ -148,9 +163,9 @@ class Index:
         if place is None:
             raise KeyError(f"there is no document {id!r}")
         segment, docs = state.views[place[0]].segment, torch.tensor([place[1]])
-        if not bool(segment.sound(docs).all()):
+        if not bool(segment.tokens.sound(docs).all()):
             raise KeyError(f"document {id!r} lies in a damaged block: {', '.join(segment.damaged)}")
-        return Document(id, state.codec.decode(segment.rows(docs)[0]), segment.metadata(place[1]))
+        return Document(id, state.codec.decode(segment.tokens.take(docs)[0]), segment.metadata(place[1]))
 
     def ids(self) -> Iterator[str]:
         """The ids of all documents, in no particular order."""
@@ -179,7 +194,7 @@ class Index:
     def verify(self) -> list[str]:
         """Check everything; returns ``damaged``."""
         for view in self._state.views:
-            view.segment.sound()
+            view.sound()
         return self.damaged
 
     def refresh(self) -> None:

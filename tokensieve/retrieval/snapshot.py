@@ -15,6 +15,8 @@ from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.files import map_tensors, read_json
 from tokensieve.retrieval.filters import Where, allowed
 from tokensieve.retrieval.segment import Segment
+from tokensieve.retrieval.sketch import Sketch
+from tokensieve.retrieval.sketch import sketch as make_sketch
 
 MANIFEST = "manifest.json"
 FORMAT = "tokensieve-index"
@@ -28,6 +30,11 @@ class View:
     segment: Segment
     alive: Tensor
 
+    def sound(self) -> bool:
+        """Whether all of it is what was written."""
+        every = torch.arange(self.segment.docs)
+        return all(bool(r.sound(every).all()) for r in self.segment.rows.values())
+
     def admitted(self, where: Where | None) -> Tensor:
         if where is None:
             return self.alive
@@ -40,6 +47,7 @@ class Snapshot:
 
     manifest: Mapping[str, Any]
     codec: Codec
+    sketch: Sketch | None
     views: Sequence[View]
     lost: Mapping[str, str]
 
@@ -76,7 +84,9 @@ def read(folder: Path, before: Snapshot | None = None) -> Snapshot:
         if not lost or read_manifest(folder)["generation"] == manifest["generation"]:
             break
     state = map_tensors(folder / manifest["codec_state"]) if manifest["codec_state"] else {}
-    return Snapshot(manifest, codec(manifest["codec"], manifest["dim"], **state), views, lost)
+    dim, small = manifest["dim"], manifest["sketch"]
+    made = make_sketch(small, dim) if small else None
+    return Snapshot(manifest, codec(manifest["codec"], dim, **state), made, views, lost)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tokensieve.retrieval.errors import Locked
 from tokensieve.retrieval.files import write_json, write_tensors
 from tokensieve.retrieval.maxsim import runs
 from tokensieve.retrieval.ragged import Ragged, bounds
+from tokensieve.retrieval.search import sketch_codec
 from tokensieve.retrieval.segment import write_segment
 from tokensieve.retrieval.snapshot import MANIFEST, Snapshot, View
 
@@ -24,6 +25,7 @@ SEGMENT = 1 << 18
 TIER = 8
 """Segments of one size that are merged into one."""
 SAMPLE = 1 << 16
+ENCODED = 1 << 14
 
 
 class Writer:
@@ -77,8 +79,8 @@ class Writer:
 
     def compact(self) -> Snapshot:
         """Rewrite segments so that they are full and hold no deleted documents; damaged ones stay as they are."""
-        whole = [v for v in self.state.views if bool(v.segment.sound().all())]
-        sizes = [int(v.segment.offsets.diff()[v.alive].sum()) for v in whole]
+        whole = [v for v in self.state.views if v.sound()]
+        sizes = [int(v.segment.tokens.lengths[v.alive].sum()) for v in whole]
         for first, last in runs(bounds(sizes).tolist(), SEGMENT):
             if last - first > 1 or not bool(whole[first].alive.all()):
                 self._join(whole[first:last])
@@ -87,10 +89,15 @@ class Writer:
     def _write(
         self, number: int, codec: Codec, docs: Ragged, ids: Sequence[str], metadata: Sequence[bytes]
     ) -> dict[str, Any]:
-        parts = [codec.encode(x) for x in docs.tokens.split(1 << 14)]
-        fields = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        rows = {"token": (_encode(codec, docs.tokens), docs.lengths)}
+        if self.state.sketch:
+            small = self.state.sketch.documents(docs)
+            rows["sketch"] = _encode(sketch_codec(self.state.sketch), small.tokens), small.lengths
+        return self._save(number, rows, ids, metadata)
+
+    def _save(self, number: int, rows: Any, ids: Sequence[str], metadata: Sequence[bytes]) -> dict[str, Any]:
         path = self.folder / f"{number:06d}.safetensors"
-        return write_segment(path, fields, docs.lengths, {}, ids, metadata) | {"dead": None, "deleted": 0}
+        return write_segment(path, rows, ids, metadata) | {"dead": None, "deleted": 0}
 
     def _dead(self, gone: Sequence[str]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -104,36 +111,27 @@ class Writer:
         """Join segments of about one size where there are many, so that a search opens few."""
         tiers: dict[int, list[View]] = {}
         for view in self.state.views:
-            tokens = int(view.segment.offsets.diff()[view.alive].sum())
+            tokens = int(view.segment.tokens.lengths[view.alive].sum())
             if tokens <= SEGMENT // TIER:
                 tiers.setdefault(tokens.bit_length() // 3, []).append(view)
         for views in tiers.values():
-            if len(views) >= TIER and all(bool(v.segment.sound().all()) for v in views):
+            if len(views) >= TIER and all(v.sound() for v in views):
                 self._join(views)
 
     def _join(self, views: Sequence[View]) -> None:
         number = self.state.manifest["next_file"] + 1
-        fields: list[dict[str, Tensor]] = []
-        ids, metadata, lengths = [], [], []
-        rows: dict[str, list[Tensor]] = {k: [] for k in views[0].segment.doc_names}
-        for v in views:
-            docs = v.alive.nonzero()[:, 0]
-            fields.append(v.segment.rows(docs)[0])
-            lengths.append(v.segment.offsets.diff()[docs])
-            ids += [v.segment.id(d) for d in docs.tolist()]
-            metadata += [v.segment.metadata_bytes(d) for d in docs.tolist()]
-            for k in rows:
-                rows[k].append(v.segment.get("doc." + k)[docs])
-        tokens = {k: torch.cat([f[k] for f in fields]) for k in fields[0]}
-        path = self.folder / f"{number:06d}.safetensors"
-        entry = write_segment(
-            path, tokens, torch.cat(lengths), {k: torch.cat(r) for k, r in rows.items()}, ids, metadata
-        )
+        held = [(v.segment, v.alive.nonzero()[:, 0]) for v in views]
+        rows = {}
+        for kind in views[0].segment.rows:
+            parts = [s.rows[kind].take(docs) for s, docs in held]
+            fields = {k: torch.cat([f[k] for f, _ in parts]) for k in parts[0][0]}
+            rows[kind] = fields, torch.cat([offsets.diff() for _, offsets in parts])
+        ids = [s.id(d) for s, docs in held for d in docs.tolist()]
+        metadata = [s.metadata_bytes(d) for s, docs in held for d in docs.tolist()]
+        entry = self._save(number, rows, ids, metadata)
         names = {v.segment.name for v in views}
         kept = [s for s in self.state.manifest["segments"] if s["file"] not in names]
-        self._commit(
-            {**self.state.manifest, "segments": [*kept, entry | {"dead": None, "deleted": 0}], "next_file": number}
-        )
+        self._commit({**self.state.manifest, "segments": [*kept, entry], "next_file": number})
 
     def _commit(self, manifest: dict[str, Any]) -> None:
         write_json(self.folder / MANIFEST, manifest | {"generation": manifest["generation"] + 1})
@@ -148,6 +146,11 @@ class Writer:
         for path in self.folder.iterdir():
             if path.name not in named and path.suffix in (".safetensors", ".dead", ".codec", ".part"):
                 path.unlink(missing_ok=True)
+
+
+def _encode(codec: Codec, x: Tensor) -> dict[str, Tensor]:
+    parts = [codec.encode(part) for part in x.split(ENCODED)]
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
 def _sample(x: Tensor) -> Tensor:
