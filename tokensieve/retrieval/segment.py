@@ -55,6 +55,7 @@ class Segment:
         self._sums = entry["crc"]
         self._tensors = map_tensors(path)
         self._checked: set[str] = set()
+        self._problems: list[str] = []
         self._lock = threading.Lock()
         self._columns: dict[str, tuple[list[Any], np.ndarray]] = {}
         kinds = [k.removesuffix(":offsets") for k in self._sums if k.endswith(":offsets")]
@@ -64,7 +65,10 @@ class Segment:
         """A tensor that is not of vectors."""
         if name not in self._checked:
             if name not in self._tensors or crc(self._tensors[name]) != self._sums.get(name):
-                raise Damaged(f"segment {self.name}: {name} is damaged")
+                problem = f"{self.name}: {name} is damaged"
+                if problem not in self._problems:
+                    self._problems.append(problem)
+                raise Damaged(problem)
             self._checked.add(name)
         return self._tensors[name]
 
@@ -79,7 +83,24 @@ class Segment:
     @property
     def damaged(self) -> list[str]:
         """What has been found damaged so far."""
-        return [b for r in self.rows.values() for b in r.damaged]
+        return [*self._problems, *(b for r in self.rows.values() for b in r.damaged)]
+
+    def sound(self) -> bool:
+        """Whether all of it is what was written; reads everything that no search has read."""
+        every = torch.arange(self.docs)
+        try:
+            for name in self._sums:
+                self.get(name)
+        except Damaged:
+            return False
+        return all(bool(r.sound(every).all()) for r in self.rows.values())
+
+    def named(self) -> bool:
+        """Whether the documents' ids can be read."""
+        try:
+            return all(self.get(name) is not None for name in ("id", "id_ends", "key", "key_doc"))
+        except Damaged:
+            return False
 
     def id(self, doc: int) -> str:
         return _slice(self.get("id"), self.get("id_ends"), doc).decode()
@@ -88,7 +109,11 @@ class Segment:
         return _slice(self.get("meta"), self.get("meta_ends"), doc)
 
     def metadata(self, doc: int) -> dict[str, Any]:
-        return json.loads(self.metadata_bytes(doc))
+        """Empty where it is damaged."""
+        try:
+            return json.loads(self.metadata_bytes(doc))
+        except Damaged:
+            return {}
 
     def find(self, ids: Sequence[str]) -> Tensor:
         """``(n,)``: the document of each id, -1 where there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,14 @@ from torch import Tensor
 from tokensieve.codec import Codec
 from tokensieve.retrieval import snapshot
 from tokensieve.retrieval.errors import Locked
-from tokensieve.retrieval.files import write_json, write_tensors
+from tokensieve.retrieval.files import sum_of, write_json, write_tensors
 from tokensieve.retrieval.maxsim import runs
 from tokensieve.retrieval.ragged import Ragged, bounds
 from tokensieve.retrieval.search import sketch_codec
 from tokensieve.retrieval.segment import write_segment
 from tokensieve.retrieval.snapshot import MANIFEST, Snapshot, View
 
-SEGMENT = 1 << 18
+SEGMENT = 1 << 17
 """Tokens of a segment: what a build holds in memory."""
 TIER = 8
 """Segments of one size that are merged into one."""
@@ -53,18 +54,14 @@ class Writer:
         number = manifest["next_file"]
         for name, dead in self._dead(gone).items():
             number += 1
-            file = f"{number:06d}.dead"
-            write_tensors(self.folder / file, {"dead": dead})
-            segments[name] |= {"dead": file, "deleted": int(dead.sum())}
+            segments[name] |= {"dead": self._small(f"{number:06d}.dead", {"dead": dead}), "deleted": int(dead.sum())}
         codec = self.state.codec
         if len(docs):
             if manifest["codec_state"] is None:
                 codec = codec.fit(_sample(docs.tokens))
                 if codec.state:
                     number += 1
-                    learnt = self.folder / f"{number:06d}.codec"
-                    write_tensors(learnt, codec.state)
-                    manifest["codec_state"] = learnt.name
+                    manifest["codec_state"] = self._small(f"{number:06d}.codec", codec.state)
             cuts = docs.offsets.tolist()
             for first, last in runs(cuts, SEGMENT):
                 number += 1
@@ -74,12 +71,14 @@ class Writer:
         segments = {k: s for k, s in segments.items() if s["deleted"] < s["docs"]}
         manifest |= {"segments": list(segments.values()), "next_file": number}
         self._commit(manifest)
-        self._merge()
+        # What was asked is done; a merge that finds no room is tried again after the next commit.
+        with suppress(OSError):
+            self._merge()
         return self.state
 
     def compact(self) -> Snapshot:
         """Rewrite segments so that they are full and hold no deleted documents; damaged ones stay as they are."""
-        whole = [v for v in self.state.views if v.sound()]
+        whole = [v for v in self.state.views if v.segment.sound()]
         sizes = [int(v.segment.tokens.lengths[v.alive].sum()) for v in whole]
         for first, last in runs(bounds(sizes).tolist(), SEGMENT):
             if last - first > 1 or not bool(whole[first].alive.all()):
@@ -94,6 +93,10 @@ class Writer:
             small = self.state.sketch.documents(docs)
             rows["sketch"] = _encode(sketch_codec(self.state.sketch), small.tokens), small.lengths
         return self._save(number, rows, ids, metadata)
+
+    def _small(self, file: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        write_tensors(self.folder / file, tensors)
+        return {"file": file, "crc": sum_of(tensors)}
 
     def _save(self, number: int, rows: Any, ids: Sequence[str], metadata: Sequence[bytes]) -> dict[str, Any]:
         path = self.folder / f"{number:06d}.safetensors"
@@ -115,7 +118,7 @@ class Writer:
             if tokens <= SEGMENT // TIER:
                 tiers.setdefault(tokens.bit_length() // 3, []).append(view)
         for views in tiers.values():
-            if len(views) >= TIER and all(v.sound() for v in views):
+            if len(views) >= TIER and all(v.segment.sound() for v in views):
                 self._join(views)
 
     def _join(self, views: Sequence[View]) -> None:
@@ -140,12 +143,13 @@ class Writer:
 
     def _sweep(self) -> None:
         """Remove files that no manifest names: replaced ones, and those of a writer that died."""
-        named = {MANIFEST, "lock", self.state.manifest["codec_state"]}
-        for s in self.state.manifest["segments"]:
-            named |= {s["file"], s["dead"]}
+        entries = self.state.manifest["segments"]
+        small = [self.state.manifest["codec_state"], *(s["dead"] for s in entries)]
+        named = {s["file"] for s in entries} | {s["file"] for s in small if s}
         for path in self.folder.iterdir():
             if path.name not in named and path.suffix in (".safetensors", ".dead", ".codec", ".part"):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
 
 
 def _encode(codec: Codec, x: Tensor) -> dict[str, Tensor]:
