@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tokensieve.codec import CODECS
-from tokensieve.retrieval import Damaged, Document, Hit, Incompatible, Index, Locked, Ragged, maxsim
-from tokensieve.retrieval import files
+from tokensieve.retrieval import Damaged, Document, Hit, Incompatible, Index, Locked, Ragged, Store, files, maxsim
 from tokensieve.retrieval import writer as writing
 
 DIM = 8
@@ -347,7 +346,7 @@ def test_a_damaged_manifest_is_named(tmp_path):
     index, _ = filled(tmp_path)
     index.close()
     flip(index.folder / "manifest.json", 60)
-    with pytest.raises(Damaged, match="manifest.json"):
+    with pytest.raises(Damaged, match=r"manifest\.json"):
         Index.open(index.folder)
 
 
@@ -406,6 +405,17 @@ def test_a_merge_without_room_does_not_undo_the_commit(tmp_path, monkeypatch):
     for v in docs(12):
         index.add([v])
     assert len(Index.open(index.folder)) == 12
+
+
+def test_it_is_a_store(tmp_path):
+    assert isinstance(Index.create(tmp_path / "i", DIM), Store)
+
+
+def test_numbers_that_callers_used_are_passed_over(tmp_path):
+    index = Index.create(tmp_path / "i", DIM)
+    index.add(docs(2), ["1", "2"])
+    assert index.add(docs(2)) == ["4", "5"]
+    assert index.add(docs(1)) == ["6"]
 
 
 def test_arrays_ragged_and_half_precision_are_taken(tmp_path):

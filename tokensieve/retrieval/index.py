@@ -131,7 +131,7 @@ class Index:
         with self._writing:
             self._state = self._write().compact()
 
-    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> Any:
+    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Any]:
         """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
 
         Many queries, ``(B, Q, dim)`` or a list of ``(q_i, dim)``, give a list of lists.
