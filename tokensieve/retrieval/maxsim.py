@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,13 @@ from torch import Tensor
 from tokensieve.retrieval.ragged import Documents, Ragged, bounds, rows
 
 GROUP = 8
-TABLE = 1 << 19
-"""Similarities held at once: 2 MB, about a cache."""
+RUN = 512
+"""Rows for each change of length from which runs of one length are reduced by themselves."""
+TABLE = 1 << 21
+"""Similarities held at once: 8 MB."""
 TABLE_DEVICE = 1 << 26
+COPIED = 4096
+"""Tokens of listed documents copied behind each other at once."""
 
 
 @torch.no_grad()
@@ -36,7 +41,11 @@ def maxsim(query: Any, documents: Documents) -> Tensor:
     right = queries.tokens.to(device=docs.device, dtype=dtype).T.contiguous()
 
     def table(first: int, last: int, start: int, stop: int, out: Tensor) -> Tensor:
-        return torch.mm(docs.tokens(first, last, start, stop).to(dtype), right, out=out)
+        done = 0
+        for part in docs.tokens(first, last, start, stop):
+            torch.mm(part.to(dtype), right, out=out[done : done + len(part)])
+            done += len(part)
+        return out
 
     out = right.new_empty(len(docs.offsets) - 1, len(queries))
     for first, last, best in best_matches(table, docs.offsets, right):
@@ -96,32 +105,38 @@ def runs(cuts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
     """``(D, Q)``: the maximum over the rows of each document, from ``(T, Q)``.
 
-    Ragged rows are reduced eight at a time where that is aligned, so that only one row in eight is left to the segment
-    reduction; the first and the last eight of a document cover what is not.
+    Neighbours of one length are reduced together. Where lengths change often, rows are reduced eight at a time where that
+    is aligned, and the first and the last seven of a document cover what is not.
     """
     lengths = offsets.diff()
     if not len(lengths):
         return x.new_empty(0, x.shape[1])
-    most, least = int(lengths.max()), int(lengths.min())
-    if least == 0:
+    if not bool(lengths.all()):
         raise ValueError(f"document {int(lengths.argmin())} has no tokens")
-    if most == least:
-        return x.view(len(lengths), most, -1).amax(1)
-    start, stop, near = offsets[:-1], offsets[1:], torch.arange(GROUP)
+    changes = [0, *(lengths.diff().nonzero()[:, 0] + 1).tolist(), len(lengths)]
+    if len(changes) == 2 or len(changes) < len(x) // RUN:
+        cuts, sizes = offsets[changes].tolist(), lengths[changes[:-1]].tolist()
+        parts = zip(pairwise(cuts), sizes, strict=True)
+        return torch.cat([x[a:b].view(-1, n, x.shape[1]).amax(1) for (a, b), n in parts])
+    start, stop, near = offsets[:-1], offsets[1:], torch.arange(GROUP - 1)
     ends = torch.cat(
         [(start[:, None] + near).minimum(stop[:, None] - 1), (stop[:, None] - 1 - near).maximum(start[:, None])], 1
     )
-    out = x.index_select(0, ends.flatten().to(x.device)).view(len(lengths), 2 * GROUP, -1).amax(1)
-    if most < 2 * GROUP:
-        return out
+    out = x.index_select(0, ends.flatten().to(x.device)).view(*ends.shape, x.shape[1]).amax(1)
     whole = len(x) // GROUP
-    grouped = x[: whole * GROUP].view(whole, GROUP, -1).amax(1)
-    low = ((start + GROUP - 1) // GROUP).clamp(max=whole)
-    cuts = torch.stack([low, low.maximum(stop // GROUP)], 1).flatten()
-    # Groups inside a document and groups across two take turns.
-    steps = cuts.diff(prepend=cuts.new_zeros(1)).to(x.device)
-    inner = torch.segment_reduce(grouped[: int(cuts[-1])], "max", lengths=steps, unsafe=True, initial=-torch.inf)
-    return out.maximum(inner[1::2])
+    grouped = x[: whole * GROUP].view(whole, GROUP, x.shape[1]).amax(1)
+    low, high = (start + GROUP - 1) // GROUP, stop // GROUP
+    # The maxima of 1, 2, 4, ... groups from each on: two of them that overlap cover those inside a document.
+    power = (high - low).clamp(min=0.5).log2().floor()
+    span = 1
+    for level in range(int(power.max()) + 1):
+        docs = (power == level).nonzero()[:, 0]
+        a, b, docs = low[docs].to(x.device), (high[docs] - span).to(x.device), docs.to(x.device)
+        inner = grouped.index_select(0, a).maximum(grouped.index_select(0, b))
+        out.index_copy_(0, docs, out.index_select(0, docs).maximum(inner))
+        grouped = grouped[:-span].maximum(grouped[span:]) if len(grouped) > span else grouped
+        span *= 2
+    return out
 
 
 def sums(best: Tensor, offsets: Tensor) -> Tensor:
@@ -150,9 +165,21 @@ class _Rows:
         self.dim = first.shape[1] if len(self.offsets) > 1 else None
         self.device, self.dtype = first.device, first.dtype
         self._cuts = self.offsets.tolist()
+        self._buffer = first.new_empty(COPIED if listed else 0, first.shape[1])
 
-    def tokens(self, first: int, last: int, start: int, stop: int) -> Tensor:
+    def tokens(self, first: int, last: int, start: int, stop: int) -> Iterator[Tensor]:
+        """Pieces of what is asked for, each to be used before the next."""
         if self._all is not None:
-            return self._all[self._cuts[first] + start : self._cuts[first] + stop]
+            yield self._all[self._cuts[first] + start : self._cuts[first] + stop]
+            return
         assert self._list is not None
-        return self._list[first][start:stop] if last == first + 1 else torch.cat(self._list[first:last])
+        if last == first + 1:
+            yield self._list[first][start:stop]
+            return
+        for a, b in runs(self._cuts[first : last + 1], COPIED):
+            some = self._list[first + a : first + b]
+            if len(some) == 1:
+                yield some[0]
+            else:
+                n = self._cuts[first + b] - self._cuts[first + a]
+                yield torch.cat(some, out=self._buffer[:n])

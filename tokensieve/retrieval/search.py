@@ -17,6 +17,9 @@ from tokensieve.retrieval.rows import Rows
 from tokensieve.retrieval.sketch import Sketch
 from tokensieve.retrieval.snapshot import View
 
+SCORED = 4096
+"""Vectors scored at once, so that what their codec makes of them stays in the cache."""
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -82,9 +85,12 @@ def score(rows: Rows, codec: Codec, prepared: Any, queries: Ragged, docs: Tensor
     sound = rows.sound(docs)
     place, docs = sound.nonzero()[:, 0], docs[sound]
 
-    def table(first: int, last: int, start: int, stop: int, _: Tensor) -> Tensor:
+    def table(first: int, last: int, start: int, stop: int, out: Tensor) -> Tensor:
         fields, _ = rows.take(docs[first:last])
-        return codec.score({k: v[start:stop] for k, v in fields.items()}, prepared)
+        for a in range(start, stop, SCORED):
+            b = min(a + SCORED, stop)
+            out[a - start : b - start] = codec.score({k: v[a:b] for k, v in fields.items()}, prepared)
+        return out
 
     like = torch.empty(0, len(queries.tokens))
     offsets = bounds(rows.offsets[docs + 1] - rows.offsets[docs])
