@@ -6,9 +6,9 @@ from torch.nn.functional import normalize
 
 from tokensieve.retrieval import Index, Ragged, maxsim, tune
 from tokensieve.retrieval.fde import Fde
+from tokensieve.retrieval.hits import colbert, token_hits, xtr
 from tokensieve.retrieval.pool import WINDOW, pool
 from tokensieve.retrieval.sketch import SKETCHES, sketch
-from tokensieve.retrieval.xtr import token_hits, xtr
 
 
 def unit(*shape, seed=0):
@@ -160,7 +160,7 @@ def xtr_loops(query, docs, count):
 
 @pytest.mark.parametrize("count", [1, 7, 1000])
 def test_xtr_equals_its_loops(count, monkeypatch):
-    monkeypatch.setattr("tokensieve.retrieval.xtr.BLOCK", 16)
+    monkeypatch.setattr("tokensieve.retrieval.hits.BLOCK", 16)
     docs, query = sets([1, 9, 30, 4, 12], 8), unit(5, 8, seed=90)
     value, doc = token_hits(query, docs, count)
     assert torch.allclose(xtr(value, doc, 5), xtr_loops(query, list(docs), count), atol=1e-5)
@@ -173,6 +173,18 @@ def test_xtr_with_all_tokens_is_maxsim_and_never_below_with_fewer():
     for count in (1, 5, 20):
         score = xtr(*token_hits(query, docs, count), 5)
         assert bool(((score >= exact - 1e-5) | score.isinf()).all())
+
+
+@pytest.mark.parametrize("count", [1, 4, 56])
+def test_colbert_scores_the_documents_that_are_hit_exactly(count):
+    docs, query = sets([1, 9, 30, 4, 12], 8), unit(5, 8, seed=92)
+    exact, score = maxsim(query, docs), colbert(query, docs, count)
+    hit = {i for q in query for i in torch.cat([(d @ q) for d in docs]).topk(count).indices.tolist()}
+    owner = torch.arange(5).repeat_interleave(docs.lengths)
+    reached = torch.zeros(5, dtype=torch.bool)
+    reached[owner[sorted(hit)]] = True
+    assert torch.equal(score > -torch.inf, reached)
+    assert torch.allclose(score[reached], exact[reached], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["pooled", "mean", "fde"])

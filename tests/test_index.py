@@ -411,6 +411,16 @@ def test_it_is_a_store(tmp_path):
     assert isinstance(Index.create(tmp_path / "i", DIM), Store)
 
 
+def test_stats_count_what_is_stored(tmp_path):
+    index, vectors = filled(tmp_path, codec="int4")
+    index.delete(["d1"])
+    stats, tokens = index.stats, sum(len(v) for v in vectors)
+    assert (stats["documents"], stats["deleted"], stats["tokens"], stats["codec"]) == (39, 1, tokens, "int4")
+    assert stats["token_bytes"] == tokens * (DIM // 2 + 2)
+    assert stats["file_bytes"] == sum(p.stat().st_size for p in index.folder.glob("*.safetensors"))
+    assert 0 < stats["sketch_bytes"] < stats["file_bytes"]
+
+
 def test_numbers_that_callers_used_are_passed_over(tmp_path):
     index = Index.create(tmp_path / "i", DIM)
     index.add(docs(2), ["1", "2"])

@@ -210,6 +210,19 @@ class Index:
         """What has been found damaged so far, by name: segments, and blocks of segments. The rest is searched."""
         return [*self._state.lost.values(), *(b for v in self._state.views for b in v.segment.damaged)]
 
+    @property
+    def stats(self) -> dict[str, Any]:
+        """What it holds and how: counts, and bytes of the tokens' codes, of the sketches and of all files."""
+        manifest, segments = self._state.manifest, [v.segment for v in self._state.views]
+        return {
+            "documents": len(self), "tokens": sum(s["tokens"] for s in manifest["segments"]),
+            "segments": len(manifest["segments"]), "deleted": sum(s["deleted"] for s in manifest["segments"]),
+            "token_bytes": sum(s.tokens.nbytes for s in segments),
+            "sketch_bytes": sum(s.sketch.nbytes for s in segments if s.sketch),
+            "file_bytes": sum(s["size"] for s in manifest["segments"]),
+            **{k: manifest[k] for k in ("codec", "sketch", "model", "dim", "plan")},
+        }  # fmt: skip
+
     def verify(self) -> list[str]:
         """Check everything; returns ``damaged``."""
         for view in self._state.views:

@@ -52,6 +52,11 @@ class Ragged:
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.tokens.split(self.lengths.tolist()))
 
+    def take(self, documents: Tensor) -> Ragged:
+        """Some of the documents, ``(n,)`` long."""
+        lengths = self.lengths[documents]
+        return Ragged(self.tokens[spread(self.offsets[documents], lengths)], bounds(lengths))
+
     @property
     def dim(self) -> int:
         return self.tokens.shape[1]

@@ -35,8 +35,7 @@ def write_segment(
     names = [ids[i].encode() for i in order.tolist()]
     out["id"], out["id_ends"] = _pack(names)
     out["meta"], out["meta_ends"] = _pack([metadata[i] for i in order.tolist()])
-    keys = torch.tensor([_key(n) for n in names])
-    out["key"], out["key_doc"] = keys.sort(stable=True)
+    out["key"], out["key_doc"] = torch.from_numpy(_keys(names)).sort(stable=True)
     write_tensors(path, out)
     # Vectors have checksums block by block.
     sums = {k: crc(v) for k, v in out.items() if "." not in k}
@@ -115,10 +114,9 @@ class Segment:
         except Damaged:
             return {}
 
-    def find(self, ids: Sequence[str]) -> Tensor:
-        """``(n,)``: the document of each id, -1 where there is none."""
+    def find(self, ids: Sequence[str], wanted: np.ndarray) -> Tensor:
+        """``(n,)``: the document of each id, whose :func:`keys_of` are ``wanted``; -1 where there is none."""
         keys, places = self.get("key").numpy(), self.get("key_doc")
-        wanted = np.array([_key(i.encode()) for i in ids], dtype=np.int64)
         out = torch.full((len(ids),), -1)
         low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
         for i in np.flatnonzero(low < high).tolist():
@@ -154,5 +152,10 @@ def _slice(body: Tensor, ends: Tensor, i: int) -> bytes:
     return body[int(ends[i - 1]) if i else 0 : int(ends[i])].numpy().tobytes()
 
 
-def _key(name: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
+def keys_of(ids: Sequence[str]) -> np.ndarray:
+    """``(n,)`` hashes that documents are found by."""
+    return _keys([i.encode() for i in ids])
+
+
+def _keys(names: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(hashlib.blake2b(n, digest_size=8).digest() for n in names), "<i8").copy()

@@ -14,7 +14,7 @@ from tokensieve.codec import Codec, codec
 from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.files import map_tensors, read_json, sum_of
 from tokensieve.retrieval.filters import Where, allowed
-from tokensieve.retrieval.segment import Segment
+from tokensieve.retrieval.segment import Segment, keys_of
 from tokensieve.retrieval.sketch import Sketch
 from tokensieve.retrieval.sketch import sketch as make_sketch
 
@@ -59,8 +59,11 @@ class Snapshot:
     def find(self, ids: Sequence[str]) -> list[tuple[int, int] | None]:
         """For each id, the view and the document in it, None where there is none."""
         out: list[tuple[int, int] | None] = [None] * len(ids)
+        if not ids:
+            return out
+        keys = keys_of(ids)
         for v, view in enumerate(self.views):
-            for i, doc in enumerate(view.segment.find(ids).tolist() if view.segment.named() else []):
+            for i, doc in enumerate(view.segment.find(ids, keys).tolist() if view.segment.named() else []):
                 if doc >= 0 and bool(view.alive[doc]):
                     out[i] = v, doc
         return out

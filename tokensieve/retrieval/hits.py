@@ -1,10 +1,11 @@
-"""XTR: scores from the token hits of a query alone."""
+"""Token hits: what single query tokens retrieve, as XTR scores by and ColBERT finds candidates by."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from tokensieve.retrieval.maxsim import maxsim
 from tokensieve.retrieval.ragged import Ragged
 
 BLOCK = 1 << 14
@@ -46,3 +47,14 @@ def xtr(value: Tensor, doc: Tensor, docs: int) -> Tensor:
     hit = torch.zeros(docs, dtype=torch.bool)
     hit[doc.flatten()] = True
     return best.mean(0).masked_fill(~hit, -torch.inf)
+
+
+def colbert(query: Tensor, docs: Ragged, hits: int) -> Tensor:
+    """``(D,)``: MaxSim of the documents of which a query token retrieves a token among its ``hits``, minus infinity for others.
+
+    The two stages of ColBERT (arXiv 2004.12832).
+    """
+    found = token_hits(query, docs, hits)[1].unique()
+    out = torch.full((len(docs),), -torch.inf)
+    out[found] = maxsim(query, docs.take(found))
+    return out
