@@ -28,7 +28,8 @@ class Method:
 
     Attributes:
         name: the registered name.
-        site: where the paper applies it ("encoder", "handoff", "prefill", "cross"); any other site of ``sites`` may be asked for.
+        site: where the paper applies it ("encoder", "handoff", "prefill", "cross", "vectors"); any other site of ``sites`` may
+            be asked for.
         sites: all sites that can supply its needs.
         adaptive: True where the method may keep fewer tokens than the budget by its own rule.
         pairs: True where the algorithm is defined on all pairs of tokens (time quadratic in N, memory in blocks).

@@ -13,7 +13,7 @@ from tokensieve.parts import budget
 from tokensieve.parts.place import POLICIES
 from tokensieve.registry import make
 
-SITES = ("encoder", "handoff", "prefill", "cross")
+SITES = ("encoder", "handoff", "prefill", "cross", "vectors")
 FORMAT = "tokensieve.plan.1"
 
 
@@ -24,7 +24,7 @@ class Stage:
     Args:
         method: a :class:`Method`, or a registered name.
         keep: the budget (see :class:`Keep`); None keeps every token.
-        site: "encoder", "handoff", "prefill" or "cross"; the method's own by default.
+        site: "encoder", "handoff", "prefill", "cross" or "vectors"; the method's own by default.
         layers: encoder: the blocks after which tokens are reduced (by default every block, in equal steps); prefill: the one
             language-model layer before which tokens leave (by default the method's). A float between 0 and 1 is a share of the
             depth, so that a plan fits models of any depth.

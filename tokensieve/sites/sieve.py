@@ -87,6 +87,11 @@ class _Sites:
         self.encoder: EncoderSite | None = None
         self.language: LanguageSite | None = None
         self.cross: CrossSite | None = None
+        if any(s.site == "vectors" for s in plan.stages):
+            raise ValueError(
+                "site='vectors' reduces what an encoder has put out, outside of any model; use tokensieve.reduce, or "
+                "tokensieve.retrieval.reduce.reduce on encoded texts"
+            )
         if any(s.site == "cross" for s in plan.stages):
             if len(plan.stages) > 1:
                 raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")

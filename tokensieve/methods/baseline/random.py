@@ -17,7 +17,7 @@ class Random(Method):
     The draw depends on the seed and on the row's own contents, so a row draws the same in any batch.
     """
 
-    sites = ("handoff", "prefill", "encoder")
+    sites = ("handoff", "prefill", "encoder", "vectors")
 
     def score(self, s: Signals) -> Tensor:
         return s.noise()
