@@ -1,0 +1,1 @@
+"""Late-interaction search over fewer vectors."""
