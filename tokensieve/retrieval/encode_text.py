@@ -126,7 +126,9 @@ class TextEncoder:
         digest = sha256(json.dumps(asdict(self.reading), sort_keys=True).encode())
         if self.plan is not None:
             digest.update(json.dumps(self.plan.to_json(), sort_keys=True).encode())
-        digest.update(self.tokenizer.backend_tokenizer.to_str().encode())
+        # What a call leaves behind in the tokenizer changes no vectors.
+        cuts = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
+        digest.update(json.dumps(cuts, sort_keys=True).encode())
         config: Any = self.model.config
         width = config.hidden_size
         for part in (self.model, *self.heads, *self.single_heads):
