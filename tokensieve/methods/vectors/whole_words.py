@@ -30,9 +30,10 @@ class WholeWords(Method):
 
     def score(self, s: Signals) -> Tensor:
         """The rarest token of each word speaks for it."""
-        head, rarity = self._heads(s), s.get(Rarity)[1]
+        head = self._heads(s)
+        rarity = s.get(Rarity)[1].masked_fill(head < 0, -torch.inf)
         best = torch.full_like(rarity, -torch.inf).scatter_reduce_(1, head.clamp(min=0), rarity, "amax")
-        return best.gather(1, head.clamp(min=0))
+        return best.gather(1, head.clamp(min=0)).masked_fill(head < 0, 0.0)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         head = self._heads(s)
