@@ -1,0 +1,59 @@
+"""Codec: how one token vector is stored, and how a query is compared with stored vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+Fields = Mapping[str, Tensor]
+"""Stored vectors: named tensors whose first dimension is the token."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """Stores vectors ``(n, dim)`` as :data:`Fields` and scores them against queries without leaving their form where faster.
+
+    Subclasses implement :meth:`encode` and :meth:`decode`, and may bring a faster :meth:`score`. One that learns from data
+    overrides :meth:`fit` and :meth:`state`; one built from ``state`` decodes what the fitted one encoded.
+    """
+
+    dim: int
+    name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        if self.dim < 1:
+            raise ValueError(f"dim must be at least 1, not {self.dim}")
+
+    def fit(self, sample: Tensor) -> Codec:
+        """A codec adapted to a sample of vectors ``(n, dim)``."""
+        return self
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`fit` has learnt; empty for a codec that learns nothing."""
+        return {}
+
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        """Fields of vectors ``(n, dim)``."""
+        raise NotImplementedError
+
+    def decode(self, fields: Fields) -> Tensor:
+        """Vectors ``(n, dim)``, float32."""
+        raise NotImplementedError
+
+    def prepare(self, query: Tensor) -> Any:
+        """What :meth:`score` needs to know of query vectors ``(Q, dim)``, computed once a search."""
+        return query.float().T.contiguous()
+
+    def score(self, fields: Fields, prepared: Any) -> Tensor:
+        """Dot products ``(n, Q)``, float32, of exact query vectors with stored vectors."""
+        return self.decode(fields) @ prepared
+
+    @property
+    def bytes_per_token(self) -> int:
+        fields = self.encode(torch.ones(1, self.dim))
+        return sum(v.nbytes for v in fields.values())

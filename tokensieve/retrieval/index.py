@@ -1,0 +1,247 @@
+"""Index: documents of token vectors in a folder, searched by MaxSim."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokensieve.codec import codec as make_codec
+from tokensieve.retrieval import search, snapshot
+from tokensieve.retrieval.errors import Incompatible
+from tokensieve.retrieval.files import write_json
+from tokensieve.retrieval.filters import Where, check
+from tokensieve.retrieval.maxsim import queries_of
+from tokensieve.retrieval.ragged import Documents, Ragged
+from tokensieve.retrieval.snapshot import FORMAT, MANIFEST, VERSION
+from tokensieve.retrieval.writer import SEGMENT, Writer
+
+
+@dataclass(frozen=True)
+class Document:
+    """A document as it is added or stored: its id, its vectors ``(n, dim)``, and a dict of JSON values."""
+
+    id: str
+    vectors: Tensor
+    metadata: Mapping[str, Any]
+
+
+class Index:
+    """Documents in a folder: immutable segments named by a manifest, which each commit replaces at once.
+
+    Any number of processes may read while one writes; a reader sees one committed state until :meth:`refresh`. The first
+    writing call takes the folder's lock, which :meth:`close` gives back. Threads may share an Index.
+
+    Example:
+        >>> index = Index.create("my.index", dim=128, codec="int4")             # doctest: +SKIP
+        >>> index.add([torch.randn(30, 128)], ids=["a"], metadata=[{"lang": "en"}])  # doctest: +SKIP
+        >>> index.search(torch.randn(8, 128), k=5, where={"lang": "en"})        # doctest: +SKIP
+    """
+
+    def __init__(self, folder: Path, state: snapshot.Snapshot) -> None:
+        self.folder, self._state = folder, state
+        self._writer: Writer | None = None
+        self._writing = threading.RLock()
+
+    @classmethod
+    def create(cls, folder: str | Path, dim: int, codec: str = "float16", model: str | None = None) -> Index:
+        """A new, empty index.
+
+        Args:
+            dim: dimensions of a vector.
+            codec: how vectors are stored, one of ``tokensieve.codec.CODECS``.
+            model: the name of the encoder, which :meth:`open` compares.
+        """
+        folder = Path(folder)
+        make_codec(codec, dim)
+        if (folder / MANIFEST).exists():
+            raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(
+            folder / MANIFEST,
+            {
+                "format": FORMAT, "version": VERSION, "generation": 0, "dim": dim, "codec": codec, "codec_state": None,
+                "model": model, "segments": [], "next_file": 0, "next_id": 0,
+            },
+        )  # fmt: skip
+        return cls(folder, snapshot.read(folder))
+
+    @classmethod
+    def open(cls, folder: str | Path, model: str | None = None, dim: int | None = None) -> Index:
+        """An index that exists; ``model`` and ``dim``, where given, must be those it was made for."""
+        state = snapshot.read(Path(folder))
+        for name, asked in (("model", model), ("dim", dim)):
+            made = state.manifest[name]
+            if asked is not None and asked != made:
+                raise Incompatible(f"{folder} was made for {name} {made!r}, not {asked!r}; index the documents anew")
+        return cls(Path(folder), state)
+
+    def add(
+        self, vectors: Documents, ids: Sequence[str] | None = None, metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[str]:
+        """Add documents in one commit and return their ids; numbers count up where ``ids`` are not given."""
+        return self._put(vectors, ids, metadata, replace=False)
+
+    def update(
+        self, vectors: Documents, ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[str]:
+        """Replace documents, or add them where their ids are new, in one commit."""
+        return self._put(vectors, ids, metadata, replace=True)
+
+    def extend(self, documents: Iterable[Document]) -> int:
+        """Add a stream of documents in bounded memory, in commits of about 2^18 tokens; returns how many there were."""
+        total, held = 0, 0
+        batch: list[Document] = []
+        for document in documents:
+            if held + len(document.vectors) > SEGMENT and batch:
+                total += self._add_all(batch)
+                batch, held = [], 0
+            batch.append(document)
+            held += len(document.vectors)
+        return total + (self._add_all(batch) if batch else 0)
+
+    def delete(self, ids: Sequence[str]) -> int:
+        """Delete documents in one commit; ids that are not there are passed over. Returns how many were deleted."""
+        with self._writing:
+            writer = self._write()
+            gone = [i for i, place in zip(ids, writer.state.find(ids), strict=True) if place is not None]
+            if gone:
+                self._state = writer.change(Ragged.of(torch.empty(0, 0, self.dim)), [], [], gone)
+            return len(set(gone))
+
+    def compact(self) -> None:
+        """Rewrite segments without deleted documents, and small ones as one."""
+        with self._writing:
+            self._state = self._write().compact()
+
+    def search(self, query: Any, k: int = 10, where: Where | None = None) -> Any:
+        """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
+
+        Many queries, ``(B, Q, dim)`` or a list of ``(q_i, dim)``, give a list of lists.
+
+        Args:
+            where: conditions on metadata, applied before anything is scored (see ``filters.Where``).
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, not {k}")
+        single, queries = queries_of(query)
+        if queries.dim != self.dim:
+            raise ValueError(f"the query has {queries.dim} dimensions, the index has {self.dim}")
+        if where is not None:
+            check(where)
+        state = self._state
+        admitted = [v.admitted(where) for v in state.views]
+        scores = search.exact(state.views, state.codec, queries, admitted)
+        hits = search.best(state.views, scores, k) or [[] for _ in range(len(queries))]
+        return hits[0] if single else hits
+
+    def get(self, id: str) -> Document:
+        """A document by its id; vectors as the codec gives them back."""
+        state = self._state
+        place = state.find([id])[0]
+        if place is None:
+            raise KeyError(f"there is no document {id!r}")
+        segment, docs = state.views[place[0]].segment, torch.tensor([place[1]])
+        if not bool(segment.sound(docs).all()):
+            raise KeyError(f"document {id!r} lies in a damaged block: {', '.join(segment.damaged)}")
+        return Document(id, state.codec.decode(segment.rows(docs)[0]), segment.metadata(place[1]))
+
+    def ids(self) -> Iterator[str]:
+        """The ids of all documents, in no particular order."""
+        for view in self._state.views:
+            yield from (view.segment.id(d) for d in view.alive.nonzero()[:, 0].tolist())
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def __contains__(self, id: str) -> bool:
+        return self._state.find([id])[0] is not None
+
+    @property
+    def dim(self) -> int:
+        return self._state.manifest["dim"]
+
+    @property
+    def model(self) -> str | None:
+        return self._state.manifest["model"]
+
+    @property
+    def damaged(self) -> list[str]:
+        """What has been found damaged so far, by name: segments, and blocks of segments. The rest is searched."""
+        return [*self._state.lost.values(), *(b for v in self._state.views for b in v.segment.damaged)]
+
+    def verify(self) -> list[str]:
+        """Check everything; returns ``damaged``."""
+        for view in self._state.views:
+            view.segment.sound()
+        return self.damaged
+
+    def refresh(self) -> None:
+        """See what other processes have committed."""
+        self._state = snapshot.read(self.folder, self._state)
+
+    def close(self) -> None:
+        """Let others write."""
+        with self._writing:
+            if self._writer:
+                self._writer.close()
+                self._writer = None
+
+    def __enter__(self) -> Index:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _write(self) -> Writer:
+        if self._writer is None:
+            self._writer = Writer(self.folder)
+            self._state = self._writer.state
+        return self._writer
+
+    def _add_all(self, batch: Sequence[Document]) -> int:
+        self.add([d.vectors for d in batch], [d.id for d in batch], [d.metadata for d in batch])
+        return len(batch)
+
+    def _put(
+        self, vectors: Documents, ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool
+    ) -> list[str]:
+        docs = Ragged.of(vectors)
+        self._check(docs)
+        notes = [json.dumps(m, separators=(",", ":")).encode() for m in metadata or [{}] * len(docs)]
+        with self._writing:
+            writer = self._write()
+            first = writer.state.manifest["next_id"]
+            names = [str(first + i) for i in range(len(docs))] if ids is None else list(ids)
+            more = {"next_id": first + len(docs)} if ids is None else {}
+            if len(names) != len(docs) or len(notes) != len(docs):
+                raise ValueError(f"{len(docs)} documents, {len(names)} ids, {len(notes)} metadata")
+            wrong = next((i for i in names if not isinstance(i, str) or not i), None)
+            if wrong is not None:
+                raise ValueError(f"ids are non-empty strings, not {wrong!r}")
+            if len(set(names)) < len(names):
+                raise ValueError(f"id {next(i for i in names if names.count(i) > 1)!r} is given twice")
+            held = [i for i, place in zip(names, writer.state.find(names), strict=True) if place is not None]
+            if held and not replace:
+                raise ValueError(f"id {held[0]!r} is in the index already; update replaces documents")
+            if len(docs):
+                self._state = writer.change(docs, names, notes, held, **more)
+        return names
+
+    def _check(self, docs: Ragged) -> None:
+        if not len(docs):
+            return
+        if docs.dim != self.dim:
+            raise ValueError(f"the documents have {docs.dim} dimensions, the index has {self.dim}")
+        if not bool((docs.lengths > 0).all()):
+            raise ValueError(f"document {int(docs.lengths.argmin())} has no tokens")
+        if not bool(docs.tokens.isfinite().all()):
+            bad = int((~docs.tokens.isfinite().all(1)).nonzero()[0])
+            doc = int(torch.searchsorted(docs.offsets, bad, right=True)) - 1
+            raise ValueError(f"document {doc} holds NaN or infinite values")

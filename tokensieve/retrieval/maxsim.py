@@ -1,0 +1,158 @@
+"""MaxSim: late-interaction scores, exact, in blocks, never padded to the longest document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokensieve.retrieval.ragged import Documents, Ragged, bounds, rows
+
+GROUP = 8
+TABLE = 1 << 19
+"""Similarities held at once: 2 MB, about a cache."""
+TABLE_DEVICE = 1 << 26
+
+
+@torch.no_grad()
+def maxsim(query: Any, documents: Documents) -> Tensor:
+    """The sum over query tokens of their largest dot product with a token of the document.
+
+    Args:
+        query: ``(Q, d)``, or many: ``(B, Q, d)`` or a list of ``(q_i, d)``.
+        documents: ``(D, N, d)``, a list of ``(n_i, d)``, or a :class:`Ragged`, which is fastest for ragged documents.
+
+    Returns:
+        ``(D,)``, or ``(B, D)`` for many queries; float32 (float64 where the documents are).
+    """
+    single, queries = queries_of(query)
+    docs = _Rows(documents)
+    if docs.dim is not None and docs.dim != queries.dim:
+        raise ValueError(f"the query has {queries.dim} dimensions, the documents have {docs.dim}")
+    dtype = torch.float64 if docs.dtype == torch.float64 else torch.float32
+    right = queries.tokens.to(device=docs.device, dtype=dtype).T.contiguous()
+
+    def table(first: int, last: int, start: int, stop: int, out: Tensor) -> Tensor:
+        return torch.mm(docs.tokens(first, last, start, stop).to(dtype), right, out=out)
+
+    out = right.new_empty(len(docs.offsets) - 1, len(queries))
+    for first, last, best in best_matches(table, docs.offsets, right):
+        out[first:last] = sums(best, queries.offsets)
+    return out[:, 0] if single else out.T
+
+
+def queries_of(query: Any) -> tuple[bool, Ragged]:
+    """Whether it is one query, and all of them as one Ragged."""
+    single = isinstance(query, (Tensor, np.ndarray)) and query.ndim == 2
+    queries = Ragged.of(torch.as_tensor(query)[None] if single else query)
+    if not len(queries) or bool((queries.lengths == 0).any()):
+        raise ValueError("a query without tokens has no scores; pass at least one token vector")
+    if not bool(queries.tokens.isfinite().all()):
+        raise ValueError("the query holds NaN or infinite values")
+    return single, queries
+
+
+Table = Callable[[int, int, int, int, Tensor], Tensor]
+
+
+def best_matches(table: Table, offsets: Tensor, like: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+    """For each run of documents, the best similarity of each query token, ``(last - first, Q)``.
+
+    Args:
+        table: ``table(first, last, start, stop, out)`` writes the similarities of tokens ``start`` to ``stop``, counted
+            from document ``first``, of documents ``first`` to ``last``.
+        offsets: ``(D + 1,)``; like: ``(d, Q)``, for the number of query tokens, dtype and device.
+    """
+    width, cuts = like.shape[1], offsets.tolist()
+    most = max((TABLE if like.device.type == "cpu" else TABLE_DEVICE) // width, 16)
+    buffer = like.new_empty(min(most, cuts[-1]), width)
+    for first, last in runs(cuts, most):
+        n = cuts[last] - cuts[first]
+        if n <= most:
+            part = table(first, last, 0, n, buffer[:n])
+            yield first, last, segment_max(part, offsets[first : last + 1] - cuts[first])
+        else:
+            # One document longer than a block.
+            pieces = (table(first, last, a, min(a + most, n), buffer[: min(most, n - a)]) for a in range(0, n, most))
+            best = like.new_full((1, width), -torch.inf)
+            for piece in pieces:
+                best = best.maximum(piece.amax(0, keepdim=True))
+            yield first, last, best
+
+
+def runs(cuts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+    """Runs of documents of at most ``most`` tokens together; a longer document is a run of its own."""
+    ends = np.asarray(cuts)
+    first = 0
+    while first < len(ends) - 1:
+        last = max(int(np.searchsorted(ends, ends[first] + most, side="right")) - 1, first + 1)
+        yield first, last
+        first = last
+
+
+def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
+    """``(D, Q)``: the maximum over the rows of each document, from ``(T, Q)``.
+
+    Ragged rows are reduced eight at a time where that is aligned, so that only one row in eight is left to the segment
+    reduction; the first and the last eight of a document cover what is not.
+    """
+    lengths = offsets.diff()
+    if not len(lengths):
+        return x.new_empty(0, x.shape[1])
+    most, least = int(lengths.max()), int(lengths.min())
+    if least == 0:
+        raise ValueError(f"document {int(lengths.argmin())} has no tokens")
+    if most == least:
+        return x.view(len(lengths), most, -1).amax(1)
+    start, stop, near = offsets[:-1], offsets[1:], torch.arange(GROUP)
+    ends = torch.cat(
+        [(start[:, None] + near).minimum(stop[:, None] - 1), (stop[:, None] - 1 - near).maximum(start[:, None])], 1
+    )
+    out = x.index_select(0, ends.flatten().to(x.device)).view(len(lengths), 2 * GROUP, -1).amax(1)
+    if most < 2 * GROUP:
+        return out
+    whole = len(x) // GROUP
+    grouped = x[: whole * GROUP].view(whole, GROUP, -1).amax(1)
+    low = ((start + GROUP - 1) // GROUP).clamp(max=whole)
+    cuts = torch.stack([low, low.maximum(stop // GROUP)], 1).flatten()
+    # Groups inside a document and groups across two take turns.
+    steps = cuts.diff(prepend=cuts.new_zeros(1)).to(x.device)
+    inner = torch.segment_reduce(grouped[: int(cuts[-1])], "max", lengths=steps, unsafe=True, initial=-torch.inf)
+    return out.maximum(inner[1::2])
+
+
+def sums(best: Tensor, offsets: Tensor) -> Tensor:
+    """``(D, B)``: the best similarities ``(D, Q)`` summed over the tokens of each query."""
+    return torch.stack([part.sum(1) for part in best.split(offsets.diff().tolist(), 1)], 1)
+
+
+def align(query: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
+    """The best similarity of each query token and the document token it is found at (the first of equals), ``(Q,)`` each."""
+    best = (query.float() @ document.float().T).max(1)
+    return best.values, best.indices
+
+
+class _Rows:
+    """Runs of documents as one tensor; those of a list are copied one run at a time."""
+
+    def __init__(self, documents: Documents) -> None:
+        listed = not isinstance(documents, (Ragged, Tensor, np.ndarray))
+        self._list = rows(documents) if listed else None  # type: ignore[arg-type]
+        if self._list is not None:
+            self._all, self.offsets = None, bounds([len(p) for p in self._list])
+            first = self._list[0] if self._list else torch.empty(0, 0)
+        else:
+            packed = Ragged.of(documents)
+            self._all, self.offsets, first = packed.tokens, packed.offsets.cpu(), packed.tokens
+        self.dim = first.shape[1] if len(self.offsets) > 1 else None
+        self.device, self.dtype = first.device, first.dtype
+        self._cuts = self.offsets.tolist()
+
+    def tokens(self, first: int, last: int, start: int, stop: int) -> Tensor:
+        if self._all is not None:
+            return self._all[self._cuts[first] + start : self._cuts[first] + stop]
+        assert self._list is not None
+        return self._list[first][start:stop] if last == first + 1 else torch.cat(self._list[first:last])

@@ -1,0 +1,101 @@
+"""Snapshot: one committed state of an index, as a reader sees it until it looks again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokensieve.codec import Codec, codec
+from tokensieve.retrieval.errors import Damaged, Incompatible
+from tokensieve.retrieval.files import map_tensors, read_json
+from tokensieve.retrieval.filters import Where, allowed
+from tokensieve.retrieval.segment import Segment
+
+MANIFEST = "manifest.json"
+FORMAT = "tokensieve-index"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class View:
+    """A segment and the documents of it that are alive, ``(D,)`` bool."""
+
+    segment: Segment
+    alive: Tensor
+
+    def admitted(self, where: Where | None) -> Tensor:
+        if where is None:
+            return self.alive
+        return self.alive & torch.from_numpy(allowed(where, self.segment.column, self.segment.docs))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The manifest, what it names, and the segments that it names but that cannot be read."""
+
+    manifest: Mapping[str, Any]
+    codec: Codec
+    views: Sequence[View]
+    lost: Mapping[str, str]
+
+    @property
+    def generation(self) -> int:
+        return self.manifest["generation"]
+
+    def __len__(self) -> int:
+        return sum(s["docs"] - s["deleted"] for s in self.manifest["segments"])
+
+    def find(self, ids: Sequence[str]) -> list[tuple[int, int] | None]:
+        """For each id, the view and the document in it, None where there is none."""
+        out: list[tuple[int, int] | None] = [None] * len(ids)
+        for v, view in enumerate(self.views):
+            for i, doc in enumerate(view.segment.find(ids).tolist()):
+                if doc >= 0 and bool(view.alive[doc]):
+                    out[i] = v, doc
+        return out
+
+
+def read(folder: Path, before: Snapshot | None = None) -> Snapshot:
+    """The last committed state; segments that ``before`` has open stay open."""
+    for _ in range(5):
+        manifest = read_manifest(folder)
+        known = {v.segment.name: v.segment for v in before.views} if before else {}
+        views, lost = [], {}
+        for entry in manifest["segments"]:
+            try:
+                segment = known.get(entry["file"]) or Segment(folder, entry)
+                views.append(View(segment, _alive(folder, entry)))
+            except Damaged as problem:
+                lost[entry["file"]] = str(problem)
+        # A writer may have replaced segments between the manifest and its files.
+        if not lost or read_manifest(folder)["generation"] == manifest["generation"]:
+            break
+    state = map_tensors(folder / manifest["codec_state"]) if manifest["codec_state"] else {}
+    return Snapshot(manifest, codec(manifest["codec"], manifest["dim"], **state), views, lost)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    if not path.exists():
+        raise FileNotFoundError(f"there is no index in {folder}; Index.create makes one")
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
+        raise Incompatible(
+            f"{folder} holds {manifest.get('format')!r} of version {manifest.get('version')}; this release reads "
+            f"version {VERSION}: build it anew, or use the release that wrote it"
+        )
+    return manifest
+
+
+def _alive(folder: Path, entry: Mapping[str, Any]) -> Tensor:
+    if not entry["dead"]:
+        return torch.ones(entry["docs"], dtype=torch.bool)
+    dead = map_tensors(folder / entry["dead"])["dead"]
+    if len(dead) != entry["docs"] or int(dead.sum()) != entry["deleted"]:
+        raise Damaged(f"{folder / entry['dead']} is damaged")
+    return ~dead

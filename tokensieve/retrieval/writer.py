@@ -1,0 +1,154 @@
+"""Writer: commits to the folder of an index. Segments are written first; a commit is the renaming of the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from tokensieve.codec import Codec
+from tokensieve.retrieval import snapshot
+from tokensieve.retrieval.errors import Locked
+from tokensieve.retrieval.files import write_json, write_tensors
+from tokensieve.retrieval.maxsim import runs
+from tokensieve.retrieval.ragged import Ragged, bounds
+from tokensieve.retrieval.segment import write_segment
+from tokensieve.retrieval.snapshot import MANIFEST, Snapshot, View
+
+SEGMENT = 1 << 18
+"""Tokens of a segment: what a build holds in memory."""
+TIER = 8
+"""Segments of one size that are merged into one."""
+SAMPLE = 1 << 16
+
+
+class Writer:
+    """The only writer of a folder, until closed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = FileLock(folder / "lock", thread_local=False)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout as problem:
+            raise Locked(f"{folder} is being written by another process or Index; close that one first") from problem
+        self.state = snapshot.read(folder)
+        self._sweep()
+
+    def close(self) -> None:
+        self._lock.release()
+
+    def change(
+        self, docs: Ragged, ids: Sequence[str], metadata: Sequence[bytes], gone: Sequence[str], **more: Any
+    ) -> Snapshot:
+        """One commit: delete ``gone``, add documents, whose ids must then be free."""
+        manifest = {**self.state.manifest, **more}
+        segments = {s["file"]: dict(s) for s in manifest["segments"]}
+        number = manifest["next_file"]
+        for name, dead in self._dead(gone).items():
+            number += 1
+            file = f"{number:06d}.dead"
+            write_tensors(self.folder / file, {"dead": dead})
+            segments[name] |= {"dead": file, "deleted": int(dead.sum())}
+        codec = self.state.codec
+        if len(docs):
+            if manifest["codec_state"] is None:
+                codec = codec.fit(_sample(docs.tokens))
+                if codec.state:
+                    number += 1
+                    learnt = self.folder / f"{number:06d}.codec"
+                    write_tensors(learnt, codec.state)
+                    manifest["codec_state"] = learnt.name
+            cuts = docs.offsets.tolist()
+            for first, last in runs(cuts, SEGMENT):
+                number += 1
+                part = Ragged(docs.tokens[cuts[first] : cuts[last]], docs.offsets[first : last + 1] - cuts[first])
+                entry = self._write(number, codec, part, ids[first:last], metadata[first:last])
+                segments[entry["file"]] = entry
+        segments = {k: s for k, s in segments.items() if s["deleted"] < s["docs"]}
+        manifest |= {"segments": list(segments.values()), "next_file": number}
+        self._commit(manifest)
+        self._merge()
+        return self.state
+
+    def compact(self) -> Snapshot:
+        """Rewrite segments so that they are full and hold no deleted documents; damaged ones stay as they are."""
+        whole = [v for v in self.state.views if bool(v.segment.sound().all())]
+        sizes = [int(v.segment.offsets.diff()[v.alive].sum()) for v in whole]
+        for first, last in runs(bounds(sizes).tolist(), SEGMENT):
+            if last - first > 1 or not bool(whole[first].alive.all()):
+                self._join(whole[first:last])
+        return self.state
+
+    def _write(
+        self, number: int, codec: Codec, docs: Ragged, ids: Sequence[str], metadata: Sequence[bytes]
+    ) -> dict[str, Any]:
+        parts = [codec.encode(x) for x in docs.tokens.split(1 << 14)]
+        fields = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        path = self.folder / f"{number:06d}.safetensors"
+        return write_segment(path, fields, docs.lengths, {}, ids, metadata) | {"dead": None, "deleted": 0}
+
+    def _dead(self, gone: Sequence[str]) -> dict[str, Tensor]:
+        out: dict[str, Tensor] = {}
+        for place in self.state.find(gone):
+            if place is not None:
+                view = self.state.views[place[0]]
+                out.setdefault(view.segment.name, ~view.alive)[place[1]] = True
+        return out
+
+    def _merge(self) -> None:
+        """Join segments of about one size where there are many, so that a search opens few."""
+        tiers: dict[int, list[View]] = {}
+        for view in self.state.views:
+            tokens = int(view.segment.offsets.diff()[view.alive].sum())
+            if tokens <= SEGMENT // TIER:
+                tiers.setdefault(tokens.bit_length() // 3, []).append(view)
+        for views in tiers.values():
+            if len(views) >= TIER and all(bool(v.segment.sound().all()) for v in views):
+                self._join(views)
+
+    def _join(self, views: Sequence[View]) -> None:
+        number = self.state.manifest["next_file"] + 1
+        fields: list[dict[str, Tensor]] = []
+        ids, metadata, lengths = [], [], []
+        rows: dict[str, list[Tensor]] = {k: [] for k in views[0].segment.doc_names}
+        for v in views:
+            docs = v.alive.nonzero()[:, 0]
+            fields.append(v.segment.rows(docs)[0])
+            lengths.append(v.segment.offsets.diff()[docs])
+            ids += [v.segment.id(d) for d in docs.tolist()]
+            metadata += [v.segment.metadata_bytes(d) for d in docs.tolist()]
+            for k in rows:
+                rows[k].append(v.segment.get("doc." + k)[docs])
+        tokens = {k: torch.cat([f[k] for f in fields]) for k in fields[0]}
+        path = self.folder / f"{number:06d}.safetensors"
+        entry = write_segment(
+            path, tokens, torch.cat(lengths), {k: torch.cat(r) for k, r in rows.items()}, ids, metadata
+        )
+        names = {v.segment.name for v in views}
+        kept = [s for s in self.state.manifest["segments"] if s["file"] not in names]
+        self._commit(
+            {**self.state.manifest, "segments": [*kept, entry | {"dead": None, "deleted": 0}], "next_file": number}
+        )
+
+    def _commit(self, manifest: dict[str, Any]) -> None:
+        write_json(self.folder / MANIFEST, manifest | {"generation": manifest["generation"] + 1})
+        self.state = snapshot.read(self.folder, self.state)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove files that no manifest names: replaced ones, and those of a writer that died."""
+        named = {MANIFEST, "lock", self.state.manifest["codec_state"]}
+        for s in self.state.manifest["segments"]:
+            named |= {s["file"], s["dead"]}
+        for path in self.folder.iterdir():
+            if path.name not in named and path.suffix in (".safetensors", ".dead", ".codec", ".part"):
+                path.unlink(missing_ok=True)
+
+
+def _sample(x: Tensor) -> Tensor:
+    return x[:: -(-len(x) // SAMPLE)]
