@@ -18,6 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokensieve.retrieval.ragged import Ragged
+
 FORMAT = "tokensieve.encoded.1"
 
 
@@ -81,6 +83,11 @@ class Encoded:
     @property
     def lengths(self) -> Tensor:
         return self.offsets.diff()
+
+    @property
+    def ragged(self) -> Ragged:
+        """The vectors alone, as an index takes them."""
+        return Ragged(self.vectors, self.offsets)
 
     def rows(self, index: Sequence[int] | Tensor) -> Encoded:
         """Some texts, in the order asked for."""

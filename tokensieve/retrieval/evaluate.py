@@ -7,30 +7,21 @@ from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from tokensieve.retrieval.encode import Encoded
+from tokensieve.retrieval.maxsim import maxsim
 
-HELD = 2**24
-"""Similarities that are held at once (64 MB)."""
+TOGETHER = 64
+"""Queries scored at once."""
 
 
 def late_interaction(queries: Encoded, documents: Encoded) -> np.ndarray:
-    """``(Q, D)``: MaxSim of every query with every document, ragged as they are. In blocks."""
-    q, starts = queries.vectors.numpy(), queries.offsets[:-1].numpy()
-    ends = documents.offsets.numpy()
-    if int(documents.lengths.min()) == 0 or int(queries.lengths.min()) == 0:
-        raise ValueError("a text has no vectors; every text must hold at least one")
-    out = np.empty((len(queries), len(documents)), dtype=np.float32)
-    first = 0
-    while first < len(documents):
-        last = max(int(np.searchsorted(ends, ends[first] + HELD // len(q), side="right")) - 1, first + 1)
-        like = documents.vectors[ends[first] : ends[last]].numpy() @ q.T
-        best = np.maximum.reduceat(like, ends[first:last] - ends[first], axis=0)
-        out[:, first:last] = np.add.reduceat(best, starts, axis=1).T
-        first = last
-    return out
+    """``(Q, D)``: MaxSim of every query with every document."""
+    parts = torch.arange(len(queries)).split(TOGETHER)
+    return np.concatenate([maxsim(queries.rows(part).ragged, documents.ragged).numpy() for part in parts])
 
 
 def single_vector(queries: Encoded, documents: Encoded) -> np.ndarray:
