@@ -70,10 +70,8 @@ class Bed:
         if (CACHE / name).exists():
             return Encoded.load(CACHE / name)
         CACHE.mkdir(parents=True, exist_ok=True)
-        if what == "passages":
-            made = self.encoder.documents(texts, needs=["received_attention"])
-        else:
-            made = self.encoder.queries(texts)
+        stored = what == "passages"
+        made = self.encoder.documents(texts, ["received_attention"]) if stored else self.encoder.queries(texts)
         made.save(CACHE / name)
         return made
 

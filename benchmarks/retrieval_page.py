@@ -13,7 +13,7 @@ import numpy as np
 from tokensieve.retrieval.evaluate import measures, spread
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE, PLOT = DOCS / "retrieval-leaderboard.md", DOCS / "retrieval-pareto.png"
@@ -62,8 +62,9 @@ class Results:
         q = {k: float(v.mean()) for k, v in self.quality(key).items()}
         gap, low, high = self.change(key)
         shown = [f"{vectors:.1f}", f"{size:,.0f}"] if vectors else ["", ""]
+        recall = f"{q['recall@100']:.3f}"
         return [
-            *shown, f"{q['nDCG@10']:.4f}", f"{gap:+.1f}%", f"{low:+.1f} to {high:+.1f}", f"{q['MRR']:.4f}", f"{q['recall@100']:.3f}",
+            *shown, f"{q['nDCG@10']:.4f}", f"{gap:+.1f}%", f"{low:+.1f} to {high:+.1f}", f"{q['MRR']:.4f}", recall,
         ]  # fmt: skip
 
     @property
@@ -87,8 +88,8 @@ def page(r: Results) -> str:
         f"Real text that every Python installation carries: docstrings of {' and '.join(d['sources'])}. The first line is the "
         f"query, what follows it the passage that answers it; the two never overlap. {d['passages']:,} passages with "
         f"{d['vectors']:,} vectors ({d['vectors'] / d['passages']:.1f} each, at most {d['longest']}), {d['queries']:,} held-out "
-        f"queries, one right passage each. Vectors are the last hidden states of MiniLM (frozen, {d['dim']} dimensions, length 1), "
-        "scored by summed MaxSim, exactly. Budgets are shares of each passage's own vectors; bytes are per passage, as float16 "
+        f"queries, one right passage each. Vectors are the last hidden states of MiniLM (frozen, {d['dim']} dimensions, of "
+        "length 1), scored by summed MaxSim, exactly. Budgets are shares of each passage's own vectors; bytes are per passage, as float16 "
         "unless a codec is named. `change` is that of nDCG@10 against all vectors, with the 95% interval over queries "
         "(bootstrap, paired). Nothing was tuned on these queries."
     )
