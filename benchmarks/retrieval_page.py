@@ -89,8 +89,8 @@ def page(r: Results) -> str:
         f"query, what follows it the passage that answers it; the two never overlap. {d['passages']:,} passages with "
         f"{d['vectors']:,} vectors ({d['vectors'] / d['passages']:.1f} each, at most {d['longest']}), {d['queries']:,} held-out "
         f"queries, one right passage each. Vectors are the last hidden states of MiniLM (frozen, {d['dim']} dimensions, of "
-        "length 1), scored by summed MaxSim, exactly. Budgets are shares of each passage's own vectors; bytes are per passage, as float16 "
-        "unless a codec is named. `change` is that of nDCG@10 against all vectors, with the 95% interval over queries "
+        "length 1), scored by summed MaxSim, exactly. Budgets are shares of each passage's own vectors; bytes are per passage, "
+        "as float16 unless a codec is named. `change` is that of nDCG@10 against all vectors, with the 95% interval over queries "
         "(bootstrap, paired). Nothing was tuned on these queries."
     )
     where = f"{d['cpu']}, torch {d['versions']['torch']}, transformers {d['versions']['transformers']}."
