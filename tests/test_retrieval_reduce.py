@@ -65,6 +65,21 @@ def test_texts_are_reduced_as_if_alone(name, keep, monkeypatch):
     torch.testing.assert_close(torch.linalg.vector_norm(out.vectors, dim=1), torch.ones(len(out.vectors)))
 
 
+@pytest.mark.parametrize("held", [1, 300, 2**22])
+def test_several_reductions_at_once_score_as_each_alone(held, monkeypatch):
+    monkeypatch.setattr(evaluate, "HELD", held)
+    monkeypatch.setattr(reduce, "ROWS", 3)
+    x, q = encoded([5, 1, 12, 7, 12, 3, 30, 2]), encoded([3, 1, 6], seed=4)
+    made = {f"{name} {keep}": (name, keep) for name in METHODS for keep in (1, 4, 0.5, 1.0)}
+    scores = evaluate.several(q, x, {k: reduce.as_matrix(x, *v) for k, v in made.items()})
+    for key, (name, keep) in made.items():
+        alone = reduce.reduce(x, name, keep)
+        matrix, offsets = reduce.as_matrix(x, name, keep)
+        assert torch.equal(offsets, alone.offsets)
+        np.testing.assert_allclose(matrix @ x.vectors.numpy(), alone.vectors.numpy(), atol=1e-6)
+        np.testing.assert_allclose(scores[key], evaluate.late_interaction(q, alone), atol=1e-5)
+
+
 def test_batches_hold_every_text_once():
     lengths = torch.randint(1, 3000, (500,), generator=torch.Generator().manual_seed(0))
     batches = reduce._batches(lengths)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -12,16 +12,37 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from tokensieve.retrieval.encode import Encoded
-from tokensieve.retrieval.maxsim import maxsim
+from tokensieve.retrieval.maxsim import maxsim, runs, segment_max, sums
 
 TOGETHER = 64
 """Queries scored at once."""
+HELD = 2**22
+"""Similarities held at once (16 MB)."""
 
 
 def late_interaction(queries: Encoded, documents: Encoded) -> np.ndarray:
     """``(Q, D)``: MaxSim of every query with every document."""
     parts = torch.arange(len(queries)).split(TOGETHER)
     return np.concatenate([maxsim(queries.rows(part).ragged, documents.ragged).numpy() for part in parts])
+
+
+def several(
+    queries: Encoded, documents: Encoded, reductions: Mapping[str, tuple[csr_array, Tensor]]
+) -> dict[str, np.ndarray]:
+    """For each of several reductions (``reduce.as_matrix``), ``(Q, D)``: MaxSim with the reduced documents.
+
+    Similarities with all vectors are computed once; those with reduced ones follow, since reductions are linear.
+    """
+    cuts, right = documents.offsets.tolist(), queries.vectors.T.contiguous()
+    out = {name: np.empty((len(queries), len(documents)), dtype=np.float32) for name in reductions}
+    for first, last in runs(cuts, max(HELD // right.shape[1], 1)):
+        like = (documents.vectors[cuts[first] : cuts[last]] @ right).numpy()
+        for name, (matrix, offsets) in reductions.items():
+            own = offsets[first : last + 1]
+            part = matrix[int(own[0]) : int(own[-1]), cuts[first] : cuts[last]] @ like
+            best = segment_max(torch.from_numpy(part), own - own[0])
+            out[name][:, first:last] = sums(best, queries.offsets).T.numpy()
+    return out
 
 
 def single_vector(queries: Encoded, documents: Encoded) -> np.ndarray:

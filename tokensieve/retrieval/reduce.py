@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.method import Method
 from tokensieve.parts.budget import Budget
+from tokensieve.reduction import Reduction
 from tokensieve.registry import make
 from tokensieve.retrieval.encode import Encoded, ends, join
 from tokensieve.signals import Signals
@@ -35,20 +38,66 @@ def reduce(encoded: Encoded, method: str | Method, keep: Budget, *, seed: int = 
         ValueError: the method does not run at this site, or a budget is out of range; `MissingSignal` names a signal that is
             not there.
     """
+    if len(encoded) == 0:
+        return encoded
+    parts, order = [], []
+    for rows, place, r in _each(encoded, method, keep, seed):
+        single = None if encoded.single is None else encoded.single[rows]
+        kept = encoded.at(place.gather(1, r.kept)[r.mask], ends(r.counts), single)
+        if not r.drops:
+            mixed = normalize(r.apply(encoded.vectors[place])[r.mask], dim=-1)
+            kept = Encoded(mixed, kept.offsets, kept.spans, kept.signals, single)
+        parts.append(kept)
+        order.append(rows)
+    back = torch.empty(len(encoded), dtype=torch.long)
+    back[torch.cat(order)] = torch.arange(len(encoded))
+    return join(parts).rows(back)
+
+
+@torch.no_grad()
+def as_matrix(encoded: Encoded, method: str | Method, keep: Budget, *, seed: int = 0) -> tuple[csr_array, Tensor]:
+    """What :func:`reduce` does, as a sparse matrix ``(M, T)`` that the ``(T, d)`` vectors are multiplied with.
+
+    Dot products with the reduced vectors are then the matrix times those with all vectors.
+
+    Returns:
+        the matrix, and the offsets of the texts among the M vectors, ``(n + 1,)``.
+    """
+    each = list(_each(encoded, method, keep, seed))
+    lengths = torch.empty(len(encoded), dtype=torch.long)
+    for rows, _, r in each:
+        lengths[rows] = r.counts
+    offsets = ends(lengths)
+    slots, tokens, weights = [], [], []
+    for rows, place, r in each:
+        share = torch.ones_like(place, dtype=torch.float32)
+        if not r.drops:
+            mixed = torch.linalg.vector_norm(r.apply(encoded.vectors[place]), dim=2).clamp(min=1e-12)
+            share = (share if r.weight is None else r.weight) / mixed.gather(1, r.owner.clamp(min=0))
+        inside = r.owner >= 0
+        slots.append((offsets[rows][:, None] + r.owner)[inside])
+        tokens.append(place[inside])
+        weights.append(share[inside])
+    where = (torch.cat(slots).numpy(), torch.cat(tokens).numpy())
+    return csr_array((torch.cat(weights).numpy(), where), shape=(int(offsets[-1]), len(encoded.vectors))), offsets
+
+
+def _each(
+    encoded: Encoded, method: str | Method, keep: Budget, seed: int
+) -> Iterator[tuple[Tensor, Tensor, Reduction]]:
+    """For texts of about equal length together: which they are, the places of their vectors ``(B, N)``, and the reduction."""
     made = make(method) if isinstance(method, str) else method
     if "vectors" not in made.sites:
         raise ValueError(
             f"{made.name} runs at {', '.join(made.sites)}; tokensieve.methods(site='vectors') lists what fits"
         )
-    if len(encoded) == 0:
-        return encoded
-    parts, order = [], []
     for rows in _batches(encoded.lengths):
-        parts.append(_reduce(encoded, rows, made, keep, seed))
-        order.append(rows)
-    back = torch.empty(len(encoded), dtype=torch.long)
-    back[torch.cat(order)] = torch.arange(len(encoded))
-    return join(parts).rows(back)
+        lengths = encoded.lengths[rows]
+        step = torch.arange(int(lengths.max()))
+        mask = step < lengths[:, None]
+        place = encoded.offsets[rows][:, None] + torch.where(mask, step, 0)
+        signals: dict[str, Any] = {k: encoded.signals[k][place] for k in READ if k in encoded.signals}
+        yield rows, place, made(Signals(features=encoded.vectors[place], mask=mask, seed=seed, **signals), keep)
 
 
 def _batches(lengths: Tensor) -> list[Tensor]:
@@ -64,21 +113,6 @@ def _batches(lengths: Tensor) -> list[Tensor]:
         out.append(ahead[:size])
         start += size
     return out
-
-
-def _reduce(encoded: Encoded, rows: Tensor, method: Method, keep: Budget, seed: int) -> Encoded:
-    lengths = encoded.lengths[rows]
-    step = torch.arange(int(lengths.max()))
-    mask = step < lengths[:, None]
-    place = encoded.offsets[rows][:, None] + torch.where(mask, step, 0)
-    signals: dict[str, Any] = {k: encoded.signals[k][place] for k in READ if k in encoded.signals}
-    x = encoded.vectors[place]
-    r = method(Signals(features=x, mask=mask, seed=seed, **signals), keep)
-    single = None if encoded.single is None else encoded.single[rows]
-    if r.drops:
-        return encoded.at(place.gather(1, r.kept)[r.mask], ends(r.counts), single)
-    kept = encoded.at(place.gather(1, r.kept)[r.mask], ends(r.counts), single)
-    return Encoded(normalize(r.apply(x)[r.mask], dim=-1), kept.offsets, kept.spans, kept.signals, single)
 
 
 class Frequencies:
