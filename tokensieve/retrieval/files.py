@@ -24,6 +24,11 @@ def crc(x: Tensor) -> int:
     return zlib.crc32(x.contiguous().flatten().view(torch.uint8).numpy().data) if x.numel() else 0
 
 
+def sum_of(tensors: Mapping[str, Tensor]) -> int:
+    """One checksum of several tensors."""
+    return zlib.crc32(repr([(k, crc(v)) for k, v in sorted(tensors.items())]).encode())
+
+
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """All or nothing: the file has its name only once its bytes are on disk."""
     part = path.with_name(path.name + ".part")

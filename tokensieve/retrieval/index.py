@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from tokensieve.codec import codec as make_codec
-from tokensieve.retrieval import search, snapshot
+from tokensieve.retrieval import search, snapshot, tune
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.files import write_json
 from tokensieve.retrieval.filters import Where, check
 from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
+from tokensieve.retrieval.sketch import sketch as make_sketch
 from tokensieve.retrieval.snapshot import FORMAT, MANIFEST, VERSION
 from tokensieve.retrieval.writer import SEGMENT, Writer
 
@@ -50,16 +51,26 @@ class Index:
         self._writing = threading.RLock()
 
     @classmethod
-    def create(cls, folder: str | Path, dim: int, codec: str = "float16", model: str | None = None) -> Index:
+    def create(
+        cls,
+        folder: str | Path,
+        dim: int,
+        codec: str = "float16",
+        model: str | None = None,
+        sketch: str | None = "pooled",
+    ) -> Index:
         """A new, empty index.
 
         Args:
             dim: dimensions of a vector.
             codec: how vectors are stored, one of ``tokensieve.codec.CODECS``.
             model: the name of the encoder, which :meth:`open` compares.
+            sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None for exact search only.
         """
         folder = Path(folder)
-        make_codec(codec, dim)
+        made = make_codec(codec, dim)
+        if sketch is not None:
+            make_sketch(sketch, made.dim)
         if (folder / MANIFEST).exists():
             raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,7 +78,7 @@ class Index:
             folder / MANIFEST,
             {
                 "format": FORMAT, "version": VERSION, "generation": 0, "dim": dim, "codec": codec, "codec_state": None,
-                "model": model, "segments": [], "next_file": 0, "next_id": 0,
+                "model": model, "sketch": sketch, "segments": [], "plan": None, "next_file": 0, "next_id": 0,
             },
         )  # fmt: skip
         return cls(folder, snapshot.read(folder))
@@ -95,7 +106,7 @@ class Index:
         return self._put(vectors, ids, metadata, replace=True)
 
     def extend(self, documents: Iterable[Document]) -> int:
-        """Add a stream of documents in bounded memory, in commits of about 2^18 tokens; returns how many there were."""
+        """Add a stream of documents in bounded memory, in commits of about 2^17 tokens; returns how many there were."""
         total, held = 0, 0
         batch: list[Document] = []
         for document in documents:
@@ -120,13 +131,15 @@ class Index:
         with self._writing:
             self._state = self._write().compact()
 
-    def search(self, query: Any, k: int = 10, where: Where | None = None) -> Any:
+    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> Any:
         """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
 
         Many queries, ``(B, Q, dim)`` or a list of ``(q_i, dim)``, give a list of lists.
 
         Args:
             where: conditions on metadata, applied before anything is scored (see ``filters.Where``).
+            rerank: score exactly only so many documents, those whose sketches score best; 0 for all. By default what
+                :meth:`tune` has measured, and all of an index that was never tuned.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, not {k}")
@@ -137,9 +150,30 @@ class Index:
             check(where)
         state = self._state
         admitted = [v.admitted(where) for v in state.views]
-        scores = search.exact(state.views, state.codec, queries, admitted)
+        if rerank is None:
+            rerank = tune.rerank(state, admitted)
+        if rerank and state.sketch:
+            scores = search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k))
+        else:
+            scores = search.exact(state.views, state.codec, queries, admitted)
         hits = search.best(state.views, scores, k) or [[] for _ in range(len(queries))]
         return hits[0] if single else hits
+
+    def tune(self, queries: Any = None, goal: float = 0.99) -> dict[str, Any]:
+        """Measure, on this machine, from how many documents candidates and reranking beat scoring all, and how many to rerank.
+
+        The choice is kept with the index, and holds until that has twice the documents.
+
+        Args:
+            queries: ``(B, Q, dim)`` or a list; documents of the index stand in for them by default.
+            goal: the share of the ten best documents that must be found.
+        """
+        given = None if queries is None else queries_of(queries)[1]
+        with self._writing:
+            writer = self._write()
+            plan = tune.measure(writer.state, given, goal)
+            self._state = writer.change(Ragged.of(torch.empty(0, 0, self.dim)), [], [], [], plan=plan)
+        return plan
 
     def get(self, id: str) -> Document:
         """A document by its id; vectors as the codec gives them back."""
@@ -148,9 +182,9 @@ class Index:
         if place is None:
             raise KeyError(f"there is no document {id!r}")
         segment, docs = state.views[place[0]].segment, torch.tensor([place[1]])
-        if not bool(segment.sound(docs).all()):
+        if not bool(segment.tokens.sound(docs).all()):
             raise KeyError(f"document {id!r} lies in a damaged block: {', '.join(segment.damaged)}")
-        return Document(id, state.codec.decode(segment.rows(docs)[0]), segment.metadata(place[1]))
+        return Document(id, state.codec.decode(segment.tokens.take(docs)[0]), segment.metadata(place[1]))
 
     def ids(self) -> Iterator[str]:
         """The ids of all documents, in no particular order."""
@@ -214,7 +248,7 @@ class Index:
     ) -> list[str]:
         docs = Ragged.of(vectors)
         self._check(docs)
-        notes = [json.dumps(m, separators=(",", ":")).encode() for m in metadata or [{}] * len(docs)]
+        notes = [_json(i, m) for i, m in enumerate([{}] * len(docs) if metadata is None else metadata)]
         with self._writing:
             writer = self._write()
             first = writer.state.manifest["next_id"]
@@ -245,3 +279,10 @@ class Index:
             bad = int((~docs.tokens.isfinite().all(1)).nonzero()[0])
             doc = int(torch.searchsorted(docs.offsets, bad, right=True)) - 1
             raise ValueError(f"document {doc} holds NaN or infinite values")
+
+
+def _json(document: int, metadata: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(dict(metadata), separators=(",", ":")).encode()
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"metadata of document {document} must be a dict of JSON values: {problem}") from problem

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from tokensieve.codec import Codec
+from tokensieve.codec import codec as make_codec
 from tokensieve.retrieval.maxsim import best_matches, sums
 from tokensieve.retrieval.ragged import Ragged, bounds
-from tokensieve.retrieval.segment import Segment
+from tokensieve.retrieval.rows import Rows
+from tokensieve.retrieval.sketch import Sketch
 from tokensieve.retrieval.snapshot import View
 
 
@@ -27,28 +29,66 @@ class Hit:
 
 def exact(views: Sequence[View], codec: Codec, queries: Ragged, admitted: Sequence[Tensor]) -> list[Tensor]:
     """MaxSim of all admitted documents, ``(D, B)`` for each view; minus infinity for the others and for damaged ones."""
+    return _scores([v.segment.tokens for v in views], codec, queries, admitted, -torch.inf)
+
+
+def two_stage(
+    views: Sequence[View], codec: Codec, sketch: Sketch, queries: Ragged, admitted: Sequence[Tensor], rerank: int
+) -> list[Tensor]:
+    """MaxSim of the ``rerank`` documents of each query whose sketches score best; minus infinity for all others.
+
+    Documents whose sketches are damaged are reranked besides.
+    """
+    rough = _scores(
+        [v.segment.rows["sketch"] for v in views],
+        sketch_codec(sketch), sketch.queries(queries), admitted, torch.inf,
+    )  # fmt: skip
+    every, starts = torch.cat(rough), bounds([len(r) for r in rough]).tolist()
+    out = [torch.full_like(r, -torch.inf) for r in rough]
+    most = min(rerank, len(every))
+    for b in range(len(queries)):
+        column = every[:, b]
+        top = column.topk(min(most + int(column.isposinf().sum()), len(every))).indices
+        query = Ragged(queries[b], queries.offsets[b : b + 2] - queries.offsets[b])
+        prepared = codec.prepare(query.tokens)
+        top = top[column[top] > -torch.inf].sort().values
+        for v, view in enumerate(views):
+            docs = top[(top >= starts[v]) & (top < starts[v + 1])] - starts[v]
+            out[v][docs, b] = score(view.segment.tokens, codec, prepared, query, docs, -torch.inf)[:, 0]
+    return out
+
+
+def sketch_codec(sketch: Sketch) -> Codec:
+    """How sketches are stored."""
+    return make_codec("int8", sketch.size)
+
+
+def _scores(
+    rows: Sequence[Rows], codec: Codec, queries: Ragged, admitted: Sequence[Tensor], damaged: float
+) -> list[Tensor]:
     prepared = codec.prepare(queries.tokens)
     out = []
-    for view, mask in zip(views, admitted, strict=True):
+    for part, mask in zip(rows, admitted, strict=True):
         docs = mask.nonzero()[:, 0]
-        scores = torch.full((view.segment.docs, len(queries)), -torch.inf)
-        scores[docs] = score(view.segment, codec, prepared, queries, docs)
+        scores = torch.full((len(mask), len(queries)), -torch.inf)
+        scores[docs] = score(part, codec, prepared, queries, docs, damaged)
         out.append(scores)
     return out
 
 
-def score(segment: Segment, codec: Codec, prepared: Any, queries: Ragged, docs: Tensor) -> Tensor:
-    """MaxSim of some documents of a segment, ascending, ``(D, B)``; minus infinity where they are damaged."""
-    out = torch.full((len(docs), len(queries)), -torch.inf)
-    sound = segment.sound(docs)
+def score(rows: Rows, codec: Codec, prepared: Any, queries: Ragged, docs: Tensor, damaged: float) -> Tensor:
+    """MaxSim of some documents, ascending, ``(D, B)``; ``damaged`` where they are."""
+    out = torch.full((len(docs), len(queries)), damaged)
+    sound = rows.sound(docs)
     place, docs = sound.nonzero()[:, 0], docs[sound]
 
     def table(first: int, last: int, start: int, stop: int, _: Tensor) -> Tensor:
-        fields, _ = segment.rows(docs[first:last])
+        fields, _ = rows.take(docs[first:last])
         return codec.score({k: v[start:stop] for k, v in fields.items()}, prepared)
 
     like = torch.empty(0, len(queries.tokens))
-    for first, last, best in best_matches(table, bounds(segment.offsets.diff()[docs]), like):
+    offsets = bounds(rows.offsets[docs + 1] - rows.offsets[docs])
+    for first, last, best in best_matches(table, offsets, like):
         out[place[first:last]] = sums(best, queries.offsets)
     return out
 

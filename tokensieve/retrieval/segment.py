@@ -6,7 +6,6 @@ import hashlib
 import json
 import threading
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,112 +13,94 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokensieve.codec import Fields
 from tokensieve.retrieval.errors import Damaged
 from tokensieve.retrieval.files import crc, map_tensors, write_tensors
-from tokensieve.retrieval.maxsim import runs
-from tokensieve.retrieval.ragged import bounds, spread
-
-BLOCK = 4096
-"""Tokens checked together: what is lost where a byte is."""
-TOKENS = "token."
-DOCS = "doc."
+from tokensieve.retrieval.rows import Rows, lay_out
 
 
 def write_segment(
-    path: Path, tokens: Mapping[str, Tensor], lengths: Tensor, docs: Mapping[str, Tensor],
-    ids: Sequence[str], metadata: Sequence[bytes],
-) -> dict[str, Any]:  # fmt: skip
+    path: Path, rows: Mapping[str, tuple[Fields, Tensor]], ids: Sequence[str], metadata: Sequence[bytes]
+) -> dict[str, Any]:
     """Write one, documents in the order of their lengths, and return its entry in the manifest.
 
     Args:
-        tokens: fields of all tokens; lengths: ``(D,)``; docs: tensors with a row for each document.
+        rows: by kind, the fields of all vectors behind each other, and how many each document has, ``(D,)``.
         metadata: JSON objects.
     """
-    order = lengths.argsort(stable=True)
-    starts, lengths = bounds(lengths)[:-1][order], lengths[order]
-    token = spread(starts, lengths)
-    offsets = bounds(lengths)
-    out = {TOKENS + k: v[token] for k, v in tokens.items()}
-    cuts = offsets.tolist()
-    blocks = [0, *(last for _, last in runs(cuts, BLOCK))]
-    out["sums"] = torch.tensor(
-        [[crc(v[cuts[a] : cuts[b]]) for k, v in sorted(out.items())] for a, b in pairwise(blocks)]
-    )
-    out |= {DOCS + k: v[order] for k, v in docs.items()} | {"offsets": offsets, "blocks": torch.tensor(blocks)}
+    order = rows["token"][1].argsort(stable=True)
+    out: dict[str, Tensor] = {}
+    for kind, (fields, lengths) in rows.items():
+        out |= lay_out(kind, fields, lengths, order)
     names = [ids[i].encode() for i in order.tolist()]
     out["id"], out["id_ends"] = _pack(names)
     out["meta"], out["meta_ends"] = _pack([metadata[i] for i in order.tolist()])
     keys = torch.tensor([_key(n) for n in names])
     out["key"], out["key_doc"] = keys.sort(stable=True)
     write_tensors(path, out)
-    sums = {k: crc(v) for k, v in out.items() if not k.startswith(TOKENS)}
-    return {"file": path.name, "size": path.stat().st_size, "docs": len(ids), "tokens": cuts[-1], "crc": sums}
+    # Vectors have checksums block by block.
+    sums = {k: crc(v) for k, v in out.items() if "." not in k}
+    tokens = int(rows["token"][1].sum())
+    return {"file": path.name, "size": path.stat().st_size, "docs": len(ids), "tokens": tokens, "crc": sums}
 
 
 class Segment:
-    """One segment, memory-mapped; every tensor is checked when it is first used, tokens block by block."""
+    """One segment, memory-mapped; every tensor is checked when it is first used."""
 
     def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
-        self.name, self.docs, self.tokens = entry["file"], entry["docs"], entry["tokens"]
+        self.name, self.docs = entry["file"], entry["docs"]
         path = folder / self.name
         if not path.exists() or path.stat().st_size != entry["size"]:
             raise Damaged(f"{path} is missing or not {entry['size']} bytes long")
         self._sums = entry["crc"]
         self._tensors = map_tensors(path)
         self._checked: set[str] = set()
+        self._problems: list[str] = []
         self._lock = threading.Lock()
         self._columns: dict[str, tuple[list[Any], np.ndarray]] = {}
-        self.fields = sorted(k for k in self._tensors if k.startswith(TOKENS))
-        self.offsets, blocks, sums = self.get("offsets"), self.get("blocks"), self.get("sums")
-        self.blocks = blocks.tolist()
-        self._block_sums = sums
-        self._sound = torch.zeros(len(sums), dtype=torch.int8)
-        """0 not looked at, 1 sound, -1 damaged."""
+        kinds = [k.removesuffix(":offsets") for k in self._sums if k.endswith(":offsets")]
+        self.rows = {kind: Rows(kind, self.name, self._tensors, self.get) for kind in kinds}
 
     def get(self, name: str) -> Tensor:
-        """A tensor that is not of tokens."""
+        """A tensor that is not of vectors."""
         if name not in self._checked:
             if name not in self._tensors or crc(self._tensors[name]) != self._sums.get(name):
-                raise Damaged(f"segment {self.name}: {name} is damaged")
+                problem = f"{self.name}: {name} is damaged"
+                if problem not in self._problems:
+                    self._problems.append(problem)
+                raise Damaged(problem)
             self._checked.add(name)
         return self._tensors[name]
 
-    def doc(self, name: str) -> Tensor | None:
-        """A tensor with a row for each document, None where the segment has none of that name."""
-        return self.get(DOCS + name) if DOCS + name in self._tensors else None
+    @property
+    def tokens(self) -> Rows:
+        return self.rows["token"]
 
     @property
-    def doc_names(self) -> list[str]:
-        return [k.removeprefix(DOCS) for k in self._tensors if k.startswith(DOCS)]
-
-    def sound(self, docs: Tensor | None = None) -> Tensor:
-        """``(D,)`` bool: documents whose block, checked now if never before, is what was written; of all, or of some."""
-        block = torch.bucketize(
-            torch.arange(self.docs) if docs is None else docs, torch.tensor(self.blocks[1:]), right=True
-        )
-        for i in block.unique().tolist():
-            if self._sound[i] == 0:
-                rows = slice(int(self.offsets[self.blocks[i]]), int(self.offsets[self.blocks[i + 1]]))
-                sums = [crc(self._tensors[k][rows]) for k in self.fields]
-                self._sound[i] = 1 if sums == self._block_sums[i].tolist() else -1
-        return self._sound[block] == 1
+    def sketch(self) -> Rows | None:
+        return self.rows.get("sketch")
 
     @property
     def damaged(self) -> list[str]:
-        """Names of the blocks found damaged so far."""
-        return [
-            f"{self.name} block {i} (documents {self.blocks[i]} to {self.blocks[i + 1] - 1})"
-            for i in (self._sound < 0).nonzero()[:, 0].tolist()
-        ]
+        """What has been found damaged so far."""
+        return [*self._problems, *(b for r in self.rows.values() for b in r.damaged)]
 
-    def rows(self, docs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """The token fields of some documents behind each other, without a copy where they are neighbours, and offsets."""
-        lengths = self.offsets.diff()[docs]
-        if len(docs) and int(docs[-1]) - int(docs[0]) == len(docs) - 1:
-            pick: Any = slice(int(self.offsets[docs[0]]), int(self.offsets[docs[-1] + 1]))
-        else:
-            pick = spread(self.offsets[docs], lengths)
-        return {k.removeprefix(TOKENS): self._tensors[k][pick] for k in self.fields}, bounds(lengths)
+    def sound(self) -> bool:
+        """Whether all of it is what was written; reads everything that no search has read."""
+        every = torch.arange(self.docs)
+        try:
+            for name in self._sums:
+                self.get(name)
+        except Damaged:
+            return False
+        return all(bool(r.sound(every).all()) for r in self.rows.values())
+
+    def named(self) -> bool:
+        """Whether the documents' ids can be read."""
+        try:
+            return all(self.get(name) is not None for name in ("id", "id_ends", "key", "key_doc"))
+        except Damaged:
+            return False
 
     def id(self, doc: int) -> str:
         return _slice(self.get("id"), self.get("id_ends"), doc).decode()
@@ -128,7 +109,11 @@ class Segment:
         return _slice(self.get("meta"), self.get("meta_ends"), doc)
 
     def metadata(self, doc: int) -> dict[str, Any]:
-        return json.loads(self.metadata_bytes(doc))
+        """Empty where it is damaged."""
+        try:
+            return json.loads(self.metadata_bytes(doc))
+        except Damaged:
+            return {}
 
     def find(self, ids: Sequence[str]) -> Tensor:
         """``(n,)``: the document of each id, -1 where there is none."""

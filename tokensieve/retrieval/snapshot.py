@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tokensieve.codec import Codec, codec
 from tokensieve.retrieval.errors import Damaged, Incompatible
-from tokensieve.retrieval.files import map_tensors, read_json
+from tokensieve.retrieval.files import map_tensors, read_json, sum_of
 from tokensieve.retrieval.filters import Where, allowed
 from tokensieve.retrieval.segment import Segment
+from tokensieve.retrieval.sketch import Sketch
+from tokensieve.retrieval.sketch import sketch as make_sketch
 
 MANIFEST = "manifest.json"
 FORMAT = "tokensieve-index"
@@ -29,6 +31,9 @@ class View:
     alive: Tensor
 
     def admitted(self, where: Where | None) -> Tensor:
+        """``(D,)`` bool: documents that are alive and meet the conditions."""
+        if not self.segment.named():
+            return torch.zeros_like(self.alive)
         if where is None:
             return self.alive
         return self.alive & torch.from_numpy(allowed(where, self.segment.column, self.segment.docs))
@@ -40,6 +45,7 @@ class Snapshot:
 
     manifest: Mapping[str, Any]
     codec: Codec
+    sketch: Sketch | None
     views: Sequence[View]
     lost: Mapping[str, str]
 
@@ -54,7 +60,7 @@ class Snapshot:
         """For each id, the view and the document in it, None where there is none."""
         out: list[tuple[int, int] | None] = [None] * len(ids)
         for v, view in enumerate(self.views):
-            for i, doc in enumerate(view.segment.find(ids).tolist()):
+            for i, doc in enumerate(view.segment.find(ids).tolist() if view.segment.named() else []):
                 if doc >= 0 and bool(view.alive[doc]):
                     out[i] = v, doc
         return out
@@ -75,8 +81,10 @@ def read(folder: Path, before: Snapshot | None = None) -> Snapshot:
         # A writer may have replaced segments between the manifest and its files.
         if not lost or read_manifest(folder)["generation"] == manifest["generation"]:
             break
-    state = map_tensors(folder / manifest["codec_state"]) if manifest["codec_state"] else {}
-    return Snapshot(manifest, codec(manifest["codec"], manifest["dim"], **state), views, lost)
+    state = _checked(folder, **manifest["codec_state"]) if manifest["codec_state"] else {}
+    dim, small = manifest["dim"], manifest["sketch"]
+    made = make_sketch(small, dim) if small else None
+    return Snapshot(manifest, codec(manifest["codec"], dim, **state), made, views, lost)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -95,7 +103,12 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def _alive(folder: Path, entry: Mapping[str, Any]) -> Tensor:
     if not entry["dead"]:
         return torch.ones(entry["docs"], dtype=torch.bool)
-    dead = map_tensors(folder / entry["dead"])["dead"]
-    if len(dead) != entry["docs"] or int(dead.sum()) != entry["deleted"]:
-        raise Damaged(f"{folder / entry['dead']} is damaged")
-    return ~dead
+    return ~_checked(folder, **entry["dead"])["dead"]
+
+
+def _checked(folder: Path, file: str, crc: int) -> dict[str, Tensor]:
+    """The tensors of a small file whose checksum the manifest holds."""
+    tensors = map_tensors(folder / file)
+    if crc != sum_of(tensors):
+        raise Damaged(f"{folder / file} is damaged")
+    return tensors

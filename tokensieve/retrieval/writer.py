@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,19 @@ from torch import Tensor
 from tokensieve.codec import Codec
 from tokensieve.retrieval import snapshot
 from tokensieve.retrieval.errors import Locked
-from tokensieve.retrieval.files import write_json, write_tensors
+from tokensieve.retrieval.files import sum_of, write_json, write_tensors
 from tokensieve.retrieval.maxsim import runs
 from tokensieve.retrieval.ragged import Ragged, bounds
+from tokensieve.retrieval.search import sketch_codec
 from tokensieve.retrieval.segment import write_segment
 from tokensieve.retrieval.snapshot import MANIFEST, Snapshot, View
 
-SEGMENT = 1 << 18
+SEGMENT = 1 << 17
 """Tokens of a segment: what a build holds in memory."""
 TIER = 8
 """Segments of one size that are merged into one."""
 SAMPLE = 1 << 16
+ENCODED = 1 << 14
 
 
 class Writer:
@@ -51,18 +54,14 @@ class Writer:
         number = manifest["next_file"]
         for name, dead in self._dead(gone).items():
             number += 1
-            file = f"{number:06d}.dead"
-            write_tensors(self.folder / file, {"dead": dead})
-            segments[name] |= {"dead": file, "deleted": int(dead.sum())}
+            segments[name] |= {"dead": self._small(f"{number:06d}.dead", {"dead": dead}), "deleted": int(dead.sum())}
         codec = self.state.codec
         if len(docs):
             if manifest["codec_state"] is None:
                 codec = codec.fit(_sample(docs.tokens))
                 if codec.state:
                     number += 1
-                    learnt = self.folder / f"{number:06d}.codec"
-                    write_tensors(learnt, codec.state)
-                    manifest["codec_state"] = learnt.name
+                    manifest["codec_state"] = self._small(f"{number:06d}.codec", codec.state)
             cuts = docs.offsets.tolist()
             for first, last in runs(cuts, SEGMENT):
                 number += 1
@@ -72,13 +71,15 @@ class Writer:
         segments = {k: s for k, s in segments.items() if s["deleted"] < s["docs"]}
         manifest |= {"segments": list(segments.values()), "next_file": number}
         self._commit(manifest)
-        self._merge()
+        # What was asked is done; a merge that finds no room is tried again after the next commit.
+        with suppress(OSError):
+            self._merge()
         return self.state
 
     def compact(self) -> Snapshot:
         """Rewrite segments so that they are full and hold no deleted documents; damaged ones stay as they are."""
-        whole = [v for v in self.state.views if bool(v.segment.sound().all())]
-        sizes = [int(v.segment.offsets.diff()[v.alive].sum()) for v in whole]
+        whole = [v for v in self.state.views if v.segment.sound()]
+        sizes = [int(v.segment.tokens.lengths[v.alive].sum()) for v in whole]
         for first, last in runs(bounds(sizes).tolist(), SEGMENT):
             if last - first > 1 or not bool(whole[first].alive.all()):
                 self._join(whole[first:last])
@@ -87,10 +88,19 @@ class Writer:
     def _write(
         self, number: int, codec: Codec, docs: Ragged, ids: Sequence[str], metadata: Sequence[bytes]
     ) -> dict[str, Any]:
-        parts = [codec.encode(x) for x in docs.tokens.split(1 << 14)]
-        fields = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        rows = {"token": (_encode(codec, docs.tokens), docs.lengths)}
+        if self.state.sketch:
+            small = self.state.sketch.documents(docs)
+            rows["sketch"] = _encode(sketch_codec(self.state.sketch), small.tokens), small.lengths
+        return self._save(number, rows, ids, metadata)
+
+    def _small(self, file: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        write_tensors(self.folder / file, tensors)
+        return {"file": file, "crc": sum_of(tensors)}
+
+    def _save(self, number: int, rows: Any, ids: Sequence[str], metadata: Sequence[bytes]) -> dict[str, Any]:
         path = self.folder / f"{number:06d}.safetensors"
-        return write_segment(path, fields, docs.lengths, {}, ids, metadata) | {"dead": None, "deleted": 0}
+        return write_segment(path, rows, ids, metadata) | {"dead": None, "deleted": 0}
 
     def _dead(self, gone: Sequence[str]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -104,36 +114,27 @@ class Writer:
         """Join segments of about one size where there are many, so that a search opens few."""
         tiers: dict[int, list[View]] = {}
         for view in self.state.views:
-            tokens = int(view.segment.offsets.diff()[view.alive].sum())
+            tokens = int(view.segment.tokens.lengths[view.alive].sum())
             if tokens <= SEGMENT // TIER:
                 tiers.setdefault(tokens.bit_length() // 3, []).append(view)
         for views in tiers.values():
-            if len(views) >= TIER and all(bool(v.segment.sound().all()) for v in views):
+            if len(views) >= TIER and all(v.segment.sound() for v in views):
                 self._join(views)
 
     def _join(self, views: Sequence[View]) -> None:
         number = self.state.manifest["next_file"] + 1
-        fields: list[dict[str, Tensor]] = []
-        ids, metadata, lengths = [], [], []
-        rows: dict[str, list[Tensor]] = {k: [] for k in views[0].segment.doc_names}
-        for v in views:
-            docs = v.alive.nonzero()[:, 0]
-            fields.append(v.segment.rows(docs)[0])
-            lengths.append(v.segment.offsets.diff()[docs])
-            ids += [v.segment.id(d) for d in docs.tolist()]
-            metadata += [v.segment.metadata_bytes(d) for d in docs.tolist()]
-            for k in rows:
-                rows[k].append(v.segment.get("doc." + k)[docs])
-        tokens = {k: torch.cat([f[k] for f in fields]) for k in fields[0]}
-        path = self.folder / f"{number:06d}.safetensors"
-        entry = write_segment(
-            path, tokens, torch.cat(lengths), {k: torch.cat(r) for k, r in rows.items()}, ids, metadata
-        )
+        held = [(v.segment, v.alive.nonzero()[:, 0]) for v in views]
+        rows = {}
+        for kind in views[0].segment.rows:
+            parts = [s.rows[kind].take(docs) for s, docs in held]
+            fields = {k: torch.cat([f[k] for f, _ in parts]) for k in parts[0][0]}
+            rows[kind] = fields, torch.cat([offsets.diff() for _, offsets in parts])
+        ids = [s.id(d) for s, docs in held for d in docs.tolist()]
+        metadata = [s.metadata_bytes(d) for s, docs in held for d in docs.tolist()]
+        entry = self._save(number, rows, ids, metadata)
         names = {v.segment.name for v in views}
         kept = [s for s in self.state.manifest["segments"] if s["file"] not in names]
-        self._commit(
-            {**self.state.manifest, "segments": [*kept, entry | {"dead": None, "deleted": 0}], "next_file": number}
-        )
+        self._commit({**self.state.manifest, "segments": [*kept, entry], "next_file": number})
 
     def _commit(self, manifest: dict[str, Any]) -> None:
         write_json(self.folder / MANIFEST, manifest | {"generation": manifest["generation"] + 1})
@@ -142,12 +143,18 @@ class Writer:
 
     def _sweep(self) -> None:
         """Remove files that no manifest names: replaced ones, and those of a writer that died."""
-        named = {MANIFEST, "lock", self.state.manifest["codec_state"]}
-        for s in self.state.manifest["segments"]:
-            named |= {s["file"], s["dead"]}
+        entries = self.state.manifest["segments"]
+        small = [self.state.manifest["codec_state"], *(s["dead"] for s in entries)]
+        named = {s["file"] for s in entries} | {s["file"] for s in small if s}
         for path in self.folder.iterdir():
             if path.name not in named and path.suffix in (".safetensors", ".dead", ".codec", ".part"):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
+
+
+def _encode(codec: Codec, x: Tensor) -> dict[str, Tensor]:
+    parts = [codec.encode(part) for part in x.split(ENCODED)]
+    return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 
 
 def _sample(x: Tensor) -> Tensor:
