@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import cached_property
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
 import tokensieve as ts
 from benchmarks.retrieval_page import write
@@ -24,17 +26,19 @@ from tokensieve.codec import CODECS, codec
 from tokensieve.retrieval import evaluate
 from tokensieve.retrieval.docstrings import Collection, collect
 from tokensieve.retrieval.encode import Encoded, Encoder, load
-from tokensieve.retrieval.reduce import Frequencies, reduce
+from tokensieve.retrieval.maxsim import best_matches, sums
+from tokensieve.retrieval.reduce import Frequencies, as_matrix, reduce
 
 FORMAT = "tokensieve.retrieval.1"
 CACHE = Path("out/encoded")
-QUERIES = 1000
-BUDGETS = (0.7, 0.5, 0.33, 0.25, 0.1)
+QUERIES = 500
+BUDGETS = (0.5, 0.33, 0.25, 0.1, 0.7)
 SEEDS = (0, 1, 2)
 DRAWS = ("random",)
 EXACT = "float32"
-POOLED = (("agglomerative", 0.5), ("agglomerative", 0.33))
-"""What is stored by every codec beside all vectors."""
+SAMPLE = 2**15
+STORED = (("full", 1.0), ("agglomerative", 0.5))
+"""What is stored by every codec."""
 
 
 class Bed:
@@ -82,18 +86,32 @@ class Bed:
     def reduced(self, name: str, keep: float, seed: int = 0, **options: Any) -> Encoded:
         return reduce(self.documents, ts.make(name, **options), keep, seed=seed)
 
-    def stored(self, documents: Encoded, name: str) -> tuple[Encoded, int]:
-        """The passages as a codec gives them back, and the bytes of a vector."""
+    def ranked(self, scores: np.ndarray) -> list[int]:
+        return evaluate.ranks(scores, self.relevant).tolist()
+
+    def coded(self, documents: Encoded, name: str) -> tuple[np.ndarray, int]:
+        """Scores ``(Q, D)`` with passages stored by a codec, as an index scores them, and the bytes of a vector."""
         made = codec(name, documents.vectors.shape[1])
         # A sample spread over the collection: what a codec learns must not depend on its order.
-        step = max(len(documents.vectors) // 2**15, 1)
-        made = made.fit(documents.vectors[::step])
-        back = torch.cat([made.decode(made.encode(part)) for part in documents.vectors.split(2**15)])
-        return Encoded(back, documents.offsets, documents.spans), made.bytes_per_token
+        made = made.fit(documents.vectors[:: max(len(documents.vectors) // SAMPLE, 1)])
+        parts = [made.encode(part) for part in documents.vectors.split(SAMPLE)]
+        fields = {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
+        cuts = documents.offsets.tolist()
+        out = []
+        for some in torch.arange(len(self.queries)).split(evaluate.TOGETHER):
+            queries = self.queries.rows(some)
+            prepared = made.prepare(queries.vectors)
+
+            def table(first: int, last: int, start: int, stop: int, into: Tensor, known: Any = prepared) -> Tensor:
+                return made.score({k: v[cuts[first] + start : cuts[first] + stop] for k, v in fields.items()}, known)
+
+            best = [b for _, _, b in best_matches(table, documents.offsets, queries.vectors.T)]
+            out.append(sums(torch.cat(best), queries.offsets).T.numpy())
+        return np.concatenate(out), made.bytes_per_token
 
 
 def measure(file: Path) -> dict[str, Any]:
-    """All cells, resumed from ``file``, which is complete after each (written to a temporary name first, then renamed).
+    """All cells, resumed from ``file``, which is complete after each group (written to a temporary name first, then renamed).
 
     Raises:
         ValueError: the file holds the results of another collection or encoder.
@@ -110,50 +128,57 @@ def measure(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text())
         if any(data.get(k) != v for k, v in of.items()):
             raise ValueError(f"{file} holds results of another collection or encoder; delete it, or name another file")
-    for key, run in track(cells(bed), description="retrieval", console=Console(stderr=True)):
-        if key in data["cells"]:
+    for keys, run in track(groups(bed), description="retrieval", console=Console(stderr=True)):
+        if set(keys) <= set(data["cells"]):
             continue
-        ranks, vectors, size = run()
-        data["cells"][key] = {"ranks": ranks.tolist(), "vectors": vectors, "bytes": size}
+        for key, (ranks, vectors, size) in run().items():
+            data["cells"][key] = {"ranks": ranks, "vectors": vectors, "bytes": size}
         part = file.with_suffix(".part")
         part.write_text(json.dumps(data) + "\n", encoding="utf-8")
         part.replace(file)
     return data
 
 
-def cells(bed: Bed) -> list[tuple[str, Any]]:
-    """What is measured: a key, and what gives the ranks, the vectors of all passages and the bytes of one."""
+Cells = dict[str, tuple[list[int], int, int]]
+"""By key: the ranks, the vectors of all passages and the bytes of one."""
+
+
+def groups(bed: Bed) -> list[tuple[list[str], Callable[[], Cells]]]:
+    """What is measured together: keys, and what gives their cells."""
     width = 2 * bed.encoder.identity.dim  # as float16, in which nothing is lost that shows
-    docs = len(bed.collection.passages)
 
-    def single() -> Any:
-        return evaluate.ranks(evaluate.single_vector(bed.queries, bed.documents), bed.relevant), docs, width
+    def whole() -> Cells:
+        docs, single = len(bed.collection.passages), evaluate.single_vector(bed.queries, bed.documents)
+        return {
+            "bm25": (bed.ranked(evaluate.bm25(bed.texts, bed.collection.bodies)), 0, 0),
+            "single": (bed.ranked(single), docs, width),
+            "full": (bed.ranks(bed.documents).tolist(), len(bed.documents.vectors), width),
+        }
 
-    def bm25() -> Any:
-        return evaluate.ranks(evaluate.bm25(bed.texts, bed.collection.bodies), bed.relevant), 0, 0
+    def fewer(keep: float) -> Cells:
+        made = {key: as_matrix(bed.documents, name, keep, seed=seed) for key, (name, seed) in cells(keep).items()}
+        scores = evaluate.several(bed.queries, bed.documents, made)
+        return {key: (bed.ranked(scores[key]), int(made[key][1][-1]), width) for key in made}
 
-    def full() -> Any:
-        return bed.ranks(bed.documents), len(bed.documents.vectors), width
-
-    def fewer(name: str, keep: float, seed: int) -> Any:
-        kept = bed.reduced(name, keep, seed)
-        return bed.ranks(kept), len(kept.vectors), width
-
-    def coded(how: str, name: str, keep: float) -> Any:
+    def coded(name: str, keep: float, how: str) -> Cells:
         kept = bed.documents if name == "full" else bed.reduced(name, keep)
-        back, size = bed.stored(kept, how)
-        return bed.ranks(back), len(back.vectors), size
+        scores, size = bed.coded(kept, how)
+        return {f"{name}@{keep}+{how}": (bed.ranked(scores), len(kept.vectors), size)}
 
-    out: list[tuple[str, Any]] = [("bm25", bm25), ("single", single), ("full", full)]
-    for keep in BUDGETS:
-        for name in ts.methods(site="vectors"):
-            for seed in SEEDS if name in DRAWS else SEEDS[:1]:
-                out.append((f"{name}@{keep}#{seed}", lambda n=name, k=keep, s=seed: fewer(n, k, s)))
-    for name, keep in (("full", 1.0), *POOLED):
-        for how in CODECS:
-            if how != EXACT:
-                out.append((f"{name}@{keep}+{how}", lambda h=how, n=name, k=keep: coded(h, n, k)))
+    out: list[tuple[list[str], Callable[[], Cells]]] = [(["bm25", "single", "full"], whole)]
+    out += [(list(cells(keep)), partial(fewer, keep)) for keep in BUDGETS]
+    for name, keep in STORED:
+        out += [([f"{name}@{keep}+{how}"], partial(coded, name, keep, how)) for how in CODECS if how != EXACT]
     return out
+
+
+def cells(keep: float) -> dict[str, tuple[str, int]]:
+    """By key, the methods and seeds at one budget."""
+    return {
+        f"{name}@{keep}#{seed}": (name, seed)
+        for name in ts.methods(site="vectors")
+        for seed in (SEEDS if name in DRAWS else SEEDS[:1])
+    }
 
 
 def main(file: Path = Path("out/retrieval.json")) -> None:

@@ -18,7 +18,6 @@ def vectors(n, dim, seed=0):
     return normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-
 @pytest.mark.parametrize("name", CODECS)
 def test_what_comes_back(name):
     x = vectors(3000, 128)
@@ -43,9 +42,7 @@ def test_the_fewer_bytes_the_larger_the_error():
     }  # fmt: skip
 
 
-@given(
-    st.sampled_from(list(CODECS)), st.integers(1, 40), st.integers(1, 50), st.integers(1, 9), st.integers(0, 99)
-)
+@given(st.sampled_from(list(CODECS)), st.integers(1, 40), st.integers(1, 50), st.integers(1, 9), st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
 def test_scores_are_those_of_the_decoded_vectors(name, dim, n, queries, seed):
     x, query = vectors(n, dim, seed) * 3, vectors(queries, dim, seed + 1)
