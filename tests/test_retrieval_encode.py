@@ -20,7 +20,8 @@ from tokensieve.plan import plan
 from tokensieve.retrieval import encode, encode_folder
 from tokensieve.retrieval.encode import Encoded, Precomputed, ends, join, load
 from tokensieve.retrieval.encode_pages import PageEncoder
-from tokensieve.retrieval.encode_text import Reading, TextEncoder
+from tokensieve.retrieval.encode_reading import Reading
+from tokensieve.retrieval.encode_text import TextEncoder
 
 TEXTS = [
     "Open a file and read it, line by line. Don't!",

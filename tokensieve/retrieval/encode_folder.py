@@ -17,7 +17,8 @@ from torch import nn
 
 from tokensieve.retrieval.encode import Encoder
 from tokensieve.retrieval.encode_pages import PageEncoder
-from tokensieve.retrieval.encode_text import Reading, TextEncoder
+from tokensieve.retrieval.encode_reading import Reading
+from tokensieve.retrieval.encode_text import TextEncoder
 
 MINILM = "minilm"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.metadata")
