@@ -1,7 +1,8 @@
 """One page for all methods of stored vectors: retrieval of real text by fewer vectors and in fewer bytes.
 
-`python -m benchmarks.retrieval` measures what `out/retrieval.json` does not hold yet and writes docs/retrieval-leaderboard.md and
-its plot. Queries are first lines of docstrings, passages what follows them (`tokensieve.retrieval.docstrings`).
+`python -m benchmarks.retrieval` measures what `out/retrieval/` does not hold yet, some queries after the other, and after each
+slice of them writes docs/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings, passages what follows them
+(`tokensieve.retrieval.docstrings`).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ from tokensieve.retrieval.reduce import Frequencies, as_matrix, reduce
 
 FORMAT = "tokensieve.retrieval.1"
 CACHE = Path("out/encoded")
-QUERIES = 500
-BUDGETS = (0.5, 0.33, 0.25, 0.1, 0.7)
+QUERIES, SLICE = 1000, 250
+BUDGETS = (0.7, 0.5, 0.33, 0.25, 0.1)
 SEEDS = (0, 1, 2)
 DRAWS = ("random",)
 EXACT = "float32"
@@ -46,16 +47,23 @@ class Bed:
 
     Args:
         passages: the first so many of the collection; None for all.
-        queries: the first so many held-out queries of those passages.
+        queries: which of the held-out queries of those passages.
     """
 
-    def __init__(self, passages: int | None = None, queries: int = QUERIES, held_out: bool = True):
+    def __init__(self, passages: int | None = None, queries: slice = slice(None), held_out: bool = True):
         self.encoder: Encoder = load()
         whole = collect()
         self.collection = Collection(whole.passages[:passages], whole.sources)
         texts, places = self.collection.queries(held_out)
-        self.texts, self.relevant = texts[:queries], places[:queries]
+        self._every, self._places = texts, places
         self._whole, self._held_out = whole, held_out
+        self._matrices: dict[Any, Any] = {}
+        self.ask(queries)
+
+    def ask(self, queries: slice) -> None:
+        """Go on with other queries."""
+        self.__dict__.pop("queries", None)
+        self.texts, self.relevant = self._every[queries], self._places[queries]
 
     @cached_property
     def documents(self) -> Encoded:
@@ -82,6 +90,13 @@ class Bed:
     def ranks(self, documents: Encoded) -> np.ndarray:
         """The place of each query's passage by MaxSim."""
         return evaluate.ranks(evaluate.late_interaction(self.queries, documents), self.relevant)
+
+    def matrix(self, name: str, keep: float, seed: int) -> Any:
+        """A reduction as a matrix, computed once for all queries."""
+        key = (name, keep, seed)
+        if key not in self._matrices:
+            self._matrices[key] = as_matrix(self.documents, name, keep, seed=seed)
+        return self._matrices[key]
 
     def reduced(self, name: str, keep: float, seed: int = 0, **options: Any) -> Encoded:
         return reduce(self.documents, ts.make(name, **options), keep, seed=seed)
@@ -110,14 +125,14 @@ class Bed:
         return np.concatenate(out), made.bytes_per_token
 
 
-def measure(file: Path) -> dict[str, Any]:
-    """All cells, resumed from ``file``, which is complete after each group (written to a temporary name first, then renamed).
+def measure(bed: Bed, file: Path) -> dict[str, Any]:
+    """All cells of the queries that the bed asks, resumed from ``file``, which is complete after each group (written to a
+    temporary name first, then renamed).
 
     Raises:
         ValueError: the file holds the results of another collection or encoder.
     """
-    bed = Bed()
-    of = {"collection": bed.collection.digest, "encoder": bed.encoder.identity.digest, "queries": len(bed.texts)}
+    of = {"collection": bed.collection.digest, "encoder": bed.encoder.identity.digest, "texts": bed.texts}
     lengths = bed.documents.lengths
     facts = {
         "sources": bed.collection.sources, "passages": len(lengths), "vectors": int(lengths.sum()),
@@ -127,8 +142,10 @@ def measure(file: Path) -> dict[str, Any]:
     if file.exists():
         data = json.loads(file.read_text())
         if any(data.get(k) != v for k, v in of.items()):
-            raise ValueError(f"{file} holds results of another collection or encoder; delete it, or name another file")
-    for keys, run in track(groups(bed), description="retrieval", console=Console(stderr=True)):
+            raise ValueError(
+                f"{file} holds results of another collection or encoder; delete it, or name another folder"
+            )
+    for keys, run in track(groups(bed), description=file.stem, console=Console(stderr=True)):
         if set(keys) <= set(data["cells"]):
             continue
         for key, (ranks, vectors, size) in run().items():
@@ -137,6 +154,13 @@ def measure(file: Path) -> dict[str, Any]:
         part.write_text(json.dumps(data) + "\n", encoding="utf-8")
         part.replace(file)
     return data
+
+
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results of several slices as one."""
+    cells = parts[0]["cells"]
+    ranks = {key: [r for p in parts for r in p["cells"][key]["ranks"]] for key in cells}
+    return {**parts[0], "cells": {key: {**cells[key], "ranks": ranks[key]} for key in cells}}
 
 
 Cells = dict[str, tuple[list[int], int, int]]
@@ -156,7 +180,7 @@ def groups(bed: Bed) -> list[tuple[list[str], Callable[[], Cells]]]:
         }
 
     def fewer(keep: float) -> Cells:
-        made = {key: as_matrix(bed.documents, name, keep, seed=seed) for key, (name, seed) in cells(keep).items()}
+        made = {key: bed.matrix(name, keep, seed) for key, (name, seed) in cells(keep).items()}
         scores = evaluate.several(bed.queries, bed.documents, made)
         return {key: (bed.ranked(scores[key]), int(made[key][1][-1]), width) for key in made}
 
@@ -181,9 +205,13 @@ def cells(keep: float) -> dict[str, tuple[str, int]]:
     }
 
 
-def main(file: Path = Path("out/retrieval.json")) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write(measure(file))
+def main(folder: Path = Path("out/retrieval")) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    bed, parts = Bed(), []
+    for start in range(0, QUERIES, SLICE):
+        bed.ask(slice(start, start + SLICE))
+        parts.append(measure(bed, folder / f"queries-{start}.json"))
+        write(joined(parts))
 
 
 if __name__ == "__main__":

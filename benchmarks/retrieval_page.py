@@ -84,10 +84,11 @@ def write(data: dict[str, Any]) -> None:
 def page(r: Results) -> str:
     """The page as Markdown."""
     d = r.data
+    asked = len(d["cells"]["full"]["ranks"])
     what = (
         f"Real text that every Python installation carries: docstrings of {' and '.join(d['sources'])}. The first line is the "
         f"query, what follows it the passage that answers it; the two never overlap. {d['passages']:,} passages with "
-        f"{d['vectors']:,} vectors ({d['vectors'] / d['passages']:.1f} each, at most {d['longest']}), {d['queries']:,} held-out "
+        f"{d['vectors']:,} vectors ({d['vectors'] / d['passages']:.1f} each, at most {d['longest']}), {asked:,} held-out "
         f"queries, one right passage each. Vectors are the last hidden states of MiniLM (frozen, {d['dim']} dimensions, of "
         "length 1), scored by summed MaxSim, exactly. Budgets are shares of each passage's own vectors; bytes are per passage, "
         "as float16 unless a codec is named. `change` is that of nDCG@10 against all vectors, with the 95% interval over queries "

@@ -25,7 +25,7 @@ PASSAGES, QUERIES, DRAWS = 1500, 400, 3
 
 @cache
 def bed() -> retrieval.Bed:
-    return retrieval.Bed(PASSAGES, QUERIES)
+    return retrieval.Bed(PASSAGES, slice(QUERIES))
 
 
 @cache
