@@ -167,7 +167,8 @@ def plot(r: Results) -> None:
                 axes.annotate(key.split("+")[1], point, fontsize=7, xytext=(4, 4), textcoords="offset points")
     for name, key, line in (("single vector", "single", "--"), ("BM25", "bm25", "-.")):
         axes.axhline(r.quality(key)["nDCG@10"].mean(), color="grey", linestyle=line, linewidth=1)
-        axes.annotate(name, (axes.get_xlim()[0], r.quality(key)["nDCG@10"].mean()), fontsize=8, va="bottom")
+        height = r.quality(key)["nDCG@10"].mean()
+        axes.text(0.01, height, name, transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1024:g} KB" if x >= 1024 else f"{x:g} B")
     axes.set_xlabel("bytes per passage")
