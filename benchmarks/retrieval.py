@@ -33,7 +33,7 @@ from tokensieve.retrieval.reduce import Frequencies, as_matrix, reduce
 FORMAT = "tokensieve.retrieval.1"
 CACHE = Path("out/encoded")
 QUERIES, SLICE = 1000, 250
-BUDGETS = (0.7, 0.5, 0.33, 0.25, 0.1)
+BUDGETS = (0.5, 0.33, 0.25, 0.1, 0.7)
 SEEDS = (0, 1, 2)
 DRAWS = ("random",)
 EXACT = "float32"

@@ -137,7 +137,7 @@ def _table(first: str, rows: list[tuple[str, list[str]]]) -> list[str]:
 
 def _goals(r: Results) -> list[str]:
     lines = ["| goal | measured on | change | 95% | reached |", "|---|---|---:|---:|---|"]
-    for goal, key, most in GOALS:
+    for goal, key, most in (g for g in GOALS if g[1] in r.cells):
         gap, low, high = r.change(key)
         met = "yes" if gap >= -most else "no"
         lines.append(f"| {goal} | {key.split('#')[0]} | {gap:+.1f}% | {low:+.1f} to {high:+.1f} | {met} |")

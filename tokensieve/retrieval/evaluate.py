@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from tokensieve.retrieval.encode import Encoded
 from tokensieve.retrieval.maxsim import maxsim, runs, segment_max, sums
 
+K = TypeVar("K")
 TOGETHER = 64
 """Queries scored at once."""
 HELD = 2**22
@@ -27,8 +29,8 @@ def late_interaction(queries: Encoded, documents: Encoded) -> np.ndarray:
 
 
 def several(
-    queries: Encoded, documents: Encoded, reductions: Mapping[str, tuple[csr_array, Tensor]]
-) -> dict[str, np.ndarray]:
+    queries: Encoded, documents: Encoded, reductions: Mapping[K, tuple[csr_array, Tensor]]
+) -> dict[K, np.ndarray]:
     """For each of several reductions (``reduce.as_matrix``), ``(Q, D)``: MaxSim with the reduced documents.
 
     Similarities with all vectors are computed once; those with reduced ones follow, since reductions are linear.
