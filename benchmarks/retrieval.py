@@ -21,7 +21,7 @@ from rich.progress import track
 from torch import Tensor
 
 import tokensieve as ts
-from benchmarks.retrieval_page import write
+from benchmarks.retrieval_page import joined, write
 from tokensieve.bench.results import environment
 from tokensieve.codec import CODECS, codec
 from tokensieve.retrieval import evaluate
@@ -154,13 +154,6 @@ def measure(bed: Bed, file: Path) -> dict[str, Any]:
         part.write_text(json.dumps(data) + "\n", encoding="utf-8")
         part.replace(file)
     return data
-
-
-def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The results of several slices as one."""
-    cells = parts[0]["cells"]
-    ranks = {key: [r for p in parts for r in p["cells"][key]["ranks"]] for key in cells}
-    return {**parts[0], "cells": {key: {**cells[key], "ranks": ranks[key]} for key in cells}}
 
 
 Cells = dict[str, tuple[list[int], int, int]]

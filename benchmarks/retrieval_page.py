@@ -1,7 +1,9 @@
-"""The page and the plot of what `benchmarks.retrieval` has measured."""
+"""The page and the plot of what `benchmarks.retrieval` has measured; `python -m benchmarks.retrieval_page` makes them anew."""
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -75,6 +77,15 @@ class Results:
         return sorted({k.split("@")[0] for k in self.cells if f"@{keep}#" in k})
 
 
+def joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The results of several slices of queries as one: the cells that all of them hold."""
+    keys = [key for key in parts[0]["cells"] if all(key in p["cells"] for p in parts)]
+    cells = {key: dict(parts[0]["cells"][key]) for key in keys}
+    for key, cell in cells.items():
+        cell["ranks"] = [r for p in parts for r in p["cells"][key]["ranks"]]
+    return {**parts[0], "cells": cells}
+
+
 def write(data: dict[str, Any]) -> None:
     results = Results(data)
     plot(results)
@@ -109,7 +120,8 @@ def page(r: Results) -> str:
         out += ["", f"## keep = {keep}", "", *_table("method", [(n, cells) for n, cells, _ in rows])]
     out += ["", fill("↓: not above random. Baselines are bold; random is the mean of three draws. `whole-words` keeps fewer "
                      "vectors than the budget where there are fewer words.", 128)]  # fmt: skip
-    out += ["", "## Codecs", "", *_table("stored", [(_coded(k), r.row(k)) for k in r.cells if "+" in k])]
+    stored = [(_coded(k), r.row(k)) for k in r.cells if "+" in k]
+    out += ["", "## Codecs", "", *_table("stored", stored)] if stored else []
     merged = ", ".join(f"`{n}`" for n in ("agglomerative", "kmeans", "pool", "whole-words"))
     out += ["", f"Merging methods: {merged}; all others keep vectors as they are."]
     return "\n".join(out) + "\n"
@@ -179,3 +191,12 @@ def plot(r: Results) -> None:
     figure.tight_layout()
     figure.savefig(PLOT, metadata={"Software": None})
     plt.close(figure)
+
+
+def main(folder: Path = Path("out/retrieval")) -> None:
+    files = sorted(folder.glob("queries-*.json"), key=lambda file: int(file.stem.split("-")[1]))
+    write(joined([json.loads(file.read_text()) for file in files]))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
