@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-all systems leaderboard models benchmark docs clean
+.PHONY: demo test test-slow test-all systems leaderboard retrieval models benchmark docs clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -31,6 +31,9 @@ systems: $(MADE)
 
 leaderboard: $(MADE)
 	$(BIN)/python -m benchmarks.leaderboard
+
+retrieval: $(MADE)
+	$(BIN)/python -m benchmarks.retrieval
 
 models: $(MADE)
 	$(BIN)/python -m benchmarks.models

@@ -58,6 +58,8 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
         "pagerank": (batch, HEADS, n),
         "entropy": (batch, n),
         "ranking": (batch, n),
+        "idf": (batch, n),
+        "stop": (batch, n),
         "neurons": (batch, n, DIM),
         "text_neurons": (batch, TEXT, DIM),
     }
@@ -65,6 +67,8 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
     for name in {need.name for need in method.needs} & set(shapes):
         made = torch.randn(shapes[name], generator=draw)
         out[name] = made.softmax(-1) if name.endswith(("attention", "text_text")) else made
+    if "word" in {need.name for need in method.needs}:
+        out["word"] = (torch.arange(n) // 2).expand(batch, -1)
     if n % FRAMES == 0 and registry.card(method.name).family == "video":
         out["frame"] = torch.arange(FRAMES).repeat_interleave(n // FRAMES).expand(batch, -1)
     return out

@@ -39,6 +39,8 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "relevance": (batch, n),
         "entropy": (batch, n),
         "ranking": (batch, n),
+        "idf": (batch, n),
+        "stop": (batch, n),
         "neurons": (batch, n, 3 * dim),
         "text_neurons": (batch, TEXT, 3 * dim),
     }
@@ -47,6 +49,10 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         made = torch.randn(shape, generator=draw)
         if name in {need.name for need in method.needs}:
             out[name] = made.softmax(-1) if name.endswith(("attention", "similarity", "rank", "text_text")) else made
+    if "word" in {need.name for need in method.needs}:
+        # Words of two tokens that come again, and tokens of none.
+        place = torch.arange(n)
+        out["word"] = torch.where(place % 7 == 6, -1, place // 2 % 11).repeat(batch, 1)
     return out
 
 

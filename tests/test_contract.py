@@ -124,7 +124,7 @@ def test_rows_one_after_the_other_give_what_the_batch_gives(name, monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_precisions(name, dtype):
     x = features(B, N).to(dtype)
-    given = {k: v.to(dtype) for k, v in signals(registry.make(name), B, N).items()}
+    given = {k: v.to(dtype) if v.is_floating_point() else v for k, v in signals(registry.make(name), B, N).items()}
     r = run(name, x, 9, given)
     assert r.m <= 9
     out = r.apply(x)
@@ -156,7 +156,8 @@ def test_few_tokens(name, n):
 def test_tokens_that_are_all_alike(name):
     """A blank image: ties everywhere, and still an exact budget and finite values."""
     x = torch.ones(B, N, 16)
-    given = {k: torch.ones_like(v) / N for k, v in signals(registry.make(name), B, N).items()}
+    given = signals(registry.make(name), B, N)
+    given = {k: torch.ones_like(v) / N if v.is_floating_point() else v for k, v in given.items()}
     r = run(name, x, 9, given)
     assert r.counts.tolist() == [9] * B or registry.make(name).adaptive
     check_slots(r)
@@ -168,7 +169,7 @@ def test_tokens_that_are_all_alike(name):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_is_refused(name, bad):
     x, given = features(B, N), signals(registry.make(name), B, N)
-    for spoilt in ("features", *given):
+    for spoilt in ("features", *(k for k, v in given.items() if v.is_floating_point())):
         parts = {"features": x.clone(), **{k: v.clone() for k, v in given.items()}}
         parts[spoilt][1, ..., 3] = bad
         with pytest.raises(ValueError, match=rf"{spoilt} holds NaN or infinite values: first in row 1"):
@@ -304,7 +305,7 @@ def test_card(name):
     card = registry.card(name)
     assert card.summary.endswith(".")
     assert card.site in card.sites
-    assert set(card.sites) <= {"encoder", "handoff", "prefill", "focus", "cross", "cache"}
+    assert set(card.sites) <= {"encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors"}
     assert set(card.systems) <= IDS
     if card.family != "baseline":
         assert "arXiv" in (registry.get(name).__doc__ or "")

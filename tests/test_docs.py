@@ -23,3 +23,10 @@ def test_the_reference_names_every_public_name():
     page = (ROOT / "docs/reference.md").read_text()
     missing = [n for n in ts.__all__ if not n.startswith("__") and f"::: tokensieve.{n}\n" not in page]
     assert missing == []
+
+
+def test_the_page_on_encoders_runs():
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/encoders.md").read_text(), re.S)
+    found: dict = {}
+    exec(compile("\n".join(blocks), "encoders.md", "exec"), found)
+    assert found["fewer"].lengths.tolist() == [(n + 1) // 2 for n in found["documents"].lengths.tolist()]

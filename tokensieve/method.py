@@ -32,7 +32,7 @@ class Method:
 
     Attributes:
         name: the registered name.
-        site: where the paper applies it ("encoder", "handoff", "prefill", "focus", "cross", "cache"); any other one of ``sites``
+        site: where the paper applies it, one of ``tokensieve.plan.SITES`` ("encoder", "handoff", ...); any other one of ``sites``
             may be asked for.
         sites: all sites that can supply its needs.
         adaptive: True where the method may keep fewer tokens than the budget by its own rule; where that depends on a field,

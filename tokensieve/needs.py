@@ -107,6 +107,15 @@ def ExpectedLogits(window: int) -> Need:
     return Need("expected_logits", window=window)
 
 
+Rarity = Need("idf")
+"""How rare each token is in the collection: its inverse document frequency."""
+
+StopWords = Need("stop")
+"""Which tokens belong to words that say little on their own: function words and punctuation."""
+
+Words = Need("word")
+"""Which word of its text each token belongs to."""
+
 HOW: dict[str, str] = {
     "features": "x, of shape (B, N, D)",
     "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
@@ -129,6 +138,9 @@ HOW: dict[str, str] = {
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
     "neurons": "neurons=a with a of shape (B, N, F), above 0 where a neuron is active",
     "text_neurons": "text_neurons=a with a of shape (B, T, F), above 0 where a neuron is active",
+    "idf": "idf=i with i of shape (B, N), higher for rarer tokens",
+    "stop": "stop=s with s of shape (B, N), above 0 at tokens of stop words",
+    "word": "word=w with w of shape (B, N) long, equal at tokens of the same word, -1 at tokens of none",
     "crop": "crop=c with c of shape (B, N), 0 for the thumbnail, 1, 2, ... for the crops",
     "frame": "frame=f with f of shape (B, N), 0, 1, ... in order of time",
     "spot": "spot=p with p of shape (B, N, 2), (y, x) in [0, 1]",

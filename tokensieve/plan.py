@@ -13,7 +13,7 @@ from tokensieve.parts import budget
 from tokensieve.parts.place import POLICIES
 from tokensieve.registry import make
 
-SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache")
+SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors")
 FORMAT = "tokensieve.plan.1"
 
 
@@ -24,7 +24,7 @@ class Stage:
     Args:
         method: a :class:`Method`, or a registered name.
         keep: the budget (see :class:`Keep`); None keeps every token.
-        site: "encoder", "handoff", "prefill", "focus", "cross" or "cache"; the method's own by default.
+        site: one of ``SITES``; the method's own by default.
         layers: encoder: the blocks after which tokens are reduced (by default every block, in equal steps); prefill: the one
             language-model layer before which tokens leave (by default the method's); focus: the layers that are limited (by
             default all); cache: the layers that evict (by default all that see every token). A float between 0 and 1 is a share

@@ -46,6 +46,9 @@ class Signals:
         ranking: ``(B, N)``, what an earlier stage ranked the tokens by.
         neurons: ``(B, N, F)``, what enters the last projection of a feed-forward network: above 0 where a neuron is active;
             text_neurons: ``(B, T, F)``, the same for the text.
+        idf: ``(B, N)``, the inverse document frequency of each token in a collection of texts.
+        stop: ``(B, N)``, above 0 at tokens of stop words and punctuation.
+        word: ``(B, N)`` long, equal at tokens of the same word of a text, also where it comes again; -1 at tokens of none.
         sizes: ``(B, N)``, how many source tokens each token already stands for.
         crop: ``(B, N)`` long, where an image comes in several: 0 for the thumbnail, 1, 2, ... for the crops, -1 for tokens of
             none (line ends).
@@ -78,6 +81,9 @@ class Signals:
     ranking: Tensor | None = None
     neurons: Tensor | None = None
     text_neurons: Tensor | None = None
+    idf: Tensor | None = None
+    stop: Tensor | None = None
+    word: Tensor | None = None
     sizes: Tensor | None = None
     crop: Tensor | None = None
     head: Tensor | None = None
@@ -228,6 +234,9 @@ _TOKEN_AXIS = {
     "entropy": -1,
     "ranking": -1,
     "neurons": 1,
+    "idf": 1,
+    "stop": 1,
+    "word": 1,
     "sizes": -1,
     "crop": 1,
     "head": 1,

@@ -16,7 +16,18 @@ from rich.progress import track
 from rich.table import Table
 
 import tokensieve as ts
-from benchmarks.systems import cross, diverse, focus, handoff, inside, stages, video, vit, vlm  # noqa: F401 (their checks register themselves)
+from benchmarks.systems import (  # noqa: F401 (their checks register themselves)
+    cross,
+    diverse,
+    focus,
+    handoff,
+    inside,
+    stages,
+    vectors,
+    video,
+    vit,
+    vlm,
+)
 from benchmarks.systems.bed import CHECKS, SEED, Bed
 
 RECORD = Path(ts.__file__).parent / "data" / "record.json"

@@ -11,10 +11,16 @@ from torch.nn.functional import normalize
 
 from tokensieve.parts.select import compact, evenly, take, top
 
-LINKAGES = ("single", "complete", "average")
+LINKAGES = ("single", "complete", "average", "ward")
 BLOCK = 2048
 EXACT = 4096
 """The largest number of tokens whose distances are held all at once (about 300 MB at the peak)."""
+
+
+def known(linkage: str) -> None:
+    """Raises ValueError where ``linkage`` is none of ``LINKAGES``."""
+    if linkage not in LINKAGES:
+        raise ValueError(f"linkage={linkage!r}; it must be one of {', '.join(LINKAGES)}")
 
 
 @torch.no_grad()
@@ -65,6 +71,9 @@ def _cut(unit: Tensor, count: int, linkage: str) -> Tensor:
     if count >= n:
         return torch.arange(n, device=unit.device)
     far = 1 - (unit @ unit.T).cpu().numpy()
+    if linkage == "ward":
+        # Ward's rule is one of Euclidean distances; those of unit vectors follow from their cosines.
+        far = np.sqrt(2 * far.clip(min=0))
     # Condensed: a square matrix would be read as n points with n coordinates.
     tree = merge_tree(squareform(far, checks=False), linkage)
     # The first n - count merges of the tree, not a threshold on its heights: ties cannot miss the count.

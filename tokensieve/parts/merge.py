@@ -100,6 +100,28 @@ def anchored(chosen: Tensor, target: Tensor, least: float) -> Tensor:
     return torch.where(chosen, own, rest.gather(1, target.clamp(min=0)))
 
 
+@torch.no_grad()
+def levelled(x: Tensor, chosen: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Weights that give each slot the direction of its tokens' mean and their mean length: unit vectors stay unit vectors.
+
+    Tokens whose mean is next to nothing (they point everywhere) are left with it.
+
+    Args:
+        x: ``(B, N, D)``; chosen: ``(B, N)`` bool; target: ``(B, N)`` long, -1 for none; weight: ``(B, N)``, not negative.
+    """
+    own = torch.arange(x.shape[1], device=x.device).expand_as(target)
+    slot = torch.where(chosen, own, target)
+    inside, slot = slot >= 0, slot.clamp(min=0)
+    weight = torch.where(inside, weight, 0.0).to(x.dtype)
+    weight = weight / torch.zeros_like(weight).scatter_add_(1, slot, weight).gather(1, slot).clamp(min=1e-12)
+    mean = torch.zeros_like(x).scatter_add_(1, slot[..., None].expand_as(x), x * weight[..., None])
+    norm = torch.linalg.vector_norm(x, dim=2)
+    length = torch.zeros_like(norm).scatter_add_(1, slot, norm * weight)
+    short = torch.linalg.vector_norm(mean, dim=2)
+    scale = torch.where(short > 1e-6 * length, length / short.clamp(min=1e-30), 1.0)
+    return weight * scale.gather(1, slot)
+
+
 def added_mean(chosen: Tensor, target: Tensor) -> Tensor:
     """Weights that add the mean of a slot's joining tokens onto its own token: 1 for chosen, 1/joiners for the rest."""
     joiners = _joiners(chosen, target)

@@ -93,6 +93,11 @@ class _Sites:
         self.cache: CacheSite | None = None
         late = [s for s in plan.stages if s.site == "cache"]
         stages = [s for s in plan.stages if s.site != "cache"]
+        if any(s.site == "vectors" for s in plan.stages):
+            raise ValueError(
+                "site='vectors' reduces what an encoder has put out, outside of any model; use tokensieve.reduce, or "
+                "tokensieve.retrieval.reduce.reduce on encoded texts"
+            )
         if any(s.site == "cross" for s in plan.stages):
             if len(plan.stages) > 1:
                 raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")

@@ -17,7 +17,7 @@ class Pool(Method):
     The cells are those of `uniform`; 24 x 24 tokens to 64 is 3 x 3 average pooling.
     """
 
-    sites = ("handoff", "prefill", "encoder")
+    sites = ("handoff", "prefill", "encoder", "vectors")
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.merge(*select.cells(keep, s.valid, s.grid))

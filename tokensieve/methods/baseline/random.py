@@ -17,7 +17,7 @@ class Random(Method):
     The draw depends on the seed and on the row's own contents, so a row draws the same in any batch.
     """
 
-    sites = ("handoff", "prefill", "encoder", "cache")
+    sites = ("handoff", "prefill", "encoder", "cache", "vectors")
 
     def score(self, s: Signals) -> Tensor:
         return s.noise()

@@ -18,7 +18,7 @@ class Uniform(Method):
     equal steps along the row.
     """
 
-    sites = ("handoff", "prefill", "encoder", "cache")
+    sites = ("handoff", "prefill", "encoder", "cache", "vectors")
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         centres, _ = select.cells(keep, s.valid, s.grid)

@@ -16,8 +16,8 @@ class ATC(Method):
     """Bottom-up hierarchical clustering of the tokens to exactly the budget; each cluster becomes its average.
 
     Source: arXiv 2409.11923. Distance is one minus the cosine of keys, averaged over heads where the heads are
-    given apart (sites give them side by side); ``linkage`` is "single", "complete" or "average", the default of the
-    public code. Averages are weighted by size where tokens were merged before. A cluster takes the place of its member
+    given apart (sites give them side by side); ``linkage`` is "average", the default of the public code, "single",
+    "complete" or "ward". Averages are weighted by size where tokens were merged before. A cluster takes the place of its member
     nearest to its mean. Deviations from the public code: beyond 4,096 tokens contiguous pieces of at most that many are
     clustered first and then the clusters' means (the code holds all N x N distances); ties cannot miss the budget;
     proportional attention, an option there, is off.
@@ -29,8 +29,7 @@ class ATC(Method):
     linkage: str = "average"
 
     def __post_init__(self) -> None:
-        if self.linkage not in cluster.LINKAGES:
-            raise ValueError(f"linkage={self.linkage!r}; it must be one of {', '.join(cluster.LINKAGES)}")
+        cluster.known(self.linkage)
 
     @property
     def needs(self):

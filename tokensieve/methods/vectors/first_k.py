@@ -1,0 +1,26 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("first-k", systems=[364])
+@dataclass(frozen=True)
+class FirstK(Method):
+    """Keeps the first vectors of a document, as if it ended there.
+
+    Source: arXiv 2112.06540. Its documents were read with all their tokens first, as here; deviations: none.
+    """
+
+    site = "vectors"
+    sites = ("vectors",)
+
+    def score(self, s: Signals) -> Tensor:
+        return -s.valid.to(s.features.dtype).cumsum(1)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(s.valid & (s.valid.cumsum(1) <= keep[:, None]))

@@ -1,0 +1,34 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import ReceivedAttention
+from tokensieve.parts import score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("received-attention", systems=[364])
+@dataclass(frozen=True)
+class ByReceivedAttention(Method):
+    """Keeps the vectors of the tokens that the encoder attends to most.
+
+    Source: arXiv 2112.06540. ``encoder_layer`` is where attention is read, averaged over heads and queries; the last one
+    as in the paper. Deviations: none for frozen encoders (the paper also trains with the pruning on).
+    """
+
+    site = "vectors"
+    sites = ("vectors",)
+    encoder_layer: int = -1
+
+    @property
+    def needs(self):
+        return (ReceivedAttention(self.encoder_layer),)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(select.top(self.score(s), keep, s.valid))

@@ -1,0 +1,31 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import StopWords
+from tokensieve.parts import select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("stopwords", systems=[364])
+@dataclass(frozen=True)
+class StopWordsFirst(Method):
+    """Lets stop words and punctuation go first, the last of them before the others, and then the end of the text.
+
+    Source: arXiv 2112.06540. Deviation: the budget is exact; the paper removes stop words whatever their number.
+    """
+
+    site = "vectors"
+    sites = ("vectors",)
+    needs = (StopWords,)
+
+    def score(self, s: Signals) -> Tensor:
+        place = s.valid.to(s.features.dtype).cumsum(1)
+        return torch.where(s.get(StopWords)[1] > 0, -place - s.n, -place)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        return Reduction.keep(select.top(self.score(s), keep, s.valid))
