@@ -36,7 +36,7 @@ class Prompts:
         self.model = model
         self.frames = frames
         self.config: Any = self.model.config
-        self.vision: Any = self.config.vision_config
+        self.vision: Any = _sight(self.config)
         self.family = family(self.config.model_type)
         self.takes = set(inspect.signature(self.model.forward).parameters)
 
@@ -118,7 +118,7 @@ class Prompts:
             wide = int(sizes.prod(1).sum()) * patch
             return {name: noise(1, 3, patch, wide), "target_sizes_videos" if video else "target_sizes": sizes}
         if "image_grid_thw" in self.takes:
-            deep = getattr(self.vision, "temporal_patch_size", 1)
+            deep = getattr(self.vision, "temporal_patch_size", getattr(self.vision, "patch_temporal", 1))
             flat = torch.tensor([[frames, h, w] for h, w in grids])
             one = (3, patch, patch) if self.family.unfolded else (3 * patch**2 * deep,)
             out = {name: noise(int(flat.prod(1).sum()), *one), f"{kind}_grid_thw": flat}
@@ -188,6 +188,13 @@ class Prompts:
         if video and self.family.frames_apart:
             return [[n // self.frames] * self.frames for n in lengths]
         return [[n] for n in lengths]
+
+
+def _sight(config: Any) -> Any:
+    """The part of a config that knows of patches."""
+    vision = config.vision_config
+    parts = (getattr(vision, part, None) for part in getattr(vision, "sub_configs", None) or {})
+    return next((part for part in (vision, *parts) if hasattr(part, "patch_size")), vision)
 
 
 def _together(parts: list[Tensor]) -> Tensor:

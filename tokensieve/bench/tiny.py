@@ -66,6 +66,7 @@ SHARED = {
     "num_hidden_layers": 6, "global_head_dim": 32, "layer_types": ["sliding_attention", "full_attention"] * 3,
     "num_kv_shared_layers": 2,
 }  # fmt: skip
+INDEXER = ("n_heads", "kv_heads", "head_dim", "budget", "compress_ratio")
 MLA = {"num_key_value_heads": 4, "head_dim": 8}
 GEMMA = Family(whole={"mm_tokens_per_image": 16})
 GLM = Family(text=MROPE, frames_apart=True, video=IMAGE)
@@ -77,7 +78,14 @@ FAMILIES: dict[str, Family] = {
     "aria": Family(whole={"projector_patch_to_query_dict": {64: 16}}),
     "cosmos3_edge": replace(DEEP, vision={}),
     "cosmos3_omni": DEEP,
-    "deepseek_ocr2": Family(parts={"sam_config": {"image_size": 128}}),
+    "chameleon": Family(whole={"vocabulary_map": {"<image>": IMAGE}}),
+    "cohere_compass": replace(DEEP, text={"rope_parameters": {"full_attention": MROPE["rope_parameters"]}}),
+    "deepseek_ocr2": Family(
+        text={"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+        parts={"sam_config": {"image_size": 128, "downsample_channels": [64, 32]}},
+    ),
+    "emu3": Family(whole={"vocabulary_map": {"<image>": IMAGE, "<|extra_200|>": 6}}),
+    "glm5_next": Family(text={**MLA, "qk_rope_head_dim": 0, "head_dim": 0}),
     "ernie4_5_vl_moe": Family(text=HW_FIRST),
     "gemma3": GEMMA,
     "gemma4": Family(text=SHARED),
@@ -105,6 +113,7 @@ FAMILIES: dict[str, Family] = {
     "minicpmv4_7": Family(text=HALF, whole={"insert_layer_id": 1}, frames_apart=True),
     "mistral3": Family(whole={"vision_feature_layer": -1}),
     "molmo2": Family(parts={"adapter_config": {"vision_feature_layer": [2, 1]}}, video=IMAGE),
+    "muse_glimmer": Family(whole={"out_hidden_size": 128, "projector_hidden_size": 64}),
     "paddleocr_vl": Family(text=MROPE, unfolded=True),
     "paligemma": Family(whole={"projection_dim": 64}),
     "qwen2_5_omni_thinker": Family(text=MROPE, whole={"vision_start_token_id": 3, "vision_end_token_id": 6}),
@@ -116,6 +125,7 @@ FAMILIES: dict[str, Family] = {
         whole={"vision_start_token_id": 3, "vision_end_token_id": 6},
         frames_apart=False,
     ),
+    "qwen4_exp": Family(text={f"indexer_{k}": v for k, v in zip(INDEXER, (2, 1, 16, 16, 4), strict=True)}),
     "qwen3_5": HYBRID,
     "qwen3_5_moe": HYBRID,
     "qwen3_vl": DEEP,

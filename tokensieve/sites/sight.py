@@ -96,12 +96,12 @@ class Sight:
                 if self.encoder is not None:
                     parts = [self.encoder.widen(p) for p in parts]
                 rows = torch.cat([p.flatten(0, 1) for p in parts])
-                if name == "received_attention" and len(look.shapes[0]) == 1:
+                whole = torch.tensor(look.lengths) * look.rows // look.tokens
+                if name == "received_attention" and len(look.shapes[0]) == 1 and int(whole.sum()) == look.rows:
                     # Rows attend within frames or windows; the mean is over the queries of the whole picture.
                     queries = torch.tensor([p.shape[1] for p in parts]).repeat_interleave(
                         torch.tensor([p.shape[1] for p in parts])
                     )
-                    whole = torch.tensor(look.lengths) * look.rows // look.tokens
                     share = queries / whole.repeat_interleave(whole)
                     rows = rows * share.to(rows)[:, None]
                 out.setdefault(name, {})[layer] = look.unwindowed(rows)
