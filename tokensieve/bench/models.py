@@ -226,6 +226,8 @@ def check(name: str) -> Verdict:
         _checked(case, made)
     except Differs as error:
         made.status, made.why = "wrong", _line(error)
+    except Exception as error:  # it was built and answers: a sieve has to answer too, or refuse
+        made.status, made.why = "wrong", f"{type(error).__name__}: {_line(error)}"
     return made
 
 

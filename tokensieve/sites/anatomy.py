@@ -62,6 +62,10 @@ class Stack:
         packed = hidden.dim() == 2 or (hidden.shape[0] == 1 and self.ragged)
         return (hidden.shape[-2],) if packed else (hidden.shape[0], hidden.shape[1] - self.specials)
 
+    def given(self, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """The states that the first block is called with, under whatever name."""
+        return args[0] if args else kwargs[next(iter(inspect.signature(self.layers[0].forward).parameters))]
+
     def layer(self, index: int | float) -> int:
         """A block's index from one that may count from the end, or from a share of the depth (never the first block).
 

@@ -80,10 +80,8 @@ class Sight:
         return pack(*args, **kwargs)
 
     def _shape(self, stack: Stack) -> Callable[..., None]:
-        first = next(iter(inspect.signature(stack.layers[0].forward).parameters))
-
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            self._shapes.append(stack.patches(args[0] if args else kwargs[first]))
+            self._shapes.append(stack.patches(stack.given(args, kwargs)))
 
         return hook
 
