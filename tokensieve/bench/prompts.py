@@ -134,6 +134,8 @@ class Prompts:
         if "image_sizes" in self.takes and self.vision.model_type == "pixtral":
             sizes = torch.tensor(grids) * patch
             return {name: noise(len(grids), 3, *sizes.amax(0).tolist()), "image_sizes": sizes}
+        if "image_sizes" in self.takes and hasattr(self.vision, "channel_multiplier"):
+            return {name: noise(len(grids), 3, size, size), "image_sizes": torch.full((len(grids), 2), size)}
         if "tile_fine_mask" in self.takes:
             tiles = 2 * len(grids)
             return {
@@ -161,6 +163,8 @@ class Prompts:
         return {name: pixels, f"{kind}_token_pooling": blocks, f"{kind}_grids": torch.tensor([grid] * count)}
 
     def _patch(self) -> int:
+        if hasattr(self.vision, "channel_multiplier"):  # convolutions, each of which halves the side
+            return 2 ** (len(self.vision.channel_multiplier) - 1)
         patch = self.vision.patch_size
         return patch if isinstance(patch, int) else patch[0]
 
@@ -192,7 +196,7 @@ class Prompts:
 
 def _sight(config: Any) -> Any:
     """The part of a config that knows of patches."""
-    vision = config.vision_config
+    vision = getattr(config, "vision_config", None) or config.vq_config
     parts = (getattr(vision, part, None) for part in getattr(vision, "sub_configs", None) or {})
     return next((part for part in (vision, *parts) if hasattr(part, "patch_size")), vision)
 

@@ -84,7 +84,9 @@ FAMILIES: dict[str, Family] = {
         text={"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
         parts={"sam_config": {"image_size": 128, "downsample_channels": [64, 32]}},
     ),
-    "emu3": Family(whole={"vocabulary_map": {"<image>": IMAGE, "<|extra_200|>": 6}}),
+    "emu3": Family(
+        whole={"vocabulary_map": {"<image>": IMAGE, "<|extra_200|>": 6}}, parts={"vq_config": {"hidden_size": 128}}
+    ),
     "glm5_next": Family(text={**MLA, "qk_rope_head_dim": 0, "head_dim": 0}),
     "ernie4_5_vl_moe": Family(text=HW_FIRST),
     "gemma3": GEMMA,

@@ -212,11 +212,11 @@ def _token(config: Any, kind: str) -> int | None:
 def _bare(model: nn.Module) -> Anatomy:
     """An encoder on its own, possibly under a head (image classification)."""
     stack = _stack(model)
-    causal = any(getattr(a, "is_causal", False) for a in stack.attentions)
-    if causal:
+    writes = isinstance(model, GenerationMixin) or any(getattr(a, "is_causal", False) for a in stack.attentions)
+    if writes:
         raise ValueError(
-            f"{type(model).__name__} has no recognisable vision part; visual tokens can be reduced in vision-language models "
-            "and in vision encoders"
+            f"{type(model).__name__} has no recognisable vision part beside a language model (text_config); visual tokens can be "
+            "reduced in vision-language models and in vision encoders"
         )
     owner = getattr(model, "base_model", model)
     return Anatomy(
