@@ -243,9 +243,11 @@ def test_deepstack_features_go_on_with_their_tokens_also_between_the_first_layer
     Case("qwen3_vl").dropping(layer=1)
 
 
-def test_windows_reach_as_far_as_without_a_sieve():
-    case = Case("gemma3")
-    window = case.model.config.text_config.sliding_window
+@pytest.mark.parametrize("name", ["gemma3", "gemma4", "llama4"])
+def test_windows_and_chunks_reach_as_far_as_without_a_sieve(name):
+    case = Case(name)
+    config = case.model.config.text_config
+    window = getattr(config, "attention_chunk_size", None) or config.sliding_window
     assert window < case.inputs["input_ids"].shape[1]
     case.dropping()
     case.dropping(layer=2)
@@ -277,3 +279,63 @@ def test_sequences_in_one_row_are_told_apart_under_flash_attention():
     assert torch.equal(torch.cat([p.key for p in parts], 2), k)
     causal = taps.Call(q, k, v, None, 0.5, True)
     assert taps.segments(causal, torch.tensor([0, 3, 7])) == [causal]
+
+
+# ---- layers that attend to the keys of others -----------------------------------------------------------------------
+
+
+def test_a_second_turn_attends_to_shared_keys_that_are_left():
+    case = Case("gemma4")
+    turns = [case.inputs, case.prompts.batch((0, 0), after=3)]
+    with torch.no_grad(), ts.sieve(case.model, "divprune", keep=case.keep) as s:
+        first = case.model(**turns[0], use_cache=True)
+        gone = case.gone(s)
+        mask = torch.cat([turns[0]["attention_mask"], turns[1]["attention_mask"]], 1)
+        second = case.model(input_ids=turns[1]["input_ids"], attention_mask=mask, past_key_values=first.past_key_values)
+    language = case.anatomy.language
+    sizes = {}
+    hide = [models._hiding(gone, i, language.sources[i], sizes) for i in range(len(language.layers))]
+    hooks = [b.register_forward_pre_hook(h, with_kwargs=True) for b, h in zip(language.layers, hide, strict=True)]
+    with torch.no_grad():
+        plain = case.model(**turns[0], use_cache=True)
+        again = case.model(input_ids=turns[1]["input_ids"], attention_mask=mask, past_key_values=plain.past_key_values)
+    for hook in hooks:
+        hook.remove()
+    torch.testing.assert_close(second.logits[:, -3:], again.logits[:, -3:], atol=1e-4, rtol=1e-3)
+
+
+def test_layers_on_the_last_tokens_only_answer_like_layers_on_all():
+    case = Case("gemma4")
+    with torch.no_grad(), ts.sieve(case.model, "divprune", keep=case.keep, site="prefill", layers=2):
+        last = case.model(**case.inputs, logits_to_keep=1).logits[:, -1]
+        states = case.model(**case.inputs, output_hidden_states=True)
+    torch.testing.assert_close(states.logits[:, -1], last, atol=1e-4, rtol=1e-3)
+    assert {h.shape[1] for h in states.hidden_states} == {case.inputs["input_ids"].shape[1]}
+
+
+def test_tokens_do_not_leave_behind_keys_that_later_layers_attend_to():
+    model = tiny.model("gemma4")
+    with pytest.raises(ValueError, match=r"layer 4 attends to the keys of layer 2.*up to 2"):
+        ts.sieve(model, "divprune", keep=4, site="prefill", layers=3)
+
+
+def test_a_prompt_that_ends_in_tokens_that_left_is_refused_where_only_the_last_are_computed():
+    case = Case("gemma4")
+    bare = case.prompts.collate([case.prompts.row(0, 1, after=0)])
+    ids = bare["input_ids"][:, :-2]  # the text behind the picture
+    assert ids[0, -1] == tiny.IMAGE
+    inputs = {k: v[:, :-2] if v.shape[:2] == bare["input_ids"].shape else v for k, v in bare.items()}
+    with (
+        torch.no_grad(),
+        ts.sieve(case.model, "divprune", keep=1),
+        pytest.raises(ValueError, match="end the prompt with"),
+    ):
+        case.model(**inputs, logits_to_keep=1)
+
+
+def test_costs_of_layers_that_differ_are_counted():
+    model = tiny.model("gemma4")
+    half, whole = (ts.cost(model, ts.Plan(ts.method("divprune", keep=k)), tokens=16, text=16) for k in (8, 16))
+    assert half.flops < whole.flops == whole.full_flops
+    entries = 2 * (16 + 32) * 2  # keys and values of 2 heads, of two layers that differ in their width
+    assert whole.kv_bytes == 32 * 2 * entries * 2  # bytes; of four layers that hold their own

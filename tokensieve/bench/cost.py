@@ -122,14 +122,15 @@ def of_tokens(
     assert anatomy.language is not None
     language = anatomy.language.config
     computed = sum(flops.of_layer(language, text + n) for n in per_layer)
+    held = [n for i, n in enumerate(per_layer) if anatomy.language.sources[i] == i]
     return Cost(
         flops=computed,
         seen_flops=computed,
         full_flops=len(per_layer) * flops.of_layer(language, text + tokens),
         encoder_flops=sum(_encoding(anatomy.vision, n) for n in in_encoder),
         full_encoder_flops=sum(_encoding(anatomy.vision, [n[0]] * len(n)) for n in in_encoder if n),
-        kv_bytes=sum(flops.kv_bytes(language, text + n) for n in per_layer),
-        full_kv_bytes=len(per_layer) * flops.kv_bytes(language, text + tokens),
+        kv_bytes=sum(flops.kv_bytes(language, text + n) for n in held),
+        full_kv_bytes=len(held) * flops.kv_bytes(language, text + tokens),
         final=per_layer[-1],
         mean=sum(per_layer) / len(per_layer),
     )

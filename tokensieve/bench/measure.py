@@ -209,7 +209,7 @@ def _encoded(stack: Stack | None) -> Iterator[list[tuple[int, ...]]]:
 
     def note(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         assert stack is not None
-        seen.append(stack.patches(args[0] if args else kwargs["hidden_states"]))
+        seen.append(stack.patches(stack.given(args, kwargs)))
 
     hooks = [] if stack is None else [stack.layers[0].register_forward_pre_hook(note, with_kwargs=True)]
     try:

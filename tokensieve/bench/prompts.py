@@ -36,7 +36,7 @@ class Prompts:
         self.model = model
         self.frames = frames
         self.config: Any = self.model.config
-        self.vision: Any = self.config.vision_config
+        self.vision: Any = _sight(self.config)
         self.family = family(self.config.model_type)
         self.takes = set(inspect.signature(self.model.forward).parameters)
 
@@ -71,8 +71,20 @@ class Prompts:
         out |= {name: kind for name in ("mm_token_type_ids", "token_type_ids") if name in self.takes}
         every = [r.pictures for r in rows if r.pictures]
         for name in every[0] if every else ():
-            out[name] = _together([p[name] for p in every])
+            out[name] = self._joined(name, every)
         return out
+
+    def _joined(self, name: str, pictures: list[dict[str, Any]]) -> Tensor:
+        parts = [p[name] for p in pictures]
+        if "target_sizes" in self.takes and name.startswith("pixel_values"):
+            return torch.cat(parts, -1)
+        if name.endswith("token_pooling"):  # counts the patches of the whole batch
+            pixels = name.replace("image_token_pooling", "pixel_values").replace(
+                "video_token_pooling", "pixel_values_videos"
+            )
+            before = torch.tensor([0, *(p[pixels].shape[:2].numel() for p in pictures)]).cumsum(0).tolist()
+            parts = [part + n for part, n in zip(parts, before, strict=False)]
+        return _together(parts)
 
     # ---- pictures ---------------------------------------------------------------------------------------------------
 
@@ -90,11 +102,26 @@ class Prompts:
                 "spatial_shapes": shapes,
                 "pixel_attention_mask": real.long(),
             }
+        kind, frames = ("video", self.frames) if video else ("image", 1)
+        if "image_position_ids" in self.takes:
+            shown = [grid for grid in grids for _ in range(frames)]
+            side = getattr(self.vision, "model_patch_size", patch)
+            at = torch.full((len(shown), max(h * w for h, w in shown), 2), -1)
+            for ids, (h, w) in zip(at, shown, strict=True):
+                ids[: h * w] = torch.cartesian_prod(torch.arange(h), torch.arange(w)).flip(1)
+            out = {name: noise(*at.shape[:2], 3 * side**2), f"{kind}_position_ids": at}
+            return out | ({"num_frames_per_video": torch.full((len(grids),), frames)} if video else {})
+        if "image_token_pooling" in self.takes:
+            return self._pooled(name, kind, len(grids), frames, g)
+        if "target_sizes" in self.takes:
+            sizes = torch.tensor(grids).repeat_interleave(frames, 0)
+            wide = int(sizes.prod(1).sum()) * patch
+            return {name: noise(1, 3, patch, wide), "target_sizes_videos" if video else "target_sizes": sizes}
         if "image_grid_thw" in self.takes:
-            kind, frames = ("video", self.frames) if video else ("image", 1)
-            deep = 3 * patch**2 * getattr(self.vision, "temporal_patch_size", 1)
+            deep = getattr(self.vision, "temporal_patch_size", getattr(self.vision, "patch_temporal", 1))
             flat = torch.tensor([[frames, h, w] for h, w in grids])
-            out = {name: noise(int(flat.prod(1).sum()), deep), f"{kind}_grid_thw": flat}
+            one = (3, patch, patch) if self.family.unfolded else (3 * patch**2 * deep,)
+            out = {name: noise(int(flat.prod(1).sum()), *one), f"{kind}_grid_thw": flat}
             if f"{kind}_merge_sizes" in self.takes:
                 out[f"{kind}_merge_sizes"] = torch.full((len(grids),), 2)
             return out
@@ -107,6 +134,17 @@ class Prompts:
         if "image_sizes" in self.takes and self.vision.model_type == "pixtral":
             sizes = torch.tensor(grids) * patch
             return {name: noise(len(grids), 3, *sizes.amax(0).tolist()), "image_sizes": sizes}
+        if "image_sizes" in self.takes and hasattr(self.vision, "channel_multiplier"):
+            return {name: noise(len(grids), 3, size, size), "image_sizes": torch.full((len(grids), 2), size)}
+        if "tile_fine_mask" in self.takes:
+            tiles = 2 * len(grids)
+            return {
+                name: noise(1, tiles, 3, size, size),
+                "pixel_attention_mask": torch.ones(1, tiles, dtype=torch.bool),
+            }
+        if "high_res_pixel_values" in self.takes:
+            high = self.config.high_res_vision_config.image_size
+            return {name: noise(len(grids), 3, size, size), "high_res_pixel_values": noise(len(grids), 3, high, high)}
         if "pixel_attention_mask" in self.takes:
             tiles = 2 * len(grids)
             return {
@@ -115,7 +153,18 @@ class Prompts:
             }
         return {name: noise(len(grids), 3, size, size)}
 
+    def _pooled(self, name: str, kind: str, count: int, frames: int, g: torch.Generator) -> dict[str, Any]:
+        """Crops whose patches are pooled by index, four to a token."""
+        patch, (high, wide) = self._patch(), self.vision.image_size
+        h, w = high // patch, wide // patch
+        pixels = torch.randn(count * frames, h * w, 3 * patch**2, generator=g)
+        blocks = torch.arange(count * frames * h * w).view(-1, h // 2, 2, w // 2, 2).transpose(2, 3).reshape(-1, 4)
+        grid = [frames, h // 2, w // 2] if kind == "video" else [h // 2, w // 2, 0, 0]
+        return {name: pixels, f"{kind}_token_pooling": blocks, f"{kind}_grids": torch.tensor([grid] * count)}
+
     def _patch(self) -> int:
+        if hasattr(self.vision, "channel_multiplier"):  # convolutions, each of which halves the side
+            return 2 ** (len(self.vision.channel_multiplier) - 1)
         patch = self.vision.patch_size
         return patch if isinstance(patch, int) else patch[0]
 
@@ -125,7 +174,8 @@ class Prompts:
         encode = owner.get_video_features if video else owner.get_image_features
         known = inspect.signature(encode).parameters
         with torch.no_grad():
-            out = encode(**{k: v for k, v in pictures.items() if k in known}, return_dict=True).pooler_output
+            made = encode(**{k: v for k, v in pictures.items() if k in known}, return_dict=True)
+        out = made.last_hidden_state if made.pooler_output is None else made.pooler_output
         if isinstance(out, Tensor) and out.dim() == 3 and len(out) % images == 0 and len(out) != images:
             return [[len(out) // images * out.shape[1]]] * images
         lengths = (
@@ -142,6 +192,13 @@ class Prompts:
         if video and self.family.frames_apart:
             return [[n // self.frames] * self.frames for n in lengths]
         return [[n] for n in lengths]
+
+
+def _sight(config: Any) -> Any:
+    """The part of a config that knows of patches."""
+    vision = getattr(config, "vision_config", None) or config.vq_config
+    parts = (getattr(vision, part, None) for part in getattr(vision, "sub_configs", None) or {})
+    return next((part for part in (vision, *parts) if hasattr(part, "patch_size")), vision)
 
 
 def _together(parts: list[Tensor]) -> Tensor:

@@ -19,17 +19,22 @@ EVERY = {
     "image_token_index": IMAGE, "video_token_id": VIDEO, "video_token_index": VIDEO, "max_position_embeddings": 512,
     "num_attention_heads": 4, "num_heads": 4, "tie_word_embeddings": False, "vision_start_token_id": 3,
     "num_local_experts": 2, "num_experts": 2, "n_routed_experts": 2, "moe_num_experts": 2, "num_experts_per_tok": 1,
-    "shared_expert_intermediate_size": 32, "n_group": 1, "topk_group": 1,
+    "shared_expert_intermediate_size": 32, "n_group": 1, "topk_group": 1, "additional_vocab_size": 0, "moe_intermediate_size": 32,
 }  # fmt: skip
 TEXT = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4, "num_key_value_heads": 2, "head_dim": 16,
     "ffn_dim": 96, "word_embed_proj_dim": 64, "sliding_window": 24, "linear_num_value_heads": 4,
-    "linear_num_key_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "linear_head_dim": 16,
+    "linear_num_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 16,
+    "vocab_size_per_layer_input": VOCAB, "hidden_size_per_layer_input": 16,
 }  # fmt: skip
 SIGHT = {
     "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_hidden_layers": 3, "depth": 3, "image_size": 32,
     "patch_size": 4, "out_hidden_size": 64, "hidden_dim": 64, "text_hidden_size": 64, "projection_dim": 64,
-    "num_key_value_heads": 4,
+    "num_key_value_heads": 4, "head_dim": 8, "mlp_dim": 48, "output_channels": 32, "base_channels": 32, "latent_channels": 32,
+    "num_embeddings": VOCAB, "pos_emb_height": 8, "pos_emb_width": 8, "n_layers": 3, "position_embedding_size": 64,
+    "pooling_kernel_size": 2, "mm_embed_dim": 32, "mm_posemb_size": 64, "output_proj_dims": 32, "projector_hidden_size": 64,
+    "projection_intermediate_size": 64,
 }  # fmt: skip
 
 
@@ -38,21 +43,31 @@ class Family:
     """What generic shrinking does not know of an architecture.
 
     Attributes:
-        whole, text, vision: overrides of the config and its parts.
+        whole, text, vision: overrides of the config and its parts; parts: of its other parts.
         frames_apart: whether text stands between the frames of a video.
+        unfolded: whether patches come as squares ``(count, 3, side, side)``.
         video: the placeholder of videos.
     """
 
     whole: dict[str, Any] = field(default_factory=dict)
     text: dict[str, Any] = field(default_factory=dict)
     vision: dict[str, Any] = field(default_factory=dict)
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     frames_apart: bool = False
+    unfolded: bool = False
     video: int = VIDEO
 
 
 MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}
 PINS = {"image_grid_pinpoints": [[32, 64], [64, 32], [64, 64]]}
+HW_FIRST = {"rope_parameters": MROPE["rope_parameters"] | {"mrope_section": [3, 3, 2]}}
 HALF = {"rope_parameters": MROPE["rope_parameters"] | {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 2]}}
+SHARED = {
+    "num_hidden_layers": 6, "global_head_dim": 32, "layer_types": ["sliding_attention", "full_attention"] * 3,
+    "num_kv_shared_layers": 2,
+}  # fmt: skip
+INDEXER = ("n_heads", "kv_heads", "head_dim", "budget", "compress_ratio")
+MLA = {"num_key_value_heads": 4, "head_dim": 8}
 GEMMA = Family(whole={"mm_tokens_per_image": 16})
 GLM = Family(text=MROPE, frames_apart=True, video=IMAGE)
 GLM_HALF = replace(GLM, text=HALF)
@@ -63,13 +78,27 @@ FAMILIES: dict[str, Family] = {
     "aria": Family(whole={"projector_patch_to_query_dict": {64: 16}}),
     "cosmos3_edge": replace(DEEP, vision={}),
     "cosmos3_omni": DEEP,
-    "ernie4_5_vl_moe": Family(text={**MROPE, "moe_intermediate_size": [32, 32]}),
+    "chameleon": Family(whole={"vocabulary_map": {"<image>": IMAGE}}),
+    "cohere_compass": replace(DEEP, text={"rope_parameters": {"full_attention": MROPE["rope_parameters"]}}),
+    "deepseek_ocr2": Family(
+        text={"mlp_layer_types": ["dense", "sparse", "sparse", "sparse"]},
+        parts={"sam_config": {"image_size": 128, "downsample_channels": [64, 32]}},
+    ),
+    "emu3": Family(
+        whole={"vocabulary_map": {"<image>": IMAGE, "<|extra_200|>": 6}}, parts={"vq_config": {"hidden_size": 128}}
+    ),
+    "glm5_next": Family(text={**MLA, "qk_rope_head_dim": 0, "head_dim": 0}),
+    "ernie4_5_vl_moe": Family(text=HW_FIRST),
     "gemma3": GEMMA,
+    "gemma4": Family(text=SHARED),
+    "gemma4_unified": Family(text=SHARED),
     "glm46v": GLM,
     "glm4v": GLM,
     "glm4v_moe": GLM_HALF,
     "glm_ocr": GLM,
     "glmga": GLM,
+    "hunyuan_vl": Family(text=MROPE),
+    "kimi_k25": Family(text=MLA, whole={"projection_hidden_size": 32}, unfolded=True),
     "llama4": Family(
         text={"num_local_experts": 2, "intermediate_size_mlp": 96, "attention_chunk_size": 24},
         vision={
@@ -95,7 +124,12 @@ FAMILIES: dict[str, Family] = {
             "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1]],
         },
     ),
+    "minicpmv4_6": Family(text=HALF, whole={"insert_layer_id": 1}, frames_apart=True),
+    "minicpmv4_7": Family(text=HALF, whole={"insert_layer_id": 1}, frames_apart=True),
     "mistral3": Family(whole={"vision_feature_layer": -1}),
+    "molmo2": Family(parts={"adapter_config": {"vision_feature_layer": [2, 1]}}, video=IMAGE),
+    "muse_glimmer": Family(whole={"out_hidden_size": 128, "projector_hidden_size": 64}),
+    "paddleocr_vl": Family(text=MROPE, unfolded=True),
     "paligemma": Family(whole={"projection_dim": 64}),
     "qwen2_5_omni_thinker": Family(text=MROPE, whole={"vision_start_token_id": 3, "vision_end_token_id": 6}),
     "qwen2_5_vl": Family(text=MROPE, vision={"window_size": 16, "fullatt_block_indexes": [2]}),
@@ -106,6 +140,7 @@ FAMILIES: dict[str, Family] = {
         whole={"vision_start_token_id": 3, "vision_end_token_id": 6},
         frames_apart=False,
     ),
+    "qwen4_exp": Family(text={f"indexer_{k}": v for k, v in zip(INDEXER, (2, 1, 16, 16, 4), strict=True)}),
     "qwen3_5": HYBRID,
     "qwen3_5_moe": HYBRID,
     "qwen3_vl": DEEP,
@@ -129,21 +164,52 @@ def names() -> list[str]:
 def config(name: str) -> Any:
     """The shrunk config of an architecture."""
     known = family(name)
-    kind = CONFIG_MAPPING[name]
-    parts = {}
-    for part in getattr(kind, "sub_configs", None) or {}:
-        default = getattr(kind(), part, None)
-        if default is not None:
-            text = part == "text_config"
-            own = known.text if text else known.vision if part == "vision_config" else {}
-            parts[part] = _shrunk(type(default), {**(TEXT if text else SIGHT), **own})
-    return _shrunk(kind, {**parts, **known.whole}, always=True)
+    hints = {"text_config": known.text, "vision_config": known.vision, **known.parts}
+    return _shrunk(CONFIG_MAPPING[name], known.whole, hints)
 
 
-def _shrunk(kind: Any, values: dict[str, Any], always: bool = False) -> Any:
+def _shrunk(
+    kind: Any, own: dict[str, Any], hints: dict[str, dict[str, Any]], shared: dict[str, Any] | None = None
+) -> Any:
+    """A config and its parts, made small.
+
+    Args:
+        own: fields it takes as they are; hints: those of parts, at any depth.
+        shared: what fields of its sort shrink to; by default those of a language model, where it has no part for one.
+    """
     default = kind()
-    given = {k: v for k, v in {**EVERY, **values}.items() if (always and k in values) or hasattr(default, k)}
-    return kind(**given)
+    parts = {}
+    for part, usual in (getattr(kind, "sub_configs", None) or {}).items():
+        inner = getattr(default, part, None)
+        if inner is not None or part == "vision_config":  # some leave even that out
+            made = usual if inner is None else type(inner)
+            parts[part] = _shrunk(made, hints.get(part, {}), hints, TEXT if "text" in part else SIGHT)
+    if shared is None:
+        shared = {} if "text_config" in parts else TEXT
+    alias = getattr(kind, "attribute_map", {})
+    given = {alias.get(k, k): v for k, v in own.items()}
+    for field_name, value in {**EVERY, **shared}.items():
+        found = _value(default, field_name)
+        if found is not MISSING:
+            given.setdefault(alias.get(field_name, field_name), _fit(value, found))
+    return kind(**{**parts, **given})
+
+
+MISSING = object()
+
+
+def _value(config: Any, name: str) -> Any:
+    try:
+        return getattr(config, name, MISSING)
+    except RuntimeError:  # it differs from layer to layer
+        return None
+
+
+def _fit(value: Any, default: Any) -> Any:
+    """``value``, once for each entry of a list of numbers."""
+    if isinstance(default, (list, tuple)) and default and isinstance(value, int):
+        return type(default)([value] * len(default))
+    return value
 
 
 def size(name: str) -> int:

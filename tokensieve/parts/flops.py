@@ -10,8 +10,10 @@ def of_layer(config: Any, tokens: float) -> float:
     """FLOPs (two per multiply-add) of one layer over ``tokens`` tokens: projections, full attention, feed-forward.
 
     Attention counts all pairs, as kernels without causal skipping compute them. Layers with RMSNorm are taken to have a gated
-    feed-forward of three matrices, others two.
+    feed-forward of three matrices, others two. Where layers differ, the mean of them all.
     """
+    if len(each := _each(config)) > 1:
+        return sum(of_layer(one, tokens) for one in each) / len(each)
     return of_pairs(config, tokens, 0, tokens * tokens, 0)
 
 
@@ -47,8 +49,20 @@ def _sizes(config: Any) -> tuple[int, int, int]:
     return width, heads, getattr(config, "head_dim", None) or width // heads
 
 
+def _each(config: Any) -> list[Any]:
+    """The config, or one for each layer where they differ in what is counted here."""
+    try:
+        for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size"):
+            getattr(config, name, None)
+    except RuntimeError:  # such configs refuse to name one value for all
+        return [config.per_layer_config[i] for i in range(config.num_hidden_layers)]
+    return [config]
+
+
 def kv_bytes(config: Any, tokens: float, itemsize: int = 2) -> float:
-    """Bytes of keys and values that one layer holds for ``tokens`` tokens."""
+    """Bytes of keys and values that one layer holds for ``tokens`` tokens; where layers differ, the mean of them all."""
+    if len(each := _each(config)) > 1:
+        return sum(kv_bytes(one, tokens, itemsize) for one in each) / len(each)
     heads = config.num_attention_heads
     groups = getattr(config, "num_key_value_heads", None) or heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads

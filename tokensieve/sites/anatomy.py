@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
-from transformers.cache_utils import LinearAttentionLayer
+from transformers.cache_utils import DummyLayer, LinearAttentionLayer
 from transformers.generation import GenerationMixin
 
 from tokensieve.sites.cache import SIEVABLE
@@ -45,11 +45,26 @@ class Stack:
         known = inspect.signature(self.root.forward).parameters
         return "image_sizes" in known or any(name.endswith("grid_thw") for name in known)
 
+    @cached_property
+    def sources(self) -> tuple[int, ...]:
+        """For each block the one whose keys and values it attends to; most attend to their own."""
+        out, last = [], {}
+        for i, attention in enumerate(self.attentions):
+            kind = getattr(attention, "layer_type", None)
+            if not getattr(attention, "is_kv_shared_layer", False):
+                last[kind] = i
+            out.append(last.get(kind, i))
+        return tuple(out)
+
     def patches(self, hidden: Tensor) -> tuple[int, ...]:
         """Of states in front of a block ``(count, tokens)`` without special tokens, or ``(tokens,)`` where pictures of all sizes
         stand in one row."""
         packed = hidden.dim() == 2 or (hidden.shape[0] == 1 and self.ragged)
         return (hidden.shape[-2],) if packed else (hidden.shape[0], hidden.shape[1] - self.specials)
+
+    def given(self, args: Any, kwargs: dict[str, Any]) -> Tensor:
+        """The states that the first block is called with, under whatever name."""
+        return args[0] if args else kwargs[next(iter(inspect.signature(self.layers[0].forward).parameters))]
 
     def layer(self, index: int | float) -> int:
         """A block's index from one that may count from the end, or from a share of the depth (never the first block).
@@ -133,6 +148,7 @@ def find(model: nn.Module) -> Anatomy:
         block = _block(-1 if wanted is None else wanted, len(vision.layers))
     base = next(m for m in model.modules() if _child(m, language.root))
     image, video = _token(config, "image"), _token(config, "video")
+    video = None if video == image else video  # one placeholder serves for both
     if image is None and video is None:
         raise ValueError(f"{name} has no image_token_id in its config; visual tokens cannot be found")
     return Anatomy(model, base, vision, language, block, image, video, film, _resampled(base, towers, language.root))
@@ -182,7 +198,7 @@ def refused(model: nn.Module) -> str | None:
             "applies to it)"
         )
     kinds = {type(layer) for layer in DynamicCache(config=language.config).layers}
-    other = sorted(k.__name__ for k in kinds if k not in SIEVABLE and k is not LinearAttentionLayer)
+    other = sorted(k.__name__ for k in kinds if k not in SIEVABLE and k not in (LinearAttentionLayer, DummyLayer))
     if other:
         return f"its cache holds layers of kind {', '.join(other)}, whose entries cannot leave"
     return None
@@ -196,11 +212,11 @@ def _token(config: Any, kind: str) -> int | None:
 def _bare(model: nn.Module) -> Anatomy:
     """An encoder on its own, possibly under a head (image classification)."""
     stack = stack_of(model)
-    causal = any(getattr(a, "is_causal", False) for a in stack.attentions)
-    if causal:
+    writes = isinstance(model, GenerationMixin) or any(getattr(a, "is_causal", False) for a in stack.attentions)
+    if writes:
         raise ValueError(
-            f"{type(model).__name__} has no recognisable vision part; visual tokens can be reduced in vision-language models "
-            "and in vision encoders"
+            f"{type(model).__name__} has no recognisable vision part beside a language model (text_config); visual tokens can be "
+            "reduced in vision-language models and in vision encoders"
         )
     owner = getattr(model, "base_model", model)
     return Anatomy(

@@ -18,15 +18,17 @@ def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], i
         ids: the position ids that the language model was given; None where the layer is told them.
     """
     cache = kwargs.get("past_key_values")
-    layer = cache.layers[index] if cache is not None and len(cache.layers) > index else None
+    source = language.sources[index]
+    layer = cache.layers[source] if cache is not None and len(cache.layers) > source else None
     if not isinstance(layer, SievedLayer) or layer.columns is None:
         return kwargs
     mask: Any = kwargs.get("attention_mask")
     changed = dict(kwargs)
     if mask is not None or layer.holes:
-        columns, width = layer.upcoming(hidden.shape[1]), layer.length + hidden.shape[1]
+        more = hidden.shape[1] if source == index else 0  # the layer that holds the keys has added them
+        columns, width = layer.upcoming(more), layer.length + more
         mask = masks.attention(mask, None, columns, width, layer.holes, taps.kind(language.config), hidden)
-    changed["attention_mask"] = layer.before(mask)
+    changed["attention_mask"] = layer.before(mask) if source == index else mask
     if layer.shift is not None:
         ids = kwargs["position_ids"] if ids is None else ids
         positions.lower(language.root, changed, ids, layer.shift, hidden)

@@ -5,6 +5,9 @@ from __future__ import annotations
 TILED = frozenset({"internvl", "qianfan_ocr", "got_ocr2", "pp_chart2table", "perception_lm"})
 """An image comes in tiles whose placeholders follow each other without a gap, the whole picture last."""
 
+ROW_BY_ROW = frozenset({"kimi_k25", "muse_glimmer", "paddleocr_vl"})
+"""Packed patches lie row by row, not block by block as they become tokens."""
+
 DEEPSTACK = (("visual_pos_masks", "deepstack_visual_embeds"),)
 """Arguments of language models that add features of the encoder's blocks to the states of visual tokens behind the first
 layers: the mask of those tokens, and the features by layer."""

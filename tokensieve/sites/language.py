@@ -54,6 +54,13 @@ class LanguageSite:
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
             raise ValueError("a prefill stage at layer 0 has no layer before it to read; use site='handoff'")
+        for at in self.prefill:
+            later = [i for i in range(at, len(self.language.layers)) if self.language.sources[i] < at]
+            if later:
+                raise ValueError(
+                    f"layers={at}: layer {later[0]} attends to the keys of layer {self.language.sources[later[0]]}, which tokens "
+                    f"do not leave any more; choose a layer up to {min(self.language.sources[i] for i in later)}"
+                )
         self.ranked = any(n.name == "ranking" for s in stages for n in s.method.needs)
         self.ranks = any(type(stage.method).score is not Method.score for stage in self.handoff)
         for stage in stages:
@@ -189,6 +196,14 @@ class LanguageSite:
         if self._stream is None or not self._stream.reduced:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
+        last = self._stream.index[:, -hidden.shape[1] :]
+        if hidden.shape[1] < self._stream.index.shape[1]:  # some run their last layers on the last tokens only
+            if bool((last[:, 0] != self._stream.length - hidden.shape[1]).any()):
+                raise ValueError(
+                    f"{type(self.anatomy.model).__name__} computes its last tokens only, and some of them have left; end the "
+                    "prompt with text"
+                )
+            return output
         full = self._stream.whole(hidden)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
@@ -271,8 +286,14 @@ class LanguageSite:
         cache = kwargs.get("past_key_values")
         columns, past = stream.entry, 0
         holes = thinned and stream.holes
-        if self.language.attentions[index] is None:
-            cache = None  # its state is of one size, whatever has left
+        source = self.language.sources[index]
+        if source != index and cache is not None:
+            held = cache.layers[source]
+            past, holes = held.length - stream.length, holes or held.holes
+            columns = held.columns[:, : -stream.entry.shape[1]]
+            columns = torch.cat([columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
+        if self.language.attentions[index] is None or source != index:
+            cache = None  # its state is of one size, whatever has left; or it has none of its own
         if cache is not None:
             layer = SievedLayer.of(cache, index, hidden.shape[0], hidden.device)
             past, holes = layer.length, holes or layer.holes
@@ -287,7 +308,8 @@ class LanguageSite:
             layer.lower(stream.shift)
         if thinned or past:
             kind = taps.kind(self.language.config)
-            rows, width = stream.entry if thinned else None, past + stream.width
+            whole = hidden.shape[1] == stream.entry.shape[1]  # some run their last layers on the last tokens only
+            rows, width = stream.entry if thinned and whole else None, past + stream.width
             mask: Any = masks.attention(kwargs.get("attention_mask"), rows, columns, width, holes, kind, hidden)
             out["attention_mask"] = mask if cache is None else layer.before(mask)
         return out

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from tokensieve.sites.anatomy import Anatomy
+from tokensieve.sites.known import ROW_BY_ROW
 
 
 class Unmapped(ValueError):
@@ -165,7 +166,9 @@ class Look:
     @property
     def _in_blocks(self) -> bool:
         """Whether the patches of a block follow each other, as in rows of packed patches; otherwise they lie row by row."""
-        return any(k.endswith("grid_thw") and v is not None for k, v in self.given.items())
+        config: Any = self.anatomy.model.config
+        packed = any(k.endswith("grid_thw") and v is not None for k, v in self.given.items())
+        return packed and config.model_type not in ROW_BY_ROW
 
     def _blocks(self, x: Tensor) -> Tensor:
         side = self.merged

@@ -151,6 +151,6 @@ def _one(x: Tensor, index: Tensor, n: int) -> Tensor:
         return gather(x, index, 1)
     if x.dim() in (3, 4) and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
         return gather(x, index, 1)
-    if x.dim() == 3 and x.shape[2] == n:
+    if x.dim() == 3 and x.shape[2] == n and not x.is_floating_point():
         return torch.stack([gather(part, index, 1) for part in x])
     return x

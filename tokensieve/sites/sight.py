@@ -81,7 +81,7 @@ class Sight:
 
     def _shape(self, stack: Stack) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            self._shapes.append(stack.patches(args[0] if args else kwargs["hidden_states"]))
+            self._shapes.append(stack.patches(stack.given(args, kwargs)))
 
         return hook
 
@@ -94,12 +94,12 @@ class Sight:
                 if self.encoder is not None:
                     parts = [self.encoder.widen(p) for p in parts]
                 rows = torch.cat([p.flatten(0, 1) for p in parts])
-                if name == "received_attention" and len(look.shapes[0]) == 1:
+                whole = torch.tensor(look.lengths) * look.rows // look.tokens
+                if name == "received_attention" and len(look.shapes[0]) == 1 and int(whole.sum()) == look.rows:
                     # Rows attend within frames or windows; the mean is over the queries of the whole picture.
                     queries = torch.tensor([p.shape[1] for p in parts]).repeat_interleave(
                         torch.tensor([p.shape[1] for p in parts])
                     )
-                    whole = torch.tensor(look.lengths) * look.rows // look.tokens
                     share = queries / whole.repeat_interleave(whole)
                     rows = rows * share.to(rows)[:, None]
                 out.setdefault(name, {})[layer] = look.unwindowed(rows)
