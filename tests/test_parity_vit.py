@@ -105,7 +105,7 @@ def test_atc_in_two_stages_finds_clear_clusters(monkeypatch):
     r = ts.reduce(x, "atc", 6)
     assert len(set(zip(label.tolist(), r.owner[0].tolist(), strict=True))) == 6
     with pytest.raises(ValueError, match="one of single, complete, average"):
-        registry.make("atc", linkage="ward")
+        registry.make("atc", linkage="median")
 
 
 def test_pruning_and_merging_are_special_matrices():
