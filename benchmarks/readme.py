@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
     )
     readme.write_text(text)
     shutil.copy(folder / "pareto.png", ROOT / "docs" / "pareto.png")
-    sample = from_testbed(2, 0)[0]
+    sample = from_testbed(10, 0)[0]
     shown = overlay.look(Subject.load("testbed"), sample, ts.Plan(ts.method("visionzip", keep=64)))
     sheet = overlay.sheet(shown, f"visionzip, keep 64 of 576: {sample.question} {shown.answer}", 320)
     sheet.save(ROOT / "docs" / "visionzip.png", optimize=True)

@@ -67,16 +67,29 @@ def cost(model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32
     return of_tokens(anatomy, per_layer, in_encoder, tokens, text)
 
 
-def of_tokens(anatomy: Anatomy, per_layer: list[float], in_encoder: list[float], tokens: float, text: float) -> Cost:
-    """The cost of given visual tokens per language-model layer and per encoder block."""
+def of_tokens(
+    anatomy: Anatomy,
+    per_layer: list[float],
+    in_encoder: list[float],
+    tokens: float,
+    text: float,
+    pictures: float = 1,
+    patches: float | None = None,
+) -> Cost:
+    """The cost of given visual tokens per language-model layer and, for each of ``pictures``, per encoder block.
+
+    ``tokens`` are those of the whole prompt without a plan, ``patches`` those of one picture in the encoder (the same number if
+    not given).
+    """
     assert anatomy.language is not None
+    patches = tokens if patches is None else patches
     language = anatomy.language.config
     vision, special = (anatomy.vision.config, anatomy.vision.specials) if anatomy.vision else (None, 0)
     return Cost(
         flops=sum(flops.of_layer(language, text + n) for n in per_layer),
         full_flops=len(per_layer) * flops.of_layer(language, text + tokens),
-        encoder_flops=sum(flops.of_layer(vision, special + n) for n in in_encoder),
-        full_encoder_flops=len(in_encoder) * flops.of_layer(vision, special + tokens),
+        encoder_flops=pictures * sum(flops.of_layer(vision, special + n) for n in in_encoder),
+        full_encoder_flops=pictures * len(in_encoder) * flops.of_layer(vision, special + patches),
         kv_bytes=sum(flops.kv_bytes(language, text + n) for n in per_layer),
         full_kv_bytes=len(per_layer) * flops.kv_bytes(language, text + tokens),
         final=per_layer[-1],

@@ -7,24 +7,43 @@ from pathlib import Path
 
 from PIL import Image
 
+from tokensieve import testbed
+from tokensieve.testbed import Several
+
+SETS = {
+    "scenes": testbed.QUESTION_KINDS,
+    "clips": testbed.CLIP_KINDS,
+    "pairs": testbed.PAIR_KINDS,
+    "anyres": testbed.QUESTION_KINDS,
+}
+"""The testbed's sets of questions, and their kinds."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image; without a known answer, agreement with the full model is measured."""
+    """One question about one image; without a known answer, agreement with the full model is measured.
+
+    ``several`` is the testbed's item where there are several images; ``image`` is then the first.
+    """
 
     image: Image.Image
     question: str
     answer: str | None = None
     kind: str = "all"
     name: str = ""
+    several: Several | None = None
 
 
-def from_testbed(per_kind: int, seed: int) -> list[Sample]:
-    """Balanced over the kinds of question; from the test split."""
-    from tokensieve import testbed
-
+def from_testbed(questions: int, seed: int, which: str = "scenes") -> list[Sample]:
+    """About so many questions of one of :data:`SETS`, balanced over their kinds; from the test split."""
+    per_kind = max(1, questions // len(SETS[which]))
+    if which != "scenes":
+        draw = {"clips": testbed.clip_set, "pairs": testbed.pair_set, "anyres": testbed.anyres_set}[which]
+        several = draw(number=max(20, 3 * per_kind), each=per_kind, seed=seed)
+        return [
+            Sample(i.images[0], i.question.text, i.answer, i.kind, f"{i.form} {n}", i) for n, i in enumerate(several)
+        ]
     items = testbed.test_set(n_scenes=max(20, 3 * per_kind), questions_per_kind=per_kind, seed=seed)
     return [Sample(i.image, i.question.text, i.answer, i.kind, f"scene {n}") for n, i in enumerate(items)]
 

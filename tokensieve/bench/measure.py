@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve import testbed
 from tokensieve.bench.clocks import Peak, Split, Watchmaker, now
 from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.data import Sample
@@ -60,6 +61,7 @@ def measure(
     first: list[Tensor] = []
     splits: list[Split] = []
     tokens: list[list[float]] = []
+    per = 1.0  # pictures that a budget counts, in a prompt
     kv = 0
     peak = Peak()
     with watch.attached():
@@ -76,7 +78,8 @@ def measure(
                 first.append(out.logits[0].float().log_softmax(-1).cpu())
                 kv += _held(out.past_key_values)
                 if sieve is not None and sieve.last is not None:
-                    tokens.append(sieve.last.layer_tokens)
+                    per = len(sieve.last.rows) / len(batch.samples)
+                    tokens.append([per * n for n in sieve.last.layer_tokens])
         finally:
             if sieve is not None:
                 sieve.detach()
@@ -87,10 +90,10 @@ def measure(
         "kv_bytes": round(kv / len(samples)),
         "peak_bytes": peak.bytes,
         "ms": said.split,
-        **_tokens(subject, plan, tokens, said.tokens, _text(subject, batches[0])),
+        **_tokens(subject, plan, tokens, said.tokens, _text(subject, batches[0]), _pictures(batches[0])),
     }
     if plan is not None and full is not None:
-        floor = _floor(subject, batches[0], plan, row["layer_tokens"], seed)
+        floor = _floor(subject, batches[0], plan, row["layer_tokens"], per, seed)
         row["ms_floor"] = round(floor, 3)
         row["overhead"] = round((said.split["prefill"] + said.split["selection"]) / floor, 3)
         row["break_even"] = break_even(full.split, said.split, full.tokens, row["mean_tokens"])
@@ -140,15 +143,18 @@ def _quality(samples: list[Sample], said: Reference, full: Reference | None) -> 
     return out
 
 
-def _tokens(subject: Subject, plan: Plan | None, seen: list[list[float]], n: float, text: float) -> dict[str, Any]:
+def _tokens(
+    subject: Subject, plan: Plan | None, seen: list[list[float]], n: float, text: float, pictures: int
+) -> dict[str, Any]:
     assert subject.anatomy.language is not None
+    patches = n if pictures == 1 else float(testbed.PATCHES)
     depth = len(subject.anatomy.language.layers)
     per_layer = [sum(t[i] for t in seen) / len(seen) for i in range(depth)] if seen else [n] * depth
-    in_encoder = [n] * (len(subject.anatomy.vision.layers) if subject.anatomy.vision else 0)
+    in_encoder = [patches] * (len(subject.anatomy.vision.layers) if subject.anatomy.vision else 0)
     inside = next((s for s in plan.stages if s.site == "encoder"), None) if plan is not None else None
     if inside is not None:
-        in_encoder = encoder_tokens(subject.anatomy, inside, round(n), round(per_layer[0]))
-    cost = of_tokens(subject.anatomy, per_layer, in_encoder, n, text)
+        in_encoder = encoder_tokens(subject.anatomy, inside, round(patches), round(per_layer[0] * patches / n))
+    cost = of_tokens(subject.anatomy, per_layer, in_encoder, n, text, pictures, patches)
     return {
         "layer_tokens": [round(t, 2) for t in per_layer],
         "final_tokens": round(cost.final, 2),
@@ -160,14 +166,25 @@ def _tokens(subject: Subject, plan: Plan | None, seen: list[list[float]], n: flo
 
 
 def _visual(subject: Subject, batch: Batch) -> float:
-    """Visual tokens of an image, mean over a batch with one image a prompt."""
-    return float((batch.inputs["input_ids"] == subject.anatomy.image_token_id).sum(1).float().mean())
+    """Visual tokens of a prompt, mean over a batch."""
+    return float(_seen(subject, batch.inputs["input_ids"]).sum(1).float().mean())
+
+
+def _seen(subject: Subject, ids: Tensor) -> Tensor:
+    marks = subject.anatomy.placeholders(ids, None)
+    return marks["image"] | marks["video"]
+
+
+def _pictures(batch: Batch) -> int:
+    """Pictures that the encoder sees for a prompt."""
+    item = batch.samples[0].several
+    return 1 if item is None else testbed.PICTURES[item.form]
 
 
 def _text(subject: Subject, batch: Batch) -> float:
     """Text tokens of a prompt, mean over a batch."""
     ids = batch.inputs["input_ids"]
-    real = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool() & (ids != subject.anatomy.image_token_id)
+    real = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool() & ~_seen(subject, ids)
     return float(real.sum(1).float().mean())
 
 
@@ -186,16 +203,16 @@ class Free(Method):
         return Reduction.keep((s.valid.long().cumsum(1) <= keep[:, None]) & s.valid)
 
 
-def _floor(subject: Subject, batch: Batch, plan: Plan, layer_tokens: list[float], seed: int) -> float:
+def _floor(subject: Subject, batch: Batch, plan: Plan, layer_tokens: list[float], per: float, seed: int) -> float:
     """Milliseconds of prefill for the same prompt given only the kept tokens, with no selection; median of 2.
 
     In front of the language model: a prompt of that length. Inside it: the same counts per layer, by taking the first tokens.
     """
     assert subject.anatomy.language is not None
     inside = [s for s in plan.stages if s.site == "prefill"]
-    counts = {s: round(layer_tokens[subject.anatomy.language.layer(s.layer)]) for s in inside}
+    counts = {s: round(layer_tokens[subject.anatomy.language.layer(s.layer)] / per) for s in inside}
     given = [replace(s, method=Free(), keep=count) for s, count in counts.items()]
-    ahead = [Stage(Free(), round(layer_tokens[0]), "handoff")] if len(inside) < len(plan.stages) else []
+    ahead = [Stage(Free(), round(layer_tokens[0] / per), "handoff")] if len(inside) < len(plan.stages) else []
     times = []
     for _ in range(3):
         if inside:
@@ -218,7 +235,7 @@ def _short(subject: Subject, batch: Batch, tokens: int) -> float:
     assert language is not None
     ids = batch.inputs["input_ids"]
     mask = batch.inputs.get("attention_mask", torch.ones_like(ids))
-    visual = ids == subject.anatomy.image_token_id
+    visual = _seen(subject, ids)
     text = int((mask.bool() & ~visual).sum(1).max())
     embed = subject.model.get_input_embeddings()(
         torch.zeros(len(ids), text + tokens, dtype=torch.long, device=ids.device)

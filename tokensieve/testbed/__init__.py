@@ -9,12 +9,14 @@ from .onevision import Reader, load_several, several_path
 from .pairs import PAIR_KINDS, pair, pair_questions, pair_set
 from .questions import QUESTION_KINDS, Question, prompt, questions
 from .scenes import Scene, Thing, generate
-from .several import FORMS, Several
+from .several import FORMS, PATCHES, PICTURES, Several
 
 __all__ = [
     "CLIP_KINDS",
     "FORMS",
     "PAIR_KINDS",
+    "PATCHES",
+    "PICTURES",
     "QUESTION_KINDS",
     "SIZES",
     "Actor",

@@ -3,6 +3,7 @@
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,9 +47,10 @@ def correct(model, processor, items: Iterable[Item] | Iterable[Several], batch: 
 
     Items of several pictures go with the model that `load_several` gives, those of one form at a time.
     """
-    items, right = list(items), []
-    for start in range(0, len(items), batch):
-        group = items[start : start + batch]
+    every: list[Any] = list(items)
+    right: list[bool] = []
+    for start in range(0, len(every), batch):
+        group = every[start : start + batch]
         if isinstance(group[0], Several):
             said = _said(model, processor, processor(group))
         else:

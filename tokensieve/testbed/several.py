@@ -9,7 +9,10 @@ from PIL import Image
 from .questions import Question
 from .scenes import _background
 
-FORMS = ("clip", "pair", "anyres")
+PICTURES = {"clip": 8, "pair": 2, "anyres": 5}
+"""How many pictures the vision tower sees for a prompt of each form."""
+FORMS = tuple(PICTURES)
+PATCHES = 576
 
 
 @dataclass(frozen=True)

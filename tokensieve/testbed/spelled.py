@@ -119,7 +119,7 @@ def draw(form: str, seed: int, index: int) -> tuple[list[tuple[int, Any, tuple[i
     """What stands where in sample `index`, as (view, thing, box), and all that can be asked about it."""
     if form == "clip":
         film = clip(seed, index)
-        return [(t, a, a.boxes[t]) for a in film.actors for t in a.frames], clip_questions(film)
+        return [(t, a, box) for a in film.actors for t, box in enumerate(a.boxes) if box], [*clip_questions(film)]
     if form == "pair":
         scenes = pair(seed, index)
         return [(p, thing, thing.box) for p, s in enumerate(scenes) for thing in s.things], pair_questions(*scenes)
