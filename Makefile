@@ -31,6 +31,7 @@ systems: $(MADE)
 
 leaderboard: $(MADE)
 	$(BIN)/python -m benchmarks.leaderboard
+	$(BIN)/python -m benchmarks.several
 
 models: $(MADE)
 	$(BIN)/python -m benchmarks.models
