@@ -110,9 +110,7 @@ def measure(file: Path) -> dict[str, Any]:
             raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
     bed = Bed()
     data["prior"] = {form: bed.prior(form) for form in METHODS}
-    cells = [(form, "full", 1.0) for form in METHODS]
-    cells += [(form, name, keep) for form in METHODS for keep in BUDGETS[form] for name in METHODS[form]]
-    for form, name, keep in track(cells, description="several", console=Console(stderr=True)):
+    for form, keep, name in track(_cells(), description="several", console=Console(stderr=True)):
         key = f"{form} {name}@{keep}"
         if key in data["rows"] or key in data["left"]:
             continue
@@ -124,6 +122,14 @@ def measure(file: Path) -> dict[str, Any]:
         part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
         part.replace(file)
     return data
+
+
+def _cells() -> list[tuple[str, int | float, str]]:
+    """(form, budget, method), the full model first and the smallest budgets, where methods differ most, next."""
+    cells: list[tuple[str, int | float, str]] = [(form, 1.0, "full") for form in METHODS]
+    for rank in (-1, 0):
+        cells += [(form, BUDGETS[form][rank], name) for form in METHODS for name in METHODS[form]]
+    return cells
 
 
 def page(data: dict[str, Any]) -> str:
@@ -152,11 +158,14 @@ def page(data: dict[str, Any]) -> str:
             out += ["", f"### keep = {keep}", "", "| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
             out += [f"| *full* | {' | '.join(full)} |", f"| *prior* | | | | {' | '.join(prior)} | | |"]
             rows = {n: data["rows"][key] for n in names if (key := f"{form} {n}@{keep}") in data["rows"]}
-            bar = _mean(rows["random"])
+            bar = _mean(rows["random"]) if "random" in rows else 0.0
             for name, row in sorted(rows.items(), key=lambda item: -_mean(item[1])):
                 shown = f"**{name}**" if name in BASELINES else name + (" ↓" if _mean(row) <= bar else "")
                 out.append(f"| {shown} | {' | '.join(_row(row, EACH[form]))} |")
+    missing = [f"`{f} {n}@{k}`" for f, k, n in _cells() if not any(f"{f} {n}@{k}" in data[d] for d in ("rows", "left"))]
     out += ["", "↓: not above random at this label. Baselines are bold."]
+    if missing:
+        out += ["", fill(f"Not yet measured: {', '.join(missing)}.", 128)]
     if data["left"]:
         out += ["", "## Not measured here", "", *(f"- `{name}`: {why}" for name, why in sorted(data["left"].items()))]
     return "\n".join(out) + "\n"

@@ -93,7 +93,7 @@ class Bed:
             return round(digits.accuracy(self.vit), 4)
 
 
-EACH = {"clip": 10, "anyres": 12}
+EACH = {"clip": 8, "anyres": 8}
 
 
 class Several:

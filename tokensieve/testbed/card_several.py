@@ -126,7 +126,7 @@ question's template. Progress was watched on 16 others of each.
 From the packaged LLaVA. `talk` trains the language model on prompts of {SPOTS} visual tokens that are no pictures: sums of
 what the projector says of kind, name, colour and place, read off 160 training scenes by least squares, at the places that
 such tokens have among all. `answer` trains projector, line end and language model on pictures, with every token; the tower
-stays fixed. Batches of clips, pairs and large pictures take turns, two of clips for one of each other. Training and test
+stays fixed. Batches of clips, pairs and large pictures take turns, three to two to one. Training and test
 split differ in random stream and handwritten digits, as for the first model; no training picture was seen twice.
 Seed {record["seed"]}, on {record["machine"]}, {record["threads"]} thread, bfloat16 autocast, {record["date"]}.
 The versions are in `training.json`. The stages ran for a set time, so another machine gives slightly other

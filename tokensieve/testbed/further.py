@@ -18,7 +18,7 @@ from .pairs import pair, pair_questions
 from .questions import Question, questions
 from .stages import _answer_loss, pixels, stack
 
-TURNS = ("clip", "pair", "clip", "anyres")  # clips are furthest from what the model knows
+TURNS = ("clip", "pair", "clip", "clip", "pair", "anyres")  # clips are furthest from what the model knows
 
 
 def talk(model, seed: int, batch: int):

@@ -25,6 +25,8 @@ from .words import COLOURS, KINDS, NAMES
 
 SPOTS = 96
 """How many visual tokens such a prompt takes."""
+MOST = 10
+"""How many questions are asked about it: rows of like length waste least."""
 _THIRDS = 3
 _CELLS = [f"{axis} {k}" for axis in ("row", "column") for k in range(_THIRDS)]
 _WORDS = ("nothing", *KINDS, *NAMES, *COLOURS, *_CELLS, "middle", "thing", *(f"bare {cell}" for cell in _CELLS), "bare")
@@ -146,7 +148,7 @@ def spell(form: str, seed: int, index: int) -> dict[str, Any]:
         "thing": thing,
         "bare": np.array([found[at][1] for at in place]),
         "share": share,
-        "questions": asked,
+        "questions": [asked[i] for i in np.sort(rng.permutation(len(asked))[:MOST])],
     }
 
 

@@ -14,7 +14,7 @@ from .model import load
 from .onevision import Reader, grown
 
 # Share of the minutes, learning rate, batch.
-PLAN = {"talk": (0.45, 1e-3, 16), "answer": (0.55, 6e-4, 4)}
+PLAN = {"talk": (0.55, 1.5e-3, 8), "answer": (0.45, 6e-4, 4)}
 
 
 def train(
