@@ -154,7 +154,7 @@ def test_the_packaged_tower_is_the_first_models(packaged):
 
 def test_the_packaged_model_answers(packaged):
     """Kinds that the card calls learned are above their priors here too."""
-    tables = testbed.evaluate_several(packaged[0], number=10, seed=7)
+    tables = testbed.evaluate_several(packaged[0], number=4, seed=7)
     assert set(tables) == set(testbed.FORMS)
     for form, table in tables.items():
         assert table["all"]["accuracy"] > table["all"]["prior"] + 0.1, (form, table)
