@@ -31,6 +31,7 @@ systems: $(MADE)
 
 leaderboard: $(MADE)
 	$(BIN)/python -m benchmarks.leaderboard
+	$(BIN)/python -m benchmarks.several
 
 retrieval: $(MADE)
 	$(BIN)/python -m benchmarks.retrieval

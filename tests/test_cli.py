@@ -65,6 +65,8 @@ def test_errors_are_one_line():
     assert "did you mean visionzip" in fails("bench", "testbed", "--testbed", "--methods", "visonzip")
     assert "--keep" in fails("bench", "testbed", "--testbed", "--keep", "0")
     assert "either --testbed or --images" in fails("bench", "testbed")
+    assert "one of scenes, clips, pairs, anyres" in fails("bench", "testbed", "--testbed", "--set", "films")
+    assert "not with --images" in fails("bench", "testbed", "--images", ".", "--set", "clips")
     assert "no such folder" in fails("bench", "testbed", "--images", "/nowhere/at/all")
     assert "no such file" in fails("show", "/nowhere.png")
 

@@ -60,6 +60,7 @@ def bench(
     keep: Annotated[str, typer.Option(help="Comma-separated budgets: tokens, or shares such as 0.25.")] = "192,64",
     out: Annotated[Path, typer.Option(help="Where results go.")] = Path("tokensieve-bench"),
     testbed: Annotated[bool, typer.Option("--testbed", help="Ask the testbed's held-out questions.")] = False,
+    which: Annotated[str, typer.Option("--set", help="Which of them: scenes, clips, pairs or anyres.")] = "scenes",
     images: Annotated[Path | None, typer.Option(help="Ask about the images of a folder instead.")] = None,
     question: Annotated[str, typer.Option(help="What to ask about each image of --images.")] = "Describe the image.",
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions (testbed: 300).")] = None,
@@ -71,12 +72,20 @@ def bench(
 ) -> None:
     """Compare methods and budgets on a model: accuracy or agreement, tokens, FLOPs, memory, times; resumes."""
     from tokensieve.bench import session
+    from tokensieve.bench.data import SETS
 
     if testbed == (images is not None):
         raise ValueError("say what to ask: either --testbed or --images DIR")
+    if which not in SETS:
+        raise ValueError(f"--set {which}: it must be one of {', '.join(SETS)}")
+    if images is not None and which != "scenes":
+        raise ValueError(
+            f"--set {which} chooses among the testbed's questions; it goes with --testbed, not with --images"
+        )
     names = [n.strip() for n in methods.split(",") if n.strip()]
     budgets = [_budget(k) for k in keep.split(",")]
-    asked = session.Asked(model, names, budgets, out, images, question, limit, batch, seed, dtype, device, new_tokens)
+    rest = (which, images, question, limit, batch, seed, dtype, device, new_tokens)
+    asked = session.Asked(model, names, budgets, out, *rest)
     _measured(lambda: session.bench(asked, _console()), out)
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 import tokensieve as ts
-from benchmarks import digits
+from benchmarks import digits, several
 from tokensieve import testbed
+from tokensieve.method import Method
 
 PER_KIND, BATCH = 40, 25
 INSIDE = {"layers": 1}  # of 4: the paper's second of 32 is as early; by the second of 4 the text has read the image
@@ -28,6 +29,13 @@ class Bed:
         self._known: dict[str, list[bool]] = {}
         self._left: dict[str, list[float]] = {}
         self._vit: Any = None
+        self._several: Several | None = None
+
+    @property
+    def several(self) -> Several:
+        if self._several is None:
+            self._several = Several()
+        return self._several
 
     @property
     def vit(self) -> Any:
@@ -100,6 +108,41 @@ class Bed:
     def vit_right(self, name: str, keep: int | float, **options: Any) -> float:
         with ts.sieve(self.vit, name, keep=keep, site="encoder", seed=SEED, **options):
             return round(digits.accuracy(self.vit), 4)
+
+
+EACH = {"clip": 8, "anyres": 8}
+
+
+class Several:
+    """The testbed's model of several pictures, and held-out questions about clips and large pictures."""
+
+    def __init__(self) -> None:
+        self.model, self.reader = testbed.load_several()
+        self.items = {form: several.items(form, each, SEED) for form, each in EACH.items()}
+        self._known: dict[str, list[bool]] = {}
+
+    def right(
+        self, form: str, what: str | Method | ts.Plan, keep: Any = None, kinds: tuple[str, ...] = (), **options: Any
+    ) -> float:
+        """Accuracy over all kinds of a form's questions (balanced), or over some."""
+        items = [i for i in self.items[form] if not kinds or i.kind in kinds]
+        key = repr((form, what.to_json() if isinstance(what, ts.Plan) else what, keep, kinds, options))
+        if key not in self._known:
+            self._known[key] = self.flags(items, what, keep, **options)
+        return round(sum(self._known[key]) / len(items), 4)
+
+    def flags(
+        self, items: list[testbed.Several], what: str | Method | ts.Plan, keep: Any, **options: Any
+    ) -> list[bool]:
+        with ts.sieve(self.model, what, keep=keep, seed=SEED, **options):
+            return testbed.correct(self.model, self.reader, items, batch=several.BATCH[items[0].form])
+
+    def kept(self, item: testbed.Several, name: str, keep: int) -> int:
+        """How many visual tokens of an item's picture or clip are left."""
+        with ts.sieve(self.model, name, keep=keep, seed=SEED) as s:
+            testbed.correct(self.model, self.reader, [item])
+        assert s.last is not None
+        return int(s.last.stages[-1].reduction.counts[0])
 
 
 def check(system: int) -> Callable[[Callable[[Bed], Outcome]], Callable[[Bed], Outcome]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,55 +10,91 @@ from scipy.stats import spearmanr
 
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
+from tokensieve.method import Method
+from tokensieve.needs import CLSAttention, Need
+from tokensieve.parts import budget, crops, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.signals import Signals
+from tokensieve.testbed.onevision import TOKENS
+
+KINDS = ("identity", "colour", "location", "reading")
 
 
-def cropped(side: int = 12) -> tuple[torch.Tensor, dict[str, Any]]:
-    """A thumbnail and four crops of ``side`` x ``side`` tokens, random but for attention: the last crop holds the object."""
-    draw = torch.Generator().manual_seed(SEED)
-    steps = (torch.arange(side) + 0.5) / side
-    whole = torch.cartesian_prod(steps, steps)
-    corners = torch.tensor([[0.0, 0.0], [0.0, 0.5], [0.5, 0.0], [0.5, 0.5]])
-    spot = torch.cat([whole, *(whole / 2 + corner for corner in corners)])
-    crop = torch.arange(5).repeat_interleave(side * side)
-    heat = torch.exp(-((spot - 0.75).square().sum(1)) / 0.02) + 0.1 * torch.rand(len(spot), generator=draw)
-    attention = torch.cat([part / part.sum() for part in heat.split(side * side)])
-    x = torch.randn(1, len(spot), 32, generator=draw)
-    return x, {"crop": crop[None], "spot": spot[None], "cls_attention": {-2: attention[None], 0: attention[None]}}
+@dataclass(frozen=True)
+class EqualShare(Method):
+    """What crops are compared with: each keeps the same, by its own CLS attention.
 
+    ``thumbnail`` is the thumbnail's share of the budget (None: that of its size); ``drawn``: tokens are drawn, not ranked.
+    """
 
-def per_crop(name: str, keep: int) -> list[int]:
-    x, given = cropped()
-    kept = ts.reduce(x, name, keep, **given).kept[0]
-    return torch.bincount(given["crop"][0][kept], minlength=5).tolist()
+    thumbnail: float | None = None
+    drawn: bool = False
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        return (CLSAttention(),)
+
+    def reduce(self, s: Signals, keep: torch.Tensor) -> Reduction:
+        group, number = crops.of(s)
+        held = select.held(group, s.valid, number)
+        weight = held.double()
+        weight[:, -1] = 0
+        if self.thumbnail is not None:
+            rest = held[:, 1:-1].sum(1).double()
+            weight[:, 0] = rest * self.thumbnail / (1 - self.thumbnail)
+        rank = score.attention(s, self.needs[0])
+        rank = select.drawn(rank, s.noise()) if self.drawn else rank
+        return Reduction.keep(select.top_of_each(rank, budget.allot(keep, weight, held), group, s.valid))
 
 
 @check(0)
 def globalcom2(bed: Bed) -> Outcome:
-    """Synthetic thumbnail and crops (no anyres model here): the total is exact, the crop with the object gets most."""
-    counts = per_crop("globalcom2", 180)
-    return False, {"kept per crop of 180": counts, "object's crop first": counts[4] == max(counts[1:])}
+    """Questions about one thing of a large picture, 25% of the tokens: above equal shares with CLS top-k, and above random."""
+    keep = TOKENS["anyres"] // 4
+    n = {
+        "globalcom2": bed.several.right("anyres", "globalcom2", keep, KINDS),
+        "equal shares": bed.several.right("anyres", EqualShare(), keep, KINDS),
+        "random": bed.several.right("anyres", "random", keep, KINDS),
+        "all tokens": bed.several.right("anyres", "uniform", 1.0, KINDS),
+    }
+    return beats(n, "globalcom2", ("equal shares", "random")), n
 
 
 @check(52)
 def hired(bed: Bed) -> Outcome:
-    """Synthetic thumbnail and crops (no anyres model here): the total is exact, the crop with the object gets most."""
-    counts = per_crop("hired", 144)
-    return False, {"kept per crop of 144": counts, "object's crop first": counts[4] == max(counts[1:])}
+    """Questions about one thing of a large picture, 20% of the tokens: above an equal split with the same top-k; exact total."""
+    keep = TOKENS["anyres"] // 5
+    n = {
+        "hired": bed.several.right("anyres", "hired", keep, KINDS),
+        "equal split": bed.several.right("anyres", EqualShare(thumbnail=0.5), keep, KINDS),
+        "all tokens": bed.several.right("anyres", "uniform", 1.0, KINDS),
+        "kept": bed.several.kept(bed.several.items["anyres"][0], "hired", keep),
+    }
+    return n["hired"] > n["equal split"] and n["kept"] == keep, n
 
 
 @check(8)
 def token_correlation(bed: Bed) -> Outcome:
-    """Synthetic page of four crops from blank to dense: kept count against cells with glyphs, Spearman above 0.8."""
+    """A page of four crops from blank to dense: kept count against glyph cells, Spearman above 0.8; words above equal draws."""
     draw = torch.Generator().manual_seed(SEED)
-    x, given = cropped()
+    group = torch.arange(5).repeat_interleave(144)
     dense = torch.tensor([0.5, 0.0, 0.25, 0.6, 0.95])
-    glyph = torch.rand(x.shape[1], generator=draw) < dense[given["crop"][0]]
-    page = torch.where(glyph[:, None], torch.randn(x.shape[1], 32, generator=draw), torch.ones(32))
-    kept = ts.reduce(page[None], "token-correlation", 180, **given, keys=page[None]).kept[0]
-    counts = torch.bincount(given["crop"][0][kept], minlength=5)[1:]
-    glyphs = torch.bincount(given["crop"][0], weights=glyph.float(), minlength=5)[1:]
-    rank = round(float(spearmanr(counts, glyphs).statistic), 3)
-    return False, {"spearman": rank, "kept per crop": counts.tolist(), "glyph cells": glyphs.int().tolist()}
+    glyph = torch.rand(len(group), generator=draw) < dense[group]
+    page = torch.where(glyph[:, None], torch.randn(len(group), 32, generator=draw), torch.ones(32))[None]
+    spot = torch.rand(1, len(group), 2, generator=draw)
+    flat = torch.full((1, len(group)), 1 / len(group))
+    given = {"crop": group[None], "spot": spot, "keys": page, "cls_attention": flat}
+    kept = ts.reduce(page, "token-correlation", 180, **given).kept[0]
+    counts = torch.bincount(group[kept], minlength=5)[1:]
+    glyphs = torch.bincount(group, weights=glyph.float(), minlength=5)[1:]
+    keep = TOKENS["anyres"] // 5
+    n = {
+        "spearman": round(float(spearmanr(counts, glyphs).statistic), 3),
+        "words": bed.several.right("anyres", "token-correlation", keep, ("reading",)),
+        "words, equal draws": bed.several.right("anyres", EqualShare(drawn=True), keep, ("reading",)),
+        "words, all tokens": bed.several.right("anyres", "uniform", 1.0, ("reading",)),
+    }
+    return n["spearman"] > 0.8 and n["words"] > n["words, equal draws"], n
 
 
 @check(50)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -9,35 +10,63 @@ from typing import Any
 
 from PIL import Image
 
+from tokensieve import testbed
+from tokensieve.testbed import Several
+
+SETS = {
+    "scenes": testbed.QUESTION_KINDS,
+    "clips": testbed.CLIP_KINDS,
+    "pairs": testbed.PAIR_KINDS,
+    "anyres": testbed.QUESTION_KINDS,
+}
+"""The testbed's sets of questions, and their kinds."""
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one image; without a known answer, agreement with the full model is measured."""
+    """One question about one image; without a known answer, agreement with the full model is measured.
+
+    ``several`` is the testbed's item where there are several images; ``image`` is then the first.
+    """
 
     image: Image.Image
     question: str
     answer: str | None = None
     kind: str = "all"
     name: str = ""
+    several: Several | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What tells it from others; of the image a fingerprint."""
-        image = sha256(repr(self.image.size).encode() + self.image.tobytes()).hexdigest()[:16]
-        return {"name": self.name, "question": self.question, "answer": self.answer, "kind": self.kind, "image": image}
+        """What tells it from others; of the images a fingerprint."""
+        images = (self.image,) if self.several is None else self.several.images
+        mark = sha256()
+        for image in images:
+            mark.update(repr(image.size).encode() + image.tobytes())
+        return {
+            "name": self.name,
+            "question": self.question,
+            "answer": self.answer,
+            "kind": self.kind,
+            "image": mark.hexdigest()[:16],
+        }
 
 
-def from_testbed(count: int, seed: int) -> list[Sample]:
-    """``count`` questions from the test split, as many of each kind as of any other, give or take one."""
-    from tokensieve import testbed
-
-    kinds = len(testbed.QUESTION_KINDS)
+def from_testbed(count: int, seed: int, which: str = "scenes") -> list[Sample]:
+    """``count`` questions of one of :data:`SETS` from the test split, as many of each kind as of any other, give or take one."""
+    kinds = len(SETS[which])
     most = -(-count // kinds)
-    items = testbed.test_set(n_scenes=max(20, 3 * most), questions_per_kind=most, seed=seed)
     spare = kinds * most - count  # the last kinds give one less
+    some = max(20, 3 * most)
+    if which == "scenes":
+        items: Sequence[Any] = testbed.test_set(n_scenes=some, questions_per_kind=most, seed=seed)
+    else:
+        draw = {"clips": testbed.clip_set, "pairs": testbed.pair_set, "anyres": testbed.anyres_set}[which]
+        items = draw(number=some, each=most, seed=seed)
     chosen = [i for n, i in enumerate(items) if n // most < kinds - spare or n % most < most - 1]
-    return [Sample(i.image, i.question.text, i.answer, i.kind, f"scene {n}") for n, i in enumerate(chosen)]
+    if which == "scenes":
+        return [Sample(i.image, i.question.text, i.answer, i.kind, f"scene {n}") for n, i in enumerate(chosen)]
+    return [Sample(i.images[0], i.question.text, i.answer, i.kind, f"{i.form} {n}", i) for n, i in enumerate(chosen)]
 
 
 def from_folder(folder: Path, question: str, limit: int | None = None) -> tuple[list[Sample], list[str]]:

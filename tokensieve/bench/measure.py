@@ -189,7 +189,12 @@ def _mean(batches: list[Batch], values: Sequence[float]) -> float:
 
 def _visual(subject: Subject, batches: list[Batch]) -> list[float]:
     """Visual tokens of a prompt, mean of each batch."""
-    return [float((b.inputs["input_ids"] == subject.anatomy.image_token_id).sum(1).float().mean()) for b in batches]
+    return [float(_seen(subject, b.inputs["input_ids"]).sum(1).float().mean()) for b in batches]
+
+
+def _seen(subject: Subject, ids: Tensor) -> Tensor:
+    marks = subject.anatomy.placeholders(ids, None)
+    return marks["image"] | marks["video"]
 
 
 def _text(subject: Subject, batches: list[Batch]) -> list[float]:
@@ -198,7 +203,7 @@ def _text(subject: Subject, batches: list[Batch]) -> list[float]:
     for batch in batches:
         ids = batch.inputs["input_ids"]
         real = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()
-        out.append(float((real & (ids != subject.anatomy.image_token_id)).sum(1).float().mean()))
+        out.append(float((real & ~_seen(subject, ids)).sum(1).float().mean()))
     return out
 
 
@@ -278,7 +283,7 @@ def _short(subject: Subject, batch: Batch, tokens: int) -> float:
     assert language is not None
     ids = batch.inputs["input_ids"]
     mask = batch.inputs.get("attention_mask", torch.ones_like(ids))
-    visual = ids == subject.anatomy.image_token_id
+    visual = _seen(subject, ids)
     text = int((mask.bool() & ~visual).sum(1).max())
     embed = subject.model.get_input_embeddings()(
         torch.zeros(len(ids), text + tokens, dtype=torch.long, device=ids.device)

@@ -33,6 +33,7 @@ class Asked:
     methods: Sequence[str]
     budgets: Sequence[int | float]
     out: Path
+    which: str = "scenes"
     images: Path | None = None
     question: str = "Describe the image."
     limit: int | None = None
@@ -53,13 +54,13 @@ def bench(asked: Asked, console: Console) -> Results:
     if asked.images is not None:
         samples, skipped = from_folder(asked.images, asked.question, asked.limit)
     else:
-        samples, skipped = from_testbed(asked.limit or 300, asked.seed), []
+        samples, skipped = from_testbed(asked.limit or 300, asked.seed, asked.which), []
     with _bar(console) as bar:
         task = bar.add_task("loading the model", total=None)
-        subject = Subject.load(asked.model, asked.device, asked.dtype)
+        subject = Subject.load(asked.model, asked.device, asked.dtype, asked.which != "scenes")
         settings = Settings(
             model=asked.model,
-            data="testbed" if asked.images is None else str(asked.images),
+            data=_data(asked),
             question="" if asked.images is None else asked.question,
             samples=len(samples),
             seed=asked.seed,
@@ -85,13 +86,21 @@ def bench(asked: Asked, console: Console) -> Results:
     return results
 
 
+def _data(asked: Asked) -> str:
+    if asked.images is not None:
+        return str(asked.images)
+    return "testbed" if asked.which == "scenes" else f"testbed {asked.which}"
+
+
 def demo(out: Path, console: Console) -> Results:
     """The packaged model, the baselines and a dozen methods, four budgets, a few questions of each kind."""
     return bench(Asked("testbed", DEMO_METHODS, DEMO_BUDGETS, out, limit=5 * DEMO_PER_KIND), console)
 
 
 def _overlays(subject: Subject, samples: Sequence[Sample], asked: Asked) -> list[tuple[str, str, overlay.Image.Image]]:
-    """One sheet for each method at the budget nearest 64, on the first image."""
+    """One sheet for each method at the budget nearest 64, on the first image; none where prompts hold several."""
+    if samples[0].several is not None:
+        return []
     keep = min(asked.budgets, key=lambda k: abs(float(k) - 64))
     out = []
     for name in dict.fromkeys([*BASELINES, *asked.methods]):

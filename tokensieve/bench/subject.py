@@ -21,8 +21,10 @@ class Subject:
     anatomy: Anatomy
 
     @classmethod
-    def load(cls, name: str, device: str = "cpu", dtype: str = "float32") -> Subject:
+    def load(cls, name: str, device: str = "cpu", dtype: str = "float32", several: bool = False) -> Subject:
         """``testbed``, or any local or hub model that `AutoModelForImageTextToText` reads; safetensors only.
+
+        ``several`` asks for the testbed's model of several pictures.
 
         Raises:
             ValueError: not a vision-language model, or a device or dtype that is not there.
@@ -30,10 +32,13 @@ class Subject:
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype):
             raise ValueError(f"--dtype {dtype}: it must be float32, bfloat16 or float16")
+        if several and name != "testbed":
+            raise ValueError(f"{name}: clips, pairs and anyres are questions for the model 'testbed' alone; use scenes")
         if name == "testbed":
             from tokensieve import testbed
 
-            model, processor = testbed.load(device=device, dtype=kind)
+            load: Any = testbed.load_several if several else testbed.load
+            model, processor = load(device=device, dtype=kind)
         else:
             from transformers import AutoModelForImageTextToText
 
@@ -51,6 +56,9 @@ class Subject:
     def inputs(self, samples: list[Sample]) -> Any:
         """Model inputs of a batch, padded on the left."""
         self.processor.tokenizer.padding_side = "left"
+        several = [s.several for s in samples if s.several is not None]
+        if several:
+            return self.processor(several).to(self.model.device, self.model.dtype)
         asked = self.processor(
             images=[s.image for s in samples],
             text=[self.prompt(s.question) for s in samples],

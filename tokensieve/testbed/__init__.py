@@ -1,18 +1,22 @@
-"""A small trained LLaVA and generated scenes, so that everything here runs and is measured with no download."""
+"""Two small trained models and generated pictures, so that everything here runs and is measured with no download."""
 
 from .anyres import anyres_set, large, views
 from .clips import CLIP_KINDS, Actor, Clip, ClipQuestion, clip, clip_questions, clip_set
 from .data import Item, test_set
-from .evaluate import answers, correct, evaluate, summarise
+from .evaluate import answers, correct, evaluate, evaluate_several, summarise, usual_answers
 from .model import SIZES, build, build_processor, load, path
+from .onevision import Reader, load_several, several_path
 from .pairs import PAIR_KINDS, pair, pair_questions, pair_set
 from .questions import QUESTION_KINDS, Question, prompt, questions
 from .scenes import Scene, Thing, generate
-from .several import Several
+from .several import FORMS, PATCHES, PICTURES, Several
 
 __all__ = [
     "CLIP_KINDS",
+    "FORMS",
     "PAIR_KINDS",
+    "PATCHES",
+    "PICTURES",
     "QUESTION_KINDS",
     "SIZES",
     "Actor",
@@ -20,6 +24,7 @@ __all__ = [
     "ClipQuestion",
     "Item",
     "Question",
+    "Reader",
     "Scene",
     "Several",
     "Thing",
@@ -32,16 +37,20 @@ __all__ = [
     "clip_set",
     "correct",
     "evaluate",
+    "evaluate_several",
     "generate",
     "large",
     "load",
+    "load_several",
     "pair",
     "pair_questions",
     "pair_set",
     "path",
     "prompt",
     "questions",
+    "several_path",
     "summarise",
     "test_set",
+    "usual_answers",
     "views",
 ]

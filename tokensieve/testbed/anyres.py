@@ -32,7 +32,7 @@ def large(seed: int, index: int, split: str = "train") -> Scene:
 
 
 def views(image: Image.Image) -> tuple[Image.Image, ...]:
-    """The thumbnail and the four crops in reading order, all of 336 px."""
+    """The thumbnail and the four crops in reading order, all of 336 px, as the image processor makes them."""
     corners = [(x, y) for y in (0, SIZE) for x in (0, SIZE)]
     crops = (image.crop((x, y, x + SIZE, y + SIZE)) for x, y in corners)
     return (image.resize((SIZE, SIZE), Image.Resampling.BICUBIC), *crops)
@@ -41,7 +41,5 @@ def views(image: Image.Image) -> tuple[Image.Image, ...]:
 def anyres_set(number: int = 100, each: int = 40, seed: int = 0, split: str = "test") -> list[Several]:
     """`each` questions of each kind about `number` large scenes; the same arguments always give the same items."""
     made = (large(seed, index, split) for index in range(number))
-    items = (
-        Several(seen, question) for scene in made for seen in [views(scene.image)] for question in questions(scene)
-    )
+    items = (Several((scene.image,), question, "anyres") for scene in made for question in questions(scene))
     return balanced(items, QUESTION_KINDS, each, seed)

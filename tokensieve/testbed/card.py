@@ -33,7 +33,7 @@ def package(
         "date": datetime.now(UTC).date().isoformat(),
         "stages": records,
         "minutes": round(sum(stage["seconds"] for stage in records.values()) / 60, 1),
-        "machine": _machine(saved.device),
+        "machine": machine(saved.device),
         "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn", "matplotlib", "pillow")},
         "notes": notes,
         "parameters": sum(p.numel() for p in saved.parameters()),
@@ -44,7 +44,7 @@ def package(
     return table
 
 
-def _machine(device: torch.device) -> str:
+def machine(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{os.cpu_count()} CPU cores, {platform.machine()}"

@@ -170,5 +170,5 @@ def _question(kind: str, template: str, text: str, answer: str, those) -> ClipQu
 def clip_set(number: int = 60, each: int = 40, seed: int = 0, split: str = "test") -> list[Several]:
     """`each` questions of each kind about `number` clips; the same arguments always give the same items."""
     made = (clip(seed, index, split) for index in range(number))
-    items = (Several(c.images, question) for c in made for question in clip_questions(c))
+    items = (Several(c.images, question, "clip") for c in made for question in clip_questions(c))
     return balanced(items, CLIP_KINDS, each, seed)

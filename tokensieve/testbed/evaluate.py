@@ -3,14 +3,20 @@
 import functools
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
 
-from . import packing
+from . import onevision, packing
+from .clips import CLIP_KINDS
 from .data import Item
+from .further import drawn, tiles
+from .pairs import PAIR_KINDS
 from .questions import QUESTION_KINDS, Question, prompt, questions
 from .scenes import Scene, generate
+from .several import FORMS, Several
+from .spelled import draw
 
 PRIOR_SCENES = 500
 
@@ -36,20 +42,31 @@ def evaluate(model, processor, split: str = "test", scenes: int = 200, seed: int
     return summarise(results)
 
 
-def correct(model, processor, items: Iterable[Item], batch: int = 16) -> list[bool]:
-    """For each item, whether `generate` answers it exactly. Works with whatever is attached to the model."""
-    items, right = list(items), []
-    for start in range(0, len(items), batch):
-        group = items[start : start + batch]
-        said = answers(model, processor, [i.image for i in group], [i.question.text for i in group])
+def correct(model, processor, items: Iterable[Item] | Iterable[Several], batch: int = 16) -> list[bool]:
+    """For each item, whether `generate` answers it exactly. Works with whatever is attached to the model.
+
+    Items of several pictures go with the model that `load_several` gives, those of one form at a time.
+    """
+    every: list[Any] = list(items)
+    right: list[bool] = []
+    for start in range(0, len(every), batch):
+        group = every[start : start + batch]
+        if isinstance(group[0], Several):
+            said = _said(model, processor, processor(group))
+        else:
+            said = answers(model, processor, [i.image for i in group], [i.question.text for i in group])
         right += [a == item.answer for a, item in zip(said, group, strict=True)]
     return right
 
 
-@torch.no_grad()
 def answers(model, processor, images: list, texts: list[str]) -> list[str]:
     """The greedy answers to one question per image, in one batch."""
-    inputs = processor(images=images, text=[prompt(text) for text in texts], padding=True, return_tensors="pt")
+    asked = [prompt(text) for text in texts]
+    return _said(model, processor, processor(images=images, text=asked, padding=True, return_tensors="pt"))
+
+
+@torch.no_grad()
+def _said(model, processor, inputs) -> list[str]:
     inputs = inputs.to(model.device, model.dtype)
     written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     return [
@@ -68,16 +85,34 @@ def _ask_packed(model, processor, scenes: list[Scene]) -> list[tuple[Question, b
     return [pair for row, flags in zip(asked, right, strict=True) for pair in zip(row, flags, strict=True)]
 
 
-def summarise(results: Iterable[tuple[Question, bool]]) -> dict[str, dict[str, float]]:
-    """Accuracy, count and prior by kind, from questions and whether each was answered rightly."""
+@torch.no_grad()
+def evaluate_several(model, number: int = 100, seed: int = 0, split: str = "test") -> dict[str, dict]:
+    """As `evaluate`, packed, for `number` clips, pairs and large pictures: one table for each form."""
+    tables = {}
+    for form in FORMS:
+        results: list[tuple[Question, bool]] = []
+        for start in range(0, number, 4):
+            group = [drawn(form, seed, index, split) for index in range(start, min(start + 4, number))]
+            seen = torch.from_numpy(np.stack([sample["tiles"] for sample in group])).to(model.device)
+            seen = onevision.prefix(model, form, tiles(seen))
+            asked = [sample["questions"] for sample in group]
+            packed = {k: v.to(model.device) for k, v in packing.pack(asked, seen.shape[1]).items()}
+            right = packing.right(packing.run(model, seen, packed), packed)
+            results += [p for row, flags in zip(asked, right, strict=True) for p in zip(row, flags, strict=True)]
+        tables[form] = summarise(results, form)
+    return tables
+
+
+def summarise(results: Iterable[tuple[Question, bool]], form: str = "scene") -> dict[str, dict[str, float]]:
+    """Accuracy, count and prior by kind, from questions of one form and whether each was answered rightly."""
     right, blind = defaultdict(list), defaultdict(list)
-    usual = usual_answers()
+    usual = usual_answers(form)
     for question, flag in results:
         right[question.kind].append(flag)
         blind[question.kind].append(usual.get(question.template) == question.answer)
     table = {
         kind: {"accuracy": float(np.mean(right[kind])), "n": len(right[kind]), "prior": float(np.mean(blind[kind]))}
-        for kind in QUESTION_KINDS
+        for kind in (*QUESTION_KINDS, *CLIP_KINDS, *PAIR_KINDS)
         if right[kind]
     }
     table["all"] = {
@@ -89,10 +124,10 @@ def summarise(results: Iterable[tuple[Question, bool]]) -> dict[str, dict[str, f
 
 
 @functools.cache
-def usual_answers() -> dict[str, str]:
+def usual_answers(form: str = "scene") -> dict[str, str]:
     """The most frequent answer to each question template in the training split."""
     counts: dict[str, Counter] = defaultdict(Counter)
     for index in range(PRIOR_SCENES):
-        for question in questions(generate(3, index, "train")):
+        for question in questions(generate(3, index)) if form == "scene" else draw(form, 3, index)[1]:
             counts[question.template][question.answer] += 1
     return {template: counter.most_common(1)[0][0] for template, counter in counts.items()}

@@ -70,29 +70,33 @@ def build(size: str, seed: int = 0) -> LlavaForConditionalGeneration:
     return model
 
 
-def build_processor() -> LlavaProcessor:
-    """The image processor and word-level tokenizer that go with `build`."""
+def tokenizer(vocabulary: tuple[str, ...]) -> PreTrainedTokenizerFast:
+    """One token for each word; markers of pictures, in angle brackets, need no blanks around them."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(VOCABULARY)}, unk_token="<unk>"))
+    words = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", VOCABULARY.index("<s>"))]
+        single="<s> $A", special_tokens=[("<s>", vocabulary.index("<s>"))]
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=words,
         bos_token="<s>",
         eos_token="</s>",
         unk_token="<unk>",
         pad_token="<pad>",
-        additional_special_tokens=["<image>"],
+        additional_special_tokens=[word for word in ("<image>", "<video>") if word in vocabulary],
         padding_side="left",
         model_max_length=2048,
     )
+
+
+def build_processor() -> LlavaProcessor:
+    """The image processor and word-level tokenizer that go with `build`."""
     images = CLIPImageProcessorPil(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336})
     return LlavaProcessor(
         images,
-        tokenizer,
+        tokenizer(VOCABULARY),
         patch_size=14,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,

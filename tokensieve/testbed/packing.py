@@ -7,10 +7,11 @@ see the prefix and itself, and its positions start again right after the prefix.
 import torch
 
 from .questions import Question, prompt
-from .words import VOCABULARY
+from .words import EXTENDED
 
 IGNORE = -100
-_ID = {word: i for i, word in enumerate(VOCABULARY)}
+_ID = {word: i for i, word in enumerate(EXTENDED)}
+START = _ID["<s>"]
 
 
 def encode(question: Question) -> tuple[list[int], list[int]]:
@@ -71,7 +72,7 @@ def run(model, prefix: torch.Tensor, packed: dict[str, torch.Tensor]) -> torch.T
 def image_prefix(model, pixel_values: torch.Tensor) -> torch.Tensor:
     """`<s>` and the projected patches, embedded: (B, 577, D)."""
     patches = torch.stack(list(model.get_image_features(pixel_values).pooler_output))
-    start = torch.full((len(patches), 1), _ID["<s>"], device=patches.device)
+    start = torch.full((len(patches), 1), START, device=patches.device)
     return torch.cat([model.get_input_embeddings()(start).to(patches.dtype), patches], dim=1)
 
 

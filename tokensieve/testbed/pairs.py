@@ -58,5 +58,5 @@ def _both(text: str, answer: str) -> Question:
 def pair_set(number: int = 40, each: int = 40, seed: int = 0, split: str = "test") -> list[Several]:
     """`each` questions of each kind about `number` pairs; the same arguments always give the same items."""
     made = (pair(seed, index, split) for index in range(number))
-    items = (Several((a.image, b.image), question) for a, b in made for question in pair_questions(a, b))
+    items = (Several((a.image, b.image), question, "pair") for a, b in made for question in pair_questions(a, b))
     return balanced(items, PAIR_KINDS, each, seed)

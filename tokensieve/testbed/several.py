@@ -9,18 +9,25 @@ from PIL import Image
 from .questions import Question
 from .scenes import _background
 
+PICTURES = {"clip": 8, "pair": 2, "anyres": 5}
+"""How many pictures the vision tower sees for a prompt of each form."""
+FORMS = tuple(PICTURES)
+PATCHES = 576
+
 
 @dataclass(frozen=True)
 class Several:
-    """One question about pictures that stand before it in order."""
+    """One question about the frames of a clip, a pair of pictures, or one large picture; `form` is one of `FORMS`."""
 
     images: tuple[Image.Image, ...]
     question: Question
+    form: str
 
     @property
     def prompt(self) -> str:
-        """As the processor of a testbed model expects it: one <image> for each picture."""
-        return "<image> " * len(self.images) + f"{self.question.text} answer :"
+        """As written: one <video> for a clip, one <image> for each picture."""
+        seen = "<video> " if self.form == "clip" else "<image> " * len(self.images)
+        return f"{seen}{self.question.text} answer :"
 
     @property
     def answer(self) -> str:

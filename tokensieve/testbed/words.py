@@ -32,5 +32,5 @@ VOCABULARY = SPECIAL + FUNCTION_WORDS + tuple(COLOURS) + NAMES + ROWS + COLUMNS 
 
 MOTION = ("came", "first", "last", "way", "go", "up", "down", "or", "move")
 PICTURES = ("in", "second", "picture", "pictures", "both", "all", "has", "more")
-EXTENDED = VOCABULARY + MOTION + PICTURES
-"""For clips and prompts of several pictures. The packaged weights know `VOCABULARY`, whose ids stay as they are."""
+EXTENDED = (*VOCABULARY, *MOTION, *PICTURES, "<video>")
+"""What the model of several pictures knows; `VOCABULARY`, what the model of one picture knows, keeps its ids."""
