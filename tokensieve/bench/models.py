@@ -134,7 +134,7 @@ class Case:
     def rows_alone(self) -> bool:
         """A batch with left padding answers like its rows alone."""
         alone = [self.prompts.collate([self.prompts.row(i, n, self.video)]) for i, n in enumerate(IMAGES)]
-        told = {"return_dict_in_generate": True, "output_logits": True}
+        told: dict[str, Any] = {"return_dict_in_generate": True, "output_logits": True}
         plain = self.generate(**told).logits
         for i, inputs in enumerate(alone):
             pairs = zip(self.generate(inputs, **told).logits, plain, strict=True)
