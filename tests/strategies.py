@@ -34,6 +34,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "window_attention": (batch, HEADS, TEXT, n),
         "accumulated_attention": (batch, HEADS, n),
         "expected_logits": (batch, HEADS, n),
+        "token_ids": (batch, n),
         "relevance": (batch, n),
         "entropy": (batch, n),
         "ranking": (batch, n),
@@ -45,6 +46,8 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         made = torch.randn(shape, generator=draw)
         if name in {need.name for need in method.needs}:
             out[name] = made.softmax(-1) if name.endswith(("attention", "similarity", "rank")) else made
+    if "token_ids" in out:
+        out["token_ids"] = (3 * out["token_ids"]).round().abs()
     return out
 
 

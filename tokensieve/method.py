@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.needs import Need
-from tokensieve.parts import budget
+from tokensieve.parts import budget, select
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 
@@ -38,6 +38,8 @@ class Method:
         unit: for `cache`, what a row of :class:`Signals` is: "head" (the entries of one key-value head), "token" (the entries
             of a layer, whose heads all keep the same tokens) or "entry" (the entries of all heads of a layer one after the
             other, which share one budget; ``head`` names each one's head).
+        shared: for `cache` and the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
+            they evict together, behind the last.
         protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
     """
@@ -50,6 +52,7 @@ class Method:
     proportional: ClassVar[bool] = False
     layer: ClassVar[int] = 2
     unit: ClassVar[str] = "head"
+    shared: ClassVar[bool] = False
 
     @property
     def protected(self) -> int:
@@ -64,9 +67,19 @@ class Method:
         """``(B, N)``, what the method ranks tokens by, for heat maps; None where it does not rank them."""
         return None
 
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        """``(B, N)`` bool, at most ``keep`` tokens that stay whatever their score; by default none."""
+        return torch.zeros_like(s.valid)
+
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row)."""
-        raise NotImplementedError
+        """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row).
+
+        By default those that are safe, and of the others those of the highest score.
+        """
+        score, safe = self.score(s), self.safe(s, keep)
+        if score is None:
+            raise NotImplementedError(f"{self.name} has neither a score nor a reduction of its own")
+        return Reduction.keep(safe | select.top(score, keep - safe.sum(1), s.valid & ~safe))
 
     def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
         """For `cache`, what layer ``layer`` of ``depth`` keeps of each row, where all keep ``keep`` on average.

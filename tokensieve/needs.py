@@ -104,6 +104,9 @@ def ExpectedLogits(window: int) -> Need:
     return Need("expected_logits", window=window)
 
 
+TokenIds = Need("token_ids")
+"""The vocabulary's number of each cached token."""
+
 HOW: dict[str, str] = {
     "features": "x, of shape (B, N, D)",
     "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
@@ -121,6 +124,7 @@ HOW: dict[str, str] = {
     "window_attention": "window_attention=a with a of shape (B, heads, W, N) or (B, W, N)",
     "accumulated_attention": "accumulated_attention=a with a of shape (B, heads, N) or (B, N)",
     "expected_logits": "expected_logits=a with a of shape (B, heads, N) or (B, N)",
+    "token_ids": "token_ids=i with i of shape (B, N)",
     "head": "head=h with h of shape (B, N), the key-value head of each entry",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
     "neurons": "neurons=a with a of shape (B, N, F), above 0 where a neuron is active",

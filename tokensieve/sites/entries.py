@@ -15,7 +15,9 @@ from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.positions import rotary, turned
 from tokensieve.sites.taps import Call
 
-CACHE_SIGNALS = ("window_attention", "accumulated_attention", "expected_logits", "keys", "values", "features")
+CACHE_SIGNALS = (
+    "window_attention", "accumulated_attention", "expected_logits", "token_ids", "keys", "values", "features",
+)  # fmt: skip
 OUTLIERS = 4
 """Queries of the first tokens are unlike all others and tell nothing of those to come."""
 
@@ -76,6 +78,9 @@ class Entries:
                 out[need.name] = laid(self.layer.carried, unit, heads)
             elif need.name == "expected_logits":
                 out[need.name] = laid(self.expected(need.window, language, hidden, module), unit, heads)
+            elif need.name == "token_ids":
+                assert self.layer.named is not None
+                out[need.name] = self.layer.named[:, 0] if unit == "token" else vectors(self.layer.named, unit)
             elif need.name == "values":
                 out[need.name] = vectors(self.values, unit)
         return out
@@ -101,19 +106,40 @@ class Entries:
 
 
 def note(
-    entries: Entries, need: Need, columns: Tensor, real: Tensor | None, table: Any, ids: Tensor, module: nn.Module
+    entries: Entries,
+    need: Need,
+    columns: Tensor,
+    real: Tensor | None,
+    table: Any,
+    ids: Tensor,
+    words: Tensor | None,
+    module: nn.Module,
 ) -> None:
     """Remember of a pass what a need asks for.
 
     Args:
         columns: ``(B, q)``, the pass's own; real: ``(B, L)`` bool, False at the prompt's padding; None for none.
-        table: the rotary tables of the pass; ids: ``(B, q)``, its positions.
+        table: the rotary tables of the pass; ids: ``(B, q)``, its positions; words: ``(B, q)``, its token ids.
+
+    Raises:
+        ValueError: token ids are asked for, and the model was given embeddings, now or before.
     """
     layer, query = entries.layer, entries.call.query
     if need.name == "window_attention":
         layer.queries.append((query[:, :, -need.window :].clone(), columns[:, -need.window :]))
         while sum(q.shape[2] for q, _ in layer.queries[1:]) >= need.window:
             layer.queries.pop(0)
+        return
+    if need.name == "token_ids":
+        named = words if words is None else words.to(torch.int32)[:, None].expand(-1, entries.keys.shape[1], -1)
+        if named is not None and layer.named is not None:
+            named = torch.cat([layer.named, named], 2)
+        if named is None or named.shape[2] != entries.keys.shape[2]:
+            raise ValueError(
+                "the method reads token ids, which are not known of every cached token; call the model with input_ids, from the "
+                "beginning of the prompt on"
+            )
+        layer.named = named
         return
     here = torch.ones_like(columns, dtype=torch.float32)
     if real is not None:
@@ -139,3 +165,13 @@ def note(
         old = layer.moments
         new = new if old is None else tuple(a + b for a, b in zip(old[:3], new, strict=True))
         layer.moments = (*new, ids.amax(1))
+
+
+def here(layer: EvictedLayer, call: Call, real: Tensor | None) -> Entries:
+    """The entries of a layer behind a pass; real: ``(B, L)`` bool, False at the prompt's padding."""
+    keys, values, columns = layer.entries()
+    valid = columns >= 0
+    if real is not None:
+        at = columns.clamp(min=0).flatten(1)
+        valid = valid & real.gather(1, at).view_as(valid)
+    return Entries(layer, keys, values, columns, valid, call)

@@ -26,6 +26,7 @@ class EvictedLayer(SievedLayer):
         columns: ``(B, T)``, those of what has come since, the same in all heads.
         pages: the kept entries, where heads hold different numbers; rows are those of the batch times heads.
         carried: ``(B, H, M + T)`` attention accumulated by each entry; None where nobody asked.
+        named: ``(B, G, M + T)`` int, the token id of each entry; None where nobody asked.
         queries: the latest queries ``(B, H, t, d)`` and their columns ``(B, t)``, pass by pass.
         moments: of all queries before their rotation: their number, sum, and sum of squares; None where nobody asked.
         mark: the length at which entries last left.
@@ -39,6 +40,7 @@ class EvictedLayer(SievedLayer):
         super().__init__()
         self.pages: Pages | None = None
         self.carried: Tensor | None = None
+        self.named: Tensor | None = None
         self.queries: list[tuple[Tensor, Tensor]] = []
         self.moments: tuple[Tensor, ...] | None = None
         self.mark = 0
@@ -132,7 +134,7 @@ class EvictedLayer(SievedLayer):
 
     def reset(self) -> None:
         self.places = self.places[:, :, :0]
-        self.pages, self.carried, self.queries, self.moments, self.mark = None, None, [], None, 0
+        self.pages, self.carried, self.named, self.queries, self.moments, self.mark = None, None, None, [], None, 0
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -145,7 +147,8 @@ class EvictedLayer(SievedLayer):
         late = self.columns.shape[1] - abs(tokens_to_remove)
         self.keys, self.values = (x[..., : kept + late, :] for x in (self.keys, self.values))
         self.columns, self.length = self.columns[:, :late], self.length - abs(tokens_to_remove)
-        self.carried = None if self.carried is None else self.carried[..., : self.places.shape[2] + late]
+        kept = self.places.shape[2] + late
+        self.carried, self.named = (None if x is None else x[..., :kept] for x in (self.carried, self.named))
         self.queries = []
 
     def _rows(self, change: Callable[[Tensor, int], Tensor]) -> None:
@@ -154,7 +157,7 @@ class EvictedLayer(SievedLayer):
             row = torch.arange(self.pages.counts.shape[0], device=self.places.device).view(self.places.shape[:2])
             self.pages = self.pages.rows(change(row, 0).flatten())
         self.places = change(self.places, 0)
-        self.carried = None if self.carried is None else change(self.carried, 0)
+        self.carried, self.named = (None if x is None else change(x, 0) for x in (self.carried, self.named))
         self.queries = [(change(q, 0), change(c, 0)) for q, c in self.queries]
         self.moments = None if self.moments is None else tuple(change(m, 0) for m in self.moments)
 

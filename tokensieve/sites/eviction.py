@@ -5,13 +5,16 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from tokensieve.parts import select
+from tokensieve.method import Method
+from tokensieve.parts import layers, score, select
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
@@ -48,6 +51,8 @@ class CacheSite:
         self._real: Tensor | None = None
         self._pass: dict[str, Any] = {}
         self._ids: Tensor | None = None
+        self._words: Tensor | None = None
+        self._waiting: list[tuple[int, Entries, Signals, Tensor]] = []
         self._past = 0
         self._hidden: Any = None
 
@@ -91,6 +96,8 @@ class CacheSite:
             )
         self._real = padding(kwargs.get("attention_mask"), length)
         self._ids = kwargs.get("position_ids")
+        self._words = None if x.dim() == 3 else x
+        self._waiting = []
         for i, layer in enumerate(cache.layers if cache is not None else ()):
             if isinstance(layer, EvictedLayer) and layer.model != self.model:
                 raise ValueError(f"layer {i} of this cache was filled by another model; fill a new cache with this one")
@@ -142,7 +149,7 @@ class CacheSite:
                     self._stage(stage, index, call)
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._cache, self._pass, self._real, self._hidden = None, {}, None, None
+        self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
@@ -151,13 +158,15 @@ class CacheSite:
         assert module is not None
         layer = EvictedLayer.at(self._cache, index, call.key)
         layer.model = self.model
-        now = here(layer, call, self._real)
+        now = entries.here(layer, call, self._real)
         assert layer.columns is not None
         columns = layer.columns[:, -call.query.shape[2] :]
         ids = self._pass.get("position_ids")
         ids = columns if ids is None else (ids[0] if ids.dim() == 3 else ids).expand(len(columns), -1)
         for need in stage.method.needs:
-            entries.note(now, need, columns, self._real, self._pass.get("position_embeddings"), ids, module)
+            entries.note(
+                now, need, columns, self._real, self._pass.get("position_embeddings"), ids, self._words, module
+            )
         due = stage.prefill if prompt else layer.length - layer.mark >= stage.every
         if due:
             self._evict(stage, index, now, module)
@@ -167,7 +176,7 @@ class CacheSite:
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
         layer, method, heads = now.layer, stage.method, now.keys.shape[1]
         keep, held = self._counts(stage, index, now)
-        if bool((keep >= held).all()):
+        if bool((keep >= held).all()) and not method.shared:
             layer.mark = layer.length
             return
         given = now.read(method.needs, method.unit, self.language.root, self._hidden, module)
@@ -189,14 +198,44 @@ class CacheSite:
             seed=self.seed + index,
             **given,
         )
-        step = method(signals, rows)
+        if method.shared:
+            # Of a layer that waits for the others, nothing is kept but what choosing takes.
+            call = replace(now.call, query=now.call.query[:, :, :0].clone())
+            slim = Signals(signals.features, signals.mask, head=signals.head, ranking=method.score(signals))
+            self._waiting.append((index, replace(now, call=call), slim, keep))
+            if index == self.layers[id(stage)][-1]:
+                self._together(method)
+            return
+        self._finish(index, method, now, method(signals, rows))
+
+    def _together(self, method: Method) -> None:
+        """Evict in all layers that wait, with budgets from one ranking of what each further slot is worth."""
+        waiting, self._waiting = self._waiting, []
+        heads = waiting[0][1].keys.shape[1]
+        worth, held = [], []
+        for _, _, signals, _ in waiting:
+            assert signals.ranking is not None
+            rank, valid = (x.unflatten(1, (heads, -1)) for x in (signals.ranking, signals.valid))
+            worth.append(score.composite(rank, valid))
+            held.append(valid.sum(2).amax(1))
+        most, total = torch.stack(held, 1), torch.stack([keep for *_, keep in waiting], 1).sum(1) // heads
+        each = layers.across(worth, total, torch.full_like(total, method.protected), most)
+        if bool((each == most).all()):
+            for _, now, *_ in waiting:
+                now.layer.mark = now.layer.length
+            return
+        for (index, now, signals, _), count in zip(waiting, each.unbind(1), strict=True):
+            self._finish(index, method, now, method(signals, count * heads))
+
+    def _finish(self, index: int, method: Method, now: Entries, step: Reduction) -> None:
+        layer = now.layer
         self._apply(step, now, method.unit)
         assert self.trace is not None
         self.trace.layer_tokens[index] = float((layer.places >= 0).float().mean(1).sum() / len(layer.places))
 
     def _counts(self, stage: Stage, index: int, now: Entries) -> tuple[Tensor, Tensor]:
         """``(B,)`` entries that each row keeps, and holds: per head, or in all heads together for the unit "entry"."""
-        method, layers = stage.method, self.layers[id(stage)]
+        method, among = stage.method, self.layers[id(stage)]
         seen = torch.full((len(now.keys),), now.layer.length, device=now.keys.device)
         seen = seen if self._real is None else self._real.sum(1)
         held, least = now.valid.sum(2), method.protected
@@ -217,11 +256,12 @@ class CacheSite:
                 "nothing leaves its cache",
                 stacklevel=2,
             )
-        keep = method.of_layer(keep, seen, layers.index(index), len(layers))
+        keep = method.of_layer(keep, seen, among.index(index), len(among))
         heads = now.keys.shape[1]
         if method.unit == "entry":
             keep, held = keep * heads, held.sum(1)
-            return torch.where(short, held, keep).minimum(held), held
+            keep = torch.where(short, held, keep)
+            return keep if method.shared else keep.minimum(held), held
         held = held.amax(1)
         return torch.where(short, held, keep).minimum(held), held
 
@@ -243,19 +283,15 @@ class CacheSite:
 
         named = now.columns.masked_fill(~now.valid, -1).flatten(0, 1)
         places = named.gather(1, kept).masked_fill(~mask, -1)
-        layer = now.layer
-        if layer.carried is not None:
-            groups = layer.carried.shape[1] // heads
-            each = kept.repeat_interleave(groups, 0)
-            layer.carried = layer.carried.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
-        layer.keep(reduced(now.keys), reduced(now.values), places.unflatten(0, (batch, heads)))
 
+        def taken(x: Tensor | None) -> Tensor | None:
+            each = None if x is None else kept.repeat_interleave(x.shape[1] // heads, 0)
+            return None if x is None or each is None else x.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
 
-def here(layer: EvictedLayer, call: taps.Call, real: Tensor | None) -> Entries:
-    """The entries of a layer behind a pass; real: ``(B, L)`` bool, False at the prompt's padding."""
-    keys, values, columns = layer.entries()
-    valid = columns >= 0
-    if real is not None:
-        at = columns.clamp(min=0).flatten(1)
-        valid = valid & real.gather(1, at).view_as(valid)
-    return Entries(layer, keys, values, columns, valid, call)
+        layer, keys = now.layer, reduced(now.keys)
+        if not step.drops:
+            # The mean of keys that point apart is shorter than they are, and would draw less attention.
+            length = torch.linalg.vector_norm(now.keys, dim=-1, keepdim=True)
+            keys = normalize(keys, dim=-1) * reduced(length)
+        layer.carried, layer.named = taken(layer.carried), taken(layer.named)
+        layer.keep(keys, reduced(now.values), places.unflatten(0, (batch, heads)))
