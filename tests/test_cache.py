@@ -401,6 +401,11 @@ def test_a_quantized_cache(model):
         model.generate(**inputs, **GREEDY, past_key_values=QuantizedCache("fp8", model.config))
 
 
+def test_one_entry_is_not_all(model):
+    with ts.sieve(model, "keydiff", keep=1):
+        assert {layer.keys.shape[2] for layer in ts.prefill(model, text(48)).layers} == {1}
+
+
 def test_some_layers_only(model):
     with ts.sieve(model, "snapkv", keep=12, layers=(1, -1), **SMALL) as s:
         cache = ts.prefill(model, text(48))

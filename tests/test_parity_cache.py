@@ -218,7 +218,9 @@ def test_snapkv_in_a_model(maps):
             assert got[b][g] == snapkv(rows, 14, W, 5, "mean")
 
 
-def test_h2o_in_a_model(maps):
+@pytest.mark.parametrize("rows", [2**25, 3000])
+def test_h2o_in_a_model(maps, rows, monkeypatch):
+    monkeypatch.setattr("tokensieve.sites.entries.ROWS", rows)  # several blocks of queries
     inputs, attention, *_ = maps
     got = places("h2o", inputs, 14)
     for b, n in enumerate((33, 48)):

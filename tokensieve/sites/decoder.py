@@ -11,6 +11,12 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, Li
 
 from tokensieve.sites.anatomy import Stack, language_of, stack_of
 
+KINDS = {
+    DynamicLayer: "full_attention",
+    DynamicSlidingWindowLayer: "sliding_attention",
+    LinearAttentionLayer: "linear_attention",
+}
+
 
 def decoder(model: nn.Module) -> Stack:
     """The language model of a transformers model: a causal one, or the one inside a vision-language model.
@@ -44,11 +50,11 @@ def full_layers(language: Stack) -> list[int]:
     """
     name, config = type(language.root).__name__, language.config
     kinds = DynamicCache(config=config).layers
-    names = getattr(config, "layer_types", None) or [type(k).__name__ for k in kinds]
+    names = getattr(config, "layer_types", None) or [KINDS.get(type(k), type(k).__name__) for k in kinds]
     if len(kinds) < len(language.layers):
         raise ValueError(f"{name}: layer {len(kinds)} has no cache of its own; its entries cannot leave")
     for i, kind in enumerate(kinds):
-        if type(kind) not in (DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer):
+        if type(kind) not in KINDS:
             raise ValueError(f"{name}: layer {i} is of kind {names[i]!r}, whose entries cannot leave the cache")
     full = [i for i, kind in enumerate(kinds) if type(kind) is DynamicLayer]
     if not full:

@@ -40,7 +40,7 @@ class CacheSite:
     def __init__(self, language: Stack, stages: Sequence[Stage], clock: Clock, seed: int, alone: bool):
         self.language, self.clock, self.seed, self.alone = language, clock, seed, alone
         self.full = full_layers(language)
-        self.stages = [s for s in stages if s.keep != 1.0]
+        self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
         self.layers = {id(s): self._layers(s) for s in self.stages}
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
