@@ -34,6 +34,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "window_attention": (batch, HEADS, TEXT, n),
         "accumulated_attention": (batch, HEADS, n),
         "expected_logits": (batch, HEADS, n),
+        "probe_attention": (batch, HEADS, n),
         "token_ids": (batch, n),
         "relevance": (batch, n),
         "entropy": (batch, n),

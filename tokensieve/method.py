@@ -59,6 +59,11 @@ class Method:
         return 0
 
     @property
+    def bits(self) -> tuple[int, int] | None:
+        """For `cache` and the unit "token", the precision of what it keeps and of all the rest, which then stays as well."""
+        return None
+
+    @property
     def needs(self) -> Sequence[Need]:
         """The signals it reads; a property, since layers may be fields."""
         return ()

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
 from tokensieve.method import Method
-from tokensieve.parts import layers, score, select
+from tokensieve.parts import layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
@@ -45,6 +44,7 @@ class CacheSite:
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
             share(stage.keep, torch.ones(1, dtype=torch.long))
+        self._check_beside()
         self.model = fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
@@ -55,6 +55,20 @@ class CacheSite:
         self._waiting: list[tuple[int, Entries, Signals, Tensor]] = []
         self._past = 0
         self._hidden: Any = None
+
+    def _check_beside(self) -> None:
+        for i in self.full:
+            beside = [s for s in self.stages if i in self.layers[id(s)]]
+            late = {s.every for s in beside}
+            if len(late) > 1:
+                raise ValueError(
+                    f"layer {i} has stages with every={sorted(late)}; stages of one layer evict at the same steps"
+                )
+            if len(beside) > 1 and any(s.method.shared for s in beside):
+                name = next(s.method.name for s in beside if s.method.shared)
+                raise ValueError(
+                    f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone"
+                )
 
     def _layers(self, stage: Stage) -> list[int]:
         if stage.layers is None:
@@ -143,32 +157,34 @@ class CacheSite:
     def _observe(self, index: int, call: taps.Call) -> None:
         if self._cache is None:
             return
-        for stage in self.stages:
-            if index in self.layers[id(stage)] and (stage.every or call.query.shape[2] > 1):
-                with self.clock:
-                    self._stage(stage, index, call)
+        stages = [s for s in self.stages if index in self.layers[id(s)] and (s.every or call.query.shape[2] > 1)]
+        if not stages:
+            return
+        with self.clock:
+            layer = EvictedLayer.at(self._cache, index, call.key)
+            layer.model = self.model
+            assert layer.columns is not None
+            columns, since = layer.columns[:, -call.query.shape[2] :], layer.length - layer.mark
+            for stage in stages:
+                self._stage(stage, index, call, columns, since)
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _stage(self, stage: Stage, index: int, call: taps.Call) -> None:
+    def _stage(self, stage: Stage, index: int, call: taps.Call, columns: Tensor, since: int) -> None:
         prompt, module = call.query.shape[2] > 1, self.language.attentions[index]
+        layer = self._held(index)
         assert module is not None
-        layer = EvictedLayer.at(self._cache, index, call.key)
-        layer.model = self.model
         now = entries.here(layer, call, self._real)
-        assert layer.columns is not None
-        columns = layer.columns[:, -call.query.shape[2] :]
         ids = self._pass.get("position_ids")
         ids = columns if ids is None else (ids[0] if ids.dim() == 3 else ids).expand(len(columns), -1)
         for need in stage.method.needs:
             entries.note(
                 now, need, columns, self._real, self._pass.get("position_embeddings"), ids, self._words, module
             )
-        due = stage.prefill if prompt else layer.length - layer.mark >= stage.every
-        if due:
+        if stage.prefill if prompt else since >= stage.every:
             self._evict(stage, index, now, module)
         if prompt:
             layer.mark = layer.length
@@ -229,7 +245,10 @@ class CacheSite:
 
     def _finish(self, index: int, method: Method, now: Entries, step: Reduction) -> None:
         layer = now.layer
-        self._apply(step, now, method.unit)
+        if method.bits is None:
+            now.keep(step, method.unit)
+        else:
+            now.pack(step, method.bits)
         assert self.trace is not None
         self.trace.layer_tokens[index] = float((layer.places >= 0).float().mean(1).sum() / len(layer.places))
 
@@ -264,34 +283,3 @@ class CacheSite:
             return keep if method.shared else keep.minimum(held), held
         held = held.amax(1)
         return torch.where(short, held, keep).minimum(held), held
-
-    def _apply(self, step: Reduction, now: Entries, unit: str) -> None:
-        batch, heads, n = now.columns.shape
-        kept, mask = step.kept, step.mask
-        if unit == "token":
-            kept, mask = (x.repeat_interleave(heads, 0) for x in (kept, mask))
-        elif unit == "entry":
-            chosen = torch.zeros(batch, heads * n, dtype=torch.bool, device=kept.device).scatter_(1, kept, True)
-            kept, mask = select.compact(chosen.view(batch * heads, n))
-        if not step.drops and unit != "head":
-            raise ValueError(f"a method that merges entries needs the unit 'head'; this one has {unit!r}")
-
-        def reduced(x: Tensor) -> Tensor:
-            flat = x.flatten(0, 1)
-            out = select.take(flat, kept) if step.drops else step.apply(flat)
-            return out.unflatten(0, (batch, heads))
-
-        named = now.columns.masked_fill(~now.valid, -1).flatten(0, 1)
-        places = named.gather(1, kept).masked_fill(~mask, -1)
-
-        def taken(x: Tensor | None) -> Tensor | None:
-            each = None if x is None else kept.repeat_interleave(x.shape[1] // heads, 0)
-            return None if x is None or each is None else x.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
-
-        layer, keys = now.layer, reduced(now.keys)
-        if not step.drops:
-            # The mean of keys that point apart is shorter than they are, and would draw less attention.
-            length = torch.linalg.vector_norm(now.keys, dim=-1, keepdim=True)
-            keys = normalize(keys, dim=-1) * reduced(length)
-        layer.carried, layer.named = taken(layer.carried), taken(layer.named)
-        layer.keep(keys, reduced(now.values), places.unflatten(0, (batch, heads)))
