@@ -8,6 +8,7 @@ import torch
 import tokensieve as ts
 from tests.models import decoder, text
 from tests.strategies import features
+from tests.test_cache import masked, steps
 from tests.test_parity_cache import SIZES, W, attention, best, kept, places
 from tokensieve.methods.cache.sepllm import separators
 from tokensieve.parts import layers, score
@@ -317,3 +318,53 @@ def test_separators_of_a_tokenizer():
             return [self.words[i] for (i,) in ids]
 
     assert separators(Tokenizer()) == (1, 2, 3, 4, 8, 9)
+
+
+# ---- TidalDecode
+
+
+def test_tidaldecode_reads_what_the_selecting_layers_attend_to():
+    """Logits are those of the plain model with all other entries masked; what is read has the highest attention there."""
+    inputs, keep = text(33, 48), 9
+    plain, model, seen = decoder("eager", layers=5), decoder(layers=5), []
+    method = ts.registry.make("tidaldecode", dense=1, again=0.6)
+    assert method.roles(5) == ["dense", "select", "read", "select", "read"]
+    real = type(method).safe
+
+    def spy(self, s, keep):
+        seen.append(s)
+        return real(self, s, keep)
+
+    with ts.sieve(model, method, keep=keep) as s, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type(method), "safe", spy)
+        logits, ids, mask, cache, saw = steps(model, inputs, 1, 6)
+        assert s.last.layer_tokens == [54, 54, keep, 54, keep]
+    assert all(layer.get_seq_length() == 54 for layer in cache.layers)
+    assert len(seen) == 2 * 6
+    saw = [torch.ones(2, 2, 54, 54).tril().bool() for _ in range(5)]
+    for t in range(6):
+        for layer, which in ((2, 0), (4, 1)):
+            rank = seen[2 * t + which].window_attention.mean(1)[:, 0].view(2, 2, -1)
+            for b in range(2):
+                for g in range(2):
+                    row = 48 + t
+                    read = [row, *best(rank[b, g], keep - 1, range((15, 0)[b], row))]
+                    saw[layer][b, g, row] = False
+                    saw[layer][b, g, row, read] = True
+    with torch.no_grad():  # the first layer that selects stands behind dense ones
+        rows = plain(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), output_attentions=True)
+    for t in range(6):
+        want = rows.attentions[1][:, :, 48 + t, : 49 + t].unflatten(1, (2, 2)).flatten(0, 1)
+        torch.testing.assert_close(seen[2 * t].window_attention[:, :, 0], want, atol=1e-5, rtol=1e-4)
+    expected = masked(plain, ids, mask, saw)
+    torch.testing.assert_close(logits[mask.bool()], expected[mask.bool()], atol=5e-5, rtol=1e-4)
+    with ts.sieve(model, "tidaldecode", keep=0.2, dense=1):
+        both = model.generate(**inputs, max_new_tokens=6, do_sample=False)[:, 48:]
+        one = model.generate(**{k: v[:1, 15:] for k, v in inputs.items()}, max_new_tokens=6, do_sample=False)
+        assert torch.equal(one[0, 33:], both[0])
+    for keep in (1.0, 500):
+        with ts.sieve(model, "tidaldecode", keep=keep, dense=1):
+            got = model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        assert torch.equal(got, model.generate(**inputs, max_new_tokens=6, do_sample=False))
+    with pytest.raises(ValueError, match="2 stages; tidaldecode, which reads a whole cache, stands alone"):
+        ts.sieve(model, ts.Plan([ts.method("h2o", keep=9), ts.method("tidaldecode", keep=9)]))

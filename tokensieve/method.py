@@ -40,6 +40,7 @@ class Method:
             other, which share one budget; ``head`` names each one's head).
         shared: for `cache` and the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
             they evict together, behind the last.
+        reading: for `cache`, True where nothing leaves and layers read a few entries, as :meth:`roles` says.
         protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
     """
@@ -53,6 +54,7 @@ class Method:
     layer: ClassVar[int] = 2
     unit: ClassVar[str] = "head"
     shared: ClassVar[bool] = False
+    reading: ClassVar[bool] = False
 
     @property
     def protected(self) -> int:
@@ -93,6 +95,10 @@ class Method:
             keep: ``(B,)``; seen: ``(B,)``, the tokens of the row so far.
         """
         return keep
+
+    def roles(self, depth: int) -> list[str]:
+        """For `cache` and a method that reads: which of ``depth`` layers are "dense", which "select", and which "read"."""
+        return ["dense"] * depth
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
         """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.

@@ -145,12 +145,8 @@ class CacheSite:
         layer = self._held(index)
         if not isinstance(layer, EvictedLayer) or layer.pages is None:
             return None
-        odd = sorted(k for k in ("softcap", "s_aux", "position_bias", "sinks") if kwargs.get(k) is not None)
-        if odd:
-            raise ValueError(
-                f"layer {index} computes attention with {odd[0]}, which heads that hold different numbers of entries cannot; "
-                "take a method that keeps equally many in each, such as 'snapkv'"
-            )
+        what = "heads that hold different numbers of entries cannot; take a method that keeps equally many in each ('snapkv')"
+        taps.refuse(kwargs, index, what)
         return paged(layer.pages, call)
 
     @torch.no_grad()
