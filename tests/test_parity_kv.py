@@ -368,3 +368,32 @@ def test_tidaldecode_reads_what_the_selecting_layers_attend_to():
         assert torch.equal(got, model.generate(**inputs, max_new_tokens=6, do_sample=False))
     with pytest.raises(ValueError, match="2 stages; tidaldecode, which reads a whole cache, stands alone"):
         ts.sieve(model, ts.Plan([ts.method("h2o", keep=9), ts.method("tidaldecode", keep=9)]))
+
+
+COMPOSED = [
+    ("vatp", {"scorer": "tova", "sinks": 2}),
+    ("vatp", {"scorer": "caote", "sinks": 2}),
+    ("caote", {"scorer": "pyramidkv", "options": {"window": 3, "beta": 4.0}}),
+    ("caote", {"scorer": "expected-attention", "options": {"future": 8}}),
+    ("caote", {"scorer": "a2sf"}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), COMPOSED)
+def test_scores_over_scores_in_a_model(name, options):
+    """The budget, and what the method within keeps safe, hold; behind the prompt and while decoding."""
+    model, inputs = decoder(), text(33, 48)
+    made = ts.registry.make(name, **options)
+    with ts.sieve(model, made, keep=14, every=3):
+        cache = ts.prefill(model, inputs)
+        out = model.generate(**inputs, max_new_tokens=7, do_sample=False, return_dict_in_generate=True)
+    for held, last in ((cache, 47), (out.past_key_values, 53)):
+        counts = [layer.entries()[2].shape[2] for layer in held.layers]
+        assert sum(counts) == 3 * 14
+        assert (len(set(counts)) > 1) == (options["scorer"] == "pyramidkv")
+        for layer in held.layers:
+            columns = layer.entries()[2]
+            if options["scorer"] != "expected-attention":
+                assert bool((columns[:, :, -1] == last).all())
+            if name == "vatp" or options["scorer"] == "expected-attention":
+                assert columns[:, :, :2].tolist() == [[[15, 16]] * 2, [[0, 1]] * 2]
