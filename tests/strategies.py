@@ -36,6 +36,8 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "window_attention": (batch, HEADS, TEXT, n),
         "accumulated_attention": (batch, HEADS, n),
         "expected_logits": (batch, HEADS, n),
+        "probe_attention": (batch, HEADS, n),
+        "token_ids": (batch, n),
         "relevance": (batch, n),
         "entropy": (batch, n),
         "ranking": (batch, n),
@@ -53,6 +55,8 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         # Words of two tokens that come again, and tokens of none.
         place = torch.arange(n)
         out["word"] = torch.where(place % 7 == 6, -1, place // 2 % 11).repeat(batch, 1)
+    if "token_ids" in out:
+        out["token_ids"] = (3 * out["token_ids"]).round().abs()
     return out
 
 

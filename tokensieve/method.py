@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.needs import Need
-from tokensieve.parts import budget
+from tokensieve.parts import budget, select
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 
@@ -45,6 +45,9 @@ class Method:
         unit: for `cache`, what a row of :class:`Signals` is: "head" (the entries of one key-value head), "token" (the entries
             of a layer, whose heads all keep the same tokens) or "entry" (the entries of all heads of a layer one after the
             other, which share one budget; ``head`` names each one's head).
+        shared: for `cache` and the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
+            they evict together, behind the last.
+        reading: for `cache`, True where nothing leaves and layers read a few entries, as :meth:`roles` says.
         protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
     """
@@ -58,10 +61,17 @@ class Method:
     recalls: ClassVar[bool] = False
     layer: ClassVar[int] = 2
     unit: ClassVar[str] = "head"
+    shared: ClassVar[bool] = False
+    reading: ClassVar[bool] = False
 
     @property
     def protected(self) -> int:
         return 0
+
+    @property
+    def bits(self) -> tuple[int, int] | None:
+        """For `cache` and the unit "token", the precision of what it keeps and of all the rest, which then stays as well."""
+        return None
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -72,9 +82,19 @@ class Method:
         """``(B, N)``, what the method ranks tokens by, for heat maps; None where it does not rank them."""
         return None
 
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        """``(B, N)`` bool, at most ``keep`` tokens that stay whatever their score; by default none."""
+        return torch.zeros_like(s.valid)
+
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row)."""
-        raise NotImplementedError
+        """Keep exactly ``keep[b]`` tokens of row b (``(B,)`` long, 1 <= keep[b] <= valid tokens of the row).
+
+        By default those that are safe, and of the others those of the highest score.
+        """
+        score, safe = self.score(s), self.safe(s, keep)
+        if score is None:
+            raise NotImplementedError(f"{self.name} has neither a score nor a reduction of its own")
+        return Reduction.keep(safe | select.top(score, keep - safe.sum(1), s.valid & ~safe))
 
     def focus(self, s: Signals, keep: int | float) -> Focus:
         """At ``site="focus"``: what of a layer is left, all tokens staying. ``keep`` says of what: see the method."""
@@ -87,6 +107,10 @@ class Method:
             keep: ``(B,)``; seen: ``(B,)``, the tokens of the row so far.
         """
         return keep
+
+    def roles(self, depth: int) -> list[str]:
+        """For `cache` and a method that reads: which of ``depth`` layers are "dense", which "select", and which "read"."""
+        return ["dense"] * depth
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
         """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.

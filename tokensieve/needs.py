@@ -16,7 +16,7 @@ class Need:
         depth: the number of layers of the encoder that ``layers`` speak of, where a paper names layers of one; they are scaled
             to an encoder of another depth. None: they are meant as they are.
         window: how many queries it is about: the last ones, or those expected next; 0 for all so far.
-        rate: by what the weight of earlier queries is multiplied with every further one.
+        rate: by what the weight of earlier queries is multiplied with every further one; or the share of queries that is read.
     """
 
     name: str
@@ -116,6 +116,15 @@ StopWords = Need("stop")
 Words = Need("word")
 """Which word of its text each token belongs to."""
 
+
+def ProbeAttention(share: float) -> Need:
+    """Mean attention that each cache entry got from those that see it of a ``share`` of the queries, half of them the last."""
+    return Need("probe_attention", rate=share)
+
+
+TokenIds = Need("token_ids")
+"""The vocabulary's number of each cached token."""
+
 HOW: dict[str, str] = {
     "features": "x, of shape (B, N, D)",
     "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
@@ -134,6 +143,8 @@ HOW: dict[str, str] = {
     "window_attention": "window_attention=a with a of shape (B, heads, W, N) or (B, W, N)",
     "accumulated_attention": "accumulated_attention=a with a of shape (B, heads, N) or (B, N)",
     "expected_logits": "expected_logits=a with a of shape (B, heads, N) or (B, N)",
+    "probe_attention": "probe_attention=a with a of shape (B, heads, N) or (B, N)",
+    "token_ids": "token_ids=i with i of shape (B, N)",
     "head": "head=h with h of shape (B, N), the key-value head of each entry",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
     "neurons": "neurons=a with a of shape (B, N, F), above 0 where a neuron is active",

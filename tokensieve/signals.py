@@ -41,6 +41,8 @@ class Signals:
         window_attention: ``(B, heads, W, N)`` or ``(B, W, N)``, rows of the last W tokens over the entries of a cache.
         accumulated_attention: ``(B, heads, N)`` or ``(B, N)``, attention summed over all queries so far.
         expected_logits: ``(B, heads, N)`` or ``(B, N)``, the log of attention, not normalised, to be expected from the next ones.
+        probe_attention: ``(B, heads, N)`` or ``(B, N)``, mean attention from those that see each entry of a few queries.
+        token_ids: ``(B, N)``, the vocabulary's number of each token.
         relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
         entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
         ranking: ``(B, N)``, what an earlier stage ranked the tokens by.
@@ -76,6 +78,8 @@ class Signals:
     window_attention: Tensor | None = None
     accumulated_attention: Tensor | None = None
     expected_logits: Tensor | None = None
+    probe_attention: Tensor | None = None
+    token_ids: Tensor | None = None
     relevance: Tensor | None = None
     entropy: Tensor | None = None
     ranking: Tensor | None = None
@@ -230,6 +234,8 @@ _TOKEN_AXIS = {
     "window_attention": -1,
     "accumulated_attention": -1,
     "expected_logits": -1,
+    "probe_attention": -1,
+    "token_ids": 1,
     "relevance": -1,
     "entropy": -1,
     "ranking": -1,

@@ -77,6 +77,34 @@ def _front(among: Tensor) -> tuple[Tensor, Tensor]:
     return place, torch.ones_like(place, dtype=torch.bool)
 
 
+def eviction_error(a: Tensor, values: Tensor, among: Tensor, fast: bool = False) -> Tensor:
+    """``(B, H, N)``: by how much losing each entry alone changes the attention output, in Euclidean length.
+
+    Args:
+        a: ``(B, H, N)``, what weighs the entries, taken as shares of its sum; from its least value on, where that is negative.
+        values: ``(B, N, d)``; among: ``(B, N)`` bool; fast: the mean value stands for the output.
+    """
+    low = a.masked_fill(~among[:, None], torch.inf).amin(2, keepdim=True).clamp(max=0)
+    a = torch.where(among[:, None], a - low, 0.0)
+    a = a / a.sum(2, keepdim=True).clamp(min=1e-12)
+    values = torch.where(among[..., None], values, 0.0)
+    centre = values.sum(1) / among.sum(1, keepdim=True).clamp(min=1)
+    out = []
+    for one in a.unbind(1):  # all heads at once would hold the values as many times
+        at = centre if fast else (one[:, None] @ values)[:, 0]
+        out.append(torch.linalg.vector_norm(values - at[:, None], dim=-1) * one / (1 - one).clamp(min=1e-12))
+    return torch.stack(out, 1)
+
+
+def composite(a: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)``: what slots are worth that hold every head's best, every head's second, ...: the mean over heads; 0 for none.
+
+    Args:
+        a: ``(B, G, N)``, each head's own score; among: ``(B, G, N)`` bool.
+    """
+    return a.masked_fill(~among, -torch.inf).sort(dim=2, descending=True)[0].clamp(min=0).mean(1)
+
+
 def share(a: Tensor, among: Tensor) -> Tensor:
     """``(B, N)``: values, not negative, as shares of their sum over the candidates; zero elsewhere."""
     a = torch.where(among, a, 0.0)

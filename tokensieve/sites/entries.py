@@ -8,14 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from tokensieve.needs import Need
-from tokensieve.parts import rows
+from tokensieve.parts import rows, select
+from tokensieve.reduction import Reduction
 from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.positions import rotary, turned
 from tokensieve.sites.taps import Call
 
-CACHE_SIGNALS = ("window_attention", "accumulated_attention", "expected_logits", "keys", "values", "features")
+CACHE_SIGNALS = (
+    "window_attention", "accumulated_attention", "expected_logits", "probe_attention", "token_ids", "keys", "values",
+    "features",
+)  # fmt: skip
 ROWS = 2**25
 """Elements of attention rows that are held at once."""
 OUTLIERS = 4
@@ -68,6 +73,14 @@ class Entries:
         columns = torch.cat([c for _, c in self.layer.queries], 1)[:, -count:]
         return self.attention(query, columns)
 
+    def probed(self) -> Tensor:
+        """``(B, H, N)``: mean attention from those of the probes that see each entry."""
+        query = torch.cat([q for q, _ in self.layer.probes], 2)
+        columns = torch.cat([c for _, c in self.layer.probes], 1)
+        seen = (self.columns[:, :, :, None] <= columns[:, None, None]).sum(3).clamp(min=1)
+        total = self.attention(query, columns).sum(2)
+        return total / seen.repeat_interleave(query.shape[1] // seen.shape[1], 1)
+
     def read(
         self, needs: Sequence[Need], unit: str, language: nn.Module, hidden: Tensor, module: nn.Module
     ) -> dict[str, Any]:
@@ -80,9 +93,53 @@ class Entries:
                 out[need.name] = laid(self.layer.carried, unit, heads)
             elif need.name == "expected_logits":
                 out[need.name] = laid(self.expected(need.window, language, hidden, module), unit, heads)
+            elif need.name == "probe_attention":
+                out[need.name] = laid(self.probed(), unit, heads)
+                self.layer.probes = []
+            elif need.name == "token_ids":
+                assert self.layer.named is not None
+                out[need.name] = self.layer.named[:, 0] if unit == "token" else vectors(self.layer.named, unit)
             elif need.name == "values":
                 out[need.name] = vectors(self.values, unit)
         return out
+
+    def keep(self, step: Reduction, unit: str) -> None:
+        """Hold what stays, and nothing else; merged keys at their mean length."""
+        batch, heads, n = self.columns.shape
+        kept, mask = step.kept, step.mask
+        if unit == "token":
+            kept, mask = (x.repeat_interleave(heads, 0) for x in (kept, mask))
+        elif unit == "entry":
+            chosen = torch.zeros(batch, heads * n, dtype=torch.bool, device=kept.device).scatter_(1, kept, True)
+            kept, mask = select.compact(chosen.view(batch * heads, n))
+        if not step.drops and unit != "head":
+            raise ValueError(f"a method that merges entries needs the unit 'head'; this one has {unit!r}")
+
+        def reduced(x: Tensor) -> Tensor:
+            flat = x.flatten(0, 1)
+            out = select.take(flat, kept) if step.drops else step.apply(flat)
+            return out.unflatten(0, (batch, heads))
+
+        named = self.columns.masked_fill(~self.valid, -1).flatten(0, 1)
+        places = named.gather(1, kept).masked_fill(~mask, -1)
+
+        def taken(x: Tensor | None) -> Tensor | None:
+            each = None if x is None else kept.repeat_interleave(x.shape[1] // heads, 0)
+            return None if x is None or each is None else x.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
+
+        layer, keys = self.layer, reduced(self.keys)
+        if not step.drops:
+            # The mean of keys that point apart is shorter than they are, and would draw less attention.
+            length = torch.linalg.vector_norm(self.keys, dim=-1, keepdim=True)
+            keys = normalize(keys, dim=-1) * reduced(length)
+        layer.carried, layer.named = taken(layer.carried), taken(layer.named)
+        layer.keep(keys, reduced(self.values), places.unflatten(0, (batch, heads)))
+
+    def pack(self, step: Reduction, bits: tuple[int, int]) -> None:
+        """Hold what stays in the first precision and all the rest in the second."""
+        rest, real = select.compact(self.valid[:, 0] & (step.owner < 0))
+        parts = [step.kept, torch.where(real, rest, rest[:, :1])]
+        self.layer.pack(self.keys, self.values, self.columns.masked_fill(~self.valid, -1), parts, bits)
 
     def expected(self, ahead: int, language: nn.Module, hidden: Tensor, module: nn.Module) -> Tensor:
         """``(B, H, N)``: log of the expected attention of normal queries at the next ``ahead`` positions."""
@@ -104,14 +161,33 @@ class Entries:
         return (logits.transpose(2, 3) + bend).flatten(1, 2)
 
 
+def probes(real: Tensor, share: float) -> Tensor:
+    """``(B, q)`` bool, which of a pass's queries are read: half of the share the last ones, half spread over all, by age."""
+    held = real.sum(1, keepdim=True)
+    age = held - real.long().cumsum(1)
+    # Multiples of the golden ratio fall evenly, and a query's own age decides.
+    spread = torch.frac(age.double() * 0.6180339887498949) < share / 2
+    return real & ((age < torch.ceil(held * (share / 2))) | spread)
+
+
 def note(
-    entries: Entries, need: Need, columns: Tensor, real: Tensor | None, table: Any, ids: Tensor, module: nn.Module
+    entries: Entries,
+    need: Need,
+    columns: Tensor,
+    real: Tensor | None,
+    table: Any,
+    ids: Tensor,
+    words: Tensor | None,
+    module: nn.Module,
 ) -> None:
     """Remember of a pass what a need asks for.
 
     Args:
         columns: ``(B, q)``, the pass's own; real: ``(B, L)`` bool, False at the prompt's padding; None for none.
-        table: the rotary tables of the pass; ids: ``(B, q)``, its positions.
+        table: the rotary tables of the pass; ids: ``(B, q)``, its positions; words: ``(B, q)``, its token ids.
+
+    Raises:
+        ValueError: token ids are asked for, and the model was given embeddings, now or before.
     """
     layer, query = entries.layer, entries.call.query
     if need.name == "window_attention":
@@ -119,10 +195,26 @@ def note(
         while sum(q.shape[2] for q, _ in layer.queries[1:]) >= need.window:
             layer.queries.pop(0)
         return
+    if need.name == "token_ids":
+        named = words if words is None else words.to(torch.int32)[:, None].expand(-1, entries.keys.shape[1], -1)
+        if named is not None and layer.named is not None:
+            named = torch.cat([layer.named, named], 2)
+        if named is None or named.shape[2] != entries.keys.shape[2]:
+            raise ValueError(
+                "the method reads token ids, which are not known of every cached token; call the model with input_ids, from the "
+                "beginning of the prompt on"
+            )
+        layer.named = named
+        return
     here = torch.ones_like(columns, dtype=torch.float32)
     if real is not None:
         here = real.gather(1, columns.clamp(min=0)).float()
     here = here * (columns >= 0)
+    if need.name == "probe_attention":
+        at, held = select.compact(probes(here > 0, need.rate))
+        queries = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+        layer.probes.append((queries, columns.gather(1, at).masked_fill(~held, -1)))
+        return
     if need.name == "accumulated_attention":
         age = torch.arange(query.shape[2] - 1, -1, -1, device=query.device)
         weight = here * need.rate**age
@@ -144,3 +236,13 @@ def note(
         old = layer.moments
         new = new if old is None else tuple(a + b for a, b in zip(old[:3], new, strict=True))
         layer.moments = (*new, ids.amax(1))
+
+
+def here(layer: EvictedLayer, call: Call, real: Tensor | None) -> Entries:
+    """The entries of a layer behind a pass; real: ``(B, L)`` bool, False at the prompt's padding."""
+    keys, values, columns = layer.entries()
+    valid = columns >= 0
+    if real is not None:
+        at = columns.clamp(min=0).flatten(1)
+        valid = valid & real.gather(1, at).view_as(valid)
+    return Entries(layer, keys, values, columns, valid, call)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import BaseQuantizedLayer, Cache, DynamicLayer
 
+from tokensieve.parts import select
+from tokensieve.parts.bits import Packed
 from tokensieve.parts.pages import Pages, attend
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.taps import Call
@@ -19,14 +21,18 @@ class EvictedLayer(SievedLayer):
 
     Where the heads of every row keep equally many, ``keys`` and ``values`` hold both, ``(B, G, M + T, d)``, and any attention
     kernel reads them. Where they do not, ``pages`` holds what was kept, ``keys`` and ``values`` hold the rest, and the sieve
-    computes the attention.
+    computes the attention. Where it is packed in few bits, ``packed`` holds what was kept, and it is opened for each pass.
 
     Attributes:
         places: ``(B, G, M)`` int, the column of the full mask that each kept entry stands for; -1 at padding, always behind.
         columns: ``(B, T)``, those of what has come since, the same in all heads.
         pages: the kept entries, where heads hold different numbers; rows are those of the batch times heads.
+        packed: the kept keys and values of one precision after another, in pairs; None where they are as they were.
+        order: ``(B, M)`` int, the place of each kept entry in what is packed.
         carried: ``(B, H, M + T)`` attention accumulated by each entry; None where nobody asked.
+        named: ``(B, G, M + T)`` int, the token id of each entry; None where nobody asked.
         queries: the latest queries ``(B, H, t, d)`` and their columns ``(B, t)``, pass by pass.
+        probes: likewise those drawn among all of a pass.
         moments: of all queries before their rotation: their number, sum, and sum of squares; None where nobody asked.
         mark: the length at which entries last left.
         model: the fingerprint of the model that it belongs to.
@@ -34,12 +40,16 @@ class EvictedLayer(SievedLayer):
     """
 
     places: Tensor
+    order: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.pages: Pages | None = None
+        self.packed: list[tuple[Packed, Packed]] | None = None
         self.carried: Tensor | None = None
+        self.named: Tensor | None = None
         self.queries: list[tuple[Tensor, Tensor]] = []
+        self.probes: list[tuple[Tensor, Tensor]] = []
         self.moments: tuple[Tensor, ...] | None = None
         self.mark = 0
         self.model = ""
@@ -85,12 +95,40 @@ class EvictedLayer(SievedLayer):
 
     def late(self) -> tuple[Tensor, Tensor]:
         """What is in no page."""
-        return self.keys, self.values
+        return self._opened(self.keys, self.values)
+
+    def _opened(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        if self.packed is None:
+            return keys, values
+        held, out = list(zip(*self.packed, strict=True)), []
+        for late, parts in zip((keys, values), held, strict=True):
+            flat = select.take(torch.cat([part.open() for part in parts], 1), self.order)
+            out.append(torch.cat([flat.unflatten(2, (late.shape[1], -1)).transpose(1, 2), late], 2))
+        return out[0], out[1]
+
+    def pack(self, keys: Tensor, values: Tensor, places: Tensor, parts: list[Tensor], bits: tuple[int, ...]) -> None:
+        """Hold these entries, ``(B, G, N, d)``, in few bits.
+
+        Args:
+            places: ``(B, G, N)``, their columns, -1 at padding.
+            parts: ``(B, m)`` each, the entries of one precision, which ``bits`` names; padding repeats one of them.
+        """
+        assert self.columns is not None
+        self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
+        self.packed, whole = [], torch.cat(parts, 1)
+        flat = [x.transpose(1, 2).flatten(2) for x in (keys, values)]
+        for part, each in zip(parts, bits, strict=True):
+            k, v = (select.take(x, part) for x in flat)
+            self.packed.append((Packed.by_channel(k, each), Packed.by_vector(v, each)))
+        slots = torch.arange(whole.shape[1], device=whole.device).expand_as(whole)
+        self.order = torch.zeros_like(places[:, 0], dtype=torch.long).scatter_(1, whole, slots).to(torch.int32)
+        self.pages, self.holes = None, bool((places < 0).any())
+        self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
     def keep(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
         """Hold these entries and no others: ``(B, G, M, d)``, and their columns ``(B, G, M)``, -1 at padding."""
         assert self.columns is not None
-        real = places >= 0
+        real, self.packed = places >= 0, None
         self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
         if bool((real == real[:, :1]).all()):
             self.pages, self.holes = None, not bool(real.all())
@@ -104,7 +142,7 @@ class EvictedLayer(SievedLayer):
 
     def settle(self) -> None:
         """Forget what only the next prompt or eviction would ask for, and which takes the room of many entries."""
-        self.queries, self.moments = [], None
+        self.queries, self.probes, self.moments = [], [], None
 
     def before(self, mask: Tensor | None) -> Tensor | None:
         """The mask of all entries, from that of those that have come since: every query sees what was kept."""
@@ -128,11 +166,12 @@ class EvictedLayer(SievedLayer):
                 "sieve(model, Plan([])))"
             )
         self.awaited = False
-        return super().update(key_states, value_states, *args, **kwargs)
+        return self._opened(*super().update(key_states, value_states, *args, **kwargs))
 
     def reset(self) -> None:
-        self.places = self.places[:, :, :0]
-        self.pages, self.carried, self.queries, self.moments, self.mark = None, None, [], None, 0
+        self.places, self.packed = self.places[:, :, :0], None
+        self.pages, self.carried, self.named, self.mark = None, None, None, 0
+        self.settle()
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -141,21 +180,25 @@ class EvictedLayer(SievedLayer):
             raise ValueError(
                 f"cannot crop {abs(tokens_to_remove)} tokens; {self.columns.shape[1]} have come since entries last left"
             )
-        kept = self.width
+        kept = 0 if self.packed is not None else self.width
         late = self.columns.shape[1] - abs(tokens_to_remove)
         self.keys, self.values = (x[..., : kept + late, :] for x in (self.keys, self.values))
         self.columns, self.length = self.columns[:, :late], self.length - abs(tokens_to_remove)
-        self.carried = None if self.carried is None else self.carried[..., : self.places.shape[2] + late]
-        self.queries = []
+        kept = self.places.shape[2] + late
+        self.carried, self.named = (None if x is None else x[..., :kept] for x in (self.carried, self.named))
+        self.queries, self.probes = [], []
 
     def _rows(self, change: Callable[[Tensor, int], Tensor]) -> None:
         super()._rows(change)
         if self.pages is not None:
             row = torch.arange(self.pages.counts.shape[0], device=self.places.device).view(self.places.shape[:2])
             self.pages = self.pages.rows(change(row, 0).flatten())
+        if self.packed is not None:
+            self.packed = [(k.rows(change), v.rows(change)) for k, v in self.packed]
+            self.order = change(self.order, 0)
         self.places = change(self.places, 0)
-        self.carried = None if self.carried is None else change(self.carried, 0)
-        self.queries = [(change(q, 0), change(c, 0)) for q, c in self.queries]
+        self.carried, self.named = (None if x is None else change(x, 0) for x in (self.carried, self.named))
+        self.queries, self.probes = ([(change(q, 0), change(c, 0)) for q, c in x] for x in (self.queries, self.probes))
         self.moments = None if self.moments is None else tuple(change(m, 0) for m in self.moments)
 
 
@@ -169,6 +212,9 @@ class QuantizedEntries(DynamicLayer):
             keys, values = made._apply_pending_reorder(keys, values)
         rest = [x for x in (self.keys, self.values) if x is not None and x.dim() == 4]
         return (torch.cat([keys, rest[0]], 2), torch.cat([values, rest[1]], 2)) if rest else (keys, values)
+
+    def pack(self, *args: object) -> None:
+        raise ValueError("the method packs entries by itself; it takes a cache that is not quantized: DynamicCache()")
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         made: Any = self
@@ -221,7 +267,7 @@ def held_bytes(cache: Cache) -> int:
         elif isinstance(x, (tuple, list)):
             for one in x:
                 count(one)
-        elif isinstance(x, Pages):
+        elif isinstance(x, (Pages, Packed)):
             count(tuple(vars(x).values()))
 
     for layer in cache.layers:

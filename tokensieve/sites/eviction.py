@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokensieve.parts import select
+from tokensieve.method import Method
+from tokensieve.parts import layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
@@ -42,14 +44,31 @@ class CacheSite:
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
             share(stage.keep, torch.ones(1, dtype=torch.long))
+        self._check_beside()
         self.model = fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
         self._real: Tensor | None = None
         self._pass: dict[str, Any] = {}
         self._ids: Tensor | None = None
+        self._words: Tensor | None = None
+        self._waiting: list[tuple[int, Entries, Signals, Tensor]] = []
         self._past = 0
         self._hidden: Any = None
+
+    def _check_beside(self) -> None:
+        for i in self.full:
+            beside = [s for s in self.stages if i in self.layers[id(s)]]
+            late = {s.every for s in beside}
+            if len(late) > 1:
+                raise ValueError(
+                    f"layer {i} has stages with every={sorted(late)}; stages of one layer evict at the same steps"
+                )
+            if len(beside) > 1 and any(s.method.shared for s in beside):
+                name = next(s.method.name for s in beside if s.method.shared)
+                raise ValueError(
+                    f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone"
+                )
 
     def _layers(self, stage: Stage) -> list[int]:
         if stage.layers is None:
@@ -91,6 +110,8 @@ class CacheSite:
             )
         self._real = padding(kwargs.get("attention_mask"), length)
         self._ids = kwargs.get("position_ids")
+        self._words = None if x.dim() == 3 else x
+        self._waiting = []
         for i, layer in enumerate(cache.layers if cache is not None else ()):
             if isinstance(layer, EvictedLayer) and layer.model != self.model:
                 raise ValueError(f"layer {i} of this cache was filled by another model; fill a new cache with this one")
@@ -124,42 +145,42 @@ class CacheSite:
         layer = self._held(index)
         if not isinstance(layer, EvictedLayer) or layer.pages is None:
             return None
-        odd = sorted(k for k in ("softcap", "s_aux", "position_bias", "sinks") if kwargs.get(k) is not None)
-        if odd:
-            raise ValueError(
-                f"layer {index} computes attention with {odd[0]}, which heads that hold different numbers of entries cannot; "
-                "take a method that keeps equally many in each, such as 'snapkv'"
-            )
+        what = "heads that hold different numbers of entries cannot; take a method that keeps equally many in each ('snapkv')"
+        taps.refuse(kwargs, index, what)
         return paged(layer.pages, call)
 
     @torch.no_grad()
     def _observe(self, index: int, call: taps.Call) -> None:
         if self._cache is None:
             return
-        for stage in self.stages:
-            if index in self.layers[id(stage)] and (stage.every or call.query.shape[2] > 1):
-                with self.clock:
-                    self._stage(stage, index, call)
+        stages = [s for s in self.stages if index in self.layers[id(s)] and (s.every or call.query.shape[2] > 1)]
+        if not stages:
+            return
+        with self.clock:
+            layer = EvictedLayer.at(self._cache, index, call.key)
+            layer.model = self.model
+            assert layer.columns is not None
+            columns, since = layer.columns[:, -call.query.shape[2] :], layer.length - layer.mark
+            for stage in stages:
+                self._stage(stage, index, call, columns, since)
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._cache, self._pass, self._real, self._hidden = None, {}, None, None
+        self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _stage(self, stage: Stage, index: int, call: taps.Call) -> None:
+    def _stage(self, stage: Stage, index: int, call: taps.Call, columns: Tensor, since: int) -> None:
         prompt, module = call.query.shape[2] > 1, self.language.attentions[index]
+        layer = self._held(index)
         assert module is not None
-        layer = EvictedLayer.at(self._cache, index, call.key)
-        layer.model = self.model
-        now = here(layer, call, self._real)
-        assert layer.columns is not None
-        columns = layer.columns[:, -call.query.shape[2] :]
+        now = entries.here(layer, call, self._real)
         ids = self._pass.get("position_ids")
         ids = columns if ids is None else (ids[0] if ids.dim() == 3 else ids).expand(len(columns), -1)
         for need in stage.method.needs:
-            entries.note(now, need, columns, self._real, self._pass.get("position_embeddings"), ids, module)
-        due = stage.prefill if prompt else layer.length - layer.mark >= stage.every
-        if due:
+            entries.note(
+                now, need, columns, self._real, self._pass.get("position_embeddings"), ids, self._words, module
+            )
+        if stage.prefill if prompt else since >= stage.every:
             self._evict(stage, index, now, module)
         if prompt:
             layer.mark = layer.length
@@ -167,7 +188,7 @@ class CacheSite:
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
         layer, method, heads = now.layer, stage.method, now.keys.shape[1]
         keep, held = self._counts(stage, index, now)
-        if bool((keep >= held).all()):
+        if bool((keep >= held).all()) and not method.shared:
             layer.mark = layer.length
             return
         given = now.read(method.needs, method.unit, self.language.root, self._hidden, module)
@@ -189,14 +210,47 @@ class CacheSite:
             seed=self.seed + index,
             **given,
         )
-        step = method(signals, rows)
-        self._apply(step, now, method.unit)
+        if method.shared:
+            # Of a layer that waits for the others, nothing is kept but what choosing takes.
+            call = replace(now.call, query=now.call.query[:, :, :0].clone())
+            slim = Signals(signals.features, signals.mask, head=signals.head, ranking=method.score(signals))
+            self._waiting.append((index, replace(now, call=call), slim, keep))
+            if index == self.layers[id(stage)][-1]:
+                self._together(method)
+            return
+        self._finish(index, method, now, method(signals, rows))
+
+    def _together(self, method: Method) -> None:
+        """Evict in all layers that wait, with budgets from one ranking of what each further slot is worth."""
+        waiting, self._waiting = self._waiting, []
+        heads = waiting[0][1].keys.shape[1]
+        worth, held = [], []
+        for _, _, signals, _ in waiting:
+            assert signals.ranking is not None
+            rank, valid = (x.unflatten(1, (heads, -1)) for x in (signals.ranking, signals.valid))
+            worth.append(score.composite(rank, valid))
+            held.append(valid.sum(2).amax(1))
+        most, total = torch.stack(held, 1), torch.stack([keep for *_, keep in waiting], 1).sum(1) // heads
+        each = layers.across(worth, total, torch.full_like(total, method.protected), most)
+        if bool((each == most).all()):
+            for _, now, *_ in waiting:
+                now.layer.mark = now.layer.length
+            return
+        for (index, now, signals, _), count in zip(waiting, each.unbind(1), strict=True):
+            self._finish(index, method, now, method(signals, count * heads))
+
+    def _finish(self, index: int, method: Method, now: Entries, step: Reduction) -> None:
+        layer = now.layer
+        if method.bits is None:
+            now.keep(step, method.unit)
+        else:
+            now.pack(step, method.bits)
         assert self.trace is not None
         self.trace.layer_tokens[index] = float((layer.places >= 0).float().mean(1).sum() / len(layer.places))
 
     def _counts(self, stage: Stage, index: int, now: Entries) -> tuple[Tensor, Tensor]:
         """``(B,)`` entries that each row keeps, and holds: per head, or in all heads together for the unit "entry"."""
-        method, layers = stage.method, self.layers[id(stage)]
+        method, among = stage.method, self.layers[id(stage)]
         seen = torch.full((len(now.keys),), now.layer.length, device=now.keys.device)
         seen = seen if self._real is None else self._real.sum(1)
         held, least = now.valid.sum(2), method.protected
@@ -217,45 +271,11 @@ class CacheSite:
                 "nothing leaves its cache",
                 stacklevel=2,
             )
-        keep = method.of_layer(keep, seen, layers.index(index), len(layers))
+        keep = method.of_layer(keep, seen, among.index(index), len(among))
         heads = now.keys.shape[1]
         if method.unit == "entry":
             keep, held = keep * heads, held.sum(1)
-            return torch.where(short, held, keep).minimum(held), held
+            keep = torch.where(short, held, keep)
+            return keep if method.shared else keep.minimum(held), held
         held = held.amax(1)
         return torch.where(short, held, keep).minimum(held), held
-
-    def _apply(self, step: Reduction, now: Entries, unit: str) -> None:
-        batch, heads, n = now.columns.shape
-        kept, mask = step.kept, step.mask
-        if unit == "token":
-            kept, mask = (x.repeat_interleave(heads, 0) for x in (kept, mask))
-        elif unit == "entry":
-            chosen = torch.zeros(batch, heads * n, dtype=torch.bool, device=kept.device).scatter_(1, kept, True)
-            kept, mask = select.compact(chosen.view(batch * heads, n))
-        if not step.drops and unit != "head":
-            raise ValueError(f"a method that merges entries needs the unit 'head'; this one has {unit!r}")
-
-        def reduced(x: Tensor) -> Tensor:
-            flat = x.flatten(0, 1)
-            out = select.take(flat, kept) if step.drops else step.apply(flat)
-            return out.unflatten(0, (batch, heads))
-
-        named = now.columns.masked_fill(~now.valid, -1).flatten(0, 1)
-        places = named.gather(1, kept).masked_fill(~mask, -1)
-        layer = now.layer
-        if layer.carried is not None:
-            groups = layer.carried.shape[1] // heads
-            each = kept.repeat_interleave(groups, 0)
-            layer.carried = layer.carried.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
-        layer.keep(reduced(now.keys), reduced(now.values), places.unflatten(0, (batch, heads)))
-
-
-def here(layer: EvictedLayer, call: taps.Call, real: Tensor | None) -> Entries:
-    """The entries of a layer behind a pass; real: ``(B, L)`` bool, False at the prompt's padding."""
-    keys, values, columns = layer.entries()
-    valid = columns >= 0
-    if real is not None:
-        at = columns.clamp(min=0).flatten(1)
-        valid = valid & real.gather(1, at).view_as(valid)
-    return Entries(layer, keys, values, columns, valid, call)

@@ -16,6 +16,7 @@ from tokensieve.sites.decoder import decoder
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.eviction import CacheSite
 from tokensieve.sites.language import LanguageSite
+from tokensieve.sites.reading import ReadingSite
 from tokensieve.sites.trace import Trace
 
 NEST = "_tokensieve_sieves"
@@ -91,6 +92,7 @@ class _Sites:
         self.language: LanguageSite | None = None
         self.cross: CrossSite | None = None
         self.cache: CacheSite | None = None
+        self.reading: ReadingSite | None = None
         late = [s for s in plan.stages if s.site == "cache"]
         stages = [s for s in plan.stages if s.site != "cache"]
         if any(s.site == "vectors" for s in plan.stages):
@@ -107,6 +109,14 @@ class _Sites:
             raise ValueError(
                 "stages at site='focus' and at site='cache' do not go together: the first would not find its tokens"
             )
+        reading = [s for s in late if s.method.reading]
+        if reading:
+            if len(plan.stages) > 1:
+                raise ValueError(
+                    f"{len(plan.stages)} stages; {reading[0].method.name}, which reads a whole cache, stands alone"
+                )
+            self.reading = ReadingSite(decoder(model), reading[0], clock, seed)
+            return
         if late or not stages:
             self.cache = CacheSite(decoder(model), late, clock, seed, alone=not stages)
         if not stages:
@@ -129,12 +139,12 @@ class _Sites:
 
     @property
     def trace(self) -> Trace | None:
-        site = self.cross or self.language or self.encoder or self.cache
+        site = self.cross or self.language or self.encoder or self.cache or self.reading
         return None if site is None else site.trace
 
     def attach(self) -> None:
         try:
-            for site in (self.encoder, self.language, self.cross, self.cache):
+            for site in (self.encoder, self.language, self.cross, self.cache, self.reading):
                 if site is not None:
                     self.undo += site.attach()
         except BaseException:

@@ -95,6 +95,8 @@ def save_cache(cache: Cache, path: str | Path) -> None:
             raise ValueError(
                 f"layer {i} of the cache is a {type(layer).__name__}; only caches of full layers behind a cache stage are saved"
             )
+        if layer.packed is not None:
+            raise ValueError(f"layer {i} of the cache is packed in few bits; such caches are not saved")
         assert layer.columns is not None
         models.add(layer.model)
         facts.append({"length": layer.length, "mark": layer.mark, "holes": layer.holes})

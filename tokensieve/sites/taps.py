@@ -168,6 +168,13 @@ def _tapped(
     return out, weights
 
 
+def refuse(kwargs: dict[str, Any], index: int, what: str) -> None:
+    """Raise ValueError where a kernel of our own would leave out a term that the model adds to its attention."""
+    odd = sorted(k for k in ("softcap", "s_aux", "position_bias", "sinks") if kwargs.get(k) is not None)
+    if odd:
+        raise ValueError(f"layer {index} computes attention with {odd[0]}, which {what}")
+
+
 def segments(call: Call, borders: Tensor | None) -> list[Call]:
     """The sequences that stand in one row, a call each, as other kernels are called: flash attention is told their borders."""
     if borders is None or call.causal or call.query.shape[0] != 1:

@@ -6,7 +6,6 @@ from torch import Tensor
 from tokensieve.method import Method
 from tokensieve.needs import ExpectedLogits, Values
 from tokensieve.parts import select
-from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
 
@@ -45,6 +44,5 @@ class ExpectedAttention(Method):
     def _sinks(self, s: Signals) -> Tensor:
         return torch.full((s.batch,), self.sinks, device=s.device)
 
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        sinks = select.first(self._sinks(s).minimum(keep - 1), s.valid)
-        return Reduction.keep(sinks | select.top(self.score(s), keep - sinks.sum(1), s.valid & ~sinks))
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return select.first(self._sinks(s).minimum(keep - 1), s.valid)

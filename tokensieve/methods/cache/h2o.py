@@ -5,7 +5,6 @@ from torch import Tensor
 from tokensieve.method import Method
 from tokensieve.needs import AccumulatedAttention
 from tokensieve.parts import budget, score, select
-from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
 
@@ -34,6 +33,5 @@ class H2O(Method):
     def score(self, s: Signals) -> Tensor:
         return score.attention(s, self.needs[0])
 
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        recent = select.last(budget.share(keep, self.recent), s.valid)
-        return Reduction.keep(recent | select.top(self.score(s), keep - recent.sum(1), s.valid & ~recent))
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return select.last(budget.share(keep, self.recent), s.valid)

@@ -5,8 +5,7 @@ from torch.nn.functional import normalize
 
 from tokensieve.method import Method
 from tokensieve.needs import Keys
-from tokensieve.parts import score, select
-from tokensieve.reduction import Reduction
+from tokensieve.parts import score
 from tokensieve.registry import register
 from tokensieve.signals import Signals
 
@@ -30,6 +29,3 @@ class KeyDiff(Method):
     def score(self, s: Signals) -> Tensor:
         keys = s.metric(self.needs[0])
         return -score.cosine(score.mean_row(normalize(keys, dim=-1), s.valid)[:, None], keys)[:, 0]
-
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return Reduction.keep(select.top(self.score(s), keep, s.valid))

@@ -4,8 +4,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
-from tokensieve.parts import score, select
-from tokensieve.reduction import Reduction
+from tokensieve.parts import score
 from tokensieve.registry import register
 from tokensieve.signals import Signals
 
@@ -37,6 +36,5 @@ class SnapKV(Method):
     def score(self, s: Signals) -> Tensor:
         return score.observed(s, self.needs[0], self.kernel, self.pooling)
 
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        recent = score.recent(s, keep.clamp(max=self.window))
-        return Reduction.keep(recent | select.top(self.score(s), keep - recent.sum(1), s.valid & ~recent))
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return score.recent(s, keep.clamp(max=self.window))

@@ -4,8 +4,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
-from tokensieve.parts import score, select
-from tokensieve.reduction import Reduction
+from tokensieve.parts import score
 from tokensieve.registry import register
 from tokensieve.signals import Signals
 
@@ -35,6 +34,5 @@ class TOVA(Method):
     def score(self, s: Signals) -> Tensor:
         return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
 
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        last = score.recent(s, 1)
-        return Reduction.keep(last | select.top(self.score(s), keep - 1, s.valid & ~last))
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return score.recent(s, 1)

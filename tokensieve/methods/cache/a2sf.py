@@ -1,0 +1,43 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import AccumulatedAttention
+from tokensieve.parts import budget, score, select
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("a2sf", systems=[375])
+@dataclass(frozen=True)
+class A2SF(Method):
+    """Accumulated attention that forgets: attention paid t tokens ago weighs ``factor`` to the power t.
+
+    Source: arXiv 2407.20485. Early tokens are seen by more queries than late ones; forgetting makes up for that. With
+    ``factor=1`` this is `h2o`. Defaults are those of the public code: a factor of 0.99, and half the budget, ``recent``, for the
+    most recent tokens. Deviation: none in the score.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    factor: float = 0.99
+    recent: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor <= 1:
+            raise ValueError(f"factor={self.factor}; it must be above 0 and at most 1, which forgets nothing")
+
+    @property
+    def needs(self):
+        return (AccumulatedAttention(self.factor),)
+
+    @property
+    def protected(self) -> int:
+        return 1
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])
+
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return select.last(budget.share(keep, self.recent), s.valid)

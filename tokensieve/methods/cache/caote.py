@@ -1,0 +1,37 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.methods.over import Over
+from tokensieve.needs import Values, WindowAttention
+from tokensieve.parts import score
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("caote", systems=[366])
+@dataclass(frozen=True)
+class CAOTE(Over, Method):
+    """Keeps the entries whose loss would change the attention output most, by the closed form of that change.
+
+    Source: arXiv 2504.14051. Losing entry j changes an output V a by a_j / (1 - a_j) * |V a - v_j|. With ``scorer=""`` a is the
+    attention of the last token, for each query head, and the change is exact; over another method it is that one's score as
+    shares of its sum (from its least value, where that is negative). ``fast`` takes the mean value in the place of V a. What
+    ``scorer`` protects stays protected; without one the last token is. Deviation: entries leave all at once, by the errors of
+    losing each alone, where the paper takes them one by one; ``every=1`` does so while decoding.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    fast: bool = False
+
+    @property
+    def needs(self):
+        return (*self.inner.needs, Values())
+
+    def score(self, s: Signals) -> Tensor:
+        rank = self.inner.score(s)
+        assert rank is not None
+        rows = rank[:, None] if self.scorer else s.get(WindowAttention(1))[1].flatten(1, -2)
+        return score.eviction_error(rows, s.metric(Values()), s.valid, self.fast).mean(1)

@@ -1,0 +1,56 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import AccumulatedAttention, Keys, WindowAttention
+from tokensieve.parts import merge, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("ems", systems=[179])
+@dataclass(frozen=True)
+class EMS(Method):
+    """Evicts the entries of least importance and merges the middling ones into those that stay, head by head.
+
+    Source: arXiv 2412.08521. Importance is the larger of two, each in units of its mean: the attention accumulated from all
+    queries, and that from the ``window`` last ones, which themselves stay. Of the rest, the ``middle`` times the budget that
+    rank next go to the entry that stays whose key is most like theirs (by cosine), averaged by importance; where none is as
+    like as ``alike``, an entry falls to the zero class: it is dropped, as are all that rank lower. A merged key has the mean
+    length of its keys. Deviation: there is no public code; ``window``, ``middle`` and ``alike`` are the same for all heads,
+    where the paper sets them by each head's sparsity and redundancy.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    window: int = 32
+    middle: float = 3.0
+    alike: float = 0.6
+
+    @property
+    def needs(self):
+        return (AccumulatedAttention(), WindowAttention(self.window), Keys())
+
+    @property
+    def protected(self) -> int:
+        return self.window
+
+    def score(self, s: Signals) -> Tensor:
+        everywhere = score.attention(s, self.needs[0])
+        lately = s.get(self.needs[1])[1].flatten(1, -2).mean(1)
+        count = s.valid.sum(1, keepdim=True)
+        return (score.share(everywhere, s.valid) * count).maximum(score.share(lately, s.valid) * count)
+
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return score.recent(s, keep.clamp(max=self.window))
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        rank, safe = self.score(s), self.safe(s, keep)
+        stay = safe | select.top(rank, keep - safe.sum(1), s.valid & ~safe)
+        middling = select.top(rank, (keep * self.middle).round().long(), s.valid & ~stay)
+        target, like = merge.nearest(s.metric(self.needs[2]), stay)
+        joins = middling & (like >= self.alike)
+        # An entry that nobody attends to still is what it is.
+        return Reduction.merge(stay, target.masked_fill(~joins, -1), rank.clamp(min=1e-6))

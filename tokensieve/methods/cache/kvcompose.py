@@ -1,0 +1,53 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import WindowAttention
+from tokensieve.parts import budget, score, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("kvcompose", systems=[204])
+@dataclass(frozen=True)
+class KVCompose(Method):
+    """Composite slots: each holds every head's entry of one rank, and layers get as many as rank highest over all of them.
+
+    Source: arXiv 2509.05165. A head ranks its entries by the highest attention that any of the ``window`` last tokens pays them,
+    averaged over the query heads that share it. A slot is worth the mean of its entries' scores; one ranking of the slots of all
+    layers shares the budget out. All heads of a layer keep equally many, so that its cache stays one tensor. Deviations: the
+    paper looks at a second pass over the whole prompt (or at questions known beforehand), which doubles the prefill, where
+    this looks at the last tokens, which always stay; and the public code adds the mean over heads to each head's score and
+    raises the first layer to the largest budget of any.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    unit = "entry"
+    shared = True
+    window: int = 32
+
+    @property
+    def needs(self):
+        return (WindowAttention(self.window),)
+
+    @property
+    def protected(self) -> int:
+        return self.window
+
+    def _head(self, s: Signals) -> Tensor:
+        return torch.zeros_like(s.valid, dtype=torch.long) if s.head is None else s.head
+
+    def score(self, s: Signals) -> Tensor:
+        rows = s.get(self.needs[0])[1]
+        rows = rows.amax(-2).mean(1) if rows.dim() == 4 else rows.amax(1)
+        # Attention is at most 1.
+        return rows + 2 * score.recent(s, self.window, self._head(s))
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        head, rank = self._head(s), self.score(s) if s.ranking is None else s.ranking
+        held = select.held(head, s.valid, int(head.max()) + 1)
+        return Reduction.keep(select.top_of_each(rank, budget.split(keep, held > 0), head, s.valid))

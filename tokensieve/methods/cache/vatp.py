@@ -1,0 +1,43 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.methods.over import Over
+from tokensieve.needs import Values
+from tokensieve.parts import select
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("vatp", systems=[336])
+@dataclass(frozen=True)
+class VATP(Over, Method):
+    """Attention times the length of the value: another method's score, multiplied by the L1 norm of each entry's value.
+
+    Source: arXiv 2406.12335. Works over `h2o` as published, or over any other ``scorer`` whose score is not negative. The first
+    ``sinks`` tokens, whose values are short although all attend to them, always stay. Deviation: the public code multiplies
+    each step's attention before it adds it up; as an entry's value never changes, the sum is the same.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    scorer: str = "h2o"
+    sinks: int = 20
+
+    @property
+    def needs(self):
+        return (*self.inner.needs, Values())
+
+    @property
+    def protected(self) -> int:
+        return self.inner.protected + self.sinks
+
+    def score(self, s: Signals) -> Tensor:
+        rank = self.inner.score(s)
+        assert rank is not None
+        return rank * s.metric(Values()).abs().sum(-1)
+
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        safe = self.inner.safe(s, keep)
+        return safe | select.first((keep - safe.sum(1)).clamp(max=self.sinks), s.valid)

@@ -1,0 +1,48 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import ProbeAttention
+from tokensieve.parts import score
+from tokensieve.parts.bits import BITS
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("zipcache", systems=[266])
+@dataclass(frozen=True)
+class ZipCache(Method):
+    """Mixed precision: the salient tokens stay in ``high`` bits, all others in ``low`` bits; none is dropped.
+
+    Source: arXiv 2405.14256. ``keep`` counts the salient tokens. Saliency is the mean attention from those queries that see a
+    token, estimated from a ``probes`` share of them: half of it the most recent, half of all ages. Keys are quantized by channel;
+    values by token, once channels are divided by the root of their greatest value. Entries decoded since stay as they are until
+    the next time (``every=100`` in the paper). Deviations: scales belong to a row of the batch, where the public code shares
+    them over it; what is packed already is packed anew each time; and probes of all ages are spread evenly, where the public
+    code draws them.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    unit = "token"
+    high: int = 4
+    low: int = 2
+    probes: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.high not in BITS or self.low not in BITS or not self.low <= self.high:
+            raise ValueError(f"high={self.high}, low={self.low}; they must be among {BITS}, low at most high")
+        if not 0 < self.probes <= 1:
+            raise ValueError(f"probes={self.probes}; it must be a share above 0, at most 1")
+
+    @property
+    def needs(self):
+        return (ProbeAttention(self.probes),)
+
+    @property
+    def bits(self) -> tuple[int, int]:
+        return (self.high, self.low)
+
+    def score(self, s: Signals) -> Tensor:
+        return score.attention(s, self.needs[0])

@@ -1,0 +1,79 @@
+"""Over: what methods have in common that change another one's score and leave the rest of it as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import WindowAttention
+from tokensieve.parts import score
+from tokensieve.registry import make
+from tokensieve.signals import Signals
+
+
+@dataclass(frozen=True)
+class Over:
+    """Stands in front of :class:`Method`: all but the score comes from the method called ``scorer``.
+
+    Attributes:
+        scorer: a registered cache method that ranks entries and protects some, such as "h2o", "snapkv" or "tova"; "" for the
+            last token's attention.
+        options: options of it, a mapping (kept as pairs).
+    """
+
+    scorer: str = ""
+    options: Any = ()
+
+    def __post_init__(self) -> None:
+        pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
+        object.__setattr__(self, "options", tuple(sorted((str(k), v) for k, v in pairs)))
+        inner = self.inner
+        if "cache" not in inner.sites or type(inner).score is Method.score or type(inner).reduce is not Method.reduce:
+            raise ValueError(
+                f"scorer={self.scorer!r}; it must be a cache method that keeps entries by a score ('h2o', 'snapkv', 'tova', ...)"
+            )
+        object.__setattr__(self, "unit", inner.unit)
+
+    @property
+    def inner(self) -> Method:
+        return make(self.scorer, **dict(self.options)) if self.scorer else Last()
+
+    @property
+    def needs(self):
+        return self.inner.needs
+
+    @property
+    def protected(self) -> int:
+        return self.inner.protected
+
+    def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
+        return self.inner.of_layer(keep, seen, layer, depth)
+
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return self.inner.safe(s, keep)
+
+
+@dataclass(frozen=True)
+class Last(Method):
+    """Ranks the entries of each head by the last token's attention; that token stays."""
+
+    site = "cache"
+    sites = ("cache",)
+
+    @property
+    def needs(self):
+        return (WindowAttention(1),)
+
+    @property
+    def protected(self) -> int:
+        return 1
+
+    def score(self, s: Signals) -> Tensor:
+        return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
+
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return score.recent(s, 1)

@@ -1,0 +1,89 @@
+"""Reading: while decoding, layers read a few entries of a whole cache."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.parts import rows, select
+from tokensieve.plan import Stage
+from tokensieve.signals import Signals
+from tokensieve.sites import entries, taps
+from tokensieve.sites.anatomy import Stack
+from tokensieve.sites.clock import Clock
+from tokensieve.sites.decoder import full_layers, padding
+from tokensieve.sites.encoder import Detach
+from tokensieve.sites.resolve import share
+from tokensieve.sites.trace import Trace
+
+
+class ReadingSite:
+    """Some layers select entries at every decoded token, and the layers behind them read no others."""
+
+    def __init__(self, language: Stack, stage: Stage, clock: Clock, seed: int):
+        if stage.layers is not None:
+            raise ValueError(f"layers={stage.layers}; {stage.method.name} says by its own options which layers select")
+        self.language, self.stage, self.clock, self.seed = language, stage, clock, seed
+        self.full = full_layers(language)
+        self.roles = dict(zip(self.full, stage.method.roles(len(self.full)), strict=True))
+        share(stage.keep, torch.ones(1, dtype=torch.long))
+        self.trace: Trace | None = None
+        self._real: Tensor | None = None
+        self._length = 0
+        self._read: tuple[Tensor, Tensor] | None = None
+
+    def attach(self) -> list[Detach]:
+        if self.stage.keep == 1.0:
+            return []
+        out = [self.language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove]
+        for i in self.full:
+            attention = self.language.attentions[i]
+            assert attention is not None
+            out.append(taps.attach(attention, observe=partial(self._observe, i), kernel=partial(self._kernel, i)))
+        return out
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        x: Any = kwargs.get("inputs_embeds")
+        x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
+        cache = kwargs.get("past_key_values")
+        self._length = x.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        self._real, self._read = padding(kwargs.get("attention_mask"), self._length), None
+        self.trace = Trace([], list(range(len(x))), [float(self._length)] * len(self.language.layers))
+
+    @torch.no_grad()
+    def _observe(self, index: int, call: taps.Call) -> None:
+        if self.roles[index] != "select" or call.query.shape[2] > 1:
+            return
+        if call.key.shape[2] != self._length:
+            raise ValueError(
+                f"entries have left layer {index} of this cache; {self.stage.method.name} reads whole caches"
+            )
+        with self.clock:
+            batch, heads, n = call.key.shape[:3]
+            real = self._real
+            every = torch.full((batch,), n, device=call.key.device) if real is None else real.sum(1)
+            attention = rows.attend(call.query, call.key, call.scale, None if real is None else real[:, None, None])
+            signals = Signals(
+                entries.vectors(call.key, "head"),
+                None if real is None else real.repeat_interleave(heads, 0),
+                window_attention=entries.laid(attention, "head", heads),
+                seed=self.seed + index,
+            )
+            step = self.stage.method(signals, share(self.stage.keep, every).repeat_interleave(heads))
+            self._read = None if step.is_identity else (step.kept, step.mask)
+
+    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
+        if self._read is None or self.roles[index] != "read" or call.query.shape[2] > 1:
+            return None
+        taps.refuse(kwargs, index, "layers that read a few entries cannot")
+        (kept, mask), (batch, heads) = self._read, call.key.shape[:2]
+        key, value = (select.take(x.flatten(0, 1), kept).unflatten(0, (batch, heads)) for x in (call.key, call.value))
+        allowed = mask.view(batch, heads, 1, -1).repeat_interleave(call.query.shape[1] // heads, 1)
+        assert self.trace is not None
+        self.trace.layer_tokens[index] = float(mask.sum(1).float().mean())
+        attention = rows.attend(call.query, key, call.scale, allowed).to(value.dtype)
+        out = attention.unflatten(1, (heads, -1))[:, :, :, 0] @ value
+        return out.flatten(1, 2)[:, None]
