@@ -1,0 +1,136 @@
+"""The testbed's causal LM: an unmodified `LlamaForCausalLM` with rotary positions and grouped-query attention."""
+
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from .corpus import END, PAD, VOCABULARY
+
+# (width, layers, query heads, key-value heads, head width, mlp); "micro" is for tests only.
+SIZES = {"micro": (64, 2, 4, 2, 16, 96), "cpu": (256, 4, 4, 2, 64, 640)}
+LENGTH = 8192  # the longest context it was trained on
+THETA = 1e8  # half the frequencies hardly turn within LENGTH: they match contents at any distance
+
+
+def path() -> Path:
+    """The directory of the packaged model, which `from_pretrained` reads as it is."""
+    return Path(__file__).parent.parent / "llama"
+
+
+def load(device="cpu", dtype=torch.float32, directory=None, **kwargs):
+    """The packaged model in evaluation mode, and its tokenizer. `kwargs` go to `from_pretrained`."""
+    directory = directory or path()
+    model = LlamaForCausalLM.from_pretrained(directory, dtype=dtype, **kwargs)
+    return model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(directory)
+
+
+def build(size: str, seed: int = 0) -> LlamaForCausalLM:
+    """An untrained model of one of `SIZES`."""
+    torch.manual_seed(seed)
+    width, layers, heads, groups, head, mlp = SIZES[size]
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=head,
+        intermediate_size=mlp,
+        max_position_embeddings=LENGTH,
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
+        initializer_range=0.5 * width**-0.5,  # 0.02 is meant for far wider models
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    model = LlamaForCausalLM(config)
+    _look_back(model)
+    return model
+
+
+def build_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that `corpus` has trained, as transformers reads it."""
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(file),
+        bos_token=END,
+        eos_token=END,
+        pad_token=PAD,
+        padding_side="left",
+        model_max_length=LENGTH,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+@torch.no_grad()
+def _look_back(model: LlamaForCausalLM, sharp: float = 6.0, match: float = 6.0, copy: float = 8.0) -> None:
+    """Start with heads that find earlier text like the present one and repeat what came next.
+
+    In the first layer three heads attend to the tokens 1, 2 and 3 back and write what they see into channels of their
+    own. In the second, one head per group compares these three with the present token and the two before it, and copies
+    the token found. A model this small otherwise spends most of its training on finding out that this helps. All of it
+    stays trainable.
+    """
+    config = model.config
+    width, head, heads = config.hidden_size, config.head_dim, config.num_attention_heads
+    groups = config.num_key_value_heads
+    own = width // 2  # channel 0 is constant, 1..own hold the token, the rest what was seen 1, 2, 3 back
+    part = min((width - own) // 3, head)
+    seen = [slice(own + i * part, own + (i + 1) * part) for i in range(3)]
+    table = model.model.embed_tokens.weight
+    table[:, own:] *= 0.1
+    table[:, 0] = 3 * config.initializer_range
+    for layer in model.model.layers:
+        for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
+            matrix.weight *= 0.2
+    code = _spread(part, own)
+    code[:, 0] = 0
+
+    first = model.model.layers[0].self_attn
+    half, turning = head // 2, 6  # pairs of channels, and how many of them turn fast enough to tell places apart
+    speed = model.model.rotary_emb.inv_freq[:turning]
+    for group in range(groups):
+        rows = slice(group * head, (group + 1) * head)
+        first.k_proj.weight[rows] = 0
+        first.k_proj.weight[rows][:turning, 0] = 1.0
+        first.v_proj.weight[rows] = 0
+        first.v_proj.weight[rows][:part, :own] = code
+    for index in range(heads - 1):
+        back = index % 3 + 1
+        rows = slice(index * head, (index + 1) * head)
+        query = first.q_proj.weight[rows]
+        query.zero_()
+        # A key at place j is turned by j; turning the query back makes them meet `back` places earlier.
+        query[:turning, 0] = sharp * torch.cos(speed * back)
+        query[half : half + turning, 0] = -sharp * torch.sin(speed * back)
+        first.o_proj.weight[:, rows] = 0
+        if index < 3:
+            first.o_proj.weight[seen[index], rows] = torch.eye(part, head)
+
+    second = model.model.layers[1].self_attn
+    still = [*range(half // 2, half), *range(half + half // 2, head)]  # the channels that hardly turn
+    for group in range(groups):
+        rows = torch.arange(group * head, (group + 1) * head)
+        query = torch.arange(group * (heads // groups) * head, (group * (heads // groups) + 1) * head)
+        second.k_proj.weight[rows] = 0
+        second.q_proj.weight[query] = 0
+        for step in range(3):
+            view = _spread(len(still), part)
+            second.k_proj.weight[rows[still], seen[step]] = view
+            now = match * view
+            if step == 0:
+                second.q_proj.weight[query[still], :own] = now @ code
+            else:
+                second.q_proj.weight[query[still], seen[step - 1]] = now
+        piece = torch.arange(1 + group * (own - 1) // groups, 1 + (group + 1) * (own - 1) // groups)[:head]
+        second.v_proj.weight[rows] = 0
+        second.v_proj.weight[rows[: len(piece)], piece] = 1.0
+        second.o_proj.weight[:, query] = 0
+        second.o_proj.weight[piece, query[: len(piece)]] = copy
+
+
+def _spread(rows: int, columns: int) -> torch.Tensor:
+    """A random matrix with orthonormal rows, or columns where there are fewer of them."""
+    made = torch.linalg.qr(torch.randn(max(rows, columns), min(rows, columns)))[0]
+    return made if rows > columns else made.T
