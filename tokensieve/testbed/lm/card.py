@@ -123,7 +123,7 @@ It exists so that the compression of the KV cache can be measured anywhere, with
 | attention | {config.num_attention_heads} query heads, {config.num_key_value_heads} key-value heads, {config.head_dim} wide |
 | positions | rotary, theta {THETA:.0e}; trained up to {config.max_position_embeddings} tokens |
 | tokens | byte-level BPE, {config.vocab_size} |
-| weights | bfloat16 safetensors, {megabytes:.1f} MB, input and output embeddings tied |
+| weights | bfloat16 safetensors, {megabytes:.1f} MB |
 
 ## Use
 
@@ -184,12 +184,12 @@ another corpus. `heldout.json.xz` is the held-out text: Python's (PSF licence) a
 
 The sequences grow from 256 to 8192 tokens; text is mixed with facts strewn over text, lists of pairs and random words to be
 repeated, of which only the answers are learned. The first two layers start with heads that look one to three tokens back and
-repeat what followed the same three tokens before (`_look_back` in `model.py`), so recall did not have to be discovered.
+repeat what followed the same three tokens before (`_look_back` in `model.py`): an untrained model already recalls.
 Size "{record["size"]}", seed {record["seed"]}, one thread of {record["machine"]}, {record["date"]}. Versions are in
-`training.json`. The lessons ran for a set time, so another machine gives slightly other weights.{notes}
+`training.json`.{notes}
 
     python -m tokensieve.testbed.lm.corpus --out runs/corpus
-    python -m tokensieve.testbed.lm.train --corpus runs/corpus --out runs/lm --minutes {record["minutes"]:.0f}
+    python -m tokensieve.testbed.lm.train --corpus runs/corpus --out runs/lm
     python -m tokensieve.testbed.lm.card --corpus runs/corpus --out runs/lm --to runs/llama
 
 ## Limits
@@ -204,7 +204,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the training left its checkpoints.")],
     to: Annotated[Path | None, typer.Option(help="The directory to write; the packaged one if not given.")] = None,
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "cpu",
-    minutes: Annotated[float, typer.Option(help="As given to the training.")] = 70.0,
+    scale: Annotated[float, typer.Option(help="As given to the training.")] = 1.0,
     seed: int = 0,
     notes: Annotated[str, typer.Option(help="What the card should say beside the plan.")] = "",
 ):
@@ -212,7 +212,7 @@ def main(
     from .model import build_tokenizer
 
     torch.set_num_threads(1)
-    model, records = train(corpus, out, size, minutes, seed=seed)
+    model, records = train(corpus, out, size, scale, seed=seed)
     tokenizer = build_tokenizer(corpus / "tokenizer.json")
     record = package(model, tokenizer, corpus, to or path(), size, seed, records, notes)
     typer.echo(json.dumps(record["test"], indent=2))

@@ -25,8 +25,8 @@ def load(device="cpu", dtype=torch.float32, directory=None, **kwargs):
     return model.to(device).eval(), PreTrainedTokenizerFast.from_pretrained(directory)
 
 
-def build(size: str, seed: int = 0) -> LlamaForCausalLM:
-    """An untrained model of one of `SIZES`."""
+def build(size: str, seed: int = 0, counts: torch.Tensor | None = None) -> LlamaForCausalLM:
+    """An untrained model of one of `SIZES`; `counts` (V,) says how often each token is to be expected at first."""
     torch.manual_seed(seed)
     width, layers, heads, groups, head, mlp = SIZES[size]
     config = LlamaConfig(
@@ -40,13 +40,13 @@ def build(size: str, seed: int = 0) -> LlamaForCausalLM:
         max_position_embeddings=LENGTH,
         rope_parameters={"rope_type": "default", "rope_theta": THETA},
         initializer_range=0.5 * width**-0.5,  # 0.02 is meant for far wider models
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=1,
     )
     model = LlamaForCausalLM(config)
-    _look_back(model)
+    _look_back(model, torch.ones(VOCABULARY) if counts is None else counts)
     return model
 
 
@@ -63,71 +63,77 @@ def build_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     )
 
 
+CONSTANT, COMMON, OWN = 0, 1, 2  # the channels that are the same everywhere, that raise frequent tokens, of the token
+
+
 @torch.no_grad()
-def _look_back(model: LlamaForCausalLM, sharp: float = 6.0, match: float = 6.0, copy: float = 8.0) -> None:
+def _look_back(
+    model: LlamaForCausalLM, counts: torch.Tensor, sharp: float = 6.0, match: float = 2.0, copy: float = 4.0
+) -> None:
     """Start with heads that find earlier text like the present one and repeat what came next.
 
     In the first layer three heads attend to the tokens 1, 2 and 3 back and write what they see into channels of their
     own. In the second, one head per group compares these three with the present token and the two before it, and copies
-    the token found. A model this small otherwise spends most of its training on finding out that this helps. All of it
-    stays trainable.
+    the token found. Beside that the frequencies of the tokens are expected. A model this small otherwise spends most of
+    its training on finding out that this helps. All of it stays trainable.
     """
-    config = model.config
+    config, scale = model.config, 0.3
     width, head, heads = config.hidden_size, config.head_dim, config.num_attention_heads
-    groups = config.num_key_value_heads
-    own = width // 2  # channel 0 is constant, 1..own hold the token, the rest what was seen 1, 2, 3 back
-    part = min((width - own) // 3, head)
+    groups, layers = config.num_key_value_heads, model.model.layers
+    own = width // 2  # the token is in OWN..own, and what was seen 1, 2, 3 back in the rest
+    part = min((width - own) // 3, head - 1)
     seen = [slice(own + i * part, own + (i + 1) * part) for i in range(3)]
-    table = model.model.embed_tokens.weight
-    table[:, own:] *= 0.1
-    table[:, 0] = 3 * config.initializer_range
-    for layer in model.model.layers:
+    for layer in layers:
         for matrix in (layer.self_attn.o_proj, layer.mlp.down_proj):
             matrix.weight *= 0.2
-    code = _spread(part, own)
-    code[:, 0] = 0
 
-    first = model.model.layers[0].self_attn
+    table, output = model.model.embed_tokens.weight, model.lm_head.weight
+    table.normal_(std=scale)
+    table[:, own:] *= 0.1
+    table[:, CONSTANT], table[:, COMMON] = 3 * scale, 0
+    output *= 0.1
+    output[:, OWN:own] = 0.2 * table[:, OWN:own]
+    output[:, COMMON] = (counts + 1).log() - (counts + 1).log().mean()
+
+    code = torch.zeros(part, own)
+    code[:, OWN:] = _spread(part, own - OWN)
+    first = layers[0].self_attn
     half, turning = head // 2, 6  # pairs of channels, and how many of them turn fast enough to tell places apart
     speed = model.model.rotary_emb.inv_freq[:turning]
     for group in range(groups):
-        rows = slice(group * head, (group + 1) * head)
-        first.k_proj.weight[rows] = 0
-        first.k_proj.weight[rows][:turning, 0] = 1.0
-        first.v_proj.weight[rows] = 0
-        first.v_proj.weight[rows][:part, :own] = code
-    for index in range(heads - 1):
-        back = index % 3 + 1
+        key, value = (matrix.weight[group * head : (group + 1) * head] for matrix in (first.k_proj, first.v_proj))
+        key.zero_()
+        value.zero_()
+        key[:turning, CONSTANT] = 1.0
+        value[:part, :own] = code
+        value[part, CONSTANT] = 1.0
+    for index in range(min(heads, 3)):
         rows = slice(index * head, (index + 1) * head)
         query = first.q_proj.weight[rows]
         query.zero_()
-        # A key at place j is turned by j; turning the query back makes them meet `back` places earlier.
-        query[:turning, 0] = sharp * torch.cos(speed * back)
-        query[half : half + turning, 0] = -sharp * torch.sin(speed * back)
+        # A key at place j is turned by j; turning the query back makes them meet that many places earlier.
+        query[:turning, CONSTANT] = sharp * torch.cos(speed * (index + 1))
+        query[half : half + turning, CONSTANT] = -sharp * torch.sin(speed * (index + 1))
         first.o_proj.weight[:, rows] = 0
-        if index < 3:
-            first.o_proj.weight[seen[index], rows] = torch.eye(part, head)
+        first.o_proj.weight[seen[index], rows] = scale * torch.eye(part, head)
+    first.o_proj.weight[COMMON, part] = scale / 3
 
-    second = model.model.layers[1].self_attn
-    still = [*range(half // 2, half), *range(half + half // 2, head)]  # the channels that hardly turn
+    second = layers[1].self_attn
+    still = torch.tensor([*range(half // 2, half), *range(half + half // 2, head)])  # these hardly turn
     for group in range(groups):
         rows = torch.arange(group * head, (group + 1) * head)
         query = torch.arange(group * (heads // groups) * head, (group * (heads // groups) + 1) * head)
-        second.k_proj.weight[rows] = 0
-        second.q_proj.weight[query] = 0
+        for matrix, there in ((second.k_proj, rows), (second.v_proj, rows), (second.q_proj, query)):
+            matrix.weight[there] = 0
         for step in range(3):
             view = _spread(len(still), part)
             second.k_proj.weight[rows[still], seen[step]] = view
-            now = match * view
-            if step == 0:
-                second.q_proj.weight[query[still], :own] = now @ code
-            else:
-                second.q_proj.weight[query[still], seen[step - 1]] = now
-        piece = torch.arange(1 + group * (own - 1) // groups, 1 + (group + 1) * (own - 1) // groups)[:head]
-        second.v_proj.weight[rows] = 0
+            now = (slice(own), match * view @ code) if step == 0 else (seen[step - 1], match * view)
+            second.q_proj.weight[query[still], now[0]] = now[1]
+        piece = torch.arange(OWN + group * (own - OWN) // groups, OWN + (group + 1) * (own - OWN) // groups)[:head]
         second.v_proj.weight[rows[: len(piece)], piece] = 1.0
         second.o_proj.weight[:, query] = 0
-        second.o_proj.weight[piece, query[: len(piece)]] = copy
+        second.o_proj.weight[piece, query[: len(piece)]] = copy * scale
 
 
 def _spread(rows: int, columns: int) -> torch.Tensor:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..loop import Stage, fit
 from . import evaluate, tasks
+from .corpus import VOCABULARY
 from .model import SIZES, build, build_tokenizer
 
 ANSWERS = 2.0  # weight of an answer's token beside one of the text
@@ -22,22 +23,23 @@ GOLDEN = 0.6180339887498949
 class Lesson:
     """A stretch of the curriculum: how long the sequences are, and what share of them is of which kind."""
 
-    minutes: float  # share of the whole
+    steps: int
     length: int
     batch: int
     rate: float
-    end: float  # share of the rate left at the end
+    end: float  # share of the rate that is left at the end
     text: float
     facts: float
     pairs: float
     copy: float
 
 
+# Constant rates at first, so that a shorter or longer training differs only in when the rates begin to fall.
 PLAN = {
-    "recall": Lesson(0.05, 256, 16, 2e-3, 1.0, 0.4, 0.2, 0.3, 0.1),
-    "short": Lesson(0.57, 512, 8, 2e-3, 0.5, 0.8, 0.08, 0.07, 0.05),
-    "middle": Lesson(0.22, 2048, 2, 1e-3, 0.4, 0.7, 0.2, 0.05, 0.05),
-    "long": Lesson(0.16, 8192, 1, 4e-4, 0.02, 0.4, 0.5, 0.05, 0.05),
+    "recall": Lesson(60, 256, 8, 1.3e-3, 1.0, 0.5, 0.2, 0.2, 0.1),
+    "short": Lesson(2000, 512, 8, 1.3e-3, 1.0, 0.8, 0.08, 0.07, 0.05),
+    "middle": Lesson(240, 2048, 2, 9e-4, 0.4, 0.7, 0.2, 0.05, 0.05),
+    "long": Lesson(50, 8192, 1, 3.6e-4, 0.02, 0.4, 0.5, 0.05, 0.05),
 }
 
 
@@ -92,8 +94,7 @@ def train(
     corpus: Path,
     out: Path,
     size: str = "cpu",
-    minutes: float = 70.0,
-    steps: int | None = None,
+    scale: float = 1.0,
     seed: int = 0,
     device: str = "cpu",
     plan: dict[str, Lesson] = PLAN,
@@ -102,15 +103,18 @@ def train(
 ):
     """Run the lessons that are not done yet in `out`; returns the model and the record of every lesson.
 
-    `steps` fixes the length of each lesson instead of `minutes` of all of them; then the result depends on nothing but
-    the seed. Interrupted at any time, the next call goes on from the last checkpoint.
+    `scale` multiplies the steps of all lessons; it may change between calls. Interrupted at any time, the next call goes
+    on from the last checkpoint.
     """
     out.mkdir(parents=True, exist_ok=True)
-    model, tokenizer = build(size, seed).to(device), build_tokenizer(corpus / "tokenizer.json")
+    tokenizer = build_tokenizer(corpus / "tokenizer.json")
     ids, say = np.load(corpus / "train.npy", mmap_mode="r"), tasks.speech(tokenizer)
+    counts = torch.from_numpy(np.bincount(ids, minlength=VOCABULARY)).float()
+    model = build(size, seed, counts).to(device)
     records = {}
     for name, lesson in plan.items():
-        stage = Stage(name, lesson.rate, lesson.batch, lesson.minutes * minutes, steps, end=lesson.end)
+        steps = max(1, round(lesson.steps * scale))
+        stage = Stage(name, lesson.rate, lesson.batch, steps=steps, end=lesson.end)
         records[name] = fit(
             stage,
             nn.ModuleDict({"model": model}),
@@ -120,7 +124,7 @@ def train(
             out,
             workers=0,
             watch=(lambda: _glance(model.eval(), tokenizer)) if watch else None,
-            watch_every=300.0,
+            watch_every=900.0,
             stop_at=stop_at,
         )
         if not records[name]["done"]:
@@ -142,13 +146,13 @@ def main(
     corpus: Annotated[Path, typer.Option(help="What `python -m tokensieve.testbed.lm.corpus` wrote.")],
     out: Annotated[Path, typer.Option(help="Where checkpoints and the log go.")],
     size: Annotated[str, typer.Option(help=f"One of {', '.join(SIZES)}.")] = "cpu",
-    minutes: Annotated[float, typer.Option(help="Training time of all lessons together.")] = 70.0,
+    scale: Annotated[float, typer.Option(help="Multiplies the steps of all lessons.")] = 1.0,
     seed: int = 0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
 ):
     """Train on the thread it is given; `card` then evaluates and packages the result."""
     torch.set_num_threads(1)
-    _, records = train(corpus, out, size, minutes, seed=seed, device=device)
+    _, records = train(corpus, out, size, scale, seed=seed, device=device)
     for name, record in records.items():
         typer.echo(f"{name:8} {record['step']} steps, {record['seconds'] / 60:.1f} minutes")
 
