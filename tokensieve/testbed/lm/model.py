@@ -121,19 +121,19 @@ def _look_back(
     second = layers[1].self_attn
     still = torch.tensor([*range(half // 2, half), *range(half + half // 2, head)])  # these hardly turn
     for group in range(groups):
-        rows = torch.arange(group * head, (group + 1) * head)
-        query = torch.arange(group * (heads // groups) * head, (group * (heads // groups) + 1) * head)
-        for matrix, there in ((second.k_proj, rows), (second.v_proj, rows), (second.q_proj, query)):
+        mine = torch.arange(group * head, (group + 1) * head)
+        asking = torch.arange(group * (heads // groups) * head, (group * (heads // groups) + 1) * head)
+        for matrix, there in ((second.k_proj, mine), (second.v_proj, mine), (second.q_proj, asking)):
             matrix.weight[there] = 0
         for step in range(3):
             view = _spread(len(still), part)
-            second.k_proj.weight[rows[still], seen[step]] = view
+            second.k_proj.weight[mine[still], seen[step]] = view
             now = (slice(own), match * view @ code) if step == 0 else (seen[step - 1], match * view)
-            second.q_proj.weight[query[still], now[0]] = now[1]
+            second.q_proj.weight[asking[still], now[0]] = now[1]
         piece = torch.arange(OWN + group * (own - OWN) // groups, OWN + (group + 1) * (own - OWN) // groups)[:head]
-        second.v_proj.weight[rows[: len(piece)], piece] = 1.0
-        second.o_proj.weight[:, query] = 0
-        second.o_proj.weight[piece, query[: len(piece)]] = copy * scale
+        second.v_proj.weight[mine[: len(piece)], piece] = 1.0
+        second.o_proj.weight[:, asking] = 0
+        second.o_proj.weight[piece, asking[: len(piece)]] = copy * scale
 
 
 def _spread(rows: int, columns: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -112,6 +112,10 @@ def train(
     counts = torch.from_numpy(np.bincount(ids, minlength=VOCABULARY)).float()
     model = build(size, seed, counts).to(device)
     records = {}
+
+    def loss(batch: Any):
+        return loss_of(model, batch)
+
     for name, lesson in plan.items():
         steps = max(1, round(lesson.steps * scale))
         stage = Stage(name, lesson.rate, lesson.batch, steps=steps, end=lesson.end)
@@ -120,7 +124,7 @@ def train(
             nn.ModuleDict({"model": model}),
             curriculum(lesson, say, ids, seed),
             collate,
-            lambda batch: loss_of(model, batch),
+            loss,
             out,
             workers=0,
             watch=(lambda: _glance(model.eval(), tokenizer)) if watch else None,
