@@ -105,7 +105,7 @@ def _card(record: dict, config, target: Path) -> str:
     )
     known = test["code"]
     megabytes = (target / "model.safetensors").stat().st_size / 1e6
-    notes = f"\n{record['notes']}" if record["notes"] else ""
+    notes = f"\n\n{record['notes']}" if record["notes"] else ""
     return f"""---
 license: apache-2.0
 library_name: transformers
