@@ -2,7 +2,6 @@
 
 import json
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -33,9 +32,6 @@ def rng(seed=0):
 
 def find(row, part):
     return [i for i in range(len(row) - len(part) + 1) if list(row[i : i + len(part)]) == list(part)]
-
-
-# ---- tasks
 
 
 @pytest.mark.parametrize("count", [1, 5, 16])
@@ -100,19 +96,15 @@ def test_copy_says_the_words_of_the_context_again():
     assert sample.ids[made + 1 : stop].tolist() == sample.ids[sample.context + 1 :].tolist()
 
 
-def test_samples_are_a_function_of_their_seed_and_index(tmp_path):
+def test_samples_are_a_function_of_their_seed_and_index():
     ids = np.arange(100, 5000, dtype=np.uint16)
     lesson = Lesson(1, 256, 4, 1e-3, 0.1, 0.25, 0.25, 0.25, 0.25)
     one, again, other = (curriculum(lesson, SAY, ids, seed) for seed in (0, 0, 1))
-    same = [all(np.array_equal(one(i)[k], again(i)[k]) for k in one(i)) for i in range(20)]
-    assert all(same)
+    assert all(np.array_equal(one(i)[k], again(i)[k]) for i in range(20) for k in one(i))
     assert any(not np.array_equal(one(i)["ids"], other(i)["ids"]) for i in range(20))
     assert len({one(i)["ids"].tobytes() for i in range(20)}) == 20
     batch = collate([one(i) for i in range(8)])
     assert len({tuple(value.shape) for value in batch.values()}) == 1
-
-
-# ---- text
 
 
 def test_no_long_paragraph_is_in_both_splits():
@@ -142,11 +134,8 @@ def test_packaged_held_out_text_is_not_in_this_installations_training_text(card)
     if card["corpus"]["python"] != corpus.sysconfig.get_python_version():
         pytest.skip("another Python has other files")
     training, _ = corpus.split([*corpus.standard_library(), *corpus.guide()])
-    lines = [d.text for d in training]
-    whole = "\0".join(lines)
+    whole = "\0".join(d.text for d in training)
     for document in lm.held_out():
-        if document.kind == "manual":
-            continue
         for paragraph in document.text.split("\n\n")[::7]:
             if len(" ".join(paragraph.split())) >= corpus.REPEAT:
                 assert f"\n\n{paragraph}\n\n" not in whole, (document.name, paragraph)
@@ -155,9 +144,6 @@ def test_packaged_held_out_text_is_not_in_this_installations_training_text(card)
 def test_manual_pages_lose_their_typesetting_only():
     page = '.\\" a remark\n.TH LS 1\n.SH "NAME"\nls \\- list \\fIfiles\\fR\n.PP\n.BR ls (1)\nprints C:\\e\\(bu.\n'
     assert corpus.plain(page) == "NAME\n\nls - list files\n\nls (1)\nprints C:\\*.\n"
-
-
-# ---- the rival
 
 
 def test_ngram_probabilities_are_those_of_the_definition():
@@ -200,9 +186,6 @@ def test_ngram_probabilities_sum_to_one():
         assert sum(each) == pytest.approx(1, abs=1e-9)
 
 
-# ---- model and training
-
-
 def test_untrained_model_already_repeats_what_followed_the_same_tokens(packaged):
     model, say = lm.build("cpu", seed=1).eval(), lm.speech(packaged[1])
     samples = [lm.pairs(rng(i), say, 240, asked=10) for i in range(8)]
@@ -231,9 +214,6 @@ def test_lessons_grow_up_to_the_longest_context():
     lengths = [lesson.length for lesson in PLAN.values()]
     assert lengths == sorted(lengths)
     assert lengths[-1] == lm.LENGTH
-
-
-# ---- evaluation
 
 
 def test_reading_a_context_first_equals_reading_at_once(packaged):
@@ -265,21 +245,18 @@ def test_evaluation_depends_on_its_seed_alone(packaged):
     model, tokenizer = packaged
     kwargs = {"lengths": (300,), "samples": 2}
     assert lm.copying(model, tokenizer, batch=1, **kwargs) == lm.copying(model, tokenizer, batch=2, **kwargs)
-    one, again, other = (evaluate._made(tokenizer, _make, seed, 300, 0.5, 0) for seed in (0, 0, 1))
+
+    def make(rng, say, text, length, depth):
+        return lm.facts(rng, say, text(length), length, 1, np.array([depth]))
+
+    one, again, other = (evaluate._made(tokenizer, make, seed, 300, 0.5, 0) for seed in (0, 0, 1))
     assert np.array_equal(one.ids, again.ids)
     assert not np.array_equal(one.ids, other.ids)
-
-
-def _make(rng, say, text, length, depth):
-    return lm.facts(rng, say, text(length), length, 1, np.array([depth]))
 
 
 def test_identifiers_are_marked_token_by_token():
     pieces = ["def", " fo", "o", "(", "bar", "_", "1", "):", "\n", "  ", " return", " bar"]
     assert evaluate._names(pieces) == ["", "foo", "foo", "", "bar_1", "bar_1", "bar_1", "", "", "", "", "bar"]
-
-
-# ---- what is packaged
 
 
 def test_packaged_model_is_small_plain_and_loads_at_once(packaged):
@@ -288,8 +265,6 @@ def test_packaged_model_is_small_plain_and_loads_at_once(packaged):
     began = time.process_time()
     lm.load()
     assert time.process_time() - began < 1
-    for name in ("MODEL_CARD.md", "config.json", "tokenizer.json", "heldout.json.xz"):
-        assert Path(lm.path() / name).exists()
 
 
 def test_card_states_what_is_measured(packaged, card):
