@@ -1,4 +1,4 @@
-"""Run every check, print the table, write the record."""
+"""Run every check, or those of the systems named by id, write the record after each, print the table."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -42,24 +43,25 @@ def write(rows: dict[str, dict[str, Any]], questions: int) -> None:
         "versions": {name: version(name) for name in ("torch", "transformers")} | {"tokensieve": ts.__version__},
         "seed": SEED,
         "questions": questions,
-        "rows": rows,
+        "rows": dict(sorted(rows.items(), key=lambda row: int(row[0]))),
     }
     part = RECORD.with_suffix(".part")
     part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     part.replace(RECORD)
 
 
-def main() -> int:
+def main(asked: Sequence[int] = ()) -> int:
+    """All checks, or those of some systems, beside what the record says of the others."""
     bed = Bed()
-    rows: dict[str, dict[str, Any]] = {}
-    for system in track(sorted(CHECKS), description="checks", console=Console(stderr=True)):
+    rows: dict[str, dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["rows"] if asked else {}
+    for system in track(sorted(asked or CHECKS), description="checks", console=Console(stderr=True)):
         shown, numbers = CHECKS[system](bed)
         rows[str(system)] = {
             "status": "shown" if shown else "runs",
             "check": (CHECKS[system].__doc__ or "").strip(),
             "numbers": numbers,
         }
-    write(rows, len(bed.items))
+        write(rows, len(bed.items))
     table = Table("id", "system", "status", "numbers")
     names = {s.id: s.name for s in ts.systems()}
     for system, row in sorted(rows.items(), key=lambda kv: int(kv[0])):
@@ -70,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main([int(system) for system in sys.argv[1:]]))

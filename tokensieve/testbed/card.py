@@ -22,19 +22,13 @@ def package(
     `notes` goes into the card: whatever happened that the plan of the stages does not say. Returns the accuracy
     table. The numbers are those of the saved weights, computed in float32.
     """
-    model.to(torch.bfloat16).save_pretrained(target)
-    processor.save_pretrained(target)
-    (target / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+    save(model, processor, target)
     saved, processor = load(directory=target, device=model.device)
     table = evaluate(saved, processor, scenes=scenes)
     record = {
         "size": size,
         "seed": seed,
-        "date": datetime.now(UTC).date().isoformat(),
-        "stages": records,
-        "minutes": round(sum(stage["seconds"] for stage in records.values()) / 60, 1),
-        "machine": machine(saved.device),
-        "versions": {name: version(name) for name in ("torch", "transformers", "scikit-learn", "matplotlib", "pillow")},
+        **made(records, saved.device, ("torch", "transformers", "scikit-learn", "matplotlib", "pillow")),
         "notes": notes,
         "parameters": sum(p.numel() for p in saved.parameters()),
         "test": {"scenes": scenes, "seed": 0, "accuracy": table},
@@ -42,6 +36,24 @@ def package(
     (target / "training.json").write_text(json.dumps(record, indent=2) + "\n")
     (target / "MODEL_CARD.md").write_text(_card(record, saved.config, target))
     return table
+
+
+def save(model, processor, target: Path) -> None:
+    """Weights in bfloat16, and the processor or tokenizer, readable for everyone."""
+    model.to(torch.bfloat16).save_pretrained(target)
+    processor.save_pretrained(target)
+    (target / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
+
+
+def made(records: dict, device: torch.device, packages: tuple[str, ...]) -> dict:
+    """When, how long, on what machine and with which versions the stages were trained."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "stages": records,
+        "minutes": round(sum(stage["seconds"] for stage in records.values()) / 60, 1),
+        "machine": machine(device),
+        "versions": {name: version(name) for name in packages},
+    }
 
 
 def machine(device: torch.device) -> str:

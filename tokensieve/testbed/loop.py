@@ -27,6 +27,7 @@ class Stage:
     steps: int | None = None
     warmup: float = 0.04
     decay: float = 0.02  # weight decay
+    end: float = 0.02  # the share of the rate that is left at the end
 
 
 class _Stream(Dataset):
@@ -86,7 +87,7 @@ def fit(
         if record["done"] or record["step"] == stop_at:
             break
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = stage.rate * group["share"] * _schedule(share, stage.warmup)
+            group["lr"] = stage.rate * group["share"] * _schedule(share, stage.warmup, stage.end)
         with torch.autocast(device.type, torch.bfloat16, enabled=_fast_in_bfloat16(device)):
             loss, seen = loss_of(_to(batch, device))
         loss.backward()
@@ -135,11 +136,11 @@ def _fast_in_bfloat16(device: torch.device) -> bool:
     return device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
 
 
-def _schedule(share: float, warmup: float) -> float:
-    """Linear warm-up, then a cosine down to a fiftieth."""
+def _schedule(share: float, warmup: float, end: float) -> float:
+    """Linear warm-up, then a cosine down to `end`."""
     if share < warmup:
         return share / warmup + 1e-3
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
+    return end + (1 - end) * 0.5 * (1 + math.cos(math.pi * (share - warmup) / (1 - warmup)))
 
 
 def _to(batch, device):
