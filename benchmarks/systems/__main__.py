@@ -53,7 +53,7 @@ def write(rows: dict[str, dict[str, Any]], questions: int) -> None:
 def main(asked: Sequence[int] = ()) -> int:
     """All checks, or those of some systems, beside what the record says of the others."""
     bed = Bed()
-    rows: dict[str, dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["rows"] if asked else {}
+    rows = {k: row for k, row in json.loads(RECORD.read_text(encoding="utf-8"))["rows"].items() if int(k) in CHECKS}
     for system in track(sorted(asked or CHECKS), description="checks", console=Console(stderr=True)):
         shown, numbers = CHECKS[system](bed)
         rows[str(system)] = {
