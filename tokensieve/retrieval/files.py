@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -36,11 +37,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, part)
         _flush(part)
         os.replace(part, path)
-    except BaseException as problem:
+    except (OSError, SafetensorError) as problem:
         part.unlink(missing_ok=True)
-        if isinstance(problem, OSError) or "No space left" in str(problem):
-            raise OSError(f"could not write {path}: {problem}; what was committed before is intact") from problem
-        raise
+        raise OSError(f"could not write {path}: {problem}; what was committed before is intact") from problem
     _flush(path.parent)
 
 

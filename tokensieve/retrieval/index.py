@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokensieve.codec import codec as make_codec
 from tokensieve.retrieval import search, snapshot, tune
-from tokensieve.retrieval.errors import Incompatible
+from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.files import write_json
 from tokensieve.retrieval.filters import Where, check
 from tokensieve.retrieval.maxsim import queries_of
@@ -131,7 +131,7 @@ class Index:
         with self._writing:
             self._state = self._write().compact()
 
-    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> Any:
+    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Any]:
         """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
 
         Many queries, ``(B, Q, dim)`` or a list of ``(q_i, dim)``, give a list of lists.
@@ -183,7 +183,7 @@ class Index:
             raise KeyError(f"there is no document {id!r}")
         segment, docs = state.views[place[0]].segment, torch.tensor([place[1]])
         if not bool(segment.tokens.sound(docs).all()):
-            raise KeyError(f"document {id!r} lies in a damaged block: {', '.join(segment.damaged)}")
+            raise Damaged(f"document {id!r} cannot be read: {', '.join(segment.damaged)}")
         return Document(id, state.codec.decode(segment.tokens.take(docs)[0]), segment.metadata(place[1]))
 
     def ids(self) -> Iterator[str]:
@@ -253,6 +253,10 @@ class Index:
             writer = self._write()
             first = writer.state.manifest["next_id"]
             names = [str(first + i) for i in range(len(docs))] if ids is None else list(ids)
+            while ids is None and any(writer.state.find(names)):
+                # Numbers that a caller has used.
+                first += len(docs)
+                names = [str(first + i) for i in range(len(docs))]
             more = {"next_id": first + len(docs)} if ids is None else {}
             if len(names) != len(docs) or len(notes) != len(docs):
                 raise ValueError(f"{len(docs)} documents, {len(names)} ids, {len(notes)} metadata")

@@ -28,7 +28,7 @@ def token_hits(query: Tensor, docs: Ragged, count: int) -> tuple[Tensor, Tensor]
         value, place = torch.cat([value, near.values], 1), torch.cat([place, near.indices + start], 1)
         value, order = value.sort(dim=1, descending=True, stable=True)
         value, place = value[:, :count], place.gather(1, order)[:, :count]
-    return value, torch.searchsorted(docs.offsets, place, right=True) - 1
+    return value, torch.searchsorted(docs.offsets, place.contiguous(), right=True) - 1
 
 
 def xtr(value: Tensor, doc: Tensor, docs: int) -> Tensor:
