@@ -156,3 +156,11 @@ def _slice(body: Tensor, ends: Tensor, i: int) -> bytes:
 
 def _key(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
+
+
+def metadata_json(document: int, metadata: Mapping[str, Any]) -> bytes:
+    """Metadata as a segment stores it."""
+    try:
+        return json.dumps(dict(metadata), separators=(",", ":")).encode()
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"metadata of document {document} must be a dict of JSON values: {problem}") from problem
