@@ -238,7 +238,10 @@ class Library:
         self.refresh()
         tokens = asked(self.encoder.queries([query]))
         hits = self.index.search(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
-        held = [(hit, self.index.get(hit.id).vectors) for hit in hits]
+        held = []
+        for hit in hits:
+            with suppress(KeyError):  # deleted since
+                held.append((hit, self.index.get(hit.id).vectors))
         if keep is None or not held:
             return [found(tokens, hit.id, hit.score, vectors, hit.metadata) for hit, vectors in held[:k]]
         fewer = reduce(_stored(held), PLAIN if self._needs else self.recipe.method, check(keep, "keep"))

@@ -124,6 +124,7 @@ class _Parser(HTMLParser):
         super().__init__(convert_charrefs=False)
         self.parts: list[tuple[str, Span]] = []
         self._silent = 0
+        self._source = source
         self._lines = [0, *(m.end() for m in re.finditer("\n", source))]
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
@@ -141,10 +142,14 @@ class _Parser(HTMLParser):
         self._say(data, len(data))
 
     def handle_entityref(self, name: str) -> None:
-        self._say(unescape(f"&{name};"), len(name) + 1)
+        self._entity(f"&{name}")
 
     def handle_charref(self, name: str) -> None:
-        self._say(unescape(f"&#{name};"), len(name) + 2)
+        self._entity(f"&#{name}")
+
+    def _entity(self, raw: str) -> None:
+        closed = self._source.startswith(";", self._place() + len(raw))
+        self._say(unescape(raw + ";" if closed else raw), len(raw) + closed)
 
     def _gap(self, tag: str) -> None:
         if tag not in self.INLINE:
