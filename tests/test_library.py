@@ -14,9 +14,10 @@ from tests.shelf import Words
 from tokensieve.retrieval import Incompatible, library, maxsim
 from tokensieve.retrieval.folder import Folder, Text
 from tokensieve.retrieval.found import whole
-from tokensieve.retrieval.library import Library, Recipe
+from tokensieve.retrieval.library import Library
 from tokensieve.retrieval.mirror import mirror
 from tokensieve.retrieval.passages import MOST, Page, cut
+from tokensieve.retrieval.recipe import Recipe
 
 POEM = {
     "read.md": "# Reading\n\nOpen a file and read it line by line.\n",

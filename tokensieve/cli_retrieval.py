@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tokensieve.retrieval.library import Library
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 At = Annotated[Path, typer.Argument(help="The folder of an index.")]
@@ -35,19 +38,23 @@ def index(
     json_: Json = False,
 ) -> None:
     """Make an index of a folder, or bring one up to date; only what has changed is encoded."""
-    from tokensieve.retrieval.library import Library, Recipe
+    from transformers.utils.logging import disable_progress_bar
+
+    from tokensieve.retrieval.library import Library
     from tokensieve.retrieval.mirror import mirror
+    from tokensieve.retrieval.recipe import Recipe
     from tokensieve.retrieval.snapshot import MANIFEST
 
     recipe = Recipe(encoder, method, budget(keep), codec)
     if (out / MANIFEST).exists():
-        library = Library.open(out)
+        library = _open(out)
         if library.recipe != recipe:
             old, new = asdict(library.recipe), asdict(recipe)
             differ = ", ".join(f"--{k} {v}" for k, v in old.items() if v != new[k])
             raise ValueError(f"{out} was made with {differ}; say the same, or choose another --out")
     else:
         _check(docs)
+        disable_progress_bar()
         library = Library.create(out, recipe)
     try:
         with _Progress(quiet=json_) as progress:
@@ -86,9 +93,7 @@ def search(
     json_: Json = False,
 ) -> None:
     """Find passages; words that the query was matched with are highlighted."""
-    from tokensieve.retrieval.library import Library
-
-    found = Library.open(at).search(query, k, keep=None if keep is None else budget(keep))
+    found = _open(at).search(query, k, keep=None if keep is None else budget(keep))
     if json_:
         typer.echo(json.dumps([asdict(f) | {"highlights": f.highlights} for f in found], indent=2, ensure_ascii=False))
         return
@@ -115,10 +120,9 @@ def bench_index(
     json_: Json = False,
 ) -> None:
     """Measure an index: nDCG, MRR, recall, bytes and latency, against exact search."""
-    from tokensieve.retrieval.library import Library
     from tokensieve.retrieval.measure import measure, read_queries
 
-    rows = measure(Library.open(at), read_queries(queries), full)
+    rows = measure(_open(at), read_queries(queries), full)
     if json_:
         typer.echo(json.dumps([asdict(r) for r in rows], indent=2))
         return
@@ -147,13 +151,12 @@ def serve(
         from tokensieve.retrieval.service.guard import LOOPBACK
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed; pip install 'tokensieve[serve]'") from None
-    from tokensieve.retrieval.library import Library
 
     token = token_file.read_text(encoding="utf-8").strip() if token_file else None
     if token == "" or (token is None and host not in LOOPBACK):
         raise ValueError(f"--host {host} is seen by other machines: give a --token-file that holds a token" if token is None
                          else f"{token_file} is empty; it must hold a token")  # fmt: skip
-    app = application(Library.open(at), token, LOOPBACK if host in LOOPBACK else None, body << 20)
+    app = application(_open(at), token, LOOPBACK if host in LOOPBACK else None, body << 20)
     typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}  (stop with Ctrl-C)")
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, limit_concurrency=100)
 
@@ -163,6 +166,15 @@ def budget(text: str) -> int | float:
     from tokensieve.cli import _budget
 
     return _budget(text)
+
+
+def _open(at: Path) -> Library:
+    from transformers.utils.logging import disable_progress_bar
+
+    from tokensieve.retrieval.library import Library
+
+    disable_progress_bar()
+    return Library.open(at)
 
 
 def _check(docs: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from tokensieve.retrieval.folder import Text
 from tokensieve.retrieval.found import OWN, Found, asked, found
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.maxsim import maxsim
+from tokensieve.retrieval.recipe import PLAIN, Recipe
 from tokensieve.retrieval.reduce import Frequencies, reduce
 from tokensieve.retrieval.snapshot import MANIFEST
 
@@ -32,33 +33,8 @@ TOGETHER = 64
 COMMIT = 512
 """Passages of a commit: what an interrupted build has to do again."""
 CANDIDATES = 50
-PLAIN = "agglomerative"
 Row = tuple[str, str, dict[str, Any]]
 """A passage to be stored: its id, its text, its metadata."""
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How texts become vectors: all texts of a library alike.
-
-    Attributes:
-        encoder: what :func:`tokensieve.retrieval.encode.load` is given; None for the embedded MiniLM.
-        method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
-        codec: one of ``tokensieve.codec.CODECS``.
-    """
-
-    encoder: str | None = None
-    method: str = PLAIN
-    keep: int | float = 1.0
-    codec: str = "int8"
-
-    def __post_init__(self) -> None:
-        check(self.keep, "keep")
-        sites = make(self.method).sites
-        if "vectors" not in sites:
-            raise ValueError(
-                f"method={self.method!r} runs at {', '.join(sites)}; `tokensieve methods --site vectors` lists what fits"
-            )
 
 
 class Library:
@@ -79,9 +55,9 @@ class Library:
         self._seen = self._stamp()
 
     @classmethod
-    def create(cls, folder: str | Path, recipe: Recipe = Recipe(), encoder: Encoder | None = None) -> Library:
+    def create(cls, folder: str | Path, recipe: Recipe | None = None, encoder: Encoder | None = None) -> Library:
         """A new, empty one."""
-        folder = Path(folder)
+        folder, recipe = Path(folder), recipe or Recipe()
         if (folder / MANIFEST).exists():
             raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
         encoder = encoder or encode.load(recipe.encoder)
@@ -193,7 +169,7 @@ class Library:
 
     def _encode(self, texts: list[str]) -> Encoded:
         encoded = self.encoder.documents(texts, sorted(self._needs))
-        if self.recipe.keep == 1.0:
+        if self.recipe.whole:
             return encoded
         if "idf" in self._needs:
             encoded = self._frequencies.mark(encoded)

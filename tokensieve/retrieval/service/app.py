@@ -82,7 +82,7 @@ def application(
         library.refresh()
         recipe, size = library.recipe, library.index.size
         return wire.About(
-            model=library.encoder.identity.name, method=recipe.method, keep=recipe.keep, codec=recipe.codec,
+            model=library.encoder.identity.name, reduction=recipe.reduction, codec=recipe.codec,
             passages=len(library), vectors=size["vectors"], vector_bytes=size["vector_bytes"], bytes=size["bytes"],
         )  # fmt: skip
 

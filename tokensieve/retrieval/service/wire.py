@@ -126,8 +126,7 @@ class About(BaseModel):
     """How vectors were made, and how many there are."""
 
     model: str
-    method: str
-    keep: int | float
+    reduction: str
     codec: str
     passages: int
     vectors: int
