@@ -10,6 +10,9 @@ import time
 
 import pytest
 import uvicorn
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait as Wait
 
 from tests.shelf import Words
 from tokensieve.retrieval.folder import Text
@@ -17,9 +20,6 @@ from tokensieve.retrieval.library import Library
 from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.service import application
 
-selenium = pytest.importorskip("selenium.webdriver")
-By = selenium.common.by.By
-Wait = selenium.support.ui.WebDriverWait
 PATIENCE = 120
 TEXTS = {
     "read.md": "Open a file and read it, line by line. 🎉 Done with the file.",
@@ -44,7 +44,7 @@ def shelf(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    options = selenium.ChromeOptions()
+    options = webdriver.ChromeOptions()
     for argument in (
         "--headless=new",
         "--no-sandbox",
@@ -56,7 +56,7 @@ def browser():
     options.binary_location = shutil.which("chromium")
     # What the page asks for is recorded.
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = selenium.Chrome(options, selenium.ChromeService(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
     driver.set_page_load_timeout(PATIENCE)
     driver.set_script_timeout(PATIENCE)
     yield driver
