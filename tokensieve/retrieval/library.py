@@ -216,6 +216,8 @@ class Library:
         hits = self.index.search(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
         held = []
         for hit in hits:
+            if "text" not in hit.metadata:  # damaged
+                continue
             with suppress(KeyError):  # deleted since
                 held.append((hit, self.index.get(hit.id).vectors))
         if keep is None or not held:
