@@ -277,6 +277,21 @@ def test_what_another_process_commits_is_seen(tmp_path):
     assert other.get("a")[0]["text"] == "one file"
 
 
+def test_passages_of_damaged_texts_are_passed_over(tmp_path):
+    shelf = made(tmp_path)
+    shelf.put([Text("a", "one file")])
+    shelf.close()
+    (file,) = (tmp_path / "my.index").glob("*.safetensors")
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"one file", b"two file"))
+    again = Library.open(tmp_path / "my.index", Words())
+    assert again.search("file") == []
+    assert again.get("a") == []
+    assert any("meta is damaged" in d for d in again.index.damaged)
+    again.put([Text("a", "one file")])
+    assert again.search("file")[0].text == "one file"
+
+
 @pytest.mark.slow
 def test_with_the_real_encoder(tmp_path, docs):
     """Counts of tokens, long passages and a search by meaning with MiniLM."""
