@@ -26,14 +26,15 @@ LINE = 8 << 20
 BATCH, HELD = 64, 1 << 20
 """Documents, and characters, that are written together."""
 NDJSON = "application/x-ndjson"
-ERRORS: dict[int | str, dict[str, Any]] = {
+Responses = dict[int | str, dict[str, Any]]
+ERRORS: Responses = {
     status: {"model": wire.Error, "description": text}
     for status, text in {
         400: "The body cannot be read.", 409: "Another process is writing the index.", 413: "The body is too large.",
         422: "A field is wrong; the error names it.", 503: "The index cannot be used.", 507: "The disk is full.",
     }.items()
 }  # fmt: skip
-MISSING: dict[int | str, dict[str, Any]] = {404: {"model": wire.Error, "description": "There is no such document."}}
+MISSING: Responses = {404: {"model": wire.Error, "description": "There is no such document."}}
 LINES = {
     "requestBody": {
         "required": True,
@@ -57,7 +58,7 @@ def application(
         most: bytes of a body.
     """
     needs = [Depends(bearer(token))] if token else []
-    refused = {401: {"model": wire.Error, "description": "The token is missing or wrong."}} if token else {}
+    refused: Responses = {401: {"model": wire.Error, "description": "The token is missing or wrong."}} if token else {}
     app = FastAPI(
         title="tokensieve", summary="Late-interaction search over fewer vectors.", docs_url=None, redoc_url=None
     )

@@ -12,6 +12,7 @@ QUERY, MOST, TEXT, NAME = 1000, 100, 1_000_000, 512
 """Characters of a query, passages of an answer, characters of a document and of its id."""
 WORDS = r"\S"
 
+FREE: Any = {"propertyNames": {"not": {"enum": sorted(OWN)}}}
 Strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Scalar = str | bool | int | float | None
 Value = Scalar | list[Scalar]
@@ -40,9 +41,7 @@ class Line(BaseModel):
     model_config = Strict
     id: Name
     text: str = Field(min_length=1, max_length=TEXT, pattern=WORDS)
-    metadata: dict[str, Value] = Field(
-        default_factory=dict, max_length=32, json_schema_extra={"propertyNames": {"not": {"enum": sorted(OWN)}}}
-    )
+    metadata: dict[str, Value] = Field(default_factory=dict, max_length=32, json_schema_extra=FREE)
 
     @field_validator("metadata")
     @classmethod
