@@ -30,3 +30,11 @@ def test_the_page_on_encoders_runs():
     found: dict = {}
     exec(compile("\n".join(blocks), "encoders.md", "exec"), found)
     assert found["fewer"].lengths.tolist() == [(n + 1) // 2 for n in found["documents"].lengths.tolist()]
+
+
+def test_the_page_on_retrieval_runs(tmp_path):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/retrieval.md").read_text(), re.S)
+    found: dict = {"folder": tmp_path / "my.index"}
+    exec(compile("\n".join(blocks), "retrieval.md", "exec"), found)
+    assert found["hit"].document == "note"
+    assert found["hit"].highlights

@@ -11,17 +11,22 @@ from typing import Annotated, Any
 
 import typer
 
+from tokensieve import cli_retrieval
+
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
+cli_retrieval.add(app)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 
 def main() -> None:
     """Run a command; what cannot be done is one line on stderr and exit code 2."""
+    from tokensieve.retrieval.errors import IndexProblem
+
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, IndexProblem) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 

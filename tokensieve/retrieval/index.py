@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from tokensieve.retrieval.files import write_json
 from tokensieve.retrieval.filters import Where, check
 from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
+from tokensieve.retrieval.segment import metadata_json
 from tokensieve.retrieval.sketch import sketch as make_sketch
 from tokensieve.retrieval.snapshot import FORMAT, MANIFEST, VERSION
 from tokensieve.retrieval.writer import SEGMENT, Writer
@@ -186,6 +186,11 @@ class Index:
             raise Damaged(f"document {id!r} cannot be read: {', '.join(segment.damaged)}")
         return Document(id, state.codec.decode(segment.tokens.take(docs)[0]), segment.metadata(place[1]))
 
+    def metadata(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        """The metadata of documents, None for those that are not there; no vector is read."""
+        state = self._state
+        return [None if p is None else state.views[p[0]].segment.metadata(p[1]) for p in state.find(ids)]
+
     def ids(self) -> Iterator[str]:
         """The ids of all documents, in no particular order."""
         for view in self._state.views:
@@ -204,6 +209,16 @@ class Index:
     @property
     def model(self) -> str | None:
         return self._state.manifest["model"]
+
+    @property
+    def plan(self) -> dict[str, Any] | None:
+        """What :meth:`tune` has measured."""
+        return self._state.manifest["plan"]
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Documents, vectors and bytes (see ``Snapshot.size``)."""
+        return self._state.size()
 
     @property
     def damaged(self) -> list[str]:
@@ -261,7 +276,7 @@ class Index:
     ) -> list[str]:
         docs = Ragged.of(vectors)
         self._check(docs)
-        notes = [_json(i, m) for i, m in enumerate([{}] * len(docs) if metadata is None else metadata)]
+        notes = [metadata_json(i, m) for i, m in enumerate([{}] * len(docs) if metadata is None else metadata)]
         with self._writing:
             writer = self._write()
             first = writer.state.manifest["next_id"]
@@ -296,10 +311,3 @@ class Index:
             bad = int((~docs.tokens.isfinite().all(1)).nonzero()[0])
             doc = int(torch.searchsorted(docs.offsets, bad, right=True)) - 1
             raise ValueError(f"document {doc} holds NaN or infinite values")
-
-
-def _json(document: int, metadata: Mapping[str, Any]) -> bytes:
-    try:
-        return json.dumps(dict(metadata), separators=(",", ":")).encode()
-    except (TypeError, ValueError) as problem:
-        raise ValueError(f"metadata of document {document} must be a dict of JSON values: {problem}") from problem

@@ -159,3 +159,11 @@ def keys_of(ids: Sequence[str]) -> np.ndarray:
 
 def _keys(names: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashlib.blake2b(n, digest_size=8).digest() for n in names), "<i8").copy()
+
+
+def metadata_json(document: int, metadata: Mapping[str, Any]) -> bytes:
+    """Metadata as a segment stores it."""
+    try:
+        return json.dumps(dict(metadata), separators=(",", ":")).encode()
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"metadata of document {document} must be a dict of JSON values: {problem}") from problem

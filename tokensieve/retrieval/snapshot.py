@@ -56,6 +56,17 @@ class Snapshot:
     def __len__(self) -> int:
         return sum(s["docs"] - s["deleted"] for s in self.manifest["segments"])
 
+    def size(self) -> dict[str, int]:
+        """``documents`` and ``vectors``; ``vector_bytes``, ``sketch_bytes``, and ``bytes`` on disk with ids and metadata."""
+        held = [v.segment.rows for v in self.views]
+        return {
+            "documents": len(self),
+            "vectors": sum(int(v.segment.tokens.lengths[v.alive].sum()) for v in self.views),
+            "vector_bytes": sum(rows["token"].nbytes for rows in held),
+            "sketch_bytes": sum(rows["sketch"].nbytes for rows in held if "sketch" in rows),
+            "bytes": sum(s["size"] for s in self.manifest["segments"]),
+        }
+
     def find(self, ids: Sequence[str]) -> list[tuple[int, int] | None]:
         """For each id, the view and the document in it, None where there is none."""
         out: list[tuple[int, int] | None] = [None] * len(ids)

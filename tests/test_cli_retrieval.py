@@ -1,0 +1,171 @@
+"""The commands of retrieval, as a person meets them; a small encoder stands for the real one."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from tests.shelf import Words
+from tokensieve.cli import app
+from tokensieve.retrieval import IndexProblem, encode, evaluate, maxsim
+from tokensieve.retrieval.library import Library
+from tokensieve.retrieval.measure import measure, read_queries
+
+FILES = {
+    "read.md": "# Reading\n\nOpen a file and read it line by line.",
+    "socket.py": '"""Close a network socket."""',
+    "cat.html": "<p>A cat &amp; a dog.</p>",
+    **{f"note{i}.txt": f"note {i} of nothing much, number {i * i}" for i in range(20)},
+}
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(encode, "load", lambda source=None, **_: Words())
+
+
+@pytest.fixture
+def docs(tmp_path):
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for name, text in FILES.items():
+        (folder / name).write_text(text)
+    (folder / "image.png").write_bytes(b"\x89PNG\0")
+    return folder
+
+
+def call(*args, code=0):
+    done = CliRunner().invoke(app, [str(a) for a in args])
+    assert done.exit_code == code, (done.output, done.exception)
+    return done.stdout
+
+
+def problem(*args):
+    done = CliRunner().invoke(app, [str(a) for a in args])
+    assert isinstance(done.exception, (ValueError, OSError, IndexProblem)), done.output
+    return str(done.exception)
+
+
+def test_index_again_and_search(tmp_path, docs):
+    out = tmp_path / "my.index"
+    how = ("--keep", "0.5", "--method", "agglomerative", "--codec", "int4")
+    said = call("index", docs, "--out", out, *how)
+    assert "23 passages" in said
+    assert "23 files written, 0 unchanged, 0 removed" in said
+    assert "1 files skipped:\n  image.png: binary" in said
+    (docs / "note3.txt").unlink()
+    (docs / "note4.txt").write_text("changed")
+    report = json.loads(call("index", docs, "--out", out, *how, "--json"))
+    assert (report["written"], report["unchanged"], report["removed"], report["passages"]) == (1, 21, 1, 22)
+    assert report["skipped"] == {"image.png": "binary"}
+    assert "was made with --keep 0.5; say the same" in problem("index", docs, "--out", out, "--codec", "int4")
+
+    found = json.loads(call("search", out, "how do I read a FILE", "-k", "2", "--json"))
+    assert found[0]["document"] == "read.md"
+    assert len(found) == 2
+    text = found[0]["text"]
+    assert {text[a:b] for a, b in found[0]["highlights"]} <= set(text.replace(".", "").split())
+    shown = call("search", out, "read a file", "-k", "1")
+    assert "read.md" in shown
+    assert "line by line" in shown
+    assert len(json.loads(call("search", out, "cat", "--keep", "1", "--json"))) == 5
+
+
+def test_words_are_highlighted_on_the_screen(tmp_path, docs, monkeypatch):
+    from rich.console import Console
+
+    from tokensieve import cli
+
+    call("index", docs, "--out", tmp_path / "my.index", "--codec", "float32")
+    screens = []
+    monkeypatch.setattr(
+        cli, "_console", lambda: screens.append(Console(record=True, width=100, force_terminal=True)) or screens[-1]
+    )
+    call("search", tmp_path / "my.index", "file", "-k", "1")
+    assert "\x1b[1;7mfile\x1b[0m" in screens[0].export_text(styles=True)
+
+
+def test_what_cannot_be_done_is_said(tmp_path, docs):
+    out = tmp_path / "my.index"
+    (tmp_path / "empty").mkdir()
+    assert "holds no files; nothing to index" in problem("index", tmp_path / "empty", "--out", out)
+    assert not out.exists()
+    assert "is no folder" in problem("index", tmp_path / "nowhere", "--out", out)
+    assert "there is no index" in problem("search", out, "x")
+    assert "--keep" in problem("index", docs, "--out", out, "--keep", "1.5")
+    assert "unknown codec 'zip'" in problem("index", docs, "--out", out, "--codec", "zip")
+    call("index", docs, "--out", out)
+    assert "query is empty" in problem("search", out, " ")
+    assert "give a --token-file" in problem("serve", out, "--host", "0.0.0.0")
+    (tmp_path / "token").write_text("\n")
+    assert "is empty" in problem("serve", out, "--token-file", tmp_path / "token")
+    with pytest.raises(IndexProblem, match="made for model"):
+        Library.open(out, Words("other"))
+
+
+def test_an_index_is_measured(tmp_path, docs):
+    out, file = tmp_path / "my.index", tmp_path / "q.jsonl"
+    call("index", docs, "--out", out, "--codec", "float32")
+    asked = [
+        ("read a file", ["read.md"]),
+        ("a dog", "cat.html#0"),
+        ("number 49", []),
+        ("socket", ["note0.txt", "socket.py"]),
+    ]
+    file.write_text("\n".join(json.dumps({"query": q, "relevant": r}) for q, r in asked) + "\n\n")
+    rows = json.loads(call("bench-index", out, "--queries", file, "--full", "--json"))
+    assert [r["search"] for r in rows] == ["exact", "exact, all vectors, float32", "as tuned"]
+    assert rows[0]["agreement"] == 1.0
+    assert rows[0]["vectors"] == rows[1]["vectors"]
+    assert rows[1]["agreement"] == pytest.approx(1.0)
+    assert all(r["median_ms"] > 0 for r in rows)
+    # Quality against ranks found by hand.
+    library = Library.open(out)
+    ids = sorted(library.index.ids())
+    places = []
+    for query, relevant in asked:
+        names = [relevant] if isinstance(relevant, str) else relevant
+        if names:
+            scores = maxsim(library.encoder.queries([query]).vectors, [library.index.get(i).vectors for i in ids])
+            order = [ids[i] for i in scores.argsort(descending=True, stable=True).tolist()]
+            places.append(min(i for i, d in enumerate(order, 1) if d in names or d.rpartition("#")[0] in names))
+    want = {k: v.mean() for k, v in evaluate.measures(np.array(places)).items()}
+    assert rows[0]["ndcg"] == pytest.approx(want["nDCG@10"])
+    assert rows[0]["mrr"] == pytest.approx(want["MRR"])
+    assert "recall@10 of exact" in call("bench-index", out, "--queries", file)
+    file.write_text('{"query": "x"}')
+    assert json.loads(call("bench-index", out, "--queries", file, "--json"))[0]["ndcg"] is None
+
+
+def test_fewer_vectors_show_in_the_measure(tmp_path, docs):
+    out = tmp_path / "my.index"
+    call("index", docs, "--out", out, "--codec", "float32", "--keep", "1")
+    rows = measure(Library.open(out), read_queries_of(tmp_path, "note number 4"), full=True)
+    assert rows[0].vectors == len(FILES)
+    assert rows[1].vectors > 3 * len(FILES)
+    assert rows[1].bytes == 4 * 16 * rows[1].vectors
+    assert rows[1].agreement < 1
+
+
+def read_queries_of(folder, *queries):
+    (folder / "q.jsonl").write_text("\n".join(json.dumps({"query": q}) for q in queries))
+    return read_queries(folder / "q.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: no JSON"), ("[]", "line 2: query must be"), ('{"query": " "}', "line 2: query must be"),
+        ('{"query": "x", "relevant": 5}', "line 2: relevant must be"), ('{"query": "x", "relevant": [5]}', "line 2: relevant"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_of_queries_is_named(tmp_path, line, message):
+    (tmp_path / "q").write_text('{"query": "x"}\n' + line)
+    with pytest.raises(ValueError, match=message):
+        read_queries(tmp_path / "q")
+    (tmp_path / "q").write_text("\n")
+    with pytest.raises(ValueError, match="holds no queries"):
+        read_queries(tmp_path / "q")

@@ -1,0 +1,309 @@
+"""Texts in an index: passages and their places, folders mirrored, what a search tells."""
+
+from __future__ import annotations
+
+import re
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.shelf import Words
+from tokensieve.retrieval import Incompatible, library, maxsim
+from tokensieve.retrieval.folder import Folder, Text
+from tokensieve.retrieval.found import whole
+from tokensieve.retrieval.library import Library
+from tokensieve.retrieval.mirror import mirror
+from tokensieve.retrieval.passages import MOST, Page, cut
+from tokensieve.retrieval.recipe import Recipe
+
+POEM = {
+    "read.md": "# Reading\n\nOpen a file and read it line by line.\n",
+    "sub/socket.py": 'def close():\n    """Close a network socket."""\n',
+    "page.html": "<html><head><title>Cats</title><style>p {}</style></head><body><p>A cat &amp; a "
+    "<b>do</b>g sit.</p><script>var x;</script></body></html>",
+}
+
+
+@pytest.fixture
+def docs(tmp_path):
+    for name, text in POEM.items():
+        write(tmp_path / "docs" / name, text)
+    return tmp_path / "docs"
+
+
+def write(file, text):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text) if isinstance(text, str) else file.write_bytes(text)
+
+
+def made(tmp_path, **recipe):
+    return Library.create(tmp_path / "my.index", Recipe(**{"codec": "float32", **recipe}), Words())
+
+
+def held(shelf):
+    return {name: [p["text"] for p in shelf.get(name)] for name in shelf.names()}
+
+
+# ---- passages
+
+
+@given(st.text(st.sampled_from("ab.\n\t #é。")), st.integers(1, 12))
+def test_passages_hold_all_but_blanks(text, most):
+    spans = cut(text, most)
+    assert all(0 <= a < b <= len(text) and b - a <= most for a, b in spans)
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
+    assert "".join("".join(text[a:b] for a, b in spans).split()) == "".join(text.split())
+    assert all(text[a:b] == text[a:b].strip() for a, b in spans)
+
+
+def test_paragraphs_stay_together_and_headings_begin():
+    text = "# One\n\n" + "alpha " * 40 + "\n\nshort\n\n# Two\n\nbeta"
+    spans = cut(text)
+    assert [text[a:b].split()[0:2] for a, b in spans] == [["#", "One"], ["#", "Two"]]
+    text = "one. two three four"
+    assert [text[a:b] for a, b in cut(text, 12)] == ["one. two", "three four"]
+    assert max(b - a for a, b in cut("x" * 5000)) == MOST
+
+
+@given(
+    st.lists(st.sampled_from(["<p>", "</p>", "<b>", "a b", "&amp;", "&#233;", "\n", "<br/>", "é", "<!-- c -->", "&"]))
+)
+def test_a_page_knows_its_source(parts):
+    source = "".join(parts)
+    page = Page.read(source)
+    for m in re.finditer(r"[ab&é]", page.text):
+        a, b = page.source(m.span())
+        assert source[a:b] in {m.group(), "&amp;", "&#233;"}
+
+
+def test_a_page_without_its_scripts():
+    text = Text("page.html", POEM["page.html"], page=True)
+    (piece,) = text.pieces()
+    assert "A cat & a dog sit." in piece.text
+    assert "var x" not in piece.text
+    assert "p {}" not in piece.text
+    a, b = piece.span
+    assert POEM["page.html"][a:b].startswith("Cats")
+    assert POEM["page.html"][a:b].endswith("</b>g sit.")
+
+
+def test_what_is_too_long_for_the_encoder_is_cut_further():
+    text = Text("a", "one two three four five six seven eight")
+    got = [p.text for p in text.pieces(lambda texts: [len(t.split()) > 3 for t in texts])]
+    assert " ".join(got) == text.source
+    assert max(len(t.split()) for t in got) <= 3
+    assert [p.text for p in Text("a", "xyz").pieces(lambda texts: [True for _ in texts])] == ["x", "y", "z"]
+
+
+# ---- folders
+
+
+def test_a_folder_is_mirrored(tmp_path, docs):
+    shelf = made(tmp_path)
+    first = mirror(shelf, docs)
+    assert (first.files, first.written, first.unchanged, first.removed, first.passages) == (3, 3, 0, 0, 3)
+    assert set(held(shelf)) == set(POEM)
+    for name in ("read.md", "sub/socket.py"):
+        for p in shelf.get(name):
+            assert POEM[name][slice(*p["span"])] == p["text"]
+    shelf.encoder.read.clear()
+    again = mirror(shelf, docs)
+    assert (again.written, again.unchanged, shelf.encoder.read) == (0, 3, [])
+    write(docs / "read.md", "Nothing here but words.")
+    write(docs / "new.txt", "Something new.")
+    (docs / "page.html").unlink()
+    last = mirror(shelf, docs)
+    assert (last.written, last.unchanged, last.removed, last.passages) == (2, 1, 1, 3)
+    assert shelf.encoder.read == ["Something new.", "Nothing here but words."]
+    assert held(shelf)["read.md"] == ["Nothing here but words."]
+
+
+def test_texts_that_came_otherwise_stay(tmp_path, docs):
+    shelf = made(tmp_path)
+    shelf.put([Text("note", "a note of mine")])
+    mirror(shelf, docs)
+    (docs / "read.md").unlink()
+    assert mirror(shelf, docs).removed == 1
+    assert set(held(shelf)) == {"note", "page.html", "sub/socket.py"}
+    write(tmp_path / "other" / "x.txt", "x")
+    with pytest.raises(ValueError, match="mirrors another folder"):
+        mirror(shelf, tmp_path / "other")
+
+
+def test_shorter_longer_and_empty_again(tmp_path):
+    """A text of many passages becomes one of few, of many, of none."""
+    long, short = "\n\n".join(f"{'word ' * 100}{i}" for i in range(200)), "few words"
+    shelf = made(tmp_path)
+    for source in (long, short, long[: len(long) // 2], long, "", short):
+        shelf.put([Text("a", source), Text("b", "stays")])
+        assert "".join("".join(held(shelf).get("a", [])).split()) == "".join(source.split())
+        assert held(shelf)["b"] == ["stays"]
+    assert shelf.put([Text("a", short)]) == 0
+    assert shelf.put([Text("a", short), Text("a", "other"), Text("a", short)]) == 2
+    assert held(shelf)["a"] == [short]
+    assert shelf.remove(["a", "nothing"]) == 1
+
+
+def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(library, "COMMIT", 4)
+    texts = [Text(f"t{i}", "\n\n".join(f"{'word ' * 100}{i} {j}" for j in range(3))) for i in range(5)]
+    shelf, calls = made(tmp_path), []
+
+    def stop(passages):
+        calls.append(passages)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shelf.put(texts, stop)
+    assert 0 < len(shelf) < 15
+    shelf.encoder.read.clear()
+    assert shelf.put(texts) == 3
+    assert len(shelf.encoder.read) == 9
+    assert held(shelf) == {t.name: [p.text for p in t.pieces()] for t in texts}
+
+
+def test_what_is_no_text_is_named(tmp_path, docs):
+    write(docs / "image.png", b"\x89PNG\0\0")
+    write(docs / "latin.txt", "naïve".encode("latin-1"))
+    write(docs / ".hidden", "x")
+    write(docs / "empty.txt", "")
+    shelf = made(docs)
+    assert mirror(shelf, docs).skipped == {"image.png": "binary", "latin.txt": "not UTF-8 (byte 2)"}
+    assert set(held(shelf)) == set(POEM)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="holds no files; nothing to index"):
+        mirror(shelf, tmp_path / "empty")
+    with pytest.raises(ValueError, match="is no folder"):
+        mirror(shelf, tmp_path / "nowhere")
+    write(tmp_path / "binary" / "x", b"\0")
+    with pytest.raises(ValueError, match=r"holds no text: x \(binary\)"):
+        mirror(Library.create(tmp_path / "second", Recipe(), Words()), tmp_path / "binary")
+
+
+def test_the_index_in_the_folder_is_no_document(docs):
+    assert not any("my.index" in f.parts for f in Folder(docs, docs / "my.index").files())
+
+
+# ---- searching
+
+
+def test_a_hit_says_what_was_matched(tmp_path, docs):
+    shelf = made(tmp_path)
+    mirror(shelf, docs)
+    query = "how do I read the FILE"
+    hits = shelf.search(query, k=2)
+    assert hits[0].document == "read.md"
+    assert hits[0].metadata == {"kind": "file", "suffix": ".md"}
+    by_token = {
+        query[slice(*m.query)]: hits[0].text[slice(*m.passage)] for m in hits[0].matches if m.query and m.passage
+    }
+    assert by_token["FILE"] == "file"
+    assert by_token["read"] in ("read", "Reading")
+    assert [hits[0].text[a:b] for a, b in hits[0].highlights] == ["file", "read"]
+    assert hits[0].score == pytest.approx(sum(m.similarity for m in hits[0].matches), abs=1e-4)
+    assert hits[0].matches[0].query is None
+    assert shelf.search("cat", k=3, where={"suffix": ".html"})[0].document == "page.html"
+    assert shelf.search("cat", where={"suffix": ".pdf"}) == []
+    with pytest.raises(ValueError, match="query is empty"):
+        shelf.search("  ")
+
+
+def test_fewer_vectors_are_shown(tmp_path, docs):
+    shelf = made(tmp_path)
+    mirror(shelf, docs)
+    full, whole_ = shelf.search("read a file", k=3), shelf.search("read a file", k=3, keep=1.0)
+    assert [(h.id, h.matches) for h in full] == [(h.id, h.matches) for h in whole_]
+    one = shelf.search("read a file", k=3, keep=1)
+    assert [h.vectors for h in one] == [1, 1, 1]
+    half, stored = ({h.id: h.vectors for h in hits} for hits in (shelf.search("read a file", k=3, keep=0.5), full))
+    assert half == {i: max(1, int(n * 0.5 + 0.5)) for i, n in stored.items()}
+    with pytest.raises(ValueError, match="keep="):
+        shelf.search("read", keep=0.0)
+
+
+def test_stored_vectors_are_reduced(tmp_path, docs):
+    shelf = made(tmp_path, keep=0.5, method="kmeans")
+    mirror(shelf, docs)
+    for name in POEM:
+        text = shelf.get(name)[0]["text"]
+        whole_ = shelf.encoder.queries([text]).vectors
+        assert len(shelf.index.get(f"{name}#0").vectors) == max(1, int(len(whole_) * 0.5 + 0.5))
+    hit = shelf.search("file", k=1)[0]
+    assert hit.score == pytest.approx(
+        float(maxsim(shelf.encoder.queries(["file"]).vectors, [shelf.index.get(hit.id).vectors])), abs=1e-5
+    )
+
+
+def test_words_are_highlighted_whole():
+    assert whole("a reading b", (2, 6)) == (2, 9)
+    assert whole("a reading b", (6, 9)) == (2, 9)
+    assert whole("(a)", (0, 1)) == (0, 1)
+    assert whole("ab", (0, 2)) == (0, 2)
+
+
+# ---- opening
+
+
+def test_a_library_opens_with_its_encoder_only(tmp_path, docs):
+    shelf = made(tmp_path, keep=0.5)
+    mirror(shelf, docs)
+    shelf.close()
+    again = Library.open(tmp_path / "my.index", Words())
+    assert again.recipe == Recipe(keep=0.5, codec="float32")
+    assert again.search("file")[0].document == "read.md"
+    with pytest.raises(Incompatible, match="made for model"):
+        Library.open(tmp_path / "my.index", Words("others"))
+    with pytest.raises(FileExistsError, match="already"):
+        made(tmp_path)
+    with pytest.raises(FileNotFoundError, match="tokensieve index DOCS"):
+        Library.open(tmp_path / "nothing", Words())
+    with pytest.raises(ValueError, match="fastv"):
+        Recipe(method="fastv")
+    with pytest.raises(ValueError, match="counts tokens, and this encoder names none"):
+        mirror(Library.create(tmp_path / "idf", Recipe(method="idf", keep=0.5), Words()), docs)
+    with pytest.raises(ValueError, match="'span' is a field of the library's own"):
+        again.put([Text("a", "b", {"span": 1})])
+
+
+def test_what_another_process_commits_is_seen(tmp_path):
+    shelf = made(tmp_path)
+    other = Library.open(tmp_path / "my.index", Words())
+    shelf.put([Text("a", "one file")])
+    assert other.search("file")[0].document == "a"
+    assert other.get("a")[0]["text"] == "one file"
+
+
+def test_passages_of_damaged_texts_are_passed_over(tmp_path):
+    shelf = made(tmp_path)
+    shelf.put([Text("a", "one file")])
+    shelf.close()
+    (file,) = (tmp_path / "my.index").glob("*.safetensors")
+    data = file.read_bytes()
+    file.write_bytes(data.replace(b"one file", b"two file"))
+    again = Library.open(tmp_path / "my.index", Words())
+    assert again.search("file") == []
+    assert again.get("a") == []
+    assert any("meta is damaged" in d for d in again.index.damaged)
+    again.put([Text("a", "one file")])
+    assert again.search("file")[0].text == "one file"
+
+
+@pytest.mark.slow
+def test_with_the_real_encoder(tmp_path, docs):
+    """Counts of tokens, long passages and a search by meaning with MiniLM."""
+    write(docs / "han.txt", "文件按行读取。" * 100)
+    shelf = Library.create(tmp_path / "my.index", Recipe(method="idf", keep=0.7, codec="int4"))
+    mirror(shelf, docs)
+    assert shelf.search("how do I shut down a connection", k=1)[0].document == "sub/socket.py"
+    assert "".join(p["text"] for p in shelf.get("han.txt")) == "文件按行读取。" * 100
+    assert all(
+        n < 254
+        for n in (len(t.ids) for t in shelf.encoder.reader.read([p["text"] for p in shelf.get("han.txt")], False))
+    )
+    assert torch.equal(
+        shelf.index.get("read.md#0").vectors, Library.open(tmp_path / "my.index").index.get("read.md#0").vectors
+    )

@@ -1,0 +1,163 @@
+"""The page, driven in a headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import threading
+import time
+
+import pytest
+import uvicorn
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait as Wait
+
+from tests.shelf import Words
+from tokensieve.retrieval.folder import Text
+from tokensieve.retrieval.library import Library
+from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.service import application
+
+PATIENCE = 120
+TEXTS = {
+    "read.md": "Open a file and read it, line by line. 🎉 Done with the file.",
+    "evil": "A file </script><img src=x onerror=\"document.title='evil'\"> of <b>bold</b> text.",
+    **{f"note {i}": f"note number {i} about nothing, not a word of it" for i in range(12)},
+}
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium, chromedriver"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory):
+    made = Library.create(tmp_path_factory.mktemp("page") / "my.index", Recipe(codec="float32"), Words())
+    made.put([Text(name, text) for name, text in TEXTS.items()])
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    for argument in (
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-dev-shm-usage",
+        "--disable-gpu",
+        "--window-size=1000,1100",
+    ):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium")
+    # What the page asks for is recorded.
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
+    driver.set_page_load_timeout(PATIENCE)
+    driver.set_script_timeout(PATIENCE)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def served(shelf, request):
+    """The address of a service; its token is the parameter."""
+    ear = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(application(shelf, getattr(request, "param", None)), log_level="error"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [ear]}, daemon=True)
+    thread.start()
+    end = time.monotonic() + PATIENCE
+    while not server.started and time.monotonic() < end:
+        thread.join(0.01)
+    yield f"http://127.0.0.1:{ear.getsockname()[1]}"
+    server.should_exit = True
+    thread.join(PATIENCE)
+    ear.close()
+
+
+def ask(browser, query):
+    field = browser.find_element(By.ID, "query")
+    field.clear()
+    field.send_keys(query + "\n")
+
+
+def status(browser, part):
+    Wait(browser, PATIENCE).until(lambda d: part in d.find_element(By.ID, "status").text)
+
+
+def hits(browser):
+    return browser.find_elements(By.CSS_SELECTOR, "#hits li")
+
+
+def test_a_query_its_matches_and_the_slider(browser, served):
+    browser.get(served)
+    Wait(browser, PATIENCE).until(lambda d: "14 passages" in d.find_element(By.ID, "about").text)
+    ask(browser, "how do I read the FILE")
+    status(browser, "10 of 14 passages")
+    first = hits(browser)[0]
+    assert "1. read.md" in first.text
+    assert [m.text for m in first.find_elements(By.TAG_NAME, "mark")] == ["file", "read"]
+    chips = [c.text for c in first.find_elements(By.CSS_SELECTOR, ".token")]
+    assert any(c.startswith("FILE → file 1.00") for c in chips)
+    assert any(c.startswith("read → read 1.00") for c in chips)
+    # A chip under the keyboard shows its match.
+    chip = next(c for c in first.find_elements(By.CSS_SELECTOR, ".token") if c.text.startswith("read"))
+    browser.execute_script("arguments[0].focus()", chip)
+    assert [m.text for m in first.find_elements(By.CSS_SELECTOR, "mark.lit")] == ["read"]
+    before = [int(h.find_element(By.CSS_SELECTOR, ".score").text.split("·")[1].split()[0]) for h in hits(browser)]
+    browser.execute_script(
+        "const k = document.getElementById('keep'); k.value = 20; k.dispatchEvent(new Event('input'))"
+    )
+    status(browser, "were among the first 10 by all vectors")
+    assert browser.find_element(By.ID, "share").text == "20%"
+    after = [int(h.find_element(By.CSS_SELECTOR, ".score").text.split("·")[1].split()[0]) for h in hits(browser)]
+    assert sum(after) < sum(before) / 3
+    # The address brings it back.
+    browser.get("about:blank")
+    browser.get(f"{served}/#q=nothing&keep=40")
+    status(browser, "were among")
+    assert browser.find_element(By.ID, "query").get_attribute("value") == "nothing"
+
+
+def test_text_is_text(browser, served):
+    browser.get(f"{served}/#q=file+of+bold")
+    status(browser, "of 14 passages")
+    shown = next(h for h in hits(browser) if "evil" in h.find_element(By.TAG_NAME, "h2").text)
+    assert TEXTS["evil"] in shown.find_element(By.CSS_SELECTOR, ".text").text
+    assert browser.title == "tokensieve search"
+    assert not browser.find_elements(By.CSS_SELECTOR, "#hits img, #hits b b")
+
+
+def test_nothing_comes_from_elsewhere_and_nothing_is_logged(browser, served):
+    browser.get_log("performance")
+    browser.get(f"{served}/#q=file")
+    status(browser, "of 14 passages")
+    sent = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
+    asked = [m["params"]["request"]["url"] for m in sent if m["method"] == "Network.requestWillBeSent"]
+    assert asked
+    assert all(url.startswith((served, "data:")) for url in asked)
+    assert [e for e in browser.get_log("browser") if e["level"] == "SEVERE"] == []
+
+
+@pytest.mark.parametrize("served", ["open sesame"], indirect=True)
+def test_a_token_opens_the_door(browser, served):
+    browser.get("about:blank")
+    browser.get(f"{served}/#q=file")
+    status(browser, "a bearer token is needed")
+    browser.find_element(By.ID, "token").send_keys("open sesame\n")
+    status(browser, "of 14 passages")
+    assert not browser.find_element(By.ID, "door").is_displayed()
+
+
+def test_names_and_roles(browser, served):
+    """What a screen reader is told."""
+    browser.get(f"{served}/#q=file")
+    status(browser, "of 14 passages")
+    for element in browser.find_elements(By.CSS_SELECTOR, "input, button"):
+        assert element.accessible_name or not element.is_displayed()
+    assert browser.find_element(By.ID, "status").get_attribute("aria-live") == "polite"
+    assert browser.find_element(By.TAG_NAME, "html").get_attribute("lang") == "en"

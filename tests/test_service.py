@@ -1,0 +1,277 @@
+"""The HTTP service: what it answers, what it refuses, and that nothing makes it fail."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis.errors import Unsatisfiable
+from schemathesis import GenerationMode
+
+from tests.shelf import Words
+from tokensieve.retrieval.folder import Text
+from tokensieve.retrieval.index import Index
+from tokensieve.retrieval.library import Library
+from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.service import app as service
+from tokensieve.retrieval.service import application
+
+TOKEN = "a secret"
+LINES = {"Content-Type": "application/x-ndjson"}
+TEXTS = {"read.md": "Open a file and read it line by line.", "socket": "Close a network socket.", "cat": "The cat sat."}
+
+
+@pytest.fixture
+def shelf(tmp_path):
+    made = Library.create(tmp_path / "my.index", Recipe(codec="float32"), Words())
+    made.put([Text(name, text, {"size": len(text)}) for name, text in TEXTS.items()])
+    made.close()
+    return made
+
+
+@pytest.fixture
+def client(shelf):
+    return TestClient(application(shelf, hosts=None), raise_server_exceptions=False)
+
+
+def lines(*documents):
+    return "\n".join(json.dumps(d) for d in documents)
+
+
+def error(answer, status):
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    return answer.json()["error"]
+
+
+def test_search_says_what_was_matched(client):
+    got = client.post("/search", json={"query": "how do I read a FILE", "k": 2}).json()
+    assert got["hits"][0]["document"] == "read.md"
+    assert len(got["hits"]) == 2
+    assert got["passages"] == 3
+    hit = got["hits"][0]
+    words = {m["token"]: hit["text"][slice(*m["passage"])] for m in hit["matches"] if m["passage"]}
+    assert words["FILE"] == "file"
+    assert [hit["text"][a:b] for a, b in hit["highlights"]] == ["file", "read"]
+    assert hit["score"] == pytest.approx(sum(m["similarity"] for m in hit["matches"]), abs=1e-4)
+    found = client.post("/search", json={"query": "file", "where": {"size": {"lt": 15}}}).json()["hits"]
+    assert [h["document"] for h in found] == ["cat"]
+    fewer = client.post("/search", json={"query": "file", "keep": 0.3}).json()["hits"]
+    whole = client.post("/search", json={"query": "file"}).json()["hits"]
+    assert sum(h["vectors"] for h in fewer) < sum(h["vectors"] for h in whole) / 2
+
+
+def test_documents_are_added_replaced_and_deleted(client, shelf):
+    body = lines(
+        {"id": "a/b#c é", "text": "a new note"}, {"id": "cat", "text": "No cat any more.", "metadata": {"n": [1]}}
+    )
+    assert client.post("/documents", content=body, headers=LINES).json() == {
+        "written": 2,
+        "unchanged": 0,
+        "passages": 4,
+    }
+    assert client.post("/documents", content=body + "\n\n", headers=LINES).json()["unchanged"] == 2
+    got = client.get("/documents", params={"id": "a/b#c é"}).json()
+    assert got == {
+        "id": "a/b#c é",
+        "passages": [{"id": "a/b#c é#0", "text": "a new note", "span": [0, 10], "metadata": {}}],
+    }
+    assert client.get("/documents", params={"id": "cat"}).json()["passages"][0]["metadata"] == {"n": [1]}
+    assert client.delete("/documents", params={"id": "cat"}).json() == {"deleted": 1}
+    assert error(client.get("/documents", params={"id": "cat"}), 404)["field"] == "id"
+    assert error(client.delete("/documents", params={"id": "cat"}), 404)["field"] == "id"
+    assert client.get("/health").json() == {"status": "ok", "passages": 3}
+    assert client.get("/about").json()["codec"] == "float32"
+    # Nobody is kept from writing while the service is idle.
+    Index.open(shelf.index.folder).delete(["socket#0"])
+    assert client.get("/health").json()["passages"] == 2
+
+
+def test_a_stream_is_written_while_it_arrives(client, shelf, monkeypatch):
+    monkeypatch.setattr(service, "BATCH", 2)
+    seen = []
+
+    def stream():
+        for i in range(6):
+            seen.append(len(shelf))
+            part = json.dumps({"id": f"s{i}", "text": f"note {i}"}).encode() + b"\n"
+            yield part[:5]
+            yield part[5:]
+            yield json.dumps({"id": f"t{i}", "text": "x"}).encode() + b"\n"
+
+    got = client.post("/documents", content=stream(), headers=LINES).json()
+    assert got == {"written": 12, "unchanged": 0, "passages": 15}
+    put: list[int] = []
+    monkeypatch.setattr(shelf, "put", lambda texts: put.append(len(texts)) or len(texts))
+    client.post("/documents", content=lines(*({"id": str(i), "text": "x"} for i in range(5))), headers=LINES)
+    assert put == [2, 2, 1]
+
+
+def test_lines_before_a_wrong_one_are_kept(client):
+    body = lines({"id": "good", "text": "good"}, {"id": "bad", "text": 5}, {"id": "never", "text": "never"})
+    wrong = error(client.post("/documents", content=body, headers=LINES), 422)
+    assert (wrong["field"], wrong["line"]) == ("text", 2)
+    assert client.get("/documents", params={"id": "good"}).status_code == 200
+    assert client.get("/documents", params={"id": "never"}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({}, "query"), ({"query": ""}, "query"), ({"query": " \n"}, "query"), ({"query": "\x1c"}, "query"),
+        ({"query": "x" * 1001}, "query"), ({"query": "\ud800"}, "query"), ({"query": "x", "k": 0}, "k"),
+        ({"query": "x", "k": 101}, "k"), ({"query": "x", "k": "5"}, "k"), ({"query": "x", "keep": 0}, "keep"),
+        ({"query": "x", "keep": 1.1}, "keep"), ({"query": "x", "where": {"a": {"like": 1}}}, "where.a"),
+        ({"query": "x", "where": 5}, "where"), ({"query": "x", "more": 1}, "more"), ([], "body"),
+    ],
+)  # fmt: skip
+def test_a_wrong_field_is_named(client, body, field):
+    got = client.post("/search", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert error(got, 422)["field"] == field
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("{", "body"), ('"text"', "body"), ('{"id": "", "text": "x"}', "id"), ('{"id": "a", "text": " "}', "text"),
+        ('{"id": "a", "text": "x", "metadata": {"text": 1}}', "metadata"), ('{"id": "a"}', "text"),
+        ('{"id": "a", "text": "x", "metadata": {"a": NaN}}', "metadata.a"), ("", "body"), ("\n\n", "body"), (b"\xff", "body"),
+        ('{"id": "a", "text": "x", "metadata": {"a": {"b": 1}}}', "metadata.a"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_is_named(client, line, field):
+    assert error(client.post("/documents", content=line, headers=LINES), 422)["field"] == field
+
+
+def test_limits_of_bodies(shelf, monkeypatch):
+    client = TestClient(application(shelf, hosts=None, most=2000), raise_server_exceptions=False)
+    assert error(client.post("/search", content=b" " * 2001), 413)["field"] == "body"
+    long = (lines({"id": str(i), "text": "x" * 100}).encode() + b"\n" for i in range(100))
+    assert error(client.post("/documents", content=long, headers=LINES), 413)["field"] == "body"
+    assert client.get("/health").json()["status"] == "ok"
+    monkeypatch.setattr(service, "LINE", 100)
+    assert (
+        "a line is longer"
+        in error(client.post("/documents", content=(b"x" * 60 for _ in range(9)), headers=LINES), 413)["problem"]
+    )
+
+
+def test_a_token_is_asked_for(shelf):
+    client = TestClient(application(shelf, TOKEN, hosts=None), raise_server_exceptions=False)
+    asked = [
+        ("GET", "/about"),
+        ("POST", "/search"),
+        ("POST", "/documents"),
+        ("GET", "/documents"),
+        ("DELETE", "/documents"),
+    ]
+    for method, path in asked:
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong"},
+            {"Authorization": f"Basic {TOKEN}"},
+            {"Authorization": "Bearer é".encode()},
+        ):
+            got = client.request(method, path, headers=headers)
+            assert error(got, 401)
+            assert got.headers["www-authenticate"] == "Bearer"
+    assert client.get("/about", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    assert client.get("/health").status_code == client.get("/").status_code == 200
+
+
+def test_other_hosts_other_types_and_other_methods_are_refused(shelf):
+    client = TestClient(application(shelf), raise_server_exceptions=False)
+    for host, status in (
+        ("localhost:8000", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+        ("evil.example", 421),
+        ("", 421),
+    ):
+        assert client.get("/health", headers={"Host": host}).status_code == status, host
+    at = {"Host": "localhost"}
+    assert (
+        error(client.post("/documents", content=lines({"id": "a", "text": "b"}), headers=at), 422)["field"]
+        == "content-type"
+    )
+    text = {**at, "Content-Type": "text/plain"}
+    assert error(client.post("/search", content='{"query": "x"}', headers=text), 422)["field"] == "body"
+    got = client.put("/documents", headers=at)
+    assert error(got, 405)
+    assert got.headers["allow"] == "DELETE, GET, POST"
+    assert error(client.get("/nothing", headers=at), 404)
+
+
+def test_another_writer_is_named(client, shelf):
+    other = Index.open(shelf.index.folder)
+    other.delete(["cat#0"])  # takes the lock
+    try:
+        got = client.post("/documents", content=lines({"id": "a", "text": "b"}), headers=LINES)
+        assert "written by another" in error(got, 409)["problem"]
+        assert client.post("/search", json={"query": "file"}).status_code == 200
+    finally:
+        other.close()
+    assert client.post("/documents", content=lines({"id": "a", "text": "b"}), headers=LINES).status_code == 200
+
+
+def test_searches_while_documents_come_and_go(client):
+    problems = []
+
+    def ask():
+        for _ in range(20):
+            got = client.post("/search", json={"query": "note file", "keep": 0.5})
+            if got.status_code != 200:
+                problems.append(got.text)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for i in range(10):
+        client.post(
+            "/documents", content=lines(*({"id": str(j), "text": f"note {i}"} for j in range(5))), headers=LINES
+        )
+        client.delete("/documents", params={"id": str(i % 5)})
+    for thread in threads:
+        thread.join()
+    assert problems == []
+
+
+# ---- fuzzing
+
+
+@schemathesis.serializer("application/x-ndjson")
+def _lines(context, value):
+    if isinstance(value, bytes):
+        return value
+    return "\n".join(json.dumps(v) for v in value) if isinstance(value, list) else json.dumps(value)
+
+
+@pytest.mark.parametrize("mode", list(GenerationMode))
+@pytest.mark.parametrize("path", ["/", "/health", "/about", "/search", "/documents"])
+def test_no_request_makes_it_fail(shelf, path, mode):
+    """Requests that fit the schema are answered as it says, others refused as it says; by the checks of schemathesis."""
+    schema = schemathesis.openapi.from_asgi("/openapi.json", application(shelf, TOKEN, hosts=None))
+    known = {"Authorization": f"Bearer {TOKEN}"}
+    tried = 0
+    for found in schema.get_all_operations():
+        operation = found.ok()
+        if operation.path != path:
+            continue
+        try:
+            cases = operation.as_strategy(generation_mode=mode)
+
+            @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @given(case=cases)
+            def ask(case):
+                case.call_and_validate(headers=known, timeout=300)
+
+            ask()
+        except Unsatisfiable:  # nothing is wrong where nothing is asked
+            assert mode == GenerationMode.NEGATIVE
+            continue
+        tried += 1
+    assert tried or mode == GenerationMode.NEGATIVE

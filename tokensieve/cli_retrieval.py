@@ -1,0 +1,213 @@
+"""The commands of retrieval; every one is a thin caller."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tokensieve.retrieval.library import Library
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+At = Annotated[Path, typer.Argument(help="The folder of an index.")]
+SHOWN = 20
+"""Skipped files named on the screen; --json names all."""
+
+
+def add(app: typer.Typer) -> None:
+    """Make these commands part of an application."""
+    for name, command in (("index", index), ("search", search), ("bench-index", bench_index), ("serve", serve)):
+        app.command(name)(command)
+
+
+def index(
+    docs: Annotated[Path, typer.Argument(help="A folder of text, Markdown, HTML and code.")],
+    out: Annotated[Path, typer.Option(help="The index; one that is there takes in what has changed.")],
+    keep: Annotated[str, typer.Option(help="Vectors per passage, or a share such as 0.5.")] = "1.0",
+    method: Annotated[
+        str, typer.Option(help="What makes them fewer: `tokensieve methods --site vectors`.")
+    ] = "agglomerative",
+    codec: Annotated[str, typer.Option(help="float32, float16, int8, int4, residual2 or binary.")] = "int8",
+    encoder: Annotated[
+        str | None, typer.Option(help="A model's folder or hub name; the embedded MiniLM if not given.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Make an index of a folder, or bring one up to date; only what has changed is encoded."""
+    from transformers.utils.logging import disable_progress_bar
+
+    from tokensieve.retrieval.library import Library
+    from tokensieve.retrieval.mirror import mirror
+    from tokensieve.retrieval.recipe import Recipe
+    from tokensieve.retrieval.snapshot import MANIFEST
+
+    recipe = Recipe(encoder, method, budget(keep), codec)
+    if (out / MANIFEST).exists():
+        library = _open(out)
+        if library.recipe != recipe:
+            old, new = asdict(library.recipe), asdict(recipe)
+            differ = ", ".join(f"--{k} {v}" for k, v in old.items() if v != new[k])
+            raise ValueError(f"{out} was made with {differ}; say the same, or choose another --out")
+    else:
+        _check(docs)
+        disable_progress_bar()
+        library = Library.create(out, recipe)
+    try:
+        with _Progress(quiet=json_) as progress:
+            report = mirror(library, docs, progress.step)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\ninterrupted; {len(library)} passages are in {out}, the same command goes on from there", err=True
+        )
+        raise SystemExit(130) from None
+    finally:
+        library.close()
+    size = library.index.size
+    if json_:
+        typer.echo(json.dumps(asdict(report) | size, indent=2))
+        return
+    each, disk = size["vector_bytes"] / max(size["vectors"], 1), size["bytes"] / 1e6
+    typer.echo(
+        f"{out}: {report.passages:,} passages, {size['vectors']:,} vectors of {each:.0f} bytes, {disk:.1f} MB on disk\n"
+        f"{report.written:,} files written, {report.unchanged:,} unchanged, {report.removed:,} removed"
+    )
+    if report.skipped:
+        typer.echo(f"{len(report.skipped)} files skipped:")
+        for name, why in list(report.skipped.items())[:SHOWN]:
+            typer.echo(f"  {name}: {why}")
+        if len(report.skipped) > SHOWN:
+            typer.echo(f"  and {len(report.skipped) - SHOWN} more; --json names them")
+
+
+def search(
+    at: At,
+    query: Annotated[str, typer.Argument(help="What to look for, in your own words.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="How many passages.")] = 5,
+    keep: Annotated[
+        str | None, typer.Option(help="Rank the 50 best again by fewer of their vectors: a number, or a share.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """Find passages; words that the query was matched with are highlighted."""
+    found = _open(at).search(query, k, keep=None if keep is None else budget(keep))
+    if json_:
+        typer.echo(json.dumps([asdict(f) | {"highlights": f.highlights} for f in found], indent=2, ensure_ascii=False))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("score", "where", "passage", header_style="bold", show_lines=True)
+    for hit in found:
+        text = Text(hit.text)
+        for a, b in hit.highlights:
+            text.stylize("bold reverse", a, b)
+        table.add_row(f"{hit.score:.2f}", Text(f"{hit.document}\n{hit.span[0]}-{hit.span[1]}"), text)
+    from tokensieve.cli import _console
+
+    _console().print(table if found else "nothing found")
+
+
+def bench_index(
+    at: At,
+    queries: Annotated[Path, typer.Option(help='Lines of {"query": ..., "relevant": [document or passage, ...]}.')],
+    full: Annotated[
+        bool, typer.Option("--full", help="Encode all passages again and compare with all their vectors.")
+    ] = False,
+    json_: Json = False,
+) -> None:
+    """Measure an index: nDCG, MRR, recall, bytes and latency, against exact search."""
+    from tokensieve.retrieval.measure import measure, read_queries
+
+    rows = measure(_open(at), read_queries(queries), full)
+    if json_:
+        typer.echo(json.dumps([asdict(r) for r in rows], indent=2))
+        return
+    from tokensieve.cli import _print
+
+    head = ("search", "vectors", "MB", "recall@10 of exact", "nDCG@10", "MRR", "recall@100", "ms, median", "ms, 95%")
+    _print(head, [r.cells for r in rows])
+
+
+def serve(
+    at: At,
+    host: Annotated[
+        str, typer.Option(help="The address to listen at; other machines see only 127.0.0.1's own.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file that holds a token; requests must then carry it.")
+    ] = None,
+    body: Annotated[int, typer.Option(min=1, help="MB of a request's body at most.")] = 64,
+) -> None:
+    """Serve an index over HTTP, with a page to search it by."""
+    try:
+        import uvicorn
+
+        from tokensieve.retrieval.service import application
+        from tokensieve.retrieval.service.guard import LOOPBACK
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed; pip install 'tokensieve[serve]'") from None
+
+    token = token_file.read_text(encoding="utf-8").strip() if token_file else None
+    if token == "" or (token is None and host not in LOOPBACK):
+        raise ValueError(f"--host {host} is seen by other machines: give a --token-file that holds a token" if token is None
+                         else f"{token_file} is empty; it must hold a token")  # fmt: skip
+    app = application(_open(at), token, LOOPBACK if host in LOOPBACK else None, body << 20)
+    typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}  (stop with Ctrl-C)")
+    uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, limit_concurrency=100)
+
+
+def budget(text: str) -> int | float:
+    """A budget as it is typed."""
+    from tokensieve.cli import _budget
+
+    return _budget(text)
+
+
+def _open(at: Path) -> Library:
+    from transformers.utils.logging import disable_progress_bar
+
+    from tokensieve.retrieval.library import Library
+
+    disable_progress_bar()
+    return Library.open(at)
+
+
+def _check(docs: Path) -> None:
+    """Say that there is nothing to index before an index is made."""
+    from tokensieve.retrieval.folder import Folder
+
+    Folder(docs).files()
+
+
+class _Progress:
+    """A bar of files, and the passages encoded so far."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("files"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[passages]} passages"),
+        )
+        self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=quiet)
+        self._task = self._bar.add_task("", total=None, passages=0)
+        self._passages = 0
+
+    def __enter__(self) -> _Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def step(self, files: int, of: int, passages: int) -> None:
+        self._passages += passages
+        self._bar.update(self._task, completed=files, total=of, passages=self._passages)

@@ -1,0 +1,108 @@
+"""Found: a passage that answers a query, and which of its characters each token of the query was matched with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokensieve.retrieval.encode import Encoded
+from tokensieve.retrieval.maxsim import align
+from tokensieve.retrieval.passages import Span
+
+OWN = frozenset({"document", "digest", "of", "span", "text", "spans"})
+"""Metadata fields that a library fills itself."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query's vectors ``(Q, d)``, the characters behind each (None for markers), and which are of stop words."""
+
+    vectors: Tensor
+    spans: list[Span | None]
+    stop: list[bool]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A token of the query and its best match.
+
+    Attributes:
+        query: its characters in the query, None for markers.
+        passage: the characters of the passage that the matched vector stands for, widened to whole words; None for markers.
+        similarity: their dot product.
+        stop: whether the token says little (a stop word, a punctuation mark).
+    """
+
+    query: Span | None
+    passage: Span | None
+    similarity: float
+    stop: bool
+
+
+@dataclass(frozen=True)
+class Found:
+    """A passage: its id, its document, its text and where that stands in the source.
+
+    Attributes:
+        score: MaxSim, the sum over all query tokens, markers included.
+        vectors: how many vectors of the passage were compared.
+        matches: one for each token of the query.
+    """
+
+    id: str
+    document: str
+    text: str
+    span: Span
+    score: float
+    vectors: int
+    metadata: dict[str, Any]
+    matches: tuple[Match, ...]
+
+    @property
+    def highlights(self) -> list[Span]:
+        """The characters matched by tokens that say something, ascending, without overlaps."""
+        spans = {m.passage for m in self.matches if m.query and m.passage and not m.stop}
+        out: list[Span] = []
+        for a, b in sorted(spans):
+            if out and a < out[-1][1]:
+                out[-1] = out[-1][0], max(b, out[-1][1])
+            else:
+                out.append((a, b))
+        return out
+
+
+def asked(encoded: Encoded) -> Asked:
+    """One encoded query."""
+    stop = encoded.signals.get("stop", torch.zeros(len(encoded.vectors), dtype=torch.bool))
+    return Asked(encoded.vectors, [_span(a, b) for a, b in encoded.spans.tolist()], stop.bool().tolist())
+
+
+def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mapping[str, Any]) -> Found:
+    """A hit with its matches; ``metadata`` holds what the library stored with the passage."""
+    text, spans = metadata["text"], metadata["spans"]
+    best, place = align(query.vectors, vectors)
+    matches = []
+    for i, (like, at) in enumerate(zip(best.tolist(), place.tolist(), strict=True)):
+        span = _span(spans[2 * at], spans[2 * at + 1])
+        matches.append(Match(query.spans[i], span and whole(text, span), like, query.stop[i]))
+    more = {k: v for k, v in metadata.items() if k not in OWN}
+    a, b = metadata["span"]
+    return Found(id, metadata["document"], text, (a, b), score, len(vectors), more, tuple(matches))
+
+
+def whole(text: str, span: Span) -> Span:
+    """A span widened to the words that it touches."""
+    a, b = span
+    while a > 0 and text[a - 1].isalnum() and text[a : a + 1].isalnum():
+        a -= 1
+    while b < len(text) and text[b].isalnum() and text[b - 1 : b].isalnum():
+        b += 1
+    return a, b
+
+
+def _span(a: int, b: int) -> Span | None:
+    return None if a < 0 else (a, b)

@@ -1,0 +1,53 @@
+"""Recipe: how texts become vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokensieve.codec import CODECS
+from tokensieve.parts.budget import check
+from tokensieve.registry import make
+
+PLAIN = "agglomerative"
+"""A method that reads nothing but vectors."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How texts become vectors: all texts of a library alike.
+
+    Attributes:
+        encoder: what :func:`tokensieve.retrieval.encode.load` is given; None for the embedded MiniLM.
+        method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
+        codec: one of ``tokensieve.codec.CODECS``.
+    """
+
+    encoder: str | None = None
+    method: str = PLAIN
+    keep: int | float = 1.0
+    codec: str = "int8"
+
+    def __post_init__(self) -> None:
+        check(self.keep, "keep")
+        if self.codec not in CODECS:
+            raise ValueError(f"unknown codec {self.codec!r}; there are {', '.join(CODECS)}")
+        sites = make(self.method).sites
+        if "vectors" not in sites:
+            raise ValueError(
+                f"method={self.method!r} runs at {', '.join(sites)}; `tokensieve methods --site vectors` lists what fits"
+            )
+
+    @property
+    def whole(self) -> bool:
+        """Whether every vector is stored."""
+        return isinstance(self.keep, float) and self.keep == 1
+
+    @property
+    def reduction(self) -> str:
+        """For people: "all vectors", "50% of vectors by agglomerative", "8 vectors per passage by agglomerative"."""
+        if self.whole:
+            return "all vectors"
+        kept = (
+            f"{100 * self.keep:g}% of vectors" if isinstance(self.keep, float) else f"{self.keep} vectors per passage"
+        )
+        return f"{kept} by {self.method}"

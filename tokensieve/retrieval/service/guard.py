@@ -1,0 +1,136 @@
+"""Guard: what is refused before it is read, and how refusals are worded."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Collection
+from typing import Any
+
+from fastapi import Depends, FastAPI, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from starlette.exceptions import HTTPException as AnyHTTPException
+from starlette.routing import Match
+
+from tokensieve.retrieval.errors import IndexProblem, Locked
+from tokensieve.retrieval.service.wire import Error, Problem
+
+TYPES = ("str", "bool", "int", "float")
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class Refused(HTTPException):
+    """A request that cannot be met, by field and line."""
+
+    def __init__(self, status: int, problem: str, field: str | None = None, line: int | None = None) -> None:
+        super().__init__(status, problem)
+        self.field, self.line = field, line
+
+
+def answer(
+    status: int, problem: str, field: str | None = None, line: int | None = None, **headers: str
+) -> JSONResponse:
+    """An error as JSON."""
+    body = Error(error=Problem(field=field, problem=problem, line=line)).model_dump(exclude_none=False)
+    return JSONResponse(body, status, headers or None)
+
+
+class Guard:
+    """Refuses bodies over ``most`` bytes, announced or streamed, and requests for other hosts than ``hosts``.
+
+    The latter keeps a page of another site, whose name was made to point here, from reading a service on this machine.
+    """
+
+    def __init__(self, app: Any, most: int, hosts: Collection[str] | None) -> None:
+        self.app, self.most, self.hosts = app, most, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if self.hosts is not None and _name(host) not in self.hosts:
+            return await answer(421, f"this service does not answer for {host!r}", "host")(scope, receive, send)
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self.most:
+            return await self._too_large()(scope, receive, send)
+        seen = 0
+
+        async def counted() -> Any:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.most:
+                raise Refused(413, self._limit, "body")
+            return message
+
+        return await self.app(scope, counted, send)
+
+    @property
+    def _limit(self) -> str:
+        return f"the body is larger than {self.most:,} bytes; send it in parts"
+
+    def _too_large(self) -> JSONResponse:
+        return answer(413, self._limit, "body", connection="close")
+
+
+def _name(host: str) -> str:
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].lower()
+
+
+def bearer(token: str) -> Callable[..., Awaitable[None]]:
+    """A dependency that asks for a token."""
+    scheme = HTTPBearer(auto_error=False)
+
+    async def checked(given: HTTPAuthorizationCredentials | None = Depends(scheme)) -> None:  # noqa: B008
+        if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
+            raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+
+    return checked
+
+
+def word_errors(app: FastAPI) -> None:
+    """Every error leaves as :class:`Error`."""
+
+    @app.exception_handler(AnyHTTPException)
+    async def _refused(request: Request, error: AnyHTTPException) -> JSONResponse:
+        headers = dict(error.headers or {})
+        if error.status_code == 405:
+            headers["Allow"] = ", ".join(sorted(_methods(app, request)))
+        field, line = getattr(error, "field", None), getattr(error, "line", None)
+        return answer(error.status_code, str(error.detail), field, line, **headers)
+
+    @app.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        return answer(422, *worded(error.errors()[0]))
+
+    @app.exception_handler(ValueError)
+    async def _impossible(request: Request, error: ValueError) -> JSONResponse:
+        return answer(422, str(error))
+
+    @app.exception_handler(IndexProblem)
+    async def _index(request: Request, error: IndexProblem) -> JSONResponse:
+        return answer(409 if isinstance(error, Locked) else 503, str(error))
+
+    @app.exception_handler(OSError)
+    async def _disk(request: Request, error: OSError) -> JSONResponse:
+        return answer(507, str(error))
+
+
+def worded(error: Any) -> tuple[str, str | None]:
+    """The problem and the field of one of pydantic's errors."""
+    place = [str(p) for p in error["loc"]]
+    if len(place) > 1 and place[0] in ("body", "query"):
+        place = place[1:]
+    # Parts of unions are named after types, which say nothing to a caller.
+    typed = next((i for i, p in enumerate(place) if i and (p in TYPES or "[" in p)), len(place))
+    return error["msg"], ".".join(place[:typed]) or "body"
+
+
+def _methods(app: FastAPI, request: Request) -> set[str]:
+    found: set[str] = set()
+    for route in app.routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            found |= set(getattr(route, "methods", None) or ())
+    return found

@@ -1,0 +1,162 @@
+"""Wire: what requests and answers look like."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from tokensieve.retrieval.found import OWN, Found
+
+QUERY, MOST, TEXT, NAME = 1000, 100, 1_000_000, 512
+"""Characters of a query, passages of an answer, characters of a document and of its id."""
+WORDS = r"\S"
+
+FREE: Any = {"propertyNames": {"not": {"enum": sorted(OWN)}}}
+Strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+Scalar = str | bool | int | float | None
+Value = Scalar | list[Scalar]
+Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "has"]
+Span = tuple[int, int]
+Name = Annotated[str, Field(min_length=1, max_length=NAME, description="A document's id.")]
+
+
+class Query(BaseModel):
+    """A search."""
+
+    model_config = Strict
+    query: str = Field(min_length=1, max_length=QUERY, pattern=WORDS, examples=["how do I read a file line by line"])
+    k: int = Field(10, ge=1, le=MOST, description="How many passages.")
+    where: dict[str, Value | dict[Operator, Value]] | None = Field(
+        None, description='Conditions on metadata: {"suffix": ".md"}, {"year": {"ge": 2020}}.'
+    )
+    keep: float | None = Field(
+        None, gt=0, le=1, description="Rank the 50 best passages again by this share of their stored vectors."
+    )
+
+
+class Line(BaseModel):
+    """A document to add: one line of the body."""
+
+    model_config = Strict
+    id: Name
+    text: str = Field(min_length=1, max_length=TEXT, pattern=WORDS)
+    metadata: dict[str, Value] = Field(default_factory=dict, max_length=32, json_schema_extra=FREE)
+
+    @field_validator("metadata")
+    @classmethod
+    def _free(cls, value: dict[str, Value]) -> dict[str, Value]:
+        own = OWN & value.keys()
+        if own:
+            raise ValueError(f"{min(own)!r} is a field of the library's own; rename it")
+        return value
+
+
+class Match(BaseModel):
+    """A token of the query (None: a marker of the encoder) and where its best match stands in the passage (None: a marker)."""
+
+    token: str | None
+    query: Span | None
+    passage: Span | None
+    similarity: float
+    stop: bool
+
+
+class Hit(BaseModel):
+    """A passage found. ``span`` is of its source, spans of ``highlights`` and ``matches`` are of ``text``."""
+
+    id: str
+    document: str
+    text: str
+    span: Span
+    score: float
+    vectors: int
+    metadata: dict[str, Any]
+    highlights: list[Span]
+    matches: list[Match]
+
+
+class Answer(BaseModel):
+    """Hits, best first."""
+
+    hits: list[Hit]
+    passages: int
+    milliseconds: float
+
+
+class Passage(BaseModel):
+    """A stored passage."""
+
+    id: str
+    text: str
+    span: Span
+    metadata: dict[str, Any]
+
+
+class Document(BaseModel):
+    """A stored document."""
+
+    id: str
+    passages: list[Passage]
+
+
+class Written(BaseModel):
+    """What an ingest did: documents written, those that were there unchanged, and the passages now held."""
+
+    written: int
+    unchanged: int
+    passages: int
+
+
+class Deleted(BaseModel):
+    """How many documents were deleted."""
+
+    deleted: int
+
+
+class Health(BaseModel):
+    """``damaged`` where parts of the index cannot be read; the rest is searched."""
+
+    status: Literal["ok", "damaged"]
+    passages: int
+
+
+class About(BaseModel):
+    """How vectors were made, and how many there are."""
+
+    model: str
+    reduction: str
+    codec: str
+    passages: int
+    vectors: int
+    vector_bytes: int
+    bytes: int
+
+
+class Problem(BaseModel):
+    """What was wrong: with which field, in which line of an ingest."""
+
+    field: str | None
+    problem: str
+    line: int | None = None
+
+
+class Error(BaseModel):
+    """The body of every answer that is no success."""
+
+    error: Problem
+
+
+def hit(query: str, found: Found) -> Hit:
+    """A found passage as it is sent."""
+    matches = [
+        Match(
+            token=query[slice(*m.query)] if m.query else None,
+            query=m.query, passage=m.passage, similarity=m.similarity, stop=m.stop,
+        )
+        for m in found.matches
+    ]  # fmt: skip
+    return Hit(
+        id=found.id, document=found.document, text=found.text, span=found.span, score=found.score,
+        vectors=found.vectors, metadata=found.metadata, highlights=found.highlights, matches=matches,
+    )  # fmt: skip
