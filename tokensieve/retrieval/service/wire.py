@@ -34,6 +34,12 @@ class Query(BaseModel):
         None, gt=0, le=1, description="Rank the 50 best passages again by this share of their stored vectors."
     )
 
+    @field_validator("k", mode="before")
+    @classmethod
+    def _whole(cls, value: Any) -> Any:
+        """In JSON 10.0 is an integer."""
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
 
 class Line(BaseModel):
     """A document to add: one line of the body."""
