@@ -16,9 +16,9 @@ from tokensieve.retrieval import search, snapshot, tune
 from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.files import write_json
 from tokensieve.retrieval.filters import Where, check
+from tokensieve.retrieval.incoming import check_names, incoming, numbered, refuse_held
 from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
-from tokensieve.retrieval.segment import metadata_json
 from tokensieve.retrieval.sketch import sketch as make_sketch
 from tokensieve.retrieval.snapshot import FORMAT, MANIFEST, VERSION
 from tokensieve.retrieval.writer import SEGMENT, Writer
@@ -274,40 +274,21 @@ class Index:
     def _put(
         self, vectors: Documents, ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool
     ) -> list[str]:
-        docs = Ragged.of(vectors)
-        self._check(docs)
-        notes = [metadata_json(i, m) for i, m in enumerate([{}] * len(docs) if metadata is None else metadata)]
+        docs, notes = incoming(vectors, metadata, self.dim)
         with self._writing:
             writer = self._write()
-            first = writer.state.manifest["next_id"]
-            names = [str(first + i) for i in range(len(docs))] if ids is None else list(ids)
-            while ids is None and any(writer.state.find(names)):
-                # Numbers that a caller has used.
-                first += len(docs)
-                names = [str(first + i) for i in range(len(docs))]
-            more = {"next_id": first + len(docs)} if ids is None else {}
-            if len(names) != len(docs) or len(notes) != len(docs):
-                raise ValueError(f"{len(docs)} documents, {len(names)} ids, {len(notes)} metadata")
-            wrong = next((i for i in names if not isinstance(i, str) or not i), None)
-            if wrong is not None:
-                raise ValueError(f"ids are non-empty strings, not {wrong!r}")
-            if len(set(names)) < len(names):
-                raise ValueError(f"id {next(i for i in names if names.count(i) > 1)!r} is given twice")
+            more: dict[str, Any] = {}
+            if ids is None:
+                first, names = numbered(
+                    writer.state.manifest["next_id"], len(docs), lambda names: any(writer.state.find(names))
+                )
+                more = {"next_id": first + len(docs)}
+            else:
+                names = list(ids)
+            check_names(names, len(docs), len(notes))
             held = [i for i, place in zip(names, writer.state.find(names), strict=True) if place is not None]
-            if held and not replace:
-                raise ValueError(f"id {held[0]!r} is in the index already; update replaces documents")
+            if not replace:
+                refuse_held(held)
             if len(docs):
                 self._state = writer.change(docs, names, notes, held, **more)
         return names
-
-    def _check(self, docs: Ragged) -> None:
-        if not len(docs):
-            return
-        if docs.dim != self.dim:
-            raise ValueError(f"the documents have {docs.dim} dimensions, the index has {self.dim}")
-        if not bool((docs.lengths > 0).all()):
-            raise ValueError(f"document {int(docs.lengths.argmin())} has no tokens")
-        if not bool(docs.tokens.isfinite().all()):
-            bad = int((~docs.tokens.isfinite().all(1)).nonzero()[0])
-            doc = int(torch.searchsorted(docs.offsets, bad, right=True)) - 1
-            raise ValueError(f"document {doc} holds NaN or infinite values")

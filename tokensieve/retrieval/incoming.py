@@ -1,0 +1,52 @@
+"""What comes in to a store, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from tokensieve.retrieval.ragged import Documents, Ragged
+from tokensieve.retrieval.segment import metadata_json
+
+
+def incoming(vectors: Documents, metadata: Sequence[Mapping[str, Any]] | None, dim: int) -> tuple[Ragged, list[bytes]]:
+    """Documents and their metadata as JSON; ValueError where one cannot be stored."""
+    docs = Ragged.of(vectors)
+    if len(docs):
+        if docs.dim != dim:
+            raise ValueError(f"the documents have {docs.dim} dimensions, the index has {dim}")
+        if not bool((docs.lengths > 0).all()):
+            raise ValueError(f"document {int(docs.lengths.argmin())} has no tokens")
+        if not bool(docs.tokens.isfinite().all()):
+            bad = int((~docs.tokens.isfinite().all(1)).nonzero()[0])
+            doc = int(torch.searchsorted(docs.offsets, bad, right=True)) - 1
+            raise ValueError(f"document {doc} holds NaN or infinite values")
+    return docs, [metadata_json(i, m) for i, m in enumerate([{}] * len(docs) if metadata is None else metadata)]
+
+
+def check_names(names: Sequence[str], docs: int, notes: int) -> None:
+    """Refuse ids that are no names, or come twice, or are not as many as the documents."""
+    if len(names) != docs or notes != docs:
+        raise ValueError(f"{docs} documents, {len(names)} ids, {notes} metadata")
+    wrong = next((i for i in names if not isinstance(i, str) or not i), None)
+    if wrong is not None:
+        raise ValueError(f"ids are non-empty strings, not {wrong!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"id {next(i for i in names if names.count(i) > 1)!r} is given twice")
+
+
+def refuse_held(held: Sequence[str]) -> None:
+    """Refuse to add what is there."""
+    if held:
+        raise ValueError(f"id {held[0]!r} is in the index already; update replaces documents")
+
+
+def numbered(first: int, docs: int, held: Callable[[list[str]], bool]) -> tuple[int, list[str]]:
+    """Names for documents that have none, counted up from ``first`` past those that callers have used."""
+    names = [str(first + i) for i in range(docs)]
+    while docs and held(names):
+        first += docs
+        names = [str(first + i) for i in range(docs)]
+    return first, names

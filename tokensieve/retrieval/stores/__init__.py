@@ -1,0 +1,1 @@
+"""Stores beside the Index: adapters to databases, each an extra of its own."""
