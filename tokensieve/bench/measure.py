@@ -34,6 +34,10 @@ class Reference:
     tokens: float
 
 
+FEW = 4
+"""Prompts on which overhead is measured."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Prepared inputs of some samples."""
@@ -55,7 +59,7 @@ def measure(
     Times are medians over the batches, per batch, in milliseconds (a first, unmeasured run on the first batch warms up);
     decode is per generated token. Peak memory is that of the first batch, once warm, above the level before it. Tokens are
     visual ones of a prompt, whatever number of pieces its image comes in; KV bytes are held at the end of an answer, padding
-    included, per prompt. Overhead is measured on the first batch, in turns with its floor.
+    included, per prompt. Overhead is measured on the first few prompts, in turns with its floor.
 
     Returns:
         the cell's row (plain data), and what the model said, as a reference for other cells.
@@ -66,25 +70,25 @@ def measure(
     first: list[Tensor] = []
     splits: list[Split] = []
     tokens: list[list[float]] = []
+    peaks: list[int | None] = []
     kv = 0
     with watch.attached(), _encoded(subject.anatomy.vision) as encoded:
         if sieve is not None:
             sieve.attach()
         try:
             subject.ask(batches[0].inputs, 2)
-            with Peak(device(subject.model)) as peak:
-                subject.ask(batches[0].inputs, 2)
             encoded.clear()
             for batch in batches:
-                with watch.watching(sieve) as split:
+                with Peak(device(subject.model)) as peak, watch.watching(sieve) as split:
                     out = subject.ask(batch.inputs, new_tokens)
                 splits.append(split)
+                peaks.append(peak.bytes)
                 answers += subject.texts(batch.inputs, out)
                 first.append(out.logits[0].float().log_softmax(-1).cpu())
                 kv += held(out.past_key_values)
                 if sieve is not None:
                     assert sieve.last is not None, "the prompts of a bench hold images"
-                    each = len(sieve.last.rows) / len(batch.samples)  # tiles count as images of their own
+                    each = len(sieve.last.rows) / len(batch.samples)
                     tokens.append([each * n for n in sieve.last.layer_tokens])
         finally:
             if sieve is not None:
@@ -94,12 +98,12 @@ def measure(
     row: dict[str, Any] = {
         **_quality(samples, said, full),
         "kv_bytes": round(kv / len(samples)),
-        "peak_bytes": peak.bytes,
+        "peak_bytes": peaks[0],
         "ms": said.split,
         **_tokens(subject, batches, plan, tokens, said.tokens, encoded),
     }
     if plan is not None and full is not None:
-        floor, ours = _turns(subject, batches[0], plan, tokens[0], seed)
+        floor, ours = _turns(subject, batches[0].samples[:FEW], plan, seed)
         row["ms_floor"] = round(floor, 3)
         row["overhead"] = round(ours / floor, 3)
         row["break_even"] = break_even(full.split, said.split, full.tokens, row["mean_tokens"])
@@ -241,18 +245,16 @@ class Free(Method):
         return Reduction.keep((s.valid.long().cumsum(1) <= keep[:, None]) & s.valid)
 
 
-def _turns(subject: Subject, batch: Batch, plan: Plan, tokens: list[float], seed: int) -> tuple[float, float]:
+def _turns(subject: Subject, samples: list[Sample], plan: Plan, seed: int) -> tuple[float, float]:
     """Milliseconds of the floor, the prefill of the same prompts given only the kept tokens with no selection, and of prefill
     and selection under the plan: medians of three rounds in which they take turns, behind one that warms up.
 
     In front of the language model the floor is a prompt of that length; inside it, the same counts per layer, by taking the
     first tokens.
-
-    Args:
-        tokens: that the plan leaves a prompt of this batch in front of each layer.
     """
-    language = subject.anatomy.language
+    language, batch = subject.anatomy.language, Batch(samples, subject.inputs(samples))
     assert language is not None
+    _, tokens = _prefill(subject, batch, plan, seed)
     inside = [s for s in plan.stages if s.site == "prefill"]
     free = [
         replace(s, method=Free(), keep=Keep(tokens=round(tokens[language.layer(s.layer)]), per="prompt"))
@@ -263,18 +265,23 @@ def _turns(subject: Subject, batch: Batch, plan: Plan, tokens: list[float], seed
     floors, ours = [], []
     for _ in range(4):
         floors.append(
-            _prefill(subject, batch, Plan(free), seed).prefill if inside else _short(subject, batch, round(tokens[0]))
+            _prefill(subject, batch, Plan(free), seed)[0].prefill
+            if inside
+            else _short(subject, batch, round(tokens[0]))
         )
-        split = _prefill(subject, batch, plan, seed)
+        split, _ = _prefill(subject, batch, plan, seed)
         ours.append(split.prefill + split.selection)
     return 1000 * median(floors[1:]), 1000 * median(ours[1:])
 
 
-def _prefill(subject: Subject, batch: Batch, plan: Plan, seed: int) -> Split:
+def _prefill(subject: Subject, batch: Batch, plan: Plan, seed: int) -> tuple[Split, list[float]]:
+    """Times, and the tokens that the plan leaves a prompt in front of each layer."""
     watch, sieve = Watchmaker(subject.anatomy), Sieve(subject.model, plan, seed)
     with watch.attached(), sieve, watch.watching(sieve) as split:
         subject.ask(batch.inputs, 1)
-    return split
+    assert sieve.last is not None
+    each = len(sieve.last.rows) / len(batch.samples)  # tiles count as images of their own
+    return split, [each * n for n in sieve.last.layer_tokens]
 
 
 @torch.no_grad()
