@@ -157,7 +157,8 @@ def page(data: dict[str, Any]) -> str:
         f"What the packaged language model still knows of {LENGTH} tokens (continuations and questions included) once its "
         "cache is compressed at the end of the prompt. `held` is measured (`ts.held_bytes`): all that the cache keeps after "
         "the prompt, whatever for, in % of the full cache's. Bits per byte (less is better) and code (next token right) "
-        f"are of {NEXT} tokens of held-out Python that follow {LENGTH - NEXT}; needle is one fact in held-out text (in the first round at 0.78 and 0.87 of it), its "
+        f"are of {NEXT} tokens of held-out Python that follow {LENGTH - NEXT}; needle is one fact in held-out text (in the first "
+        f"round at 0.78 and 0.87 of it), its "
         f"question read with the prompt; facts are {FACTS} of them, asked after compression, so that no method could know "
         f"what for; copying are the words rightly repeated of {SPAN} random ones, likewise."
     )
