@@ -32,6 +32,7 @@ systems: $(MADE)
 leaderboard: $(MADE)
 	$(BIN)/python -m benchmarks.leaderboard
 	$(BIN)/python -m benchmarks.several
+	$(BIN)/python -m benchmarks.cache
 
 retrieval: $(MADE)
 	$(BIN)/python -m benchmarks.retrieval

@@ -18,6 +18,7 @@ from rich.table import Table
 
 import tokensieve as ts
 from benchmarks.systems import (  # noqa: F401 (their checks register themselves)
+    cache,
     cross,
     diverse,
     focus,

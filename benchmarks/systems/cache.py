@@ -1,0 +1,236 @@
+"""Checks of the family cache, on the packaged language model."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import tokensieve as ts
+from benchmarks.cache import follow, made
+from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
+from tokensieve.method import Method
+from tokensieve.methods.cache.kvcompose import KVCompose
+from tokensieve.methods.cache.zipcache import ZipCache
+from tokensieve.needs import AccumulatedAttention
+from tokensieve.parts import score
+from tokensieve.signals import Signals
+from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.testbed import lm
+from tokensieve.testbed.lm.evaluate import stream
+
+CONTEXT, NEXT, EACH, FACTS = 1024, 256, 2, 16
+
+
+@functools.cache
+def model() -> tuple[Any, Any]:
+    return lm.load()
+
+
+def method(what: str | Method, **options: Any) -> Method:
+    return what if isinstance(what, Method) else made(what, model()[1]) if not options else ts.make(what, **options)
+
+
+@functools.cache
+def _perplexity(what: Method, keep: float) -> float:
+    with ts.sieve(model()[0], what, keep=keep, site="cache", seed=SEED):
+        kinds = lm.perplexity(*model(), context=CONTEXT, continuation=NEXT, samples=EACH, seed=SEED, batch=EACH)
+    return mean(kind["perplexity"] for kind in kinds.values())
+
+
+def perplexity(what: str | Method, keep: float, **options: Any) -> float:
+    """Of what follows a compressed context, the mean over three kinds of held-out text."""
+    return round(_perplexity(method(what, **options), keep), 4)
+
+
+def recall(what: str | Method, keep: float) -> float:
+    """Of facts strewn over held-out text and asked once the context was compressed."""
+    with ts.sieve(model()[0], method(what), keep=keep, site="cache", seed=SEED):
+        found = lm.multi(*model(), lengths=(CONTEXT,), count=FACTS, samples=EACH, seed=SEED, batch=EACH)
+    return round(found[CONTEXT], 4)
+
+
+def window() -> np.ndarray:
+    """One stretch of held-out Python, (1, T)."""
+    return stream(model()[1], "code")[None, : CONTEXT + NEXT]
+
+
+@torch.no_grad()
+def held(what: Method, keep: float) -> tuple[list[Tensor], Any]:
+    """The columns of the entries that each layer keeps, (G, M), and the cache."""
+    with ts.sieve(model()[0], what, keep=keep, site="cache", seed=SEED):
+        cache = ts.prefill(model()[0], {"input_ids": torch.as_tensor(window()[:, :CONTEXT])})
+    layers = [layer for layer in cache.layers if isinstance(layer, EvictedLayer)]
+    return [layer.entries()[2][0] for layer in layers], cache
+
+
+@torch.no_grad()
+def outputs(what: Method | None, keep: float) -> list[Tensor]:
+    """What attention puts out for the tokens behind a context, layer by layer."""
+    seen: dict[int, Tensor] = {}
+    hooks = [
+        layer.self_attn.register_forward_hook(lambda _m, _a, out, i=i: seen.__setitem__(i, out[0]))
+        for i, layer in enumerate(model()[0].model.layers)
+    ]
+    try:
+        with ts.sieve(
+            model()[0], what if what is not None else ts.Plan([]), **({} if what is None else {"keep": keep})
+        ):
+            follow(model()[0], window(), CONTEXT)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(seen.values())
+
+
+def output_error(what: Method, keep: float) -> float:
+    """By how much attention outputs are off, as a share of their length, the mean over layers."""
+    pairs = zip(outputs(what, keep), outputs(None, 1.0), strict=True)
+    return round(mean(float((a - b).norm() / b.norm()) for a, b in pairs), 4)
+
+
+@check(375)
+def a2sf(bed: Bed) -> Outcome:
+    """20% kept: perplexity below undecayed accumulation; kept positions later as the factor falls; factor one is H2O."""
+    n: dict[str, Any] = {"a2sf": perplexity("a2sf", 0.2), "h2o": perplexity("h2o", 0.2)}
+    places = [mean(x.float().mean().item() for x in held(ts.make("a2sf", factor=f), 0.2)[0]) for f in (1, 0.99, 0.9)]
+    n["mean position at 1, 0.99, 0.9"] = [round(p, 1) for p in places]
+    one, other = (held(m, 0.2)[0] for m in (ts.make("a2sf", factor=1.0), ts.make("h2o")))
+    n["factor one is h2o"] = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return n["a2sf"] < n["h2o"] and places[0] < places[1] < places[2] and n["factor one is h2o"], n
+
+
+@check(336)
+def vatp(bed: Bed) -> Outcome:
+    """Half kept: mean perplexity over three texts below H2O, and attention outputs closer to the full cache's."""
+    n = {name: perplexity(name, 0.5) for name in ("vatp", "h2o")}
+    n |= {f"{name} output error": output_error(ts.make(name), 0.5) for name in ("vatp", "h2o")}
+    return n["vatp"] < n["h2o"] and n["vatp output error"] < n["h2o output error"], n
+
+
+@check(366)
+def caote(bed: Bed) -> Outcome:
+    """The predicted error of one eviction equals the measured change within 1e-6; H2O with it below H2O, 20% kept."""
+    draw = torch.Generator().manual_seed(SEED)
+    a = torch.rand(1, 1, 32, generator=draw, dtype=torch.float64).softmax(-1)
+    values = torch.randn(1, 32, 16, generator=draw, dtype=torch.float64)
+    told = score.eviction_error(a, values, torch.ones(1, 32, dtype=torch.bool))[0, 0]
+    rest = ~torch.eye(32, dtype=torch.bool)
+    without = torch.stack([(a[0, 0][r] / a[0, 0][r].sum()) @ values[0][r] for r in rest])
+    off = (told - (without - a[0, 0] @ values[0]).norm(dim=1)).abs().max().item()
+    n = {"h2o + caote": perplexity("caote", 0.2, scorer="h2o"), "h2o": perplexity("h2o", 0.2), "error off by": off}
+    return n["h2o + caote"] < n["h2o"] and off < 1e-6, n
+
+
+@check(179)
+def ems(bed: Bed) -> Outcome:
+    """A fifth kept: recall of planted facts and perplexity better than H2O and a window of recent tokens."""
+    names = ("ems", "h2o", "streamingllm")
+    n = {name: perplexity(name, 0.2) for name in names} | {f"{name} recall": recall(name, 0.2) for name in names}
+    better = all(n["ems"] < n[k] and n["ems recall"] > n[f"{k} recall"] for k in names[1:])
+    return better, n
+
+
+@dataclass(frozen=True)
+class OneSet(KVCompose):
+    """The same attention, but one set of positions for all heads, and as many in every layer."""
+
+    unit = "token"
+    shared = False
+
+
+@check(204)
+def kvcompose(bed: Bed) -> Outcome:
+    """A quarter kept: perplexity below one set of positions and even layers by the same score; one tensor a layer."""
+    n: dict[str, Any] = {"kvcompose": perplexity("kvcompose", 0.25), "one set": perplexity(OneSet(), 0.25)}
+    cache = held(ts.make("kvcompose"), 0.25)[1]
+    n["rectangular"] = all(layer.pages is None for layer in cache.layers)
+    n["entries of layers"] = [layer.keys.shape[2] for layer in cache.layers]
+    return n["kvcompose"] < n["one set"] and n["rectangular"], n
+
+
+@dataclass(frozen=True)
+class ByAccumulation(ZipCache):
+    """Salient is what gathered most attention, whatever its age."""
+
+    @property
+    def needs(self):
+        return (AccumulatedAttention(),)
+
+
+SCORES: dict[float, list[Tensor]] = {}
+
+
+@dataclass(frozen=True)
+class Noted(ZipCache):
+    """Notes what it ranks by."""
+
+    def score(self, s: Signals) -> Tensor:
+        rank = super().score(s)
+        SCORES.setdefault(self.probes, []).append(rank)
+        return rank
+
+
+@check(266)
+def zipcache(bed: Bed) -> Outcome:
+    """4 and 2 bits: perplexity below 2 bits for all and below accumulated attention; probes find over 80% of the top."""
+    n = {"zipcache": perplexity("zipcache", 0.4), "2 bits": perplexity("zipcache", 0.4, high=2)}
+    n["by accumulation"] = perplexity(ByAccumulation(), 0.4)
+    SCORES.clear()
+    for probes in (0.1, 1.0):
+        held(Noted(probes=probes), 0.4)
+    count = int(0.4 * CONTEXT)
+    tops = [[set(x[0].topk(count).indices.tolist()) for x in SCORES[probes]] for probes in (0.1, 1.0)]
+    n["overlap"] = round(mean(len(a & b) / count for a, b in zip(*tops, strict=True)), 4)
+    return n["zipcache"] < min(n["2 bits"], n["by accumulation"]) and n["overlap"] > 0.8, n
+
+
+@check(351)
+@torch.no_grad()
+def sepllm(bed: Bed) -> Outcome:
+    """Half kept: perplexity below StreamingLLM; one pass under a mask agrees with eviction within 1e-4."""
+    n: dict[str, Any] = {name: perplexity(name, 0.5) for name in ("sepllm", "streamingllm")}
+    kept = held(method("sepllm"), 0.5)[0][0][0]
+    total = CONTEXT + NEXT - 1
+    sees = torch.ones(total, total, dtype=torch.bool).tril()
+    sees[CONTEXT:, :CONTEXT] = False
+    sees[CONTEXT:, kept] = True
+    mask = torch.zeros(1, 1, total, total).masked_fill_(~sees, torch.finfo(torch.float32).min)
+    ids = window()
+    masked = model()[0](torch.as_tensor(ids[:, :-1]), attention_mask=mask).logits[:, CONTEXT - 1 :]
+    with ts.sieve(model()[0], method("sepllm"), keep=0.5):
+        evicted = follow(model()[0], ids, CONTEXT)[0]
+    off = (masked - evicted).abs().max().item()
+    return n["sepllm"] < n["streamingllm"] and off < 1e-4, n | {"masked against evicted": off}
+
+
+@check(24)
+def tidaldecode(bed: Bed) -> Outcome:
+    """Facts asked token by token: within a point of the full cache reading under 15%, above a window and one early choice."""
+    keep = 0.1
+    tries: dict[str, Method | None] = {"full": None, "window": ts.make("streamingllm")}
+    # Of 4 layers: the second selects and the third anew, or the second alone.
+    tries |= {
+        "tidaldecode": ts.make("tidaldecode", dense=1, again=0.5),
+        "once": ts.make("tidaldecode", dense=1, again=0.25),
+    }
+    rng = np.random.default_rng(SEED)
+    text, say = stream(model()[1])[:CONTEXT], lm.speech(model()[1])
+    sample = lm.facts(rng, say, text, CONTEXT, FACTS)
+    ids, n = sample.ids[None], {}
+    for name, what in tries.items():
+        with ts.sieve(
+            model()[0], *((ts.Plan([]),) if what is None else (what,)), **({} if what is None else {"keep": keep})
+        ):
+            logits = follow(model()[0], ids, sample.context, what is not None and what.reading)[0]
+        right = logits[0].argmax(-1).numpy() == ids[0, sample.context :]
+        n[name] = mean(float(right[a - sample.context : b - sample.context].all()) for a, b in sample.answers)
+    roles = tries["tidaldecode"].roles(4) if tries["tidaldecode"] else []
+    n["share read"] = mean(keep if role == "read" else 1.0 for role in roles)
+    good = beats(n, "tidaldecode", ("window", "once")) and n["tidaldecode"] >= n["full"] - 0.01
+    return good and n["share read"] < 0.15, n
