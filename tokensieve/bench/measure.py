@@ -34,7 +34,7 @@ class Reference:
     tokens: float
 
 
-FEW = 4
+FEW = 2
 """Prompts on which overhead is measured."""
 
 
