@@ -1,8 +1,10 @@
 """The command line, as a person meets it."""
 
+import importlib
 import json
 import subprocess
 import sys
+from importlib import resources
 
 import pytest
 from PIL import Image
@@ -108,3 +110,11 @@ def test_bench_on_a_folder_counts_what_it_skipped(tmp_path):
     assert data["rows"]["fastervlm@64"]["accuracy_mean"] is None
     assert 0 <= data["rows"]["fastervlm@64"]["agreement"] <= 1
     assert {p.name for p in out.iterdir()} == {"results.json", "pareto.png", "pareto.svg", "report.html"}
+
+
+def test_what_answers_to_a_system_and_is_no_method_exists():
+    table = json.loads(resources.files("tokensieve").joinpath("data/entries.json").read_text(encoding="utf-8"))
+    assert set(table) <= {str(s.id) for s in ts.systems()}
+    for path in (path for paths in table.values() for path in paths):
+        home, name = path.rsplit(".", 1)
+        assert getattr(importlib.import_module(home), name).__doc__

@@ -127,9 +127,14 @@ def systems(family: str | None = None, tier: int | None = None) -> list[System]:
 
 
 def entries(system: int) -> list[str]:
-    """Names of the methods that answer to a published system."""
+    """What answers to a published system: names of methods, then dotted paths of functions and modules that are none."""
     _load()
-    return sorted(name for name, ids in _SYSTEMS.items() if system in ids)
+    return sorted(name for name, ids in _SYSTEMS.items() if system in ids) + _others().get(str(system), [])
+
+
+@cache
+def _others() -> dict[str, list[str]]:
+    return json.loads(resources.files("tokensieve").joinpath("data/entries.json").read_text(encoding="utf-8"))
 
 
 def record() -> dict[str, Any]:

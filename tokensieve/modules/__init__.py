@@ -1,0 +1,1 @@
+"""Trainable parts: each an ordinary torch module, small enough to train on the spot."""
