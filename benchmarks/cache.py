@@ -7,10 +7,9 @@ continued, facts in held-out text, random words to be repeated.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
-from tokensieve.bench.results import environment
+from benchmarks.resumed import Resumed
 from tokensieve.method import Method
 from tokensieve.methods.cache.sepllm import separators
 from tokensieve.testbed import lm
@@ -117,32 +116,13 @@ class Bed:
 
 
 def measure(file: Path) -> None:
-    """All cells, resumed from ``file``, which is complete after each (written to a temporary name first, then renamed).
-
-    Raises:
-        ValueError: the file holds the results of other weights.
-    """
-    weights = sha256((lm.path() / "model.safetensors").read_bytes()).hexdigest()
-    data: dict[str, Any] = {"format": FORMAT, "weights": weights, **environment(), "rows": {}, "left": {}}
-    if file.exists():
-        data = json.loads(file.read_text())
-        if data.get("weights") != weights:
-            raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
-    bed = Bed()
+    """All cells, resumed from ``file``; the page is written after each."""
+    found, bed = Resumed.open(file, FORMAT, lm.path() / "model.safetensors"), Bed()
     pairs = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in NAMES]
     cells = [(name, keep, number) for number in range(ROUNDS) for name, keep in pairs]
     for name, keep, number in track(cells, description="cache", console=Console(stderr=True)):
-        key = f"{name}@{keep}#{number}"
-        if key in data["rows"] or f"{name}, keep {keep}" in data["left"]:
-            continue
-        try:
-            data["rows"][key] = bed.measure(name, keep, number)
-        except ValueError as error:  # a method that needs what this model or budget has not, in its own words
-            data["left"][f"{name}, keep {keep}"] = str(error)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        part.replace(file)
-        PAGE.write_text(page(data), encoding="utf-8")
+        if found.add(f"{name}@{keep}#{number}", partial(bed.measure, name, keep, number), f"{name}, keep {keep}"):
+            PAGE.write_text(page(found.data), encoding="utf-8")
 
 
 def rounds(data: dict[str, Any], keep: float) -> list[int]:
@@ -199,7 +179,6 @@ def _row(data: dict[str, Any], name: str, keep: float, known: list[int]) -> dict
 
 
 def main(file: Path = Path("out/cache.json")) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     measure(file)
 
 

@@ -6,9 +6,8 @@ decides the held-out questions and what methods draw; all methods get the same. 
 
 from __future__ import annotations
 
-import json
 import sys
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 from textwrap import fill
@@ -18,9 +17,9 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
+from benchmarks.resumed import Resumed
 from tokensieve import testbed
 from tokensieve.bench.cost import encoder_tokens, of_tokens
-from tokensieve.bench.results import environment
 from tokensieve.bench.run import BASELINES
 from tokensieve.plan import Plan, plan
 from tokensieve.sites.anatomy import find
@@ -75,32 +74,14 @@ def names() -> list[str]:
 
 
 def measure(file: Path) -> dict[str, Any]:
-    """All cells, resumed from ``file``, which is complete after each (written to a temporary name first, then renamed).
-
-    Raises:
-        ValueError: the file holds the results of other weights.
-    """
-    weights = sha256((testbed.path() / "model.safetensors").read_bytes()).hexdigest()
-    data: dict[str, Any] = {"format": FORMAT, "weights": weights, **environment(), "rows": {}, "left": {}}
-    if file.exists():
-        data = json.loads(file.read_text())
-        if data.get("weights") != weights:
-            raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
-    bed = Bed()
+    """All cells, resumed from ``file``."""
+    found, bed = Resumed.open(file, FORMAT, testbed.path() / "model.safetensors"), Bed()
     cells = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in names()]
     for name, keep in track(cells, description="leaderboard", console=Console(stderr=True)):
         for seed in SEEDS:
-            key = f"{name}@{keep}#{seed}"
-            if key in data["rows"] or f"{name}, keep {keep}" in data["left"]:
-                continue
-            try:
-                data["rows"][key] = bed.measure(plan("uniform" if name == "full" else name, keep), seed)
-            except ValueError as error:  # a method that needs what this model has not, in its own words
-                data["left"][f"{name}, keep {keep}"] = str(error)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-            part.replace(file)
-    return data
+            run = partial(bed.measure, plan("uniform" if name == "full" else name, keep), seed)
+            found.add(f"{name}@{keep}#{seed}", run, f"{name}, keep {keep}")
+    return found.data
 
 
 def page(data: dict[str, Any]) -> str:
@@ -151,7 +132,6 @@ def _row(
 
 
 def main(file: Path = Path("out/leaderboard.json")) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page(measure(file)), encoding="utf-8")
 
 

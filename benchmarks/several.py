@@ -6,9 +6,8 @@ on one core. Accuracy stands as it is, beside that of the full model and of the 
 
 from __future__ import annotations
 
-import json
 import sys
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from textwrap import fill
@@ -18,9 +17,9 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
+from benchmarks.resumed import Resumed
 from tokensieve import testbed
 from tokensieve.bench.cost import of_tokens
-from tokensieve.bench.results import environment
 from tokensieve.bench.run import BASELINES
 from tokensieve.plan import Plan, plan
 from tokensieve.sites.anatomy import find
@@ -97,31 +96,13 @@ def _by_kind(asked: list[Several], right: list[bool]) -> dict[str, float]:
 
 
 def measure(file: Path) -> dict[str, Any]:
-    """All cells, resumed from ``file``, which is complete after each (written to a temporary name first, then renamed).
-
-    Raises:
-        ValueError: the file holds the results of other weights.
-    """
-    weights = sha256((testbed.several_path() / "model.safetensors").read_bytes()).hexdigest()
-    data: dict[str, Any] = {"format": FORMAT, "weights": weights, **environment(), "rows": {}, "left": {}}
-    if file.exists():
-        data = json.loads(file.read_text())
-        if data.get("weights") != weights:
-            raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
-    bed = Bed()
-    data["prior"] = {form: bed.prior(form) for form in METHODS}
+    """All cells, resumed from ``file``."""
+    found, bed = Resumed.open(file, FORMAT, testbed.several_path() / "model.safetensors"), Bed()
+    found.data["prior"] = {form: bed.prior(form) for form in METHODS}
     for form, keep, name in track(_cells(), description="several", console=Console(stderr=True)):
-        key = f"{form} {name}@{keep}"
-        if key in data["rows"] or key in data["left"]:
-            continue
-        try:
-            data["rows"][key] = bed.measure(form, plan("uniform" if name == "full" else name, keep))
-        except ValueError as error:  # a method that needs what this model has not, in its own words
-            data["left"][key] = str(error)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-        part.replace(file)
-    return data
+        run = partial(bed.measure, form, plan("uniform" if name == "full" else name, keep))
+        found.add(f"{form} {name}@{keep}", run)
+    return found.data
 
 
 def _cells() -> list[tuple[str, int | float, str]]:
@@ -190,7 +171,6 @@ def _row(row: dict[str, Any], each: int) -> list[str]:
 
 
 def main(file: Path = Path("out/several.json")) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(page(measure(file)), encoding="utf-8")
 
 
