@@ -26,14 +26,18 @@ def test_goes_on_where_it_was_stopped(tmp_path, weights):
         return {"accuracy": 1.0}
 
     first = Resumed.open(file, "x.1", weights)
-    assert first.add("a#0", lambda: run("a#0"), "a") and first.add("b#0", lambda: run("b#0"), "b")
+    assert first.add("a#0", lambda: run("a#0"), "a")
+    assert first.add("b#0", lambda: run("b#0"), "b")
     with pytest.raises(KeyboardInterrupt):
         first.add("stop", lambda: run("stop"))
     again = Resumed.open(file, "x.1", weights)
     assert again.data == json.loads(file.read_text()) == first.data
-    assert not again.add("a#0", lambda: run("a#0"), "a") and not again.add("b#1", lambda: run("b#1"), "b")
-    assert again.add("a#1", lambda: run("a#1"), "a") and asked == ["a#0", "b#0", "stop", "a#1"]
-    assert set(again.data["rows"]) == {"a#0", "a#1"} and again.data["left"] == {"b": "no CLS token"}
+    assert not again.add("a#0", lambda: run("a#0"), "a")
+    assert not again.add("b#1", lambda: run("b#1"), "b")
+    assert again.add("a#1", lambda: run("a#1"), "a")
+    assert asked == ["a#0", "b#0", "stop", "a#1"]
+    assert set(again.data["rows"]) == {"a#0", "a#1"}
+    assert again.data["left"] == {"b": "no CLS token"}
     assert not file.with_suffix(".part").exists()
 
 
