@@ -25,7 +25,12 @@ def llava(attn: str = "sdpa", layers: int = 4, kv_heads: int = 2, seed: int = 0)
     )  # fmt: skip
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE)
     model = LlavaForConditionalGeneration(config).eval()
-    with torch.no_grad():  # random init alone gives near-uniform attention; sharpen so that masks and positions matter
+    return _sharp(model, attn)
+
+
+def _sharp(model, attn):
+    """Random initialisation alone gives near-uniform attention; sharper, masks and positions matter."""
+    with torch.no_grad():
         for name, p in model.named_parameters():
             if "q_proj" in name or "k_proj" in name:
                 p.mul_(8)
@@ -64,13 +69,7 @@ def decoder(attn: str = "sdpa", layers: int = 3, kv_heads: int = 2, seed: int = 
         **options,
     )  # fmt: skip
     model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            if "q_proj" in name or "k_proj" in name:
-                p.mul_(8)
-    model.set_attn_implementation(attn)
-    model.generation_config.eos_token_id = None
-    return model
+    return _sharp(model, attn)
 
 
 def text(*lengths: int, seed: int = 0) -> dict[str, torch.Tensor]:

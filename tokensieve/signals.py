@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.needs import HOW, Need
+from tokensieve.noise import noise
 
 LayerTensor = Tensor | Mapping[int, Tensor]
 """One tensor, or one per encoder layer: ``{-2: a, -1: b}``."""
@@ -164,6 +165,11 @@ class Signals:
         return self.valid.to(self.features.dtype) if self.sizes is None else self.sizes
 
     @cached_property
+    def heads(self) -> Tensor:
+        """``(B, N)`` long: :attr:`head`, or one head for all."""
+        return torch.zeros_like(self.valid, dtype=torch.long) if self.head is None else self.head
+
+    @cached_property
     def spots(self) -> Tensor | None:
         """``(B, N, 2)``: :attr:`spot`, or the centres of the grid's cells; None where there is neither."""
         if self.spot is not None or self.grid is None:
@@ -193,17 +199,9 @@ class Signals:
         return x if x.dim() == 3 else x.transpose(1, 2).flatten(2)
 
     def noise(self, salt: int = 0) -> Tensor:
-        """``(B, N)`` uniform noise in [0, 1) drawn from the seed and the row's own contents.
-
-        The same row draws the same noise in any batch, under any padding and in any precision; different rows draw different
-        noise. Of the contents counts the mean magnitude, to four digits: rounding in a model does not change the draw.
-        """
-        size = torch.linalg.vector_norm(self.features.detach().float(), ord=1, dim=2)
-        mean = torch.where(self.valid, size, 0.0).double().sum(1, keepdim=True) / self.valid.sum(1, keepdim=True)
-        contents = (mean.clamp(min=1e-30).log() * 4096).round().long()
-        row = _scrambled(contents + _scrambled(torch.full_like(contents, self.seed * 7919 + salt)))
-        draw = _scrambled(row + self.valid.long().cumsum(1) * 0x1E3779B97F4A7C15)
-        return torch.where(self.valid, (draw >> 20 & 0xFFFFFF).float() / 2**24, 0.0)
+        """``(B, N)`` uniform in [0, 1), drawn from the seed and the row's own contents: the same in any batch (see
+        :func:`tokensieve.noise.noise`)."""
+        return noise(self.features, self.valid, self.seed * 7919 + salt)
 
     def over(self, **changes: Any) -> Signals:
         """A copy with some signals replaced."""
@@ -249,13 +247,6 @@ _TOKEN_AXIS = {
     "frame": 1,
     "spot": 1,
 }
-
-
-def _scrambled(x: Tensor) -> Tensor:
-    """Every bit of a 64-bit number spread over all others: the finalizer of SplitMix64, whose products wrap around."""
-    for factor in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
-        x = (x ^ (x >> 31 & 0x1FFFFFFFF)) * factor
-    return x ^ (x >> 32 & 0xFFFFFFFF)
 
 
 def _each(value: Any) -> list[Tensor]:

@@ -1,17 +1,13 @@
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from tokensieve.method import Method
+from tokensieve.methods.cache.h2o import H2O
 from tokensieve.needs import AccumulatedAttention
-from tokensieve.parts import budget, score, select
 from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("a2sf", systems=[375])
 @dataclass(frozen=True)
-class A2SF(Method):
+class A2SF(H2O):
     """Accumulated attention that forgets: attention paid t tokens ago weighs ``factor`` to the power t.
 
     Source: arXiv 2407.20485. Early tokens are seen by more queries than late ones; forgetting makes up for that. With
@@ -19,10 +15,7 @@ class A2SF(Method):
     most recent tokens. Deviation: none in the score.
     """
 
-    site = "cache"
-    sites = ("cache",)
     factor: float = 0.99
-    recent: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.factor <= 1:
@@ -31,13 +24,3 @@ class A2SF(Method):
     @property
     def needs(self):
         return (AccumulatedAttention(self.factor),)
-
-    @property
-    def protected(self) -> int:
-        return 1
-
-    def score(self, s: Signals) -> Tensor:
-        return score.attention(s, self.needs[0])
-
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
-        return select.last(budget.share(keep, self.recent), s.valid)

@@ -3,8 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.needs import WindowAttention
+from tokensieve.methods.cache.snapkv import SnapKV
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
@@ -13,7 +12,7 @@ from tokensieve.signals import Signals
 
 @register("adakv")
 @dataclass(frozen=True)
-class AdaKV(Method):
+class AdaKV(SnapKV):
     """SnapKV's votes, ranked over all heads of a layer at once: heads whose attention is spread out keep more entries.
 
     Source: arXiv 2407.11550. Every head is sure of its ``window`` last tokens and of the ``floor`` share of an even budget beyond
@@ -21,30 +20,16 @@ class AdaKV(Method):
     rest by rank, where the code shrinks the counts of one ranking towards the floor and rounds.
     """
 
-    site = "cache"
-    sites = ("cache",)
     unit = "entry"
-    window: int = 32
     kernel: int = 7
     pooling: str = "max"
     floor: float = 0.2
 
-    @property
-    def needs(self):
-        return (WindowAttention(self.window),)
-
-    @property
-    def protected(self) -> int:
-        return self.window
-
-    def _head(self, s: Signals) -> Tensor:
-        return torch.zeros_like(s.valid, dtype=torch.long) if s.head is None else s.head
-
     def score(self, s: Signals) -> Tensor:
-        return score.observed(s, self.needs[0], self.kernel, self.pooling, self._head(s))
+        return score.observed(s, self.needs[0], self.kernel, self.pooling, s.heads)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        head, rank = self._head(s), self.score(s)
+        head, rank = s.heads, self.score(s)
         held = select.held(head, s.valid, int(head.max()) + 1)
         even = budget.allot(keep, (held > 0).float(), held)
         safe = score.recent(s, even.clamp(max=self.window), head)

@@ -1,6 +1,5 @@
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from tokensieve.method import Method
@@ -38,16 +37,13 @@ class KVCompose(Method):
     def protected(self) -> int:
         return self.window
 
-    def _head(self, s: Signals) -> Tensor:
-        return torch.zeros_like(s.valid, dtype=torch.long) if s.head is None else s.head
-
     def score(self, s: Signals) -> Tensor:
         rows = s.get(self.needs[0])[1]
         rows = rows.amax(-2).mean(1) if rows.dim() == 4 else rows.amax(1)
         # Attention is at most 1.
-        return rows + 2 * score.recent(s, self.window, self._head(s))
+        return rows + 2 * score.recent(s, self.window, s.heads)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        head, rank = self._head(s), self.score(s) if s.ranking is None else s.ranking
+        head, rank = s.heads, self.score(s) if s.ranking is None else s.ranking
         held = select.held(head, s.valid, int(head.max()) + 1)
         return Reduction.keep(select.top_of_each(rank, budget.split(keep, held > 0), head, s.valid))
