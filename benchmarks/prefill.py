@@ -21,7 +21,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import tokensieve as ts
 from tokensieve.bench.clocks import Watchmaker, now
-from tokensieve.bench.measure import Free
+from tokensieve.bench.floor import Free
 from tokensieve.bench.results import environment
 from tokensieve.registry import card
 from tokensieve.sites.anatomy import find

@@ -67,8 +67,7 @@ class Bed:
                 group = asked[start : start + BATCH[form]]
                 right += testbed.correct(self.model, self.reader, group, batch=BATCH[form])
                 assert sieve.last is not None
-                each = len(sieve.last.rows) / len(group)
-                seen.append([each * tokens for tokens in sieve.last.layer_tokens])
+                seen.append(sieve.last.of_prompts(len(group)))
         layers = [mean(tokens) for tokens in zip(*seen, strict=True)]
         assert self.anatomy.vision is not None
         blocks = [float(PATCHES)] * len(self.anatomy.vision.layers)

@@ -16,7 +16,8 @@ from tests.asking import fake_subject, noise
 from tests.models import SIDE, llava
 from tokensieve.bench import overlay, plots, report, results, run, tables
 from tokensieve.bench.data import from_folder
-from tokensieve.bench.measure import break_even, measure, prepare
+from tokensieve.bench.measure import break_even, measure
+from tokensieve.bench.subject import prepare
 
 
 @pytest.fixture(scope="module")

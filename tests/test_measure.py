@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 import tokensieve as ts
 from tests.asking import FakeProcessor, Inputs, fake_subject, noise
 from tokensieve.bench import clocks, tiny
-from tokensieve.bench import measure as measuring
+from tokensieve.bench import floor as flooring
 from tokensieve.bench.cost import merged
 from tokensieve.bench.data import Sample, from_testbed
-from tokensieve.bench.measure import _encoded, measure, prepare
+from tokensieve.bench.measure import _encoded, held, measure
 from tokensieve.bench.prompts import Prompts
-from tokensieve.bench.subject import Subject
+from tokensieve.bench.subject import Subject, prepare
 from tokensieve.sites.anatomy import find
 
 
@@ -116,12 +116,12 @@ def test_overhead_is_of_the_same_prompts_in_turns(subject, samples, monkeypatch,
         return seconds * 2 ** (len(turns) // 2)
 
     def prefill(subject, batch, plan, seed):
-        free = any(isinstance(s.method, measuring.Free) for s in plan.stages)
+        free = any(isinstance(s.method, flooring.Free) for s in plan.stages)
         split = clocks.Split(prefill=slower("floor" if free else "ours", batch, 1.0 if free else 1.2))
         return split, [16.0] * len(subject.anatomy.language.layers)
 
-    monkeypatch.setattr(measuring, "_prefill", prefill)
-    monkeypatch.setattr(measuring, "_short", lambda subject, batch, tokens: slower("floor", batch, 1.0))
+    monkeypatch.setattr(flooring, "_prefill", prefill)
+    monkeypatch.setattr(flooring, "_short", lambda subject, batch, tokens: slower("floor", batch, 1.0))
     batches = prepare(subject, samples, 2)
     _, full = measure(subject, batches, None, None, 2, 0)
     row, _ = measure(subject, batches, ts.Plan(ts.method(name, keep=16)), full, 2, 0)
@@ -134,7 +134,7 @@ def test_overhead_is_of_the_same_prompts_in_turns(subject, samples, monkeypatch,
 def test_bytes_of_a_cache_are_those_it_holds_on_to():
     whole = torch.zeros(1, 2, 100, 8)
     layers = [SimpleNamespace(keys=whole[:, :, :10], values=torch.zeros(1, 2, 10, 8)), SimpleNamespace(keys=whole)]
-    assert measuring.held(SimpleNamespace(layers=layers)) == 4 * (1600 + 160)
+    assert held(SimpleNamespace(layers=layers)) == 4 * (1600 + 160)
 
 
 @pytest.mark.parametrize(("count", "held"), [(3, [1, 1, 1]), (7, [2, 2, 1, 1, 1]), (10, [2] * 5)])

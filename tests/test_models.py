@@ -11,7 +11,7 @@ from PIL import Image
 import tokensieve as ts
 from tokensieve import testbed
 from tokensieve.bench import crossing, models, tiny
-from tokensieve.bench.models import Case
+from tokensieve.bench.case import Case
 from tokensieve.bench.subject import _processor
 from tokensieve.sites import taps
 

@@ -11,8 +11,8 @@ import torch
 import tokensieve as ts
 from tokensieve import testbed
 from tokensieve.bench.data import SETS, from_testbed
-from tokensieve.bench.measure import measure, prepare
-from tokensieve.bench.subject import Subject
+from tokensieve.bench.measure import measure
+from tokensieve.bench.subject import Subject, prepare
 from tokensieve.sites.anatomy import find
 from tokensieve.testbed import further, onevision, packing, spelled
 from tokensieve.testbed.onevision import TOKENS

@@ -14,9 +14,10 @@ from tokensieve.parts import budget, flops
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan, Stage
 from tokensieve.signals import Signals
-from tokensieve.sites.anatomy import Anatomy, Stack, find
+from tokensieve.sites.anatomy import Anatomy, find
 from tokensieve.sites.focus import FocusSite
 from tokensieve.sites.resolve import layered, solve
+from tokensieve.sites.stack import Stack
 
 SIDES = ("spatial_merge_size", "scale_factor", "downsample_factor", "hidden_stride")
 SHARES = ("downsample_ratio", "pixel_shuffle_ratio")

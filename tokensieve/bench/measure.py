@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokensieve.bench.clocks import Peak, Split, Watchmaker, device, now
+from tokensieve.bench.clocks import Peak, Split, Watchmaker, device
 from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.data import Sample
-from tokensieve.bench.subject import Subject
-from tokensieve.method import Method
-from tokensieve.parts.budget import Keep
-from tokensieve.plan import Plan, Stage
-from tokensieve.reduction import Reduction
-from tokensieve.signals import Signals
-from tokensieve.sites.anatomy import Stack
+from tokensieve.bench.floor import turns
+from tokensieve.bench.subject import Batch, Subject, prepare
+from tokensieve.plan import Plan
 from tokensieve.sites.sieve import Sieve
+from tokensieve.sites.stack import Stack
 
 
 @dataclass(frozen=True)
@@ -36,19 +33,6 @@ class Reference:
 
 FEW = 2
 """Prompts on which overhead is measured."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prepared inputs of some samples."""
-
-    samples: list[Sample]
-    inputs: Any
-
-
-def prepare(subject: Subject, samples: list[Sample], size: int) -> list[Batch]:
-    groups = [samples[i : i + size] for i in range(0, len(samples), size)]
-    return [Batch(g, subject.inputs(g)) for g in groups]
 
 
 def measure(
@@ -88,8 +72,7 @@ def measure(
                 kv += held(out.past_key_values)
                 if sieve is not None:
                     assert sieve.last is not None, "the prompts of a bench hold images"
-                    each = len(sieve.last.rows) / len(batch.samples)
-                    tokens.append([each * n for n in sieve.last.layer_tokens])
+                    tokens.append(sieve.last.of_prompts(len(batch.samples)))
         finally:
             if sieve is not None:
                 sieve.detach()
@@ -103,7 +86,7 @@ def measure(
         **_tokens(subject, batches, plan, tokens, said.tokens, encoded),
     }
     if plan is not None and full is not None:
-        floor, ours = _turns(subject, batches[0].samples[:FEW], plan, seed)
+        floor, ours = turns(subject, prepare(subject, batches[0].samples[:FEW], FEW)[0], plan, seed)
         row["ms_floor"] = round(floor, 3)
         row["overhead"] = round(ours / floor, 3)
         row["break_even"] = break_even(full.split, said.split, full.tokens, row["mean_tokens"])
@@ -193,12 +176,7 @@ def _mean(batches: list[Batch], values: Sequence[float]) -> float:
 
 def _visual(subject: Subject, batches: list[Batch]) -> list[float]:
     """Visual tokens of a prompt, mean of each batch."""
-    return [float(_seen(subject, b.inputs["input_ids"]).sum(1).float().mean()) for b in batches]
-
-
-def _seen(subject: Subject, ids: Tensor) -> Tensor:
-    marks = subject.anatomy.placeholders(ids, None)
-    return marks["image"] | marks["video"]
+    return [float(subject.visual(b.inputs["input_ids"]).sum(1).float().mean()) for b in batches]
 
 
 def _text(subject: Subject, batches: list[Batch]) -> list[float]:
@@ -207,7 +185,7 @@ def _text(subject: Subject, batches: list[Batch]) -> list[float]:
     for batch in batches:
         ids = batch.inputs["input_ids"]
         real = batch.inputs.get("attention_mask", torch.ones_like(ids)).bool()
-        out.append(float((real & ~_seen(subject, ids)).sum(1).float().mean()))
+        out.append(float((real & ~subject.visual(ids)).sum(1).float().mean()))
     return out
 
 
@@ -233,72 +211,3 @@ def held(cache: Any) -> int:
     found = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
     memory = [x.untyped_storage() for x in found if isinstance(x, Tensor)]
     return sum({m.data_ptr(): m.nbytes() for m in memory}.values())
-
-
-@dataclass(frozen=True)
-class Free(Method):
-    """Keeps the first tokens: a selection that costs nothing, for the floor of plans inside the language model."""
-
-    sites = ("encoder", "handoff", "prefill")
-
-    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        return Reduction.keep((s.valid.long().cumsum(1) <= keep[:, None]) & s.valid)
-
-
-def _turns(subject: Subject, samples: list[Sample], plan: Plan, seed: int) -> tuple[float, float]:
-    """Milliseconds of the floor, the prefill of the same prompts given only the kept tokens with no selection, and of prefill
-    and selection under the plan: medians of three rounds in which they take turns, behind one that warms up.
-
-    In front of the language model the floor is a prompt of that length; inside it, the same counts per layer, by taking the
-    first tokens.
-    """
-    language, batch = subject.anatomy.language, Batch(samples, subject.inputs(samples))
-    assert language is not None
-    _, tokens = _prefill(subject, batch, plan, seed)
-    inside = [s for s in plan.stages if s.site == "prefill"]
-    free = [
-        replace(s, method=Free(), keep=Keep(tokens=round(tokens[language.layer(s.layer)]), per="prompt"))
-        for s in inside
-    ]
-    if inside and len(inside) < len(plan.stages):
-        free.append(Stage(Free(), Keep(tokens=round(tokens[0]), per="prompt"), "handoff"))
-    floors, ours = [], []
-    for _ in range(4):
-        floors.append(
-            _prefill(subject, batch, Plan(free), seed)[0].prefill
-            if inside
-            else _short(subject, batch, round(tokens[0]))
-        )
-        split, _ = _prefill(subject, batch, plan, seed)
-        ours.append(split.prefill + split.selection)
-    return 1000 * median(floors[1:]), 1000 * median(ours[1:])
-
-
-def _prefill(subject: Subject, batch: Batch, plan: Plan, seed: int) -> tuple[Split, list[float]]:
-    """Times, and the tokens that the plan leaves a prompt in front of each layer."""
-    watch, sieve = Watchmaker(subject.anatomy), Sieve(subject.model, plan, seed)
-    with watch.attached(), sieve, watch.watching(sieve) as split:
-        subject.ask(batch.inputs, 1)
-    assert sieve.last is not None
-    each = len(sieve.last.rows) / len(batch.samples)  # tiles count as images of their own
-    return split, [each * n for n in sieve.last.layer_tokens]
-
-
-@torch.no_grad()
-def _short(subject: Subject, batch: Batch, tokens: int) -> float:
-    language = subject.anatomy.language
-    assert language is not None
-    ids = batch.inputs["input_ids"]
-    mask = batch.inputs.get("attention_mask", torch.ones_like(ids))
-    visual = _seen(subject, ids)
-    text = int((mask.bool() & ~visual).sum(1).max())
-    embed = subject.model.get_input_embeddings()(
-        torch.zeros(len(ids), text + tokens, dtype=torch.long, device=ids.device)
-    )
-    short = torch.ones(embed.shape[:2], dtype=torch.long, device=ids.device)
-    for row, n in enumerate((mask.bool() & ~visual).sum(1).tolist()):
-        short[row, : text - n] = 0
-    where = device(subject.model)
-    began = now(where)
-    language.root(inputs_embeds=embed, attention_mask=short, use_cache=True)
-    return now(where) - began

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tokensieve.bench.data import Sample
-from tokensieve.bench.measure import Reference, measure, prepare
+from tokensieve.bench.measure import Reference, measure
 from tokensieve.bench.results import Results, Settings
-from tokensieve.bench.subject import Subject
+from tokensieve.bench.subject import Subject, prepare
 from tokensieve.parts.budget import Budget
 from tokensieve.plan import plan
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tokensieve.bench.data import Sample
 from tokensieve.sites.anatomy import Anatomy, find
@@ -67,6 +68,11 @@ class Subject:
         )
         return asked.to(self.model.device, self.model.dtype)
 
+    def visual(self, ids: Tensor) -> Tensor:
+        """``(B, L)`` bool: where visual tokens stand in a prompt."""
+        marks = self.anatomy.placeholders(ids, None)
+        return marks["image"] | marks["video"]
+
     def prompt(self, question: str) -> str:
         if self.name == "testbed":
             from tokensieve import testbed
@@ -88,6 +94,19 @@ class Subject:
         """The answers, in lower case with single blanks."""
         said = self.processor.batch_decode(out.sequences[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [" ".join(t.lower().split()) for t in said]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prepared inputs of some samples."""
+
+    samples: list[Sample]
+    inputs: Any
+
+
+def prepare(subject: Subject, samples: list[Sample], size: int) -> list[Batch]:
+    groups = [samples[i : i + size] for i in range(0, len(samples), size)]
+    return [Batch(g, subject.inputs(g)) for g in groups]
 
 
 def _processor(name: str) -> Any:

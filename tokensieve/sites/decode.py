@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from tokensieve.sites import masks, positions, taps
-from tokensieve.sites.anatomy import Stack
 from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.stack import Stack
 
 
 def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], ids: Tensor | None) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
-from tokensieve.sites.anatomy import Stack, language_of, stack_of
+from tokensieve.sites.anatomy import language_of
+from tokensieve.sites.stack import Stack, stack_of
 
 KINDS = {
     DynamicLayer: "full_attention",

@@ -14,8 +14,8 @@ from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites import taps
-from tokensieve.sites.anatomy import Stack
 from tokensieve.sites.clock import Clock
+from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import StageTrace, Trace
 
 Detach = Callable[[], None]

@@ -18,13 +18,13 @@ from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites import decode, entries, readings, taps
-from tokensieve.sites.anatomy import Stack
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.evicted import EvictedLayer, paged
 from tokensieve.sites.resolve import share
+from tokensieve.sites.stack import Stack
 from tokensieve.sites.store import MORE, fingerprint
 from tokensieve.sites.trace import Trace
 
@@ -98,11 +98,9 @@ class CacheSite:
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        x: Any = kwargs.get("inputs_embeds")
-        x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
-        cache = kwargs.get("past_key_values")
-        past = self._past = 0 if cache is None else int(cache.get_seq_length())
-        length, most = past + x.shape[1], getattr(self.language.config, "max_position_embeddings", None)
+        x, self._past = self.language.begun(args, kwargs)
+        cache, length = kwargs.get("past_key_values"), self._past + x.shape[1]
+        most = getattr(self.language.config, "max_position_embeddings", None)
         if most is not None and length > most:
             raise ValueError(
                 f"token {length} is past the model's max_position_embeddings={most}; evicted tokens keep their positions, so "

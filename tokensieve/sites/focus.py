@@ -13,9 +13,9 @@ from tokensieve.parts import select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
 from tokensieve.sites import masks, readings, taps
-from tokensieve.sites.anatomy import Stack, neurons
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.stack import Stack, neurons
 from tokensieve.sites.stream import Images, Stream
 
 READS = {"text_attention", "text_text"}

@@ -12,11 +12,11 @@ from tokensieve.parts import rows, select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
 from tokensieve.sites import entries, taps
-from tokensieve.sites.anatomy import Stack
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.resolve import share
+from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import Trace
 
 
@@ -46,10 +46,8 @@ class ReadingSite:
         return out
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        x: Any = kwargs.get("inputs_embeds")
-        x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
-        cache = kwargs.get("past_key_values")
-        self._length = x.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        x, past = self.language.begun(args, kwargs)
+        self._length = past + x.shape[1]
         self._real, self._read = padding(kwargs.get("attention_mask"), self._length), None
         self.trace = Trace([], list(range(len(x))), [float(self._length)] * len(self.language.layers))
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tokensieve.needs import Need
 from tokensieve.parts import rows
 from tokensieve.plan import Stage
-from tokensieve.sites.anatomy import Stack, neurons
 from tokensieve.sites.encoder import ENCODER_SIGNALS
 from tokensieve.sites.masks import gather
+from tokensieve.sites.stack import Stack, neurons
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call, attach
 

@@ -12,7 +12,8 @@ from tokensieve.parts import budget
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.parts.flops import of_layer
 from tokensieve.plan import Stage
-from tokensieve.sites.anatomy import Anatomy, Stack
+from tokensieve.sites.anatomy import Anatomy
+from tokensieve.sites.stack import Stack
 from tokensieve.sites.stream import Stream
 
 

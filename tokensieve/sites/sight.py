@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from tokensieve.needs import Need
 from tokensieve.parts import score
 from tokensieve.parts.budget import Keep
-from tokensieve.sites.anatomy import Anatomy, Stack
+from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite, Watch
 from tokensieve.sites.known import TILED
 from tokensieve.sites.layout import Look, Unmapped
+from tokensieve.sites.stack import Stack
 from tokensieve.sites.stream import Images, Stream
 
 KINDS = ("image", "video")

@@ -44,3 +44,7 @@ class Trace:
     rows: list[int]
     layer_tokens: list[float]
     places: Tensor | None = field(default=None, repr=False)
+
+    def of_prompts(self, count: int) -> list[float]:
+        """Mean visual tokens per prompt, where :attr:`layer_tokens` are per image and tiles count as images of their own."""
+        return [tokens * len(self.rows) / count for tokens in self.layer_tokens]
