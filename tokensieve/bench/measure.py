@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
@@ -54,7 +54,7 @@ def measure(
     first: list[Tensor] = []
     splits: list[Split] = []
     tokens: list[list[float]] = []
-    peaks: list[int | None] = []
+    peak = Peak(device(subject.model))
     kv = 0
     with watch.attached(), _encoded(subject.anatomy.vision) as encoded:
         if sieve is not None:
@@ -62,11 +62,10 @@ def measure(
         try:
             subject.ask(batches[0].inputs, 2)
             encoded.clear()
-            for batch in batches:
-                with Peak(device(subject.model)) as peak, watch.watching(sieve) as split:
+            for i, batch in enumerate(batches):
+                with nullcontext() if i else peak, watch.watching(sieve) as split:
                     out = subject.ask(batch.inputs, new_tokens)
                 splits.append(split)
-                peaks.append(peak.bytes)
                 answers += subject.texts(batch.inputs, out)
                 first.append(out.logits[0].float().log_softmax(-1).cpu())
                 kv += held(out.past_key_values)
@@ -81,7 +80,7 @@ def measure(
     row: dict[str, Any] = {
         **_quality(samples, said, full),
         "kv_bytes": round(kv / len(samples)),
-        "peak_bytes": peaks[0],
+        "peak_bytes": peak.bytes,
         "ms": said.split,
         **_tokens(subject, batches, plan, tokens, said.tokens, encoded),
     }
