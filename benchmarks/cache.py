@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
-from benchmarks.resumed import Resumed
+from benchmarks.resumed import Resumed, weights
 from tokensieve.method import Method
 from tokensieve.methods.cache.sepllm import separators
 from tokensieve.testbed import lm
@@ -117,7 +117,7 @@ class Bed:
 
 def measure(file: Path) -> None:
     """All cells, resumed from ``file``; the page is written after each."""
-    found, bed = Resumed.open(file, FORMAT, lm.path() / "model.safetensors"), Bed()
+    found, bed = Resumed.open(file, FORMAT, weights(lm.path() / "model.safetensors")), Bed()
     pairs = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in NAMES]
     cells = [(name, keep, number) for number in range(ROUNDS) for name, keep in pairs]
     for name, keep, number in track(cells, description="cache", console=Console(stderr=True)):

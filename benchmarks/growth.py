@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -23,9 +24,9 @@ from rich.progress import track
 from rich.table import Table
 
 import tokensieve as ts
+from benchmarks.resumed import Resumed
 from benchmarks.selection import DIM, SEED, inputs
 from tokensieve import registry
-from tokensieve.bench.results import environment
 
 TOKENS = (500, 1000, 2000, 5000, 10000, 20000)
 SHARE, REPEATS, THREADS, LIMIT_MB, SECONDS = 1 / 9, 5, 1, 1000.0, 900
@@ -95,27 +96,27 @@ def run(name: str, n: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(out: Path | None = None, names: Sequence[str] = ()) -> None:
-    """Some methods, or all."""
+def main(out: Path = Path("out/growth.json"), names: Sequence[str] = ()) -> None:
+    """Some methods, or all; what ``out`` holds is not measured again."""
     names = names or ts.methods()
     cells = [(name, n) for name in names for n in TOKENS]
-    rows = [run(*c) for c in track(cells, description="growth", console=Console(stderr=True))]
+    of = {"threads": THREADS, "seed": SEED, "dimensions": DIM}
+    found = Resumed.open(out, "tokensieve.growth.2", of)
+    for name, n in track(cells, description="growth", console=Console(stderr=True)):
+        found.add(f"{name}@{n}", partial(run, name, n))
     table = Table(
         "method", *(f"{n:,}" for n in TOKENS), f"under {LIMIT_MB:g} MB", title="ms / MB above the signals, by tokens"
     )
     for name in names:
-        mine = [r for r in rows if r["method"] == name]
+        mine = [found.data["rows"][f"{name}@{n}"] for n in TOKENS]
         texts = [r["error"] if "error" in r else f"{r['ms']:.1f} / {r['mb']:.0f}" for r in mine]
         fine = all("error" not in r and r["mb"] < LIMIT_MB for r in mine)
         table.add_row(name, *texts, "yes" if fine else "NO")
     Console(width=max(140, Console().width)).print(table)
-    if out is not None:
-        record = {"format": "tokensieve.growth.1", **environment(), "threads": THREADS, "seed": SEED, "dimensions": DIM}
-        out.write_text(json.dumps({**record, "rows": rows}, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--cell"]:
         print(json.dumps(cell(sys.argv[2], int(sys.argv[3]))))
     else:
-        main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, sys.argv[2:])
+        main(*map(Path, sys.argv[1:2]), names=sys.argv[2:])

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
-from benchmarks.resumed import Resumed
+from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.run import BASELINES
@@ -75,7 +75,7 @@ def names() -> list[str]:
 
 def measure(file: Path) -> dict[str, Any]:
     """All cells, resumed from ``file``."""
-    found, bed = Resumed.open(file, FORMAT, testbed.path() / "model.safetensors"), Bed()
+    found, bed = Resumed.open(file, FORMAT, weights(testbed.path() / "model.safetensors")), Bed()
     cells = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in names()]
     for name, keep in track(cells, description="leaderboard", console=Console(stderr=True)):
         for seed in SEEDS:

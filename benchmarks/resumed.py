@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -14,24 +14,27 @@ from tokensieve.bench.results import environment
 
 @dataclass(frozen=True)
 class Resumed:
-    """Results of one set of weights: ``data`` holds measured cells in ``rows`` and, in ``left``, why others were not."""
+    """Results of one thing: ``data`` holds measured cells in ``rows`` and, in ``left``, why others were not."""
 
     file: Path
     data: dict[str, Any]
 
     @classmethod
-    def open(cls, file: Path, form: str, weights: Path) -> Resumed:
+    def open(cls, file: Path, form: str, of: Mapping[str, Any]) -> Resumed:
         """What ``file`` holds already, or nothing yet.
 
+        Args:
+            of: what the results are of, by name: those of anything else are not mixed with them.
+
         Raises:
-            ValueError: the file holds the results of other weights.
+            ValueError: the file holds the results of something else.
         """
-        digest = sha256(weights.read_bytes()).hexdigest()
         if not file.exists():
-            return cls(file, {"format": form, "weights": digest, **environment(), "rows": {}, "left": {}})
+            return cls(file, {"format": form, **of, **environment(), "rows": {}, "left": {}})
         data = json.loads(file.read_text(encoding="utf-8"))
-        if data.get("weights") != digest:
-            raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
+        other = [name for name, value in of.items() if data.get(name) != value]
+        if other:
+            raise ValueError(f"{file} holds results of other {', '.join(other)}; delete it, or name another file")
         return cls(file, data)
 
     def add(self, key: str, run: Callable[[], Any], kind: str = "") -> bool:
@@ -53,3 +56,8 @@ class Resumed:
         part.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
         part.replace(self.file)
         return True
+
+
+def weights(file: Path) -> dict[str, str]:
+    """What results of these weights are of."""
+    return {"weights": sha256(file.read_bytes()).hexdigest()}

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
-from benchmarks.resumed import Resumed
+from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.cost import of_tokens
 from tokensieve.bench.run import BASELINES
@@ -96,7 +96,7 @@ def _by_kind(asked: list[Several], right: list[bool]) -> dict[str, float]:
 
 def measure(file: Path) -> dict[str, Any]:
     """All cells, resumed from ``file``."""
-    found, bed = Resumed.open(file, FORMAT, testbed.several_path() / "model.safetensors"), Bed()
+    found, bed = Resumed.open(file, FORMAT, weights(testbed.several_path() / "model.safetensors")), Bed()
     found.data["prior"] = {form: bed.prior(form) for form in METHODS}
     for form, keep, name in track(_cells(), description="several", console=Console(stderr=True)):
         run = partial(bed.measure, form, plan("uniform" if name == "full" else name, keep))

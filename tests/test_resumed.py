@@ -4,17 +4,17 @@ import json
 
 import pytest
 
-from benchmarks.resumed import Resumed
+from benchmarks.resumed import Resumed, weights
 
 
 @pytest.fixture
-def weights(tmp_path):
+def model(tmp_path):
     file = tmp_path / "model.safetensors"
     file.write_bytes(b"some")
     return file
 
 
-def test_goes_on_where_it_was_stopped(tmp_path, weights):
+def test_goes_on_where_it_was_stopped(tmp_path, model):
     file, asked = tmp_path / "out" / "results.json", []
 
     def run(key):
@@ -25,12 +25,12 @@ def test_goes_on_where_it_was_stopped(tmp_path, weights):
             raise KeyboardInterrupt
         return {"accuracy": 1.0}
 
-    first = Resumed.open(file, "x.1", weights)
+    first = Resumed.open(file, "x.1", weights(model))
     assert first.add("a#0", lambda: run("a#0"), "a")
     assert first.add("b#0", lambda: run("b#0"), "b")
     with pytest.raises(KeyboardInterrupt):
         first.add("stop", lambda: run("stop"))
-    again = Resumed.open(file, "x.1", weights)
+    again = Resumed.open(file, "x.1", weights(model))
     assert again.data == json.loads(file.read_text()) == first.data
     assert not again.add("a#0", lambda: run("a#0"), "a")
     assert not again.add("b#1", lambda: run("b#1"), "b")
@@ -41,9 +41,9 @@ def test_goes_on_where_it_was_stopped(tmp_path, weights):
     assert not file.with_suffix(".part").exists()
 
 
-def test_results_of_other_weights_are_refused(tmp_path, weights):
+def test_results_of_other_weights_are_refused(tmp_path, model):
     file = tmp_path / "results.json"
-    Resumed.open(file, "x.1", weights).add("a", lambda: 1)
-    weights.write_bytes(b"other")
+    Resumed.open(file, "x.1", weights(model)).add("a", lambda: 1)
+    model.write_bytes(b"other")
     with pytest.raises(ValueError, match="other weights"):
-        Resumed.open(file, "x.1", weights)
+        Resumed.open(file, "x.1", weights(model))

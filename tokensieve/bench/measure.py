@@ -32,7 +32,7 @@ class Reference:
 
 
 FEW = 2
-"""Prompts on which overhead is measured."""
+"""Prompts to warm up on, and on which overhead is measured."""
 
 
 def measure(
@@ -40,7 +40,7 @@ def measure(
 ) -> tuple[dict[str, Any], Reference]:
     """One cell: answers, accuracy or agreement, tokens, cost, memory and times.
 
-    Times are medians over the batches, per batch, in milliseconds (a first, unmeasured run on the first batch warms up);
+    Times are medians over the batches, per batch, in milliseconds (a first, unmeasured run on a few prompts warms up);
     decode is per generated token. Peak memory is that of the first batch, once warm, above the level before it. Tokens are
     visual ones of a prompt, whatever number of pieces its image comes in; KV bytes are held at the end of an answer, padding
     included, per prompt. Overhead is measured on the first few prompts, in turns with its floor.
@@ -54,13 +54,14 @@ def measure(
     first: list[Tensor] = []
     splits: list[Split] = []
     tokens: list[list[float]] = []
+    few = prepare(subject, batches[0].samples[:FEW], FEW)[0]
     peak = Peak(device(subject.model))
     kv = 0
     with watch.attached(), _encoded(subject.anatomy.vision) as encoded:
         if sieve is not None:
             sieve.attach()
         try:
-            subject.ask(batches[0].inputs, 2)
+            subject.ask(few.inputs, 2)
             encoded.clear()
             for i, batch in enumerate(batches):
                 with nullcontext() if i else peak, watch.watching(sieve) as split:
@@ -85,7 +86,7 @@ def measure(
         **_tokens(subject, batches, plan, tokens, said.tokens, encoded),
     }
     if plan is not None and full is not None:
-        floor, ours = turns(subject, prepare(subject, batches[0].samples[:FEW], FEW)[0], plan, seed)
+        floor, ours = turns(subject, few, plan, seed)
         row["ms_floor"] = round(floor, 3)
         row["overhead"] = round(ours / floor, 3)
         row["break_even"] = break_even(full.split, said.split, full.tokens, row["mean_tokens"])
