@@ -1,4 +1,4 @@
-"""What comes in to a store, checked."""
+"""What comes in to a store, documents and queries, checked."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from tokensieve.retrieval.filters import Where, check
+from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.segment import metadata_json
 
@@ -24,6 +26,18 @@ def incoming(vectors: Documents, metadata: Sequence[Mapping[str, Any]] | None, d
             doc = int(torch.searchsorted(docs.offsets, bad, right=True)) - 1
             raise ValueError(f"document {doc} holds NaN or infinite values")
     return docs, [metadata_json(i, m) for i, m in enumerate([{}] * len(docs) if metadata is None else metadata)]
+
+
+def query_of(query: Any, k: int, where: Where | None, dim: int) -> tuple[bool, Ragged]:
+    """Whether it is one query, and all of them; ValueError where a search cannot be made."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, not {k}")
+    single, queries = queries_of(query)
+    if queries.dim != dim:
+        raise ValueError(f"the query has {queries.dim} dimensions, the index has {dim}")
+    if where is not None:
+        check(where)
+    return single, queries
 
 
 def check_names(names: Sequence[str], docs: int, notes: int) -> None:

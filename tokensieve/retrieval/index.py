@@ -15,8 +15,8 @@ from tokensieve.codec import codec as make_codec
 from tokensieve.retrieval import search, snapshot, tune
 from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.files import write_json
-from tokensieve.retrieval.filters import Where, check
-from tokensieve.retrieval.incoming import check_names, incoming, numbered, refuse_held
+from tokensieve.retrieval.filters import Where
+from tokensieve.retrieval.incoming import check_names, incoming, numbered, query_of, refuse_held
 from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.sketch import sketch as make_sketch
@@ -141,13 +141,7 @@ class Index:
             rerank: score exactly only so many documents, those whose sketches score best; 0 for all. By default what
                 :meth:`tune` has measured, and all of an index that was never tuned.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        single, queries = queries_of(query)
-        if queries.dim != self.dim:
-            raise ValueError(f"the query has {queries.dim} dimensions, the index has {self.dim}")
-        if where is not None:
-            check(where)
+        single, queries = query_of(query, k, where, self.dim)
         state = self._state
         admitted = [v.admitted(where) for v in state.views]
         if rerank is None:

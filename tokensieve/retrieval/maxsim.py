@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,8 @@ from torch import Tensor
 
 from tokensieve.retrieval.ragged import Documents, Ragged, bounds, rows
 
-GROUP = 8
-RUN = 512
-"""Rows for each change of length from which runs of one length are reduced by themselves."""
-TABLE = 1 << 21
-"""Similarities held at once: 8 MB."""
+TABLE = 1 << 20
+"""Similarities held at once: 4 MB, which stay in the caches until they are reduced."""
 TABLE_DEVICE = 1 << 26
 COPIED = 4096
 """Tokens of listed documents copied behind each other at once."""
@@ -103,44 +99,25 @@ def runs(cuts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
 
 
 def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
-    """``(D, Q)``: the maximum over the rows of each document, from ``(T, Q)``.
-
-    Neighbours of one length are reduced together. Where lengths change often, rows are reduced eight at a time where that
-    is aligned, and the first and the last seven of a document cover what is not.
-    """
+    """``(D, Q)``: the maximum over the rows of each document, from ``(T, Q)``."""
     lengths = offsets.diff()
     if not len(lengths):
         return x.new_empty(0, x.shape[1])
-    if not bool(lengths.all()):
+    least, most = int(lengths.min()), int(lengths.max())
+    if not least:
         raise ValueError(f"document {int(lengths.argmin())} has no tokens")
-    changes = [0, *(lengths.diff().nonzero()[:, 0] + 1).tolist(), len(lengths)]
-    if len(changes) == 2 or len(changes) < len(x) // RUN:
-        cuts, sizes = offsets[changes].tolist(), lengths[changes[:-1]].tolist()
-        parts = zip(pairwise(cuts), sizes, strict=True)
-        return torch.cat([x[a:b].view(-1, n, x.shape[1]).amax(1) for (a, b), n in parts])
-    start, stop, near = offsets[:-1], offsets[1:], torch.arange(GROUP - 1)
-    ends = torch.cat(
-        [(start[:, None] + near).minimum(stop[:, None] - 1), (stop[:, None] - 1 - near).maximum(start[:, None])], 1
-    )
-    out = x.index_select(0, ends.flatten().to(x.device)).view(*ends.shape, x.shape[1]).amax(1)
-    whole = len(x) // GROUP
-    grouped = x[: whole * GROUP].view(whole, GROUP, x.shape[1]).amax(1)
-    low, high = (start + GROUP - 1) // GROUP, stop // GROUP
-    # The maxima of 1, 2, 4, ... groups from each on: two of them that overlap cover those inside a document.
-    power = (high - low).clamp(min=0.5).log2().floor()
-    span = 1
-    for level in range(int(power.max()) + 1):
-        docs = (power == level).nonzero()[:, 0]
-        a, b, docs = low[docs].to(x.device), (high[docs] - span).to(x.device), docs.to(x.device)
-        inner = grouped.index_select(0, a).maximum(grouped.index_select(0, b))
-        out.index_copy_(0, docs, out.index_select(0, docs).maximum(inner))
-        grouped = grouped[:-span].maximum(grouped[span:]) if len(grouped) > span else grouped
-        span *= 2
-    return out
+    if least == most:
+        return x.view(len(lengths), most, -1).amax(1)
+    owner = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=len(x)).to(x.device)
+    # An index that is one column expanded is reduced row by row, in parallel.
+    place = owner[:, None].expand_as(x)
+    return x.new_empty(len(lengths), x.shape[1]).scatter_reduce_(0, place, x, "amax", include_self=False)
 
 
 def sums(best: Tensor, offsets: Tensor) -> Tensor:
     """``(D, B)``: the best similarities ``(D, Q)`` summed over the tokens of each query."""
+    if len(offsets) == 2:
+        return best.sum(1, keepdim=True)
     return torch.stack([part.sum(1) for part in best.split(offsets.diff().tolist(), 1)], 1)
 
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tokensieve.retrieval.filters import Where, check
-from tokensieve.retrieval.incoming import check_names, incoming, numbered, refuse_held
+from tokensieve.retrieval.filters import Where
+from tokensieve.retrieval.incoming import check_names, incoming, numbered, query_of, refuse_held
 from tokensieve.retrieval.index import Document
-from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.search import Hit
 
@@ -77,13 +76,7 @@ class Adapter(ABC):
 
     def search(self, query: Any, k: int = 10, where: Where | None = None) -> list[Any]:
         """The k documents of the highest MaxSim with a query ``(Q, dim)``, or lists of them for many queries."""
-        if k < 1:
-            raise ValueError(f"k must be at least 1, not {k}")
-        single, queries = queries_of(query)
-        if queries.dim != self.dim:
-            raise ValueError(f"the query has {queries.dim} dimensions, the index has {self.dim}")
-        if where is not None:
-            check(where)
+        single, queries = query_of(query, k, where, self.dim)
         condition = self._condition(where)
         hits = [self._first(q, k, condition) for q in queries]
         return hits[0] if single else hits
