@@ -45,12 +45,19 @@ def qdrant(folder=None):
     return Qdrant("c", DIM, **({"path": str(folder)} if folder else {"location": ":memory:"}))
 
 
-KINDS = {"qdrant": qdrant}
+def lance(folder):
+    pytest.importorskip("lancedb")
+    from tokensieve.retrieval.stores.lancedb import LanceDB
+
+    return LanceDB("c", str(folder), DIM)
+
+
+KINDS = {"qdrant": lambda folder: qdrant(), "lancedb": lance}
 
 
 @pytest.fixture(params=KINDS)
-def store(request):
-    with KINDS[request.param]() as made:
+def store(request, tmp_path):
+    with KINDS[request.param](tmp_path / "store") as made:
         yield made
 
 
@@ -156,7 +163,7 @@ def test_other_refusals(both):
         ({"k": 0}, "k must be at least 1"),
         ({"where": {"i": {"about": 3}}}, "unknown operator 'about'"),
         ({"where": {"lang": {"eq": {"a": 1}}}}, "no words for"),
-        ({"where": {'a"b': 1}}, "no words for"),
+        ({"where": {"": 1}}, "no words for"),
         ({"query": query[:, :3]}, "3 dimensions"),
         ({"query": query[:0]}, "without tokens"),
     ]:
@@ -178,6 +185,8 @@ def test_qdrant_keeps_lists_and_words_apart(tmp_path):
             same(store.search(query, 9, where), index.search(query, 9, where))
         with pytest.raises(ValueError, match="no words for has 'e' of a string"):
             store.search(query, where={"lang": {"has": "e"}})
+        with pytest.raises(ValueError, match="no words for fields with quotes"):
+            store.search(query, where={'a"b': 1})
         with pytest.raises(ValueError, match="no words for lt"):
             store.search(query, where={"lang": {"lt": "e"}})
 
@@ -201,3 +210,100 @@ def test_qdrant_comes_back(tmp_path, monkeypatch):
         store.client.create_collection("flat", module.models.VectorParams(size=4, distance="Dot"))
     with pytest.raises(Incompatible, match="no multivectors"):
         module.Qdrant("flat", path=str(tmp_path))
+
+
+ODD = [
+    {"x": 2}, {"x": 2.0}, {"x": True}, {"x": "en"}, {"x": "2"}, {"x": ["en", "2", 2, None]}, {"x": None}, {}, {"x": {"a": 1}},
+    {"x": 'q"uo\\te\n\t\x01 é\u2028'}, {"x": 1e25}, {"x": -0.5}, {"x": [2.0, True]}, {"x": ""}, {"x": []}, {"x": "ë"},
+    {'a"b': 1, "c.d": "2", "e f": 3, "g[0]": 5, "$": [6], "h'i": 7, "ü": None, "a\\b": 8},
+]  # fmt: skip
+LIMITS = [2, 2.0, 1, 0, True, False, -0.5, 1e25, "en", "2", "", None, 'q"uo\\te\n\t\x01 é\u2028', "ë", "true", "[]"]
+NOT_SAID = [("has", -0.5), ("has", 3.5), ("has", ""), ("has", None), *((o, "") for o in ("lt", "le", "gt", "ge"))]
+
+
+def test_lancedb_finds_by_values_of_every_kind(tmp_path):
+    query = docs(1, 5)[0]
+    with lance(tmp_path / "store") as store, Index.create(tmp_path / "index", DIM, "float32") as index:
+        for held in (store, index):
+            held.add(docs(len(ODD)), [str(i) for i in range(len(ODD))], ODD)
+
+        def both_find(where):
+            same(store.search(query, 50, where), index.search(query, 50, where))
+
+        for limit in LIMITS:
+            both_find({"x": limit})
+            both_find({"x": {"ne": limit}})
+            for operator in ("lt", "le", "gt", "ge"):
+                if limit is not None and (operator, limit) not in NOT_SAID:
+                    both_find({"x": {operator: limit}})
+        for where in [
+            {"x": [2, "en"]}, {"x": [None, True]}, {"x": {"gt": 1, "ne": 2}}, {"x": {}},
+            *({field: value} for field, value in ODD[-1].items() if not isinstance(value, list)),
+        ]:  # fmt: skip
+            both_find(where)
+        for operator, limit in NOT_SAID:
+            with pytest.raises(ValueError, match="no words for"):
+                store.search(query, where={"x": {operator: limit}})
+        with pytest.raises(ValueError, match="no words for has 'e' of a string"):
+            store.search(query, where={"x": {"has": "e"}})
+
+
+def test_lancedb_finds_members_of_lists(tmp_path):
+    query = docs(1, 5)[0]
+    lists = [
+        {"x": v} for v in (["en", "2"], [2], [2.0, 3.5], [], 2, ["e"], ['a"b'], [1], [True], [0.0, None], [1e25])
+    ] + [{"$": [6]}]
+    with lance(tmp_path / "store") as store, Index.create(tmp_path / "index", DIM, "float32") as index:
+        for held in (store, index):
+            held.add(docs(len(lists)), [str(i) for i in range(len(lists))], lists)
+        for where in [{"x": {"has": v}} for v in ("en", "e", "2", 2, 2.0, 'a"b', 1, True, False, 1e25)] + [
+            {"$": {"has": 6}}
+        ]:
+            same(store.search(query, 50, where), index.search(query, 50, where))
+
+
+def test_lancedb_compares_by_dot_product(tmp_path):
+    """Vectors need not have length 1."""
+    query, long = 3 * docs(1, 5)[0], [n * d for n, d in enumerate(docs(9), 1)]
+    with lance(tmp_path / "store") as store:
+        store.add(long)
+        best = maxsim(query, long).max()
+        assert store.search(query, 1)[0].score == pytest.approx(float(best), rel=1e-5)
+
+
+def test_lancedb_comes_back(tmp_path):
+    ids = [f"it's {n}" for n in range(10)]
+    with lance(tmp_path) as store:
+        store.add(docs(10), ids)
+        # What another has committed is seen.
+        with lance(tmp_path) as other:
+            other.delete(ids[:3])
+        assert len(store) == 7
+    with module().LanceDB("c", str(tmp_path)) as again:
+        assert (sorted(again.ids()), again.dim) == (ids[3:], DIM)
+        assert torch.equal(again.get(ids[9]).vectors, docs(10)[9])
+    with pytest.raises(Incompatible, match="dim 8, not 9"):
+        module().LanceDB("c", str(tmp_path), 9)
+    with pytest.raises(ValueError, match="pass dim"):
+        module().LanceDB("other", str(tmp_path))
+    base = module().lancedb.connect(str(tmp_path))
+    base.create_table("flat", [{"id": "a", "metadata": "{}", "vectors": [1.0, 2.0]}])
+    with pytest.raises(Incompatible, match="not written by tokensieve"):
+        module().LanceDB("flat", str(tmp_path))
+
+
+def test_lancedb_takes_many_ids_in_one_commit(tmp_path):
+    ids = [str(n) for n in range(2500)]
+    with lance(tmp_path) as store:
+        before = store.table.version
+        store.add([torch.eye(1, DIM)] * len(ids), ids)
+        assert store.table.version == before + 1
+        assert store.delete(ids[1:]) == 2499
+        assert store.table.version == before + 2
+        assert list(store.ids()) == ["0"]
+
+
+def module():
+    from tokensieve.retrieval.stores import lancedb
+
+    return lancedb
