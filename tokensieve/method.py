@@ -48,6 +48,8 @@ class Method:
         shared: for `cache` and the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
             they evict together, behind the last.
         reading: for `cache`, True where nothing leaves and layers read a few entries, as :meth:`roles` says.
+        visual: for `cache`, True where the budget counts visual entries alone, of each image: what else the prompt held has
+            room beside them, and what is decoded takes theirs.
         protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
     """
@@ -63,6 +65,7 @@ class Method:
     unit: ClassVar[str] = "head"
     shared: ClassVar[bool] = False
     reading: ClassVar[bool] = False
+    visual: ClassVar[bool] = False
 
     @property
     def protected(self) -> int:

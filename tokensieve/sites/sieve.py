@@ -118,7 +118,9 @@ class _Sites:
             self.reading = ReadingSite(decoder(model), reading[0], clock, seed)
             return
         if late or not stages:
-            self.cache = CacheSite(decoder(model), late, clock, seed, alone=not stages)
+            visual = any(n.name.startswith("visual") for s in late for n in s.method.needs)
+            anatomy = find(model) if visual else None
+            self.cache = CacheSite(decoder(model), late, clock, seed, not stages, anatomy)
         if not stages:
             return
         anatomy = find(model)
