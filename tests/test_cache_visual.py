@@ -1,12 +1,16 @@
 """The cache of a vision-language model: which entries are visual, and budgets that count those alone."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from transformers import DynamicCache
 
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
+from tokensieve.needs import Visual, VisualShare
 from tokensieve.plan import plan
+from tokensieve.registry import make
 from tokensieve.sites import taps
 from tokensieve.sites.evicted import EvictedLayer
 
@@ -127,3 +131,61 @@ def test_mustdrop_in_all_its_stages(model):
     with ts.sieve(model, plan("mustdrop", 1.0)):
         whole = model.generate(**inputs, **GREEDY)
     assert torch.equal(whole, model.generate(**inputs, **GREEDY))
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_what_each_token_looked_at_is_told(model, chunked):
+    """The visual share of every entry, against whole attention maps; with padding, and in two passes."""
+    inputs, calls, given = prompt((1, 1)), [], []
+    attention = model.model.language_model.layers[1].self_attn
+    undo = taps.attach(attention, observe=calls.append)
+    with torch.no_grad():
+        model(**inputs)
+    undo()
+    (call,) = calls
+    real, shown = inputs["attention_mask"].bool(), inputs["input_ids"] == IMAGE
+    n = real.shape[1]
+    k = call.key.repeat_interleave(2, 1)
+    allowed = torch.ones(n, n).tril().bool() & real[:, None, None]
+    rows = (call.query @ k.transpose(2, 3) * call.scale).masked_fill(~allowed, -1e30).softmax(-1)
+    want = (rows * shown[:, None, None]).sum(3)
+
+    @dataclass(frozen=True)
+    class Told(ts.Method):
+        name = "told"
+        site, sites, unit = "cache", ("cache",), "token"
+
+        @property
+        def needs(self):
+            return (VisualShare, Visual)
+
+        def score(self, s):
+            given.append(s)
+            return torch.arange(s.n).expand(s.batch, -1).float()
+
+    with ts.sieve(model, ts.Stage(Told(), 0.5, layers=(1,), prefill=not chunked, every=int(chunked))), torch.no_grad():
+        out = model(**inputs)
+        if chunked:
+            mask = torch.cat([real.long(), torch.ones(2, 1, dtype=torch.long)], 1)
+            model(input_ids=torch.tensor([[7], [8]]), attention_mask=mask, past_key_values=out.past_key_values)
+    (s,) = given
+    for b in range(2):
+        torch.testing.assert_close(s.visual_share[b][:, :n][:, real[b]], want[b][:, real[b]], rtol=1e-4, atol=1e-5)
+        assert torch.equal(s.visual[b, :n][real[b]] > 0, shown[b][real[b]])
+        assert not bool(s.visual[b, n:].any())
+
+
+def test_vasparse_ranks_as_defined():
+    g = torch.Generator().manual_seed(0)
+    window, share = torch.rand(1, 2, 1, 9, generator=g).softmax(-1), torch.rand(1, 2, 9, generator=g)
+    visual = torch.tensor([[0, 1, 1, 0, 1, 0, 0, 1, 0.0]])
+    x = torch.randn(1, 9, 4, generator=g)
+    s = ts.Signals(x, window_attention=window, visual_share=share, visual=visual)
+    a, looked = window[0, :, 0].mean(0).tolist(), share[0].mean(0).exp()
+    most = max(p for p, v in zip(a, visual[0].tolist(), strict=True) if v)
+    capped = [p if v else min(p, most) for p, v in zip(a, visual[0].tolist(), strict=True)]
+    want = [p**2 + 0.3 * float(q / looked.sum()) for p, q in zip(capped, looked, strict=True)]
+    torch.testing.assert_close(make("vasparse", weight=0.3).score(s)[0], torch.tensor(want))
+    assert (
+        ts.reduce(x, make("vasparse"), 3, window_attention=window, visual_share=share, visual=visual).kept[0, -1] == 8
+    )

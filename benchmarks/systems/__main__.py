@@ -24,9 +24,11 @@ from benchmarks.systems import (  # noqa: F401 (their checks register themselves
     focus,
     handoff,
     inside,
+    prefill,
     stages,
     vectors,
     video,
+    visual_cache,
     vit,
     vlm,
 )
