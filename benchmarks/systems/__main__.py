@@ -25,6 +25,7 @@ from benchmarks.systems import (  # noqa: F401 (their checks register themselves
     handoff,
     inside,
     prefill,
+    sparse,
     stages,
     vectors,
     video,
