@@ -38,6 +38,8 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         "expected_logits": (batch, HEADS, n),
         "probe_attention": (batch, HEADS, n),
         "token_ids": (batch, n),
+        "visual": (batch, n),
+        "visual_share": (batch, HEADS, n),
         "relevance": (batch, n),
         "entropy": (batch, n),
         "ranking": (batch, n),
@@ -50,7 +52,9 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
     for name, shape in shapes.items():
         made = torch.randn(shape, generator=draw)
         if name in {need.name for need in method.needs}:
-            out[name] = made.softmax(-1) if name.endswith(("attention", "similarity", "rank", "text_text")) else made
+            out[name] = (
+                made.softmax(-1) if name.endswith(("attention", "similarity", "rank", "share", "text_text")) else made
+            )
     if "word" in {need.name for need in method.needs}:
         # Words of two tokens that come again, and tokens of none.
         place = torch.arange(n)

@@ -48,6 +48,10 @@ class Method:
         shared: for `cache` and the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
             they evict together, behind the last.
         reading: for `cache`, True where nothing leaves and layers read a few entries, as :meth:`roles` says.
+        group: for `cache` and a method under which the queries of a prompt read a few keys: of how many that read the same
+            ones, as :meth:`worth` says; 0 for all others.
+        visual: for `cache`, True where the budget counts visual entries alone, of each image: what else the prompt held has
+            room beside them, and what is decoded takes theirs.
         protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
     """
@@ -63,6 +67,11 @@ class Method:
     unit: ClassVar[str] = "head"
     shared: ClassVar[bool] = False
     reading: ClassVar[bool] = False
+    visual: ClassVar[bool] = False
+
+    @property
+    def group(self) -> int:
+        return 0
 
     @property
     def protected(self) -> int:
@@ -111,6 +120,18 @@ class Method:
     def roles(self, depth: int) -> list[str]:
         """For `cache` and a method that reads: which of ``depth`` layers are "dense", which "select", and which "read"."""
         return ["dense"] * depth
+
+    def worth(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
+        """For `cache` and methods with a :attr:`group`: how much each key is worth to a group of queries, below 0 if not read.
+
+        Args:
+            query: ``(B, H, g, d)``; key: ``(B, H, n, d)``, those in front of the group and its own g, which are always read.
+            real: ``(B, n)`` bool, False at padding.
+
+        Returns:
+            ``(B, H, n - g)``.
+        """
+        raise NotImplementedError
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
         """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.

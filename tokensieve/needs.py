@@ -122,6 +122,12 @@ def ProbeAttention(share: float) -> Need:
     return Need("probe_attention", rate=share)
 
 
+Visual = Need("visual")
+"""Which cached tokens are visual."""
+
+VisualShare = Need("visual_share")
+"""How much of each cached token's own attention went to visual tokens."""
+
 TokenIds = Need("token_ids")
 """The vocabulary's number of each cached token."""
 
@@ -145,6 +151,8 @@ HOW: dict[str, str] = {
     "expected_logits": "expected_logits=a with a of shape (B, heads, N) or (B, N)",
     "probe_attention": "probe_attention=a with a of shape (B, heads, N) or (B, N)",
     "token_ids": "token_ids=i with i of shape (B, N)",
+    "visual": "visual=v with v of shape (B, N), above 0 at visual tokens",
+    "visual_share": "visual_share=a with a of shape (B, heads, N) or (B, N)",
     "head": "head=h with h of shape (B, N), the key-value head of each entry",
     "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
     "neurons": "neurons=a with a of shape (B, N, F), above 0 where a neuron is active",

@@ -43,6 +43,8 @@ class Signals:
         accumulated_attention: ``(B, heads, N)`` or ``(B, N)``, attention summed over all queries so far.
         expected_logits: ``(B, heads, N)`` or ``(B, N)``, the log of attention, not normalised, to be expected from the next ones.
         probe_attention: ``(B, heads, N)`` or ``(B, N)``, mean attention from those that see each entry of a few queries.
+        visual: ``(B, N)``, above 0 at the cache entries of visual tokens.
+        visual_share: ``(B, heads, N)`` or ``(B, N)``, how much of each token's own attention went to visual tokens.
         token_ids: ``(B, N)``, the vocabulary's number of each token.
         relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
         entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
@@ -80,6 +82,8 @@ class Signals:
     accumulated_attention: Tensor | None = None
     expected_logits: Tensor | None = None
     probe_attention: Tensor | None = None
+    visual: Tensor | None = None
+    visual_share: Tensor | None = None
     token_ids: Tensor | None = None
     relevance: Tensor | None = None
     entropy: Tensor | None = None
@@ -233,6 +237,8 @@ _TOKEN_AXIS = {
     "accumulated_attention": -1,
     "expected_logits": -1,
     "probe_attention": -1,
+    "visual": 1,
+    "visual_share": -1,
     "token_ids": 1,
     "relevance": -1,
     "entropy": -1,

@@ -24,9 +24,12 @@ from benchmarks.systems import (  # noqa: F401 (their checks register themselves
     focus,
     handoff,
     inside,
+    prefill,
+    sparse,
     stages,
     vectors,
     video,
+    visual_cache,
     vit,
     vlm,
 )

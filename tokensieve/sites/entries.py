@@ -8,18 +8,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from tokensieve.needs import Need
 from tokensieve.parts import rows, select
+from tokensieve.parts.budget import Budget
 from tokensieve.reduction import Reduction
 from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.positions import rotary, turned
+from tokensieve.sites.resolve import share
 from tokensieve.sites.taps import Call
 
 CACHE_SIGNALS = (
-    "window_attention", "accumulated_attention", "expected_logits", "probe_attention", "token_ids", "keys", "values",
-    "features",
+    "window_attention", "accumulated_attention", "expected_logits", "probe_attention", "visual", "visual_share",
+    "token_ids", "keys", "values", "features",
 )  # fmt: skip
 ROWS = 2**25
 """Elements of attention rows that are held at once."""
@@ -81,6 +83,25 @@ class Entries:
         total = self.attention(query, columns).sum(2)
         return total / seen.repeat_interleave(query.shape[1] // seen.shape[1], 1)
 
+    def shown(self) -> Tensor:
+        """``(B, G, N)`` bool: the entries of visual tokens."""
+        shown = self.layer.shown
+        assert shown is not None
+        inside = self.valid & (self.columns < shown.shape[1])
+        at = torch.where(inside, self.columns, 0).flatten(1)
+        return shown.gather(1, at).view_as(inside) & inside if shown.shape[1] else inside
+
+    def room(self, keep: Budget) -> Tensor:
+        """``(B,)``: entries that stay where a budget counts those of each image: it, the prompt's text, and what has been
+        decoded in the place of visual ones, of which one stays."""
+        assert self.layer.shown is not None
+        shown = self.layer.shown
+        images = (shown & ~pad(shown[:, :-1], (1, 0))).sum(1).clamp(min=1)
+        visual = share(keep, shown.sum(1) // images) * images
+        text = self.valid & ~self.shown()
+        prompt = (text & (self.columns < shown.shape[1])).sum(2).amax(1)
+        return (visual + prompt).maximum(text.sum(2).amax(1) + 1)
+
     def read(
         self, needs: Sequence[Need], unit: str, language: nn.Module, hidden: Tensor, module: nn.Module
     ) -> dict[str, Any]:
@@ -96,6 +117,12 @@ class Entries:
             elif need.name == "probe_attention":
                 out[need.name] = laid(self.probed(), unit, heads)
                 self.layer.probes = []
+            elif need.name == "visual":
+                shown = self.shown().float()
+                out[need.name] = shown[:, 0] if unit == "token" else vectors(shown, unit)
+            elif need.name == "visual_share":
+                assert self.layer.shares is not None
+                out[need.name] = laid(self.layer.shares, unit, heads)
             elif need.name == "token_ids":
                 assert self.layer.named is not None
                 out[need.name] = self.layer.named[:, 0] if unit == "token" else vectors(self.layer.named, unit)
@@ -132,7 +159,7 @@ class Entries:
             # The mean of keys that point apart is shorter than they are, and would draw less attention.
             length = torch.linalg.vector_norm(self.keys, dim=-1, keepdim=True)
             keys = normalize(keys, dim=-1) * reduced(length)
-        layer.carried, layer.named = taken(layer.carried), taken(layer.named)
+        layer.carried, layer.named, layer.shares = (taken(x) for x in (layer.carried, layer.named, layer.shares))
         layer.keep(keys, reduced(self.values), places.unflatten(0, (batch, heads)))
 
     def pack(self, step: Reduction, bits: tuple[int, int]) -> None:
@@ -205,6 +232,15 @@ def note(
                 "beginning of the prompt on"
             )
         layer.named = named
+        return
+    if need.name == "visual_share":
+        shown = entries.shown().repeat_interleave(query.shape[1] // entries.keys.shape[1], 1).float()
+        step = max(1, ROWS // shown.numel())
+        parts = [
+            torch.einsum("bhtn,bhn->bht", entries.attention(query[:, :, part], columns[:, part]), shown)
+            for part in (slice(start, start + step) for start in range(0, query.shape[2], step))
+        ]
+        layer.shares = torch.cat(([] if layer.shares is None else [layer.shares]) + parts, 2)
         return
     here = torch.ones_like(columns, dtype=torch.float32)
     if real is not None:

@@ -31,6 +31,8 @@ class EvictedLayer(SievedLayer):
         order: ``(B, M)`` int, the place of each kept entry in what is packed.
         carried: ``(B, H, M + T)`` attention accumulated by each entry; None where nobody asked.
         named: ``(B, G, M + T)`` int, the token id of each entry; None where nobody asked.
+        shown: ``(B, C)`` bool, which columns up to the end of the last prompt are visual tokens; None where nobody asked.
+        shares: ``(B, H, M + T)``, how much of each entry's own attention went to visual tokens; None where nobody asked.
         queries: the latest queries ``(B, H, t, d)`` and their columns ``(B, t)``, pass by pass.
         probes: likewise those drawn among all of a pass.
         moments: of all queries before their rotation: their number, sum, and sum of squares; None where nobody asked.
@@ -48,6 +50,8 @@ class EvictedLayer(SievedLayer):
         self.packed: list[tuple[Packed, Packed]] | None = None
         self.carried: Tensor | None = None
         self.named: Tensor | None = None
+        self.shown: Tensor | None = None
+        self.shares: Tensor | None = None
         self.queries: list[tuple[Tensor, Tensor]] = []
         self.probes: list[tuple[Tensor, Tensor]] = []
         self.moments: tuple[Tensor, ...] | None = None
@@ -140,6 +144,19 @@ class EvictedLayer(SievedLayer):
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
 
+    def show(self, visual: Tensor, past: int) -> None:
+        """Note where the visual tokens of a prompt, ``(B, q)`` bool, stand behind ``past`` columns.
+
+        Raises:
+            ValueError: of earlier columns this is not known.
+        """
+        known = visual[:, :0] if self.shown is None else self.shown
+        if past and self.shown is None:
+            raise ValueError(
+                "the method reads which cached tokens are visual, which is not known of all; fill the cache under this sieve"
+            )
+        self.shown = torch.cat([known, visual.new_zeros(len(visual), past - known.shape[1]), visual], 1)
+
     def settle(self) -> None:
         """Forget what only the next prompt or eviction would ask for, and which takes the room of many entries."""
         self.queries, self.probes, self.moments = [], [], None
@@ -171,6 +188,7 @@ class EvictedLayer(SievedLayer):
     def reset(self) -> None:
         self.places, self.packed = self.places[:, :, :0], None
         self.pages, self.carried, self.named, self.mark = None, None, None, 0
+        self.shown, self.shares = None, None
         self.settle()
         super().reset()
 
@@ -185,7 +203,9 @@ class EvictedLayer(SievedLayer):
         self.keys, self.values = (x[..., : kept + late, :] for x in (self.keys, self.values))
         self.columns, self.length = self.columns[:, :late], self.length - abs(tokens_to_remove)
         kept = self.places.shape[2] + late
-        self.carried, self.named = (None if x is None else x[..., :kept] for x in (self.carried, self.named))
+        cut = (None if x is None else x[..., :kept] for x in (self.carried, self.named, self.shares))
+        self.carried, self.named, self.shares = cut
+        self.shown = None if self.shown is None else self.shown[:, : self.length]
         self.queries, self.probes = [], []
 
     def _rows(self, change: Callable[[Tensor, int], Tensor]) -> None:
@@ -197,7 +217,8 @@ class EvictedLayer(SievedLayer):
             self.packed = [(k.rows(change), v.rows(change)) for k, v in self.packed]
             self.order = change(self.order, 0)
         self.places = change(self.places, 0)
-        self.carried, self.named = (None if x is None else change(x, 0) for x in (self.carried, self.named))
+        each = (self.carried, self.named, self.shown, self.shares)
+        self.carried, self.named, self.shown, self.shares = (None if x is None else change(x, 0) for x in each)
         self.queries, self.probes = ([(change(q, 0), change(c, 0)) for q, c in x] for x in (self.queries, self.probes))
         self.moments = None if self.moments is None else tuple(change(m, 0) for m in self.moments)
 

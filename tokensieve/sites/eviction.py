@@ -18,6 +18,7 @@ from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites import decode, entries, readings, taps
+from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
@@ -34,10 +35,20 @@ class CacheSite:
 
     Args:
         alone: whether no other site sees to the masks of layers that hold fewer entries.
+        anatomy: the vision-language model around it, for methods that read which entries are visual.
     """
 
-    def __init__(self, language: Stack, stages: Sequence[Stage], clock: Clock, seed: int, alone: bool):
-        self.language, self.clock, self.seed, self.alone = language, clock, seed, alone
+    def __init__(
+        self,
+        language: Stack,
+        stages: Sequence[Stage],
+        clock: Clock,
+        seed: int,
+        alone: bool,
+        anatomy: Anatomy | None = None,
+    ):
+        self._visual: Tensor | None = None
+        self.language, self.clock, self.seed, self.alone, self.anatomy = language, clock, seed, alone, anatomy
         self.full = full_layers(language)
         self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
         self.layers = {id(s): self._layers(s) for s in self.stages}
@@ -88,6 +99,10 @@ class CacheSite:
             root.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True).remove,
             root.register_forward_hook(self._done, always_call=True).remove,
         ]
+        if self.anatomy is not None and self.anatomy.base is not None:
+            out.append(
+                self.anatomy.base.register_forward_pre_hook(partial(self._see, self.anatomy), with_kwargs=True).remove
+            )
         for i, layer in enumerate(self.language.layers):
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
             attention = self.language.attentions[i]
@@ -96,6 +111,10 @@ class CacheSite:
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
+
+    def _see(self, anatomy: Anatomy, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        self._visual = torch.stack([*anatomy.placeholders(ids, kwargs.get("inputs_embeds")).values()]).any(0)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         x, self._past = self.language.begun(args, kwargs)
@@ -109,7 +128,6 @@ class CacheSite:
         self._real = padding(kwargs.get("attention_mask"), length)
         self._ids = kwargs.get("position_ids")
         self._words = None if x.dim() == 3 else x
-        self._waiting = []
         for i, layer in enumerate(cache.layers if cache is not None else ()):
             if isinstance(layer, EvictedLayer) and layer.model != self.model:
                 raise ValueError(f"layer {i} of this cache was filled by another model; fill a new cache with this one")
@@ -159,11 +177,14 @@ class CacheSite:
             layer.model = self.model
             assert layer.columns is not None
             columns, since = layer.columns[:, -call.query.shape[2] :], layer.length - layer.mark
+            if self._visual is not None and (layer.shown is None or call.query.shape[2] > 1):
+                layer.show(self._visual, self._past)
             for stage in stages:
                 self._stage(stage, index, call, columns, since)
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
+        self._visual = None
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
@@ -249,10 +270,9 @@ class CacheSite:
     def _counts(self, stage: Stage, index: int, now: Entries) -> tuple[Tensor, Tensor]:
         """``(B,)`` entries that each row keeps, and holds: per head, or in all heads together for the unit "entry"."""
         method, among = stage.method, self.layers[id(stage)]
-        seen = torch.full((len(now.keys),), now.layer.length, device=now.keys.device)
-        seen = seen if self._real is None else self._real.sum(1)
         held, least = now.valid.sum(2), method.protected
-        keep, short = share(stage.keep, seen), held.amax(1) <= least
+        seen = held.new_full((len(held),), now.layer.length) if self._real is None else self._real.sum(1)
+        keep, short = now.room(stage.keep) if method.visual else share(stage.keep, seen), held.amax(1) <= least
         wrong = (keep < least) & ~short
         if self._past or self._cache.__dict__.get(MORE):  # a share of a prompt that has not ended may still grow
             keep = keep.clamp(min=least)

@@ -17,6 +17,7 @@ from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.eviction import CacheSite
 from tokensieve.sites.language import LanguageSite
 from tokensieve.sites.reading import ReadingSite
+from tokensieve.sites.sparse import SparseSite
 from tokensieve.sites.trace import Trace
 
 NEST = "_tokensieve_sieves"
@@ -92,7 +93,7 @@ class _Sites:
         self.language: LanguageSite | None = None
         self.cross: CrossSite | None = None
         self.cache: CacheSite | None = None
-        self.reading: ReadingSite | None = None
+        self.reading: ReadingSite | SparseSite | None = None
         late = [s for s in plan.stages if s.site == "cache"]
         stages = [s for s in plan.stages if s.site != "cache"]
         if any(s.site == "vectors" for s in plan.stages):
@@ -109,16 +110,19 @@ class _Sites:
             raise ValueError(
                 "stages at site='focus' and at site='cache' do not go together: the first would not find its tokens"
             )
-        reading = [s for s in late if s.method.reading]
+        reading = [s for s in late if s.method.reading or s.method.group]
         if reading:
             if len(plan.stages) > 1:
                 raise ValueError(
                     f"{len(plan.stages)} stages; {reading[0].method.name}, which reads a whole cache, stands alone"
                 )
-            self.reading = ReadingSite(decoder(model), reading[0], clock, seed)
+            site = SparseSite if reading[0].method.group else ReadingSite
+            self.reading = site(decoder(model), reading[0], clock, seed)
             return
         if late or not stages:
-            self.cache = CacheSite(decoder(model), late, clock, seed, alone=not stages)
+            visual = any(n.name.startswith("visual") for s in late for n in s.method.needs)
+            anatomy = find(model) if visual else None
+            self.cache = CacheSite(decoder(model), late, clock, seed, not stages, anatomy)
         if not stages:
             return
         anatomy = find(model)

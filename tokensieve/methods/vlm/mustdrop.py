@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.needs import CLSAttention, Ranking, TextAttention
+from tokensieve.needs import CLSAttention, Ranking, TextAttention, Visual, WindowAttention
 from tokensieve.parts import budget, groups, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
@@ -24,7 +24,7 @@ class MustDrop(Method):
     at the shares ``at`` of the depth (the public code's layers 2, 6, 10 and 14 of 32). Deviations: budgets are exact,
     where the paper sets thresholds (windows above a similarity of 0.8, key tokens 8% of the image); where merging every
     window leaves too many, merged tokens go by CLS attention; merging happens after the encoder instead of after its
-    first block. The third stage, which evicts from the cache while decoding, is not part of this.
+    first block. The third stage, ``mustdrop-c``, bounds what the caches hold of each image by the same mean.
     """
 
     window: int = 3
@@ -53,7 +53,8 @@ class MustDrop(Method):
         return Reduction.merge(chosen, last.masked_fill(~joins, -1), s.weight)
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(MustDropL(self.protect), keep, self.at)]
+        inside = descent(MustDropL(self.protect), keep, self.at)
+        return [Stage(self, budget.times(keep, self.first)), *inside, Stage(MustDropC(), keep, every=1)]
 
 
 @register("mustdrop-l", systems=[53])
@@ -83,3 +84,32 @@ class MustDropL(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         keys = select.top(score.last_row(*score.text_rows(s, Ranking)), budget.share(keep, self.protect), s.valid)
         return Reduction.keep(keys | select.top(self.score(s), keep - keys.sum(1), s.valid & ~keys))
+
+
+@register("mustdrop-c", systems=[53])
+@dataclass(frozen=True)
+class MustDropC(Method):
+    """The decoding stage of ``mustdrop``: a bounded cache, from which the visual entries go that the outputs attend to least.
+
+    Source: arXiv 2411.10803. ``keep`` counts visual entries of each image. Text stays; with ``every=1`` each token that is
+    decoded takes the place of a visual entry, so that a layer never holds more than behind the prompt, as long as visual
+    entries are left. They rank by the attention of the last ``window`` tokens: at the end of the prompt the question's, from then
+    on more and more the outputs'. Deviation: the public code evicts once, and from early layers' caches what later layers
+    have dropped; here each layer ranks its own entries, at every step.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    unit = "token"
+    visual = True
+    window: int = 8
+
+    @property
+    def needs(self):
+        return (WindowAttention(self.window), Visual)
+
+    def score(self, s: Signals) -> Tensor:
+        return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
+
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return select.last(keep, s.valid & (s.get(Visual)[1] <= 0))

@@ -1,0 +1,54 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import WindowAttention
+from tokensieve.parts import anchor, select
+from tokensieve.reduction import Reduction
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("anchor-attention", systems=[153])
+@dataclass(frozen=True)
+class AnchorAttention(Method):
+    """Prompts read the first keys, those near by, and stripes: keys that score within a ``gap`` of the best of these.
+
+    Source: arXiv 2505.23520. Groups of ``step`` blocks of ``block`` queries read the same keys: the first block, their own, and
+    of those between every one whose score with the mean query of any of the blocks is at most ``gap`` below that block's
+    anchor, the mean over its queries of the greatest score among the first keys and the group's own. Nothing leaves the
+    cache, and decoded tokens read all of it. ``keep`` bounds the keys in front of a group that each head reads, those of
+    greatest margin; the paper has no bound. On plain arrays the window's rows are the queries, as one block. Defaults are
+    those of the paper. Deviation: ``gap`` is in natural logarithms, as in the public PyTorch code (its kernels take logarithms to
+    base 2).
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    adaptive = True
+    block: int = 128
+    step: int = 16
+    gap: float = 12.0
+
+    @property
+    def needs(self):
+        return (WindowAttention(self.block),)
+
+    @property
+    def group(self) -> int:
+        return self.block * self.step
+
+    def worth(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
+        return anchor.stripes(query, key, scale, real, self.block, self.gap)
+
+    def score(self, s: Signals) -> Tensor:
+        rows = s.get(self.needs[0])[1].flatten(1, -2).clamp(min=1e-30).log().mean(1)
+        count = torch.full_like(s.valid.sum(1), self.block)
+        near = select.first(count, s.valid) | select.last(count, s.valid)
+        return rows - rows.masked_fill(~near, -torch.inf).amax(1, keepdim=True)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        level = self.score(s)
+        return Reduction.keep(select.top(level, keep, s.valid & (level >= -self.gap)))

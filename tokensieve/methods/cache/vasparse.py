@@ -1,0 +1,49 @@
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+from tokensieve.needs import Visual, VisualShare, WindowAttention
+from tokensieve.parts import score
+from tokensieve.registry import register
+from tokensieve.signals import Signals
+
+
+@register("vasparse", systems=[288])
+@dataclass(frozen=True)
+class VASparse(Method):
+    """Keeps entries that the last token attends to, and those that themselves looked at the image.
+
+    Source: arXiv 2501.06553, its token selection. An entry ranks by its squared attention plus ``weight`` times a softmax over
+    all entries of how much of each one's own attention went to visual tokens. Text sinks are punished: the attention of a
+    text entry counts for no more than the most that a visual one gets (``sinks=True`` leaves them as they are). Not
+    part of it: the contrast with logits of a sparser view, which changes what is generated and not what is cached.
+    Deviations: the paper lowers the sinks' weights inside the model's attention, here only in the ranking; heads of a layer
+    keep the same entries; ``weight`` is ours.
+    """
+
+    site = "cache"
+    sites = ("cache",)
+    unit = "token"
+    weight: float = 0.1
+    sinks: bool = False
+
+    @property
+    def needs(self):
+        return (WindowAttention(1), VisualShare, Visual)
+
+    @property
+    def protected(self) -> int:
+        return 1
+
+    def score(self, s: Signals) -> Tensor:
+        recall, visual = s.get(self.needs[0])[1].flatten(1, -2).mean(1), s.valid & (s.get(Visual)[1] > 0)
+        if not self.sinks:
+            most = recall.masked_fill(~visual, -torch.inf).amax(1, keepdim=True)
+            recall = torch.where(visual | most.isinf(), recall, recall.minimum(most))
+        looked = score.per_token(s.get(VisualShare)[1]).masked_fill(~s.valid, -torch.inf).softmax(1)
+        return recall**2 + self.weight * looked
+
+    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+        return score.recent(s, 1)

@@ -1,0 +1,108 @@
+"""Sparse: while a prompt is read, groups of queries read a few of the keys in front of them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from tokensieve.parts import select
+from tokensieve.plan import Stage
+from tokensieve.sites import taps
+from tokensieve.sites.clock import Clock
+from tokensieve.sites.decoder import full_layers, padding
+from tokensieve.sites.encoder import Detach
+from tokensieve.sites.resolve import share
+from tokensieve.sites.stack import Stack
+from tokensieve.sites.trace import Trace
+
+
+class SparseSite:
+    """Computes the attention of prompts group by group; passes that fit into one group run as they are."""
+
+    def __init__(self, language: Stack, stage: Stage, clock: Clock, seed: int):
+        self.language, self.stage, self.clock = language, stage, clock
+        full = full_layers(language)
+        asked = full if stage.layers is None else sorted({language.layer(i) for i in stage.layers})
+        if set(asked) - set(full):
+            raise ValueError(f"layers={stage.layers}: layers that see every token are {full}")
+        self.layers = asked
+        share(stage.keep, torch.ones(1, dtype=torch.long))
+        self.trace: Trace | None = None
+        self._real: Tensor | None = None
+
+    def attach(self) -> list[Detach]:
+        if self.stage.keep == 1.0:
+            return []
+        out = [self.language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove]
+        for i in self.layers:
+            attention = self.language.attentions[i]
+            assert attention is not None
+            out.append(taps.attach(attention, kernel=partial(self._kernel, i)))
+        return out
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        x: Any = kwargs.get("inputs_embeds")
+        x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
+        cache = kwargs.get("past_key_values")
+        length = x.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        self._real = padding(kwargs.get("attention_mask"), length)
+        if x.shape[1] > 1:
+            self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
+
+    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
+        (batch, heads, length, _), total = call.query.shape, call.key.shape[2]
+        size = self.stage.method.group
+        if length == 1 or total <= size:
+            return None
+        taps.refuse(kwargs, index, "groups of queries that read a few keys cannot")
+        real = self._real
+        real = torch.ones(batch, total, dtype=torch.bool, device=call.key.device) if real is None else real
+        if real.shape[1] != total:
+            raise ValueError(
+                f"entries have left layer {index} of this cache; {self.stage.method.name} reads whole caches"
+            )
+        key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (call.key, call.value))
+        mask = call.mask if call.mask is not None and call.mask.dim() == 4 else None
+        out, read = [], torch.zeros((), device=real.device)
+        for start in range(0, length, size):
+            query = call.query[:, :, start : start + size]
+            upto = total - length + start + query.shape[2]
+            seen = None if mask is None else mask[:, :, start : start + size, :upto].expand(batch, -1, -1, -1)
+            found, count = self._group(query, key[:, :, :upto], value[:, :, :upto], call.scale, real[:, :upto], seen)
+            out.append(found)
+            read += count * query.shape[2]
+        assert self.trace is not None
+        self.trace.layer_tokens[index] = float(read / length)
+        return torch.cat(out, 2).transpose(1, 2).contiguous()
+
+    def _group(
+        self, query: Tensor, key: Tensor, value: Tensor, scale: float, real: Tensor, seen: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Attention of one group, ``(B, H, g, d)``, and how many keys its middle query reads on average.
+
+        Args:
+            seen: ``(B, 1, g, n)``, the model's own mask; None where order alone decides.
+        """
+        batch, heads, length, _ = query.shape
+        front, own = key.shape[2] - length, torch.arange(length, device=query.device)
+        with self.clock, torch.no_grad():
+            worth = self.stage.method.worth(query, key, scale, real).flatten(0, 1)
+            count = share(self.stage.keep, real[:, :front].sum(1)).repeat_interleave(heads)
+            kept, mask = select.compact(select.top(worth, count, worth >= 0))
+            kept, mask = (x[:, :front].unflatten(0, (batch, heads)) for x in (kept, mask))
+        near, far = (own <= own[:, None]) & real[:, None, None, front:], mask[:, :, None].expand(-1, -1, length, -1)
+        if seen is not None:
+            seen = seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+            place = kept[:, :, None].expand(-1, -1, length, -1)
+            near = seen[..., front:]
+            far = far & seen[..., :front].expand(-1, heads, -1, -1).gather(3, place)
+        # A row that sees nothing would be NaN.
+        near = (near | (own == own[:, None])).expand(-1, heads, -1, -1)
+        place = kept[..., None].expand(-1, -1, -1, key.shape[3])
+        k, v = (torch.cat([x[:, :, :front].gather(2, place), x[:, :, front:]], 2) for x in (key, value))
+        out = scaled_dot_product_attention(query, k, v, attn_mask=torch.cat([far, near], 3), scale=scale)
+        return out, mask.sum(2).float().mean() + (length + 1) / 2
