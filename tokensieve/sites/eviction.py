@@ -97,7 +97,7 @@ class CacheSite:
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         x: Any = kwargs.get("inputs_embeds")
         x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
         cache = kwargs.get("past_key_values")
@@ -117,6 +117,10 @@ class CacheSite:
                 raise ValueError(f"layer {i} of this cache was filled by another model; fill a new cache with this one")
         if x.shape[1] > 1 or self.trace is None:
             self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
+        if not self.alone or x.shape[1] == 1 or not past:
+            return None
+        mask = decode.narrow(self.language, cache, kwargs.get("attention_mask"), self._real, x.shape[1])
+        return None if mask is None else (args, {**kwargs, "attention_mask": mask})
 
     def _layer(self, index: int) -> Callable[..., Any]:
         lasting = any(s.every and index in self.layers[id(s)] for s in self.stages)
