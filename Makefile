@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-all systems leaderboard retrieval models benchmark docs clean
+.PHONY: demo test test-slow test-all systems leaderboard retrieval models benchmark kvpress docs clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -42,6 +42,17 @@ models: $(MADE)
 
 benchmark: $(MADE)
 	$(BIN)/python -m benchmarks.all
+
+# kvpress needs an older transformers than we do.
+out/kvpress/.venv/.made:
+	mkdir -p out/kvpress
+	$(PYTHON) -m venv out/kvpress/.venv
+	out/kvpress/.venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	out/kvpress/.venv/bin/pip install --quiet --disable-pip-version-check kvpress==0.5.5 transformers==5.2.0
+	touch $@
+
+kvpress: $(MADE) out/kvpress/.venv/.made
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kvpress
 
 docs: $(MADE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -234,6 +234,17 @@ def test_a_prompt_in_chunks_never_holds_it_all(model, name, options):
     assert rest.shape == whole.shape
 
 
+@pytest.mark.parametrize("attn", ["sdpa", "eager"])
+def test_masks_of_a_chunk_are_no_wider_than_it_has_to_be(attn):
+    """The model's own would be as wide as the prompt."""
+    model, widths = decoder(attn), []
+    model.model.register_forward_pre_hook(lambda m, a, kw: widths.append(kw["attention_mask"].shape), with_kwargs=True)
+    with ts.sieve(model, "snapkv", keep=12, **SMALL):
+        steps(model, text(150, 200), 5, 2)
+    assert [tuple(w)[2:] for w in widths[1:5]] == [(40, 40)] * 4
+    assert [tuple(w) for w in widths[5:]] == [(2, 201), (2, 202)]
+
+
 def test_chunks_of_a_whole_budget_are_one_pass(model):
     inputs = text(50, 70)
     with ts.sieve(model, "snapkv", keep=20, **SMALL):

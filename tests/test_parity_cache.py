@@ -12,6 +12,7 @@ import tokensieve as ts
 from tests.models import decoder, text
 from tests.strategies import features
 from tokensieve.parts import budget, pages
+from tokensieve.parts import rows as attention_rows
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (2, 100, 60)]
 W = 5
@@ -218,9 +219,27 @@ def test_snapkv_in_a_model(maps):
             assert got[b][g] == snapkv(rows, 14, W, 5, "mean")
 
 
-@pytest.mark.parametrize("rows", [2**25, 3000])
-def test_h2o_in_a_model(maps, rows, monkeypatch):
-    monkeypatch.setattr("tokensieve.sites.entries.ROWS", rows)  # several blocks of queries
+@pytest.mark.parametrize(("past", "block"), [(0, 128), (0, 5), (9, 4)])
+def test_gathered_attention(past, block):
+    """Grouped heads, weighed queries, keys that nobody sees, several blocks of queries."""
+    g = torch.Generator().manual_seed(7)
+    query, key = torch.randn(2, 4, 13, 8, generator=g), torch.randn(2, 2, past + 13, 8, generator=g)
+    weight, real = torch.rand(2, 13, generator=g), torch.rand(2, 2, past + 13, generator=g) < 0.7
+    real[1, :, : past + 3] = False  # a row's first queries see nothing
+    got = attention_rows.gathered(query, key, 0.5, weight, real, block)
+    for b, h in np.ndindex(2, 4):
+        total = torch.zeros(past + 13, dtype=torch.float64)
+        for t in range(13):
+            seen = [i for i in range(past + t + 1) if real[b, h // 2, i]]
+            if seen:
+                each = (key[b, h // 2, seen].double() @ query[b, h, t].double() * 0.5).softmax(0)
+                total[seen] += weight[b, t] * each
+        torch.testing.assert_close(got[b, h].double(), total, atol=1e-6, rtol=1e-5)
+    every = attention_rows.gathered(query, key, 0.5, weight, torch.ones_like(real), block)
+    torch.testing.assert_close(attention_rows.gathered(query, key, 0.5, weight, None, block), every)
+
+
+def test_h2o_in_a_model(maps):
     inputs, attention, *_ = maps
     got = places("h2o", inputs, 14)
     for b, n in enumerate((33, 48)):

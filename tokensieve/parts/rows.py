@@ -40,6 +40,44 @@ def received(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = 
     return total / query.shape[2]
 
 
+def gathered(
+    query: Tensor, key: Tensor, scale: float, weight: Tensor, real: Tensor | None = None, block: int = 128
+) -> Tensor:
+    """Attention that each key gathers from the last T of N tokens, each query seeing none behind its own.
+
+    Args:
+        query: ``(B, H, T, d)``; key: ``(B, G, N, d)``, N at least T and G dividing H.
+        weight: ``(B, T)``, what each query counts; real: ``(B, G, N)`` bool, False at keys that nobody sees.
+
+    Returns:
+        ``(B, H, N)``, in float32.
+    """
+    batch, heads, length, _ = query.shape
+    pairs, groups, n = batch * key.shape[1], heads // key.shape[1], key.shape[2]
+    q, k = query.unflatten(1, (-1, groups)).flatten(0, 1), key.flatten(0, 1)
+    each = weight.float().repeat_interleave(key.shape[1], 0)[:, None, None]
+    hidden = None if real is None else ~real.flatten(0, 1)[:, None, None]
+    out = torch.zeros(pairs, groups, n, device=query.device)
+    # On a CPU few enough to stay near the processor, and on any device few enough to be nothing beside the cache.
+    together = max(1, 2 ** (20 if query.device.type == "cpu" else 25) // (groups * block * n))
+    for pair in range(0, pairs, together):
+        rows = slice(pair, pair + together)
+        near = k[rows].float().transpose(1, 2)
+        for start in range(0, length, block):
+            part = slice(start, min(start + block, length))
+            upto, size = n - length + part.stop, part.stop - start
+            scores = torch.bmm(q[rows, :, part].float().flatten(1, 2) * scale, near[:, :, :upto])
+            scores = scores.unflatten(1, (groups, size))
+            later = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu_(1)
+            scores[..., upto - size :].masked_fill_(later, -torch.inf)
+            if hidden is not None:
+                scores.masked_fill_(hidden[rows, ..., :upto], -torch.inf)
+            share = scores.softmax(-1)
+            share = share if hidden is None else share.nan_to_num_(0.0)
+            out[rows, :, :upto] += (each[rows, ..., part] @ share)[:, :, 0]
+    return out.view(batch, heads, n)
+
+
 def spread(rows: Callable[[int, int], Tensor], start: Tensor, steps: int, block: int = BLOCK) -> Tensor:
     """Where attention comes to rest: ``start`` sent along the attention rows ``steps`` times.
 

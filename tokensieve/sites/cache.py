@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from tokensieve.sites.room import RoomyLayer
+
 SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
@@ -43,7 +45,7 @@ class Seen:
         self.text = torch.where(self.text < entries, self.text, -1)
 
 
-class SievedLayer(DynamicLayer):
+class SievedLayer(RoomyLayer):
     """A dynamic cache layer that holds fewer entries than the sequence has tokens.
 
     To `generate` and to the mask builder it reports the length of the whole sequence, so that positions, slicing and a

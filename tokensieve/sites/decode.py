@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from tokensieve.sites import masks, positions, taps
 from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.stack import Stack
 
 
@@ -33,3 +36,31 @@ def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], i
         ids = kwargs["position_ids"] if ids is None else ids
         positions.lower(language.root, changed, ids, layer.shift, hidden)
     return changed
+
+
+def narrow(language: Stack, cache: Any, mask: Any, real: Tensor | None, query: int) -> Tensor | None:
+    """The mask of a pass's last columns, those of all entries that have come since the others left: the model's own would be as
+    wide as the whole sequence. None where the model has to make it.
+
+    Args:
+        mask: what the language model was given; real: ``(B, L)`` bool, False at its padding; None for none.
+        query: tokens of the pass.
+    """
+    root, kind = language.root, taps.kind(language.config)
+    layers = [cache.layers[i] for i in set(language.sources)] if len(cache.layers) > max(language.sources) else []
+    held = all(isinstance(layer, EvictedLayer) and layer.places.shape[2] for layer in layers)
+    if not layers or not held or kind not in ("sdpa", "eager") or not _plain(root):
+        return None
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        return None
+    late = max(layer.columns.shape[1] for layer in layers) + query
+    columns = torch.arange(late, device=layers[0].columns.device)[None]
+    if real is not None:
+        columns = torch.where(real[:, -late:], columns, -1)
+    return masks.causal(columns, query, kind, next(root.parameters()).dtype)
+
+
+def _plain(root: nn.Module) -> bool:
+    """Whether a language model does nothing with the mask it is given but make one causal mask of it for all layers."""
+    names = vars(sys.modules[type(root).__module__])
+    return "create_causal_mask" in names and "build_alibi_tensor" not in names and masks.window(root) is None

@@ -23,8 +23,6 @@ CACHE_SIGNALS = (
     "window_attention", "accumulated_attention", "expected_logits", "probe_attention", "visual", "visual_share",
     "token_ids", "keys", "values", "features",
 )  # fmt: skip
-ROWS = 2**25
-"""Elements of attention rows that are held at once."""
 OUTLIERS = 4
 """Queries of the first tokens are unlike all others and tell nothing of those to come."""
 
@@ -60,14 +58,13 @@ class Entries:
     valid: Tensor
     call: Call
 
-    def attention(self, query: Tensor, columns: Tensor, upto: int | None = None) -> Tensor:
-        """Rows of attention, ``(B, H, t, N)``, of queries ``(B, H, t, d)`` at columns ``(B, t)``; over the first ``upto``
-        entries, where they see no others."""
-        own = self.columns[:, :, :upto]
-        allowed = self.valid[:, :, None, :upto] & (own[:, :, None] <= columns[:, None, :, None])
+    def attention(self, query: Tensor, columns: Tensor) -> Tensor:
+        """Rows of attention, ``(B, H, t, N)``, of queries ``(B, H, t, d)`` at columns ``(B, t)``."""
+        own = self.columns
+        allowed = self.valid[:, :, None] & (own[:, :, None] <= columns[:, None, :, None])
         shared = bool((own == own[:, :1]).all())
         each = allowed[:, :1] if shared else allowed.repeat_interleave(query.shape[1] // self.keys.shape[1], 1)
-        return rows.attend(query, self.keys[:, :, :upto], self.call.scale, each)
+        return rows.attend(query, self.keys, self.call.scale, each)
 
     def window(self, count: int) -> Tensor:
         """``(B, H, W, N)``: attention of the last ``count`` queries (fewer, where there have been fewer)."""
@@ -254,12 +251,9 @@ def note(
     if need.name == "accumulated_attention":
         age = torch.arange(query.shape[2] - 1, -1, -1, device=query.device)
         weight = here * need.rate**age
-        total = torch.zeros(*query.shape[:2], entries.keys.shape[2], device=query.device)
-        past, step = total.shape[2] - query.shape[2], max(1, ROWS // total.numel())
-        for start in range(0, query.shape[2], step):
-            part, upto = slice(start, start + step), min(past + start + step, total.shape[2])
-            attention = entries.attention(query[:, :, part], columns[:, part], upto)
-            total[..., :upto] += torch.einsum("bhtn,bt->bhn", attention, weight[:, part])
+        # The pass's own entries are the last, in order; of what stands before them, it sees all that is real.
+        valid = None if bool(entries.valid.all()) else entries.valid
+        total = rows.gathered(query, entries.keys, entries.call.scale, weight, valid)
         if layer.carried is not None:
             total[..., : layer.carried.shape[2]] += layer.carried * need.rate ** query.shape[2]
         layer.carried = total

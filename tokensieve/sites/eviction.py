@@ -116,7 +116,7 @@ class CacheSite:
         ids = kwargs.get("input_ids", args[0] if args else None)
         self._visual = torch.stack([*anatomy.placeholders(ids, kwargs.get("inputs_embeds")).values()]).any(0)
 
-    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         x, self._past = self.language.begun(args, kwargs)
         cache, length = kwargs.get("past_key_values"), self._past + x.shape[1]
         most = getattr(self.language.config, "max_position_embeddings", None)
@@ -133,6 +133,10 @@ class CacheSite:
                 raise ValueError(f"layer {i} of this cache was filled by another model; fill a new cache with this one")
         if x.shape[1] > 1 or self.trace is None:
             self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
+        if not self.alone or x.shape[1] == 1 or not self._past:
+            return None
+        mask = decode.narrow(self.language, cache, kwargs.get("attention_mask"), self._real, x.shape[1])
+        return None if mask is None else (args, {**kwargs, "attention_mask": mask})
 
     def _layer(self, index: int) -> Callable[..., Any]:
         lasting = any(s.every and index in self.layers[id(s)] for s in self.stages)
