@@ -18,7 +18,9 @@ from rich.table import Table
 
 import tokensieve as ts
 from benchmarks.systems import (  # noqa: F401 (their checks register themselves)
+    blocks,
     cache,
+    cache_trained,
     cross,
     diverse,
     focus,
