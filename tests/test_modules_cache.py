@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from tokensieve.modules import block_transformer, nats, pod, tiny
+from tokensieve.modules import block_transformer, nats, pod, tiny, tree
 from tokensieve.testbed import lm
 
 SHAPE = tiny.Shape(width=32, layers=2, heads=4, groups=2, head=8, mlp=48)
@@ -177,7 +177,8 @@ def test_pod_attends_by_its_definition(sinks, recent, block, monkeypatch):
     torch.manual_seed(1)
     q, low_q = torch.randn(2, 1, 4, 12, 8)
     k, v, low_k = torch.randn(3, 1, 2, 12, 8)
-    told = pod_by_definition(q[0], *(t[0].repeat_interleave(2, 0) for t in (k, v)), low_q[0], low_k[0].repeat_interleave(2, 0), sinks, recent)  # fmt: skip
+    wide_k, wide_v, wide_low = (t[0].repeat_interleave(2, 0) for t in (k, v, low_k))
+    told = pod_by_definition(q[0], wide_k, wide_v, low_q[0], wide_low, sinks, recent)
     torch.testing.assert_close(pod.shared(q, k, v, low_q, low_k, sinks, recent)[0], told, atol=1e-5, rtol=1e-5)
 
 
@@ -274,3 +275,64 @@ def test_a_block_transformer_refuses_parts_of_blocks():
         blocky()(TEXT[:, :22])
     with pytest.raises(ValueError, match="length=3"):
         block_transformer.BlockTransformer(50, SHAPE, SHAPE, length=3)
+
+
+def copier(branch=2):
+    torch.manual_seed(0)
+    return tree.TreeCrossAttention(16, heads=2, branch=branch).eval()
+
+
+@pytest.mark.parametrize(("length", "branch"), [(8, 2), (11, 2), (2, 2), (9, 3)])
+@torch.no_grad()
+def test_tree_attention_descends_by_its_definition(length, branch):
+    model = copier(branch)
+    context, queries = torch.randn(1, length, 16), torch.randn(1, 5, 16)
+    levels, real = model.tree(context)
+    for m in range(5):
+        q = model.q(model.norm_query(queries[0, m])).view(2, 8)
+        node, seen = 0, []
+        for depth in range(1, len(levels)):
+            children = [c for c in range(node * branch, node * branch + branch) if real[depth][c]]
+            if depth == len(levels) - 1:
+                seen += [levels[depth][0, c] for c in children]
+                break
+            keys = torch.stack([model.k(model.norm_node(levels[depth][0, c])).view(2, 8) for c in children])
+            mean = (torch.einsum("hd,nhd->hn", q, keys) * 8**-0.5).softmax(-1).mean(0)
+            node = children[int(mean.argmax())]
+            seen += [levels[depth][0, c] for c in children if c != node]
+        told = model.attend_all(queries[:, m : m + 1], torch.stack(seen)[None])
+        torch.testing.assert_close(model(queries, context).output[:, m : m + 1], told, atol=1e-5, rtol=1e-5)
+        assert len(seen) <= model(queries, context).nodes
+    assert model(queries, torch.randn(1, 256, 16)).nodes == (9 if branch == 2 else 13)
+
+
+@torch.no_grad()
+def test_padding_a_tree_changes_no_node():
+    model, context = copier(), torch.randn(2, 6, 16)
+    levels, real = model.tree(context)
+    two, four = (model.tree(context[:, part])[0] for part in (slice(4, 6), slice(0, 4)))
+    torch.testing.assert_close(levels[1][:, 0], four[0][:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(levels[2][:, 2], two[0][:, 0], atol=1e-5, rtol=1e-5)
+    assert real[3].tolist() == [True] * 6 + [False] * 2
+    assert real[2].tolist() == [True, True, True, False]
+
+
+def test_tree_attention_learns_by_what_it_found():
+    model = copier().train()
+    context, queries = torch.randn(2, 8, 16), torch.randn(2, 5, 16)
+    walk = model(queries, context)
+    assert (walk.log_chance < 0).all()
+    assert walk.entropy.shape == (2, 5)
+    logits = F.one_hot(torch.zeros(2, 5, dtype=torch.long), 3).float()
+    flat = torch.zeros_like(logits)
+    right, wrong = (tree.retreever_loss(logits, flat, torch.full((2, 5), g), walk) for g in (0, 1))
+    told = F.cross_entropy(logits[0], torch.zeros(5).long()) + math.log(3) - walk.log_chance.mean()
+    torch.testing.assert_close(right, told - 0.01 * walk.entropy.mean())
+    torch.testing.assert_close(wrong - right, 1 + walk.log_chance.mean())  # a wrong answer earns nothing
+    (walk.output.sum() + right).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_a_tree_refuses_what_does_not_branch():
+    with pytest.raises(ValueError, match="branch=1"):
+        tree.TreeCrossAttention(16, branch=1)

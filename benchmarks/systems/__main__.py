@@ -27,6 +27,7 @@ from benchmarks.systems import (  # noqa: F401 (their checks register themselves
     handoff,
     inside,
     stages,
+    toys,
     vectors,
     video,
     vit,

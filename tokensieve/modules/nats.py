@@ -39,10 +39,8 @@ class NAtS(nn.Module):
     def role(self, layer: int, x: Tensor, first: bool) -> Tensor:
         """One-hot roles (B, G, T, 3) of what layer reads, x (B, T, D); `first` says that x begins the sequence."""
         logits = self.roles[layer](x.detach()).float().unflatten(-1, (self.groups, 3)).transpose(1, 2)
-        if self.training:
-            roles = F.gumbel_softmax(logits, hard=True)
-        else:
-            roles = F.one_hot(logits.argmax(-1), 3).to(logits)
+        likeliest = F.one_hot(logits.argmax(-1), 3).to(logits)
+        roles = F.gumbel_softmax(logits, hard=True) if self.training else likeliest
         if first:
             head = torch.zeros_like(roles[:, :, :1])
             head[..., GLOBAL] = 1
