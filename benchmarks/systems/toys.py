@@ -29,7 +29,9 @@ class Copier(nn.Module):
             nn.Sequential(nn.Linear(WIDTH, 2 * WIDTH), nn.GELU(), nn.Linear(2 * WIDTH, WIDTH)) for _ in range(2)
         )
         self.look = TreeCrossAttention(WIDTH)
-        self.look.k.load_state_dict(self.look.q.state_dict())  # a place then finds itself: most of the training otherwise
+        self.look.k.load_state_dict(
+            self.look.q.state_dict()
+        )  # a place then finds itself: most of the training otherwise
         if kind == "latents":
             self.latents = nn.Parameter(torch.randn(1, COPIED.bit_length(), WIDTH))
             self.read = TreeCrossAttention(WIDTH)
