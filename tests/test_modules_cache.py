@@ -442,7 +442,8 @@ def test_mta_convolves_and_mixes_by_its_definition():
                             total += float(kernel[h, 0, 2 - di, 2 + dj]) * score
                 row.append(total)
             weights[h, i, : i + 1] = torch.tensor(row).softmax(-1)
-    mixed = torch.stack([sum(mix[o // 2, h % 2, o % 2] * weights[h] for h in (o // 2 * 2, o // 2 * 2 + 1)) for o in range(4)])  # fmt: skip
+    pairs = weights.unflatten(0, (2, 2))  # two groups of two heads
+    mixed = torch.stack([mix[g, 0, o] * pairs[g, 0] + mix[g, 1, o] * pairs[g, 1] for g in range(2) for o in range(2)])
     told = mixed @ v[0].repeat_interleave(2, 0)
     torch.testing.assert_close(attend(1, q, q, k, v)[0], told, atol=1e-5, rtol=1e-5)
 

@@ -21,6 +21,7 @@ from benchmarks.systems import (  # noqa: F401 (their checks register themselves
     blocks,
     cache,
     cache_trained,
+    coder,
     cross,
     diverse,
     focus,

@@ -19,10 +19,10 @@ from tokensieve.testbed import lm
 LENGTH, EACH, SINKS = 1024, 6, 4
 
 
-def seen_within(window: int, length: int) -> Tensor:
+def seen_within(window: int, length: int, sinks: int = SINKS) -> Tensor:
     """(length, length): what sinks and a window of recent tokens, themselves included, let a query see."""
     age = torch.arange(length)[:, None] - torch.arange(length)
-    return (age >= 0) & ((age < window) | (torch.arange(length) < SINKS))
+    return (age >= 0) & ((age < window) | (torch.arange(length) < sinks))
 
 
 def masked_by(mask: Tensor):
