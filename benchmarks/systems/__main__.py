@@ -18,7 +18,10 @@ from rich.table import Table
 
 import tokensieve as ts
 from benchmarks.systems import (  # noqa: F401 (their checks register themselves)
+    blocks,
     cache,
+    cache_trained,
+    coder,
     cross,
     diverse,
     focus,
@@ -27,6 +30,7 @@ from benchmarks.systems import (  # noqa: F401 (their checks register themselves
     prefill,
     sparse,
     stages,
+    toys,
     vectors,
     video,
     visual_cache,

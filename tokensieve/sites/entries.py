@@ -232,7 +232,7 @@ def note(
         return
     if need.name == "visual_share":
         shown = entries.shown().repeat_interleave(query.shape[1] // entries.keys.shape[1], 1).float()
-        step = max(1, ROWS // shown.numel())
+        step = max(1, rows.HELD // shown.numel())
         parts = [
             torch.einsum("bhtn,bhn->bht", entries.attention(query[:, :, part], columns[:, part]), shown)
             for part in (slice(start, start + step) for start in range(0, query.shape[2], step))

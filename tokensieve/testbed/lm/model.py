@@ -7,8 +7,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .corpus import END, PAD, VOCABULARY
 
-# (width, layers, query heads, key-value heads, head width, mlp); "micro" is for tests only.
-SIZES = {"micro": (64, 2, 4, 2, 16, 96), "cpu": (256, 4, 4, 2, 64, 640)}
+# (width, layers, query heads, key-value heads, head width, mlp); "micro" is for tests only, "deep" is trained on the spot.
+SIZES = {"micro": (64, 2, 4, 2, 16, 96), "deep": (128, 8, 4, 2, 32, 320), "cpu": (256, 4, 4, 2, 64, 640)}
 LENGTH = 8192  # the longest context it was trained on
 THETA = 1e8  # half the frequencies hardly turn within LENGTH: they match contents at any distance
 
