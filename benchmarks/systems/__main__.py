@@ -19,13 +19,16 @@ from rich.table import Table
 import tokensieve as ts
 from benchmarks.systems import (  # noqa: F401 (their checks register themselves)
     cache,
+    captions,
     cross,
     diverse,
     focus,
     handoff,
     inside,
     stages,
+    text_trained,
     vectors,
+    vectors_trained,
     video,
     vit,
     vlm,
