@@ -62,7 +62,7 @@ def main(asked: Sequence[int] = ()) -> int:
         shown, numbers = CHECKS[system](bed)
         rows[str(system)] = {
             "status": "shown" if shown else "runs",
-            "check": (CHECKS[system].__doc__ or "").strip(),
+            "check": " ".join((CHECKS[system].__doc__ or "").split()),
             "numbers": numbers,
         }
         write(rows, len(bed.items))
