@@ -68,16 +68,17 @@ class Bed:
     @cached_property
     def documents(self) -> Encoded:
         """All passages, with every signal that methods read."""
-        encoded = self._cached("passages", self._whole.bodies).rows(range(len(self.collection.passages)))
+        encoded = self.encoded("passages", self._whole.bodies).rows(range(len(self.collection.passages)))
         return Frequencies().add(encoded).mark(encoded)
 
     @cached_property
     def queries(self) -> Encoded:
         texts, _ = self._whole.queries(self._held_out)
-        every = self._cached("held-out" if self._held_out else "tuning", texts)
+        every = self.encoded("held-out" if self._held_out else "tuning", texts)
         return every.rows([texts.index(t) for t in self.texts])
 
-    def _cached(self, what: str, texts: list[str]) -> Encoded:
+    def encoded(self, what: str, texts: list[str]) -> Encoded:
+        """All passages ("passages") or queries of a half ("held-out", "tuning"), from the cache where they are in it."""
         name = f"{what}-{self._whole.digest[:12]}-{self.encoder.identity.digest[:12]}.safetensors"
         if (CACHE / name).exists():
             return Encoded.load(CACHE / name)

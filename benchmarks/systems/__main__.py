@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import platform
 import sys
 from collections.abc import Sequence
@@ -17,27 +19,12 @@ from rich.progress import track
 from rich.table import Table
 
 import tokensieve as ts
-from benchmarks.systems import (  # noqa: F401 (their checks register themselves)
-    blocks,
-    cache,
-    cache_trained,
-    coder,
-    cross,
-    diverse,
-    focus,
-    handoff,
-    inside,
-    prefill,
-    sparse,
-    stages,
-    toys,
-    vectors,
-    video,
-    visual_cache,
-    vit,
-    vlm,
-)
+from benchmarks import systems
 from benchmarks.systems.bed import CHECKS, SEED, Bed
+
+for found in pkgutil.iter_modules(systems.__path__, systems.__name__ + "."):
+    if not found.name.endswith("__main__"):
+        importlib.import_module(found.name)  # its checks register themselves
 
 RECORD = Path(ts.__file__).parent / "data" / "record.json"
 
@@ -66,7 +53,7 @@ def main(asked: Sequence[int] = ()) -> int:
         shown, numbers = CHECKS[system](bed)
         rows[str(system)] = {
             "status": "shown" if shown else "runs",
-            "check": (CHECKS[system].__doc__ or "").strip(),
+            "check": " ".join((CHECKS[system].__doc__ or "").split()),
             "numbers": numbers,
         }
         write(rows, len(bed.items))

@@ -20,7 +20,6 @@ from tokensieve.retrieval.fde import Fde
 from tokensieve.retrieval.hits import token_hits, xtr
 from tokensieve.retrieval.maxsim import maxsim
 from tokensieve.retrieval.ragged import Ragged
-from tokensieve.retrieval.reduce import as_matrix
 
 PASSAGES, QUERIES, DRAWS = 1500, 300, 3
 
@@ -66,32 +65,6 @@ def token_pruning(_: Testbed) -> Outcome:
     found = kept("idf", "received-attention", "first-k", "stopwords", "random", keep=0.7)
     n |= {name: average(mrr10, each) for name, each in found.items()}
     return any(n[k] >= 0.98 * n["full"] and n[k] > n["random"] for k in ("idf", "received-attention")), n
-
-
-@check(130)
-def crisp(_: Testbed) -> Outcome:
-    """Docstrings, 4x fewer vectors: k-means of frozen vectors beside token pruning; the trained head is not measured here."""
-    n = {"full": ndcg(full())}
-    found = kept("kmeans", "idf", "received-attention", "first-k", "random", keep=0.25)
-    n |= {name: average(ndcg, each) for name, each in found.items()}
-    return False, n
-
-
-@check(131)
-def colberter(_: Testbed) -> Outcome:
-    """Docstrings, at least 2x fewer vectors: whole words lose less nDCG@10 than whole words removed at random."""
-    documents, total = bed().documents, len(bed().documents.vectors)
-    made = {-1: as_matrix(documents, "whole-words", 0.5)}
-    for seed in range(DRAWS):
-        noise = torch.rand(total, generator=torch.Generator().manual_seed(seed))
-        made[seed] = as_matrix(documents.with_signals(idf=noise), "whole-words", 0.5)
-    found = {seed: ranks(s, bed().relevant) for seed, s in several(bed().queries, documents, made).items()}
-    stored = made[-1][0].shape[0]
-    n: dict[str, Any] = {"full": ndcg(full()), "whole words": ndcg(found[-1])}
-    n["at random"] = average(ndcg, [found[seed] for seed in range(DRAWS)])
-    n["fewer"] = round(total / stored, 2)
-    n["bytes a passage"] = round(2 * stored * documents.vectors.shape[1] / PASSAGES)
-    return n["fewer"] >= 2 and n["whole words"] > n["at random"], n
 
 
 @check(132)

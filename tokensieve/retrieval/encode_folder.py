@@ -1,4 +1,4 @@
-"""Encoders from folders: sentence-transformers, PyLate, ColBERT, ColPali-style, and plain transformers encoders.
+"""Encoders from folders: sentence-transformers, PyLate, ColBERT, ColPali-style, plain transformers encoders, and saved heads.
 
 Weights are read from safetensors only; nothing is unpickled, and no code of a folder is run.
 """
@@ -16,6 +16,8 @@ from safetensors import safe_open
 from torch import nn
 
 from tokensieve.retrieval.encode import Encoder
+from tokensieve.retrieval.encode_head import CARD, card_of
+from tokensieve.retrieval.encode_head import load as load_head
 from tokensieve.retrieval.encode_pages import PageEncoder
 from tokensieve.retrieval.encode_reading import Reading
 from tokensieve.retrieval.encode_text import TextEncoder
@@ -36,6 +38,9 @@ def load(source: str | Path | None, device: str, **options: Any) -> Encoder:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(str(source), allow_patterns=list(FILES)))
+    if (folder / CARD).is_file():
+        base = card_of(folder)["encoder"]["source"]
+        return load_head(folder, load(base, device, **options))
     options.setdefault("name", Path(str(source)).name)
     config = _json(folder / "config.json")
     kind = next(iter(config.get("architectures") or []), "")
