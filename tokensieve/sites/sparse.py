@@ -45,10 +45,8 @@ class SparseSite:
         return out
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        x: Any = kwargs.get("inputs_embeds")
-        x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
-        cache = kwargs.get("past_key_values")
-        length = x.shape[1] + (0 if cache is None else int(cache.get_seq_length()))
+        x, past = self.language.begun(args, kwargs)
+        length = past + x.shape[1]
         self._real = padding(kwargs.get("attention_mask"), length)
         if x.shape[1] > 1:
             self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
