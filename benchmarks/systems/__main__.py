@@ -19,7 +19,6 @@ from rich.table import Table
 import tokensieve as ts
 from benchmarks.systems import (  # noqa: F401 (their checks register themselves)
     cache,
-    captions,
     cross,
     diverse,
     focus,
