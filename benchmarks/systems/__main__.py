@@ -24,6 +24,7 @@ from benchmarks.systems import (  # noqa: F401 (their checks register themselves
     focus,
     handoff,
     inside,
+    mamba,
     prefill,
     sparse,
     stages,
