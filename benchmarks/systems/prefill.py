@@ -184,7 +184,7 @@ def seconds(n: int) -> float:
 @torch.no_grad()
 def vcc(bed: Bed) -> Outcome:
     """Facts in 2,048 tokens of held-out text, pooled to an eighth: errors of the attention output of the question's tokens below
-    those of uniform pooling, layer by layer; four times the tokens take less than 6 times as long (quadratic: 16)."""
+    those of uniform pooling, on average over layers; four times the tokens take less than 6 times as long (quadratic: 16)."""
     llm, tokenizer = model()
     rng, text, say = np.random.default_rng(SEED), stream(tokenizer), lm.speech(tokenizer)
     off: dict[str, list[float]] = {"vcc": [], "uniform pooling": []}
