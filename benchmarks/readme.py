@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import tokensieve as ts
+from benchmarks.pages import fill
 from tokensieve.bench import overlay
 from tokensieve.bench.data import from_testbed
 from tokensieve.bench.results import load
@@ -47,14 +47,7 @@ def table(data: dict[str, Any]) -> str:
 
 def main(folder: Path) -> None:
     data = load(folder / "results.json")
-    readme = ROOT / "README.md"
-    text = re.sub(
-        r"(<!-- demo -->\n).*?(<!-- /demo -->)",
-        lambda m: m[1] + table(data) + "\n" + m[2],
-        readme.read_text(),
-        flags=re.S,
-    )
-    readme.write_text(text)
+    fill(ROOT / "README.md", "demo", table(data))
     shutil.copy(folder / "pareto.png", ROOT / "docs" / "pareto.png")
     sample = from_testbed(10, 0)[0]
     shown = overlay.look(Subject.load("testbed"), sample, ts.Plan(ts.method("visionzip", keep=64)))

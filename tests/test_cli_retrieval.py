@@ -74,6 +74,18 @@ def test_index_again_and_search(tmp_path, docs):
     assert len(json.loads(call("search", out, "cat", "--keep", "1", "--json"))) == 5
 
 
+@pytest.mark.parametrize("sketch", ["mean", "none"])
+def test_a_sketch_is_chosen_once(tmp_path, docs, sketch):
+    out = tmp_path / "my.index"
+    call("index", docs, "--out", out, "--sketch", sketch)
+    with Library.open(out).index as index:
+        assert index.stats["sketch"] == (None if sketch == "none" else sketch)
+        assert (index.size["sketch_bytes"] > 0) == (sketch != "none")
+    assert json.loads(call("search", out, "read a file", "--json"))[0]["document"] == "read.md"
+    assert f"was made with --sketch {sketch};" in problem("index", docs, "--out", out)
+    assert "unknown sketch 'haiku'" in problem("index", docs, "--out", tmp_path / "x", "--sketch", "haiku")
+
+
 def test_words_are_highlighted_on_the_screen(tmp_path, docs, monkeypatch):
     from rich.console import Console
 

@@ -1,5 +1,6 @@
 """MaxSim against its double loop."""
 
+import subprocess
 import sys
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from tokensieve.retrieval import Ragged, align, maxsim
 from tokensieve.retrieval.maxsim import segment_max
-from tokensieve.retrieval.ragged import bounds, spread
+from tokensieve.retrieval.ragged import bounds, neighbours, spread
 
 MODULE = sys.modules["tokensieve.retrieval.maxsim"]
 
@@ -44,7 +45,37 @@ def test_equals_the_double_loop(lens, queries, seed, table):
 @settings(max_examples=40, deadline=None)
 def test_segment_max_equals_the_maximum_of_each_segment(lens, seed):
     x = torch.randn(sum(lens), 3, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(segment_max(x, bounds(lens)), torch.stack([p.amax(0) for p in x.split(lens)]))
+    wanted = torch.stack([p.amax(0) for p in x.split(lens)])
+    for dtype in (torch.float32, torch.float64):
+        assert torch.equal(segment_max(x.to(dtype), bounds(lens)), wanted.to(dtype))
+    # What other devices than CPUs are asked for.
+    assert torch.equal(torch.segment_reduce(x, "max", offsets=bounds(lens), axis=0), wanted)
+
+
+@pytest.mark.slow
+def test_nothing_is_said_of_matrices_in_beta():
+    code = "import torch; from tokensieve.retrieval import maxsim; maxsim(torch.ones(1, 2), [torch.ones(1, 2), torch.ones(3, 2)])"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_lists_of_neighbours_are_taken_as_one_tensor_and_others_copied():
+    g = torch.Generator().manual_seed(3)
+    x, query = whole(g, 40, 6), whole(g, 3, 6)
+    behind = list(x.split([5, 1, 30, 4]))
+    joined = neighbours(behind)
+    assert joined is not None
+    assert joined.data_ptr() == x.data_ptr()
+    assert torch.equal(joined, x)
+    assert torch.equal(neighbours(behind[1:3]), x[5:36])
+    apart = {
+        "order": behind[::-1], "gap": [behind[0], behind[2]], "copied": [p.clone() for p in behind],
+        "columns": list(whole(g, 40, 8)[:, :6].split(8)), "types": [behind[0], behind[1].half()],
+        "none": [behind[0], x[5:5], behind[2]],
+    }  # fmt: skip
+    assert [k for k, parts in apart.items() if neighbours(parts) is not None] == []
+    for parts in (behind, *(v for k, v in apart.items() if k != "none")):
+        assert torch.equal(maxsim(query, parts), loops(query, [p.float() for p in parts]))
 
 
 def test_equal_lengths_arrays_and_many_queries():

@@ -32,6 +32,9 @@ def index(
         str, typer.Option(help="What makes them fewer: `tokensieve methods --site vectors`.")
     ] = "agglomerative",
     codec: Annotated[str, typer.Option(help="float32, float16, int8, int4, residual2 or binary.")] = "int8",
+    sketch: Annotated[
+        str, typer.Option(help="What candidates are found by: pooled, mean or fde; none to score all passages.")
+    ] = "pooled",
     encoder: Annotated[
         str | None, typer.Option(help="A model's folder or hub name; the embedded MiniLM if not given.")
     ] = None,
@@ -45,12 +48,12 @@ def index(
     from tokensieve.retrieval.recipe import Recipe
     from tokensieve.retrieval.snapshot import MANIFEST
 
-    recipe = Recipe(encoder, method, budget(keep), codec)
+    recipe = Recipe(encoder, method, budget(keep), codec, None if sketch == "none" else sketch)
     if (out / MANIFEST).exists():
         library = _open(out)
         if library.recipe != recipe:
             old, new = asdict(library.recipe), asdict(recipe)
-            differ = ", ".join(f"--{k} {v}" for k, v in old.items() if v != new[k])
+            differ = ", ".join(f"--{k} {'none' if v is None else v}" for k, v in old.items() if v != new[k])
             raise ValueError(f"{out} was made with {differ}; say the same, or choose another --out")
     else:
         _check(docs)

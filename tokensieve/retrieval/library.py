@@ -63,7 +63,8 @@ class Library:
         encoder = encoder or encode.load(recipe.encoder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RECIPE, asdict(recipe))
-        return cls(Index.create(folder, encoder.identity.dim, recipe.codec, _model(encoder)), recipe, encoder)
+        index = Index.create(folder, encoder.identity.dim, recipe.codec, _model(encoder), recipe.sketch)
+        return cls(index, recipe, encoder)
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Encoder | None = None) -> Library:

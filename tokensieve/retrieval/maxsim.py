@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.ragged import Documents, Ragged, bounds, rows
+from tokensieve.retrieval.ragged import Documents, Ragged, bounds, neighbours, rows
 
 TABLE = 1 << 20
 """Similarities held at once: 4 MB, which stay in the caches until they are reduced."""
@@ -71,14 +73,14 @@ def best_matches(table: Table, offsets: Tensor, like: Tensor) -> Iterator[tuple[
             from document ``first``, of documents ``first`` to ``last``.
         offsets: ``(D + 1,)``; like: ``(d, Q)``, for the number of query tokens, dtype and device.
     """
-    width, cuts = like.shape[1], offsets.tolist()
+    width, cuts = like.shape[1], offsets.numpy()
     most = max((TABLE if like.device.type == "cpu" else TABLE_DEVICE) // width, 16)
-    buffer = like.new_empty(min(most, cuts[-1]), width)
+    buffer = like.new_empty(min(most, int(cuts[-1])), width)
     for first, last in runs(cuts, most):
-        n = cuts[last] - cuts[first]
+        n = int(cuts[last] - cuts[first])
         if n <= most:
             part = table(first, last, 0, n, buffer[:n])
-            yield first, last, segment_max(part, offsets[first : last + 1] - cuts[first])
+            yield first, last, segment_max(part, offsets[first : last + 1] - offsets[first])
         else:
             # One document longer than a block.
             pieces = (table(first, last, a, min(a + most, n), buffer[: min(most, n - a)]) for a in range(0, n, most))
@@ -88,7 +90,7 @@ def best_matches(table: Table, offsets: Tensor, like: Tensor) -> Iterator[tuple[
             yield first, last, best
 
 
-def runs(cuts: Sequence[int], most: int) -> Iterator[tuple[int, int]]:
+def runs(cuts: Sequence[int] | np.ndarray, most: int) -> Iterator[tuple[int, int]]:
     """Runs of documents of at most ``most`` tokens together; a longer document is a run of its own."""
     ends = np.asarray(cuts)
     first = 0
@@ -108,10 +110,23 @@ def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
         raise ValueError(f"document {int(lengths.argmin())} has no tokens")
     if least == most:
         return x.view(len(lengths), most, -1).amax(1)
-    owner = torch.arange(len(lengths)).repeat_interleave(lengths, output_size=len(x)).to(x.device)
-    # An index that is one column expanded is reduced row by row, in parallel.
-    place = owner[:, None].expand_as(x)
-    return x.new_empty(len(lengths), x.shape[1]).scatter_reduce_(0, place, x, "amax", include_self=False)
+    if x.device.type != "cpu":
+        return torch.segment_reduce(x, "max", offsets=offsets.to(x.device), axis=0)
+    # A sparse matrix of ones, a row for each document: the one reduction of rows that is fast on CPUs.
+    _quiet()
+    ones = torch.sparse_csr_tensor(
+        offsets, torch.arange(len(x)), x.new_ones(len(x)), (len(lengths), len(x)), check_invariants=False
+    )
+    return torch.sparse.mm(ones, x, "amax")
+
+
+@cache
+def _quiet() -> None:
+    """Hear out what torch says once in a process of such matrices, that they are in beta."""
+    none = torch.zeros(1, dtype=torch.long)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(none, none[:0], torch.empty(0), (0, 0), check_invariants=False)
 
 
 def sums(best: Tensor, offsets: Tensor) -> Tensor:
@@ -128,28 +143,28 @@ def align(query: Tensor, document: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _Rows:
-    """Runs of documents as one tensor; those of a list are copied one run at a time."""
+    """Runs of documents as one tensor; those of a list are copied one run at a time where they lie apart."""
 
     def __init__(self, documents: Documents) -> None:
         listed = not isinstance(documents, (Ragged, Tensor, np.ndarray))
-        self._list = rows(documents) if listed else None  # type: ignore[arg-type]
-        if self._list is not None:
-            self._all, self.offsets = None, bounds([len(p) for p in self._list])
-            first = self._list[0] if self._list else torch.empty(0, 0)
+        self._list = rows(documents) if listed else []  # type: ignore[arg-type]
+        self._all: Tensor | None
+        if self._list:
+            self._all, self.offsets = neighbours(self._list), bounds([p.shape[0] for p in self._list])
+            first = self._list[0]
         else:
             packed = Ragged.of(documents)
             self._all, self.offsets, first = packed.tokens, packed.offsets.cpu(), packed.tokens
         self.dim = first.shape[1] if len(self.offsets) > 1 else None
         self.device, self.dtype = first.device, first.dtype
         self._cuts = self.offsets.tolist()
-        self._buffer = first.new_empty(COPIED if listed else 0, first.shape[1])
+        self._buffer = first.new_empty(COPIED if self._all is None else 0, first.shape[1])
 
     def tokens(self, first: int, last: int, start: int, stop: int) -> Iterator[Tensor]:
         """Pieces of what is asked for, each to be used before the next."""
         if self._all is not None:
             yield self._all[self._cuts[first] + start : self._cuts[first] + stop]
             return
-        assert self._list is not None
         if last == first + 1:
             yield self._list[first][start:stop]
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from tokensieve.retrieval.encode import join
 from tokensieve.retrieval.library import TOGETHER, Library
 from tokensieve.retrieval.maxsim import maxsim
 from tokensieve.retrieval.ragged import Ragged
+from tokensieve.retrieval.tune import timed
 
 BEST, DEPTH = 10, 100
 RERANKED = (50, 200)
@@ -103,14 +103,10 @@ def measure(library: Library, questions: Sequence[Question], full: bool = False)
         way, vectors = _whole(library)
         ways.insert(1, ("exact, all vectors, float32", way, (vectors, 4 * vectors * library.index.dim)))
     rows: list[Row] = []
-    truth: list[list[str]] = []
+    truth: Sequence[list[str]] = []
     for name, way, (vectors, count) in ways:
         way(asked[0])
-        ranked, spent = [], []
-        for i in range(len(questions)):
-            start = time.perf_counter()
-            ranked.append(way(asked[i]))
-            spent.append(1e3 * (time.perf_counter() - start))
+        ranked, spent = zip(*(timed(way, asked[i]) for i in range(len(questions))), strict=True)
         truth = truth or ranked
         shared = [len({*a[:BEST]} & {*b[:BEST]}) / max(len(b[:BEST]), 1) for a, b in zip(ranked, truth, strict=True)]
         rows.append(

@@ -41,7 +41,7 @@ class Ragged:
             return cls(x.reshape(-1, x.shape[2]), torch.arange(len(x) + 1) * x.shape[1])
         parts = rows(documents)
         tokens = torch.cat(parts) if parts else torch.empty(0, 0)
-        return cls(tokens, bounds([len(p) for p in parts]))
+        return cls(tokens, bounds([p.shape[0] for p in parts]))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -71,7 +71,11 @@ Documents = Ragged | Tensor | np.ndarray | Sequence[Any]
 
 def rows(documents: Sequence[Any]) -> list[Tensor]:
     """A list of ``(n_i, d)`` tensors, checked: two dimensions each, one d, floating point."""
-    parts = [torch.as_tensor(p) for p in documents]
+    parts = [p if isinstance(p, Tensor) else torch.as_tensor(p) for p in documents]
+    width = parts[0].shape[-1:] if parts else None
+    # Of many thousands all are right; what is wrong is named below.
+    if all(p.dim() == 2 and p.shape[1:] == width and p.is_floating_point() for p in parts):
+        return parts
     for i, p in enumerate(parts):
         if p.dim() != 2:
             raise ValueError(f"document {i} must be (tokens, dimensions); it is {_shape(p)}")
@@ -80,6 +84,21 @@ def rows(documents: Sequence[Any]) -> list[Tensor]:
         if not p.is_floating_point():
             raise ValueError(f"document {i} holds {p.dtype}; vectors are floating point")
     return parts
+
+
+def neighbours(parts: Sequence[Tensor]) -> Tensor | None:
+    """``(n_1 + n_2 + ..., d)`` without a copy, where the parts lie behind each other in memory, as those split off one do."""
+    first = parts[0]
+    start = end = first.data_ptr()
+    for p in parts:
+        if p.data_ptr() != end or p.dtype != first.dtype or not p.is_contiguous():
+            return None
+        end += p.nbytes
+    # Another's memory may begin where this one's ends.
+    if end - start > first.untyped_storage().nbytes() - first.storage_offset() * first.element_size():
+        return None
+    width = first.shape[1]
+    return first.as_strided(((end - start) // (width * first.element_size()), width), (width, 1))
 
 
 def bounds(lengths: Sequence[int] | Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tokensieve.codec import CODECS
 from tokensieve.parts.budget import check
 from tokensieve.registry import make
+from tokensieve.retrieval.sketch import SKETCHES
 
 PLAIN = "agglomerative"
 """A method that reads nothing but vectors."""
@@ -20,17 +21,21 @@ class Recipe:
         encoder: what :func:`tokensieve.retrieval.encode.load` is given; None for the embedded MiniLM.
         method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
         codec: one of ``tokensieve.codec.CODECS``.
+        sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None to score all passages.
     """
 
     encoder: str | None = None
     method: str = PLAIN
     keep: int | float = 1.0
     codec: str = "int8"
+    sketch: str | None = "pooled"
 
     def __post_init__(self) -> None:
         check(self.keep, "keep")
         if self.codec not in CODECS:
             raise ValueError(f"unknown codec {self.codec!r}; there are {', '.join(CODECS)}")
+        if self.sketch is not None and self.sketch not in SKETCHES:
+            raise ValueError(f"unknown sketch {self.sketch!r}; there are {', '.join(SKETCHES)}")
         sites = make(self.method).sites
         if "vectors" not in sites:
             raise ValueError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from tokensieve.retrieval import search
 from tokensieve.retrieval.ragged import Ragged
 from tokensieve.retrieval.snapshot import Snapshot
 
+T = TypeVar("T")
 BEST = 10
 QUERIES = 16
 LENGTH = 32
@@ -42,19 +43,19 @@ def measure(state: Snapshot, queries: Ragged | None, goal: float) -> dict[str, A
     every = [Ragged.of([q]) for q in given]
     search.exact(state.views, state.codec, every[0], admitted)
     truth, slow = zip(
-        *(_timed(lambda q=q: _flat(search.exact(state.views, state.codec, q, admitted))) for q in every), strict=True
+        *(timed(lambda q=q: _flat(search.exact(state.views, state.codec, q, admitted))) for q in every), strict=True
     )
     plan["exact_ms"] = _median(slow)
     for depth in DEPTHS:
         if depth >= len(state):
             break
         found, fast = zip(
-            *(_timed(lambda q=q: _flat(_two(state, q, admitted, depth))) for q in every), strict=True  # noqa: B023
+            *(timed(lambda q=q: _flat(_two(state, q, admitted, depth))) for q in every), strict=True  # noqa: B023
         )  # fmt: skip
         recall = sum(_recall(t, f) for t, f in zip(truth, found, strict=True)) / len(every)
         if recall >= goal:
             # Half the depth at the same size tells what reranking costs, whatever the size.
-            _, half = zip(*(_timed(lambda q=q: _two(state, q, admitted, depth // 2)) for q in every), strict=True)  # noqa: B023
+            _, half = zip(*(timed(lambda q=q: _two(state, q, admitted, depth // 2)) for q in every), strict=True)  # noqa: B023
             fixed = max(2 * (_median(fast) - _median(half)), 0.0)
             gain = plan["exact_ms"] - (_median(fast) - fixed)
             plan |= {"recall": recall, "two_stage_ms": _median(fast)}
@@ -87,9 +88,10 @@ def _flat(scores: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(scores))[:, 0]
 
 
-def _timed(call: Any) -> tuple[Any, float]:
+def timed(call: Callable[..., T], *given: Any) -> tuple[T, float]:
+    """What a call returns, and its milliseconds."""
     start = time.perf_counter()
-    out = call()
+    out = call(*given)
     return out, (time.perf_counter() - start) * 1e3
 
 

@@ -1,0 +1,24 @@
+"""Pages: Markdown tables, and parts of a page that a benchmark writes between two marks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The first column to the left, the others to the right."""
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def fill(page: Path, mark: str, text: str) -> None:
+    """Put ``text`` between ``<!-- mark -->`` and ``<!-- /mark -->``."""
+    held = page.read_text(encoding="utf-8")
+    new, found = re.subn(
+        rf"(<!-- {mark} -->\n).*?(<!-- /{mark} -->)", lambda m: m[1] + text + "\n" + m[2], held, flags=re.S
+    )
+    if not found:
+        raise ValueError(f"{page} has no part <!-- {mark} --> ... <!-- /{mark} -->")
+    page.write_text(new, encoding="utf-8")
