@@ -71,8 +71,11 @@ class TreeCrossAttention(nn.Module):
         q = self._split(self.q(self.norm_query(queries)))
         keys, values = zip(*((self.k(n), self.v(n)) for n in map(self.norm_node, levels)), strict=True)
         node = queries.new_zeros(queries.shape[:2], dtype=torch.long)
-        seen_k, seen_v, seen = [], [], []
-        chances, entropies = [], []
+        seen_k: list[Tensor] = []
+        seen_v: list[Tensor] = []
+        seen: list[Tensor] = []
+        chances: list[Tensor] = []
+        entropies: list[Tensor] = []
         for depth in range(1, len(levels)):
             children = node[..., None] * self.branch + torch.arange(self.branch, device=node.device)  # (B, M, b)
             k, v = self._take(keys[depth], children), self._take(values[depth], children)
