@@ -41,7 +41,7 @@ class MultiTokenAttention(nn.Module):
             memory[layer] = (held, q[:, :, max(q.shape[2] - self.query + 1, 0) :])
         share = q.shape[1] // k.shape[1]
         scores = (q @ k.repeat_interleave(share, 1).transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-        seen = causal(scores.shape[2], scores.shape[3], scores.device)
+        seen = causal(q.shape[2], k.shape[2], scores.device)
         scores = F.pad(scores.masked_fill(~seen, 0), (self.key // 2, self.key // 2, self.query - 1, 0))
         scores = F.conv2d(scores, self.kernels[layer].to(scores), groups=scores.shape[1])
         weights = scores.masked_fill(~seen, -torch.inf)[:, :, -new:].softmax(-1)

@@ -74,7 +74,8 @@ class TreeCrossAttention(nn.Module):
         seen_k: list[Tensor] = []
         seen_v: list[Tensor] = []
         seen: list[Tensor] = []
-        chances, entropies = [], []
+        chances: list[Tensor] = []
+        entropies: list[Tensor] = []
         for depth in range(1, len(levels)):
             children = node[..., None] * self.branch + torch.arange(self.branch, device=node.device)  # (B, M, b)
             k, v = self._take(keys[depth], children), self._take(values[depth], children)
