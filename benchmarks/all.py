@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import growth, prefill, selection
+from benchmarks import chunked, decode, growth, prefill, selection
 
 
 def main(folder: Path = Path("out/benchmarks")) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for benchmark in (selection, prefill, growth):
+    for benchmark in (selection, prefill, decode, chunked, growth):
         benchmark.main(folder / f"{benchmark.__name__.rsplit('.', 1)[-1]}.json")
 
 
