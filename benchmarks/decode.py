@@ -3,8 +3,10 @@
 The floor is the same model, without a sieve, over the cache of a prompt as short as what was kept; the other end is the full
 cache. What a step costs does not depend on what the entries hold, so caches are filled with random numbers and the sieve
 evicts behind a question of 64 tokens that goes through the model. What compression costs is measured where it happens, in a
-prefill of 8,192 tokens, with two layers of the same shape: both sides grow with the number of layers. All that is compared
-takes turns within one run; ratios are medians of the turns' ratios.
+prefill of one row of 8,192 tokens, with one layer of the same shape: both sides grow with the number of layers and rows. All
+that is compared takes turns within one run; ratios are medians of the turns' ratios.
+
+`python -m benchmarks.decode OUT 16 compression snapkv h2o` measures only that, with 16 key-value heads.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ import tokensieve as ts
 from tokensieve.bench.results import environment
 
 CONTEXT, KEEP, BATCH, QUESTION, LAYERS, VOCAB = 8192, 0.25, 4, 64, 18, 32000
-TURNS, WARM, STEPS = 7, 1, 2
+TURNS, WARM, STEPS = 5, 1, 2
 DECODED = ("snapkv", "adakv")
 """Where heads keep equally many entries, all methods leave the same layout; `adakv` stands for those where they do not."""
 COMPRESSED = ("random", "streamingllm", "keydiff", "tova", "snapkv", "pyramidkv", "adakv", "expected-attention", "h2o")
+KV_HEADS = (16, 4)
 LIMITS = {"over floor": 1.10, "times full": 2.0, "share": 0.05}
 
 
@@ -76,6 +79,8 @@ def seconds(model: Any, cache: DynamicCache, ids: torch.Tensor) -> float:
 
 
 def decode(kv_heads: int, names: Sequence[str], console: Console) -> list[dict[str, Any]]:
+    if not names:
+        return []
     model = build(kv_heads)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     caches: dict[str, DynamicCache] = {}
@@ -121,7 +126,10 @@ def prefill(model: Any, ids: torch.Tensor) -> float:
 
 def compression(kv_heads: int, names: Sequence[str], console: Console, turns: int = 3) -> list[dict[str, Any]]:
     """What choosing, recording what it reads, and gathering cost, as a share of a prefill without a sieve."""
-    model, ids = build(kv_heads, 2), some(CONTEXT, 1)
+    if not names:
+        return []
+    gc.collect()
+    model, ids = build(kv_heads, 1), some(CONTEXT, 1)
     taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     prefill(model, ids)
     for _ in track(range(turns), description=f"compression, {kv_heads} KV heads", console=console):
@@ -164,18 +172,30 @@ def show(decoded: list[dict[str, Any]], compressed: list[dict[str, Any]]) -> Non
     Console().print(table)
 
 
-def main(out: Path | None = None, names: Sequence[str] = ()) -> None:
-    """Some methods, or all."""
+def main(
+    out: Path | None = None, names: Sequence[str] = (), kv_heads: Sequence[int] = KV_HEADS, parts: Sequence[str] = ()
+) -> None:
+    """Some methods, or all; rows that the file already holds of others stay, so that a run can be had in parts."""
     console = Console(stderr=True)
-    decoded, compressed = [], []
-    for kv_heads in (16, 4):
-        decoded += decode(kv_heads, names or DECODED, console)
-        compressed += compression(kv_heads, names or COMPRESSED, console)
-    show(decoded, compressed)
-    if out is not None:
-        result = {"benchmark": "decode", "environment": environment(), "seed": 0, "decode": decoded}
-        out.write_text(json.dumps(result | {"compression": compressed}, indent=1) + "\n", encoding="utf-8")
+    rows: dict[str, list[dict[str, Any]]] = {"decode": [], "compression": []}
+    if out is not None and out.exists():
+        rows = {what: json.loads(out.read_text())[what] for what in rows}
+    for heads in kv_heads:
+        for what, measure, all_ in (("decode", decode, DECODED), ("compression", compression, COMPRESSED)):
+            if parts and what not in parts:
+                continue
+            new = measure(heads, [name for name in names if name in all_] or ([] if names else all_), console)
+            done = {(r["kv heads"], r["method"]) for r in new}
+            rows[what] = [r for r in rows[what] if (r["kv heads"], r["method"]) not in done] + new
+            if out is not None:
+                result = {"benchmark": "decode", "environment": environment(), "seed": 0, **rows}
+                out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    show(rows["decode"], rows["compression"])
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, sys.argv[2:])
+    asked = sys.argv[2:]
+    numbers = [int(a) for a in asked if a.isdigit()]
+    some_parts = [a for a in asked if a in ("decode", "compression")]
+    methods = [a for a in asked if not a.isdigit() and a not in some_parts]
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else None, methods, numbers or KV_HEADS, some_parts)

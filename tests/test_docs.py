@@ -3,7 +3,10 @@
 import re
 from pathlib import Path
 
+import torch
+
 import tokensieve as ts
+from tests.models import decoder, text
 from tokensieve import registry
 
 ROOT = Path(__file__).parent.parent
@@ -39,3 +42,14 @@ def test_the_page_on_retrieval_runs(tmp_path):
     exec(compile("\n".join(blocks), "retrieval.md", "exec"), found)
     assert found["hit"].document == "note"
     assert found["hit"].highlights
+
+
+def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/cache.md").read_text(), re.S)
+    inputs = text(180, 200)
+    found: dict = {"llm": decoder(), "inputs": inputs}
+    found["question"] = {k: torch.cat([v, torch.ones(2, 3, dtype=torch.long)], 1) for k, v in inputs.items()}
+    exec(compile("\n".join(blocks), "cache.md", "exec"), found)
+    assert found["answer"].shape == (2, 220)
+    assert found["held"].get_seq_length() == 203 + 19

@@ -176,6 +176,9 @@ def test_attention_over_pages(groups):
             k = torch.cat([keys[i, : counts[i]], late_k[i, [0, 2, 3]]])
             v = torch.cat([values[i, : counts[i]], late_v[i, [0, 2, 3]]])
             torch.testing.assert_close(got[row], (query[i] @ k.T * 0.3).softmax(-1) @ v)
+        many = allowed.expand(len(index), groups, -1)
+        long = pages.by_row(query[index][:, None], p, late_k[index], late_v[index], 0.3, many)
+        torch.testing.assert_close(long[:, 0], got)
         back_k, back_v, back = p.padded()
         for row, i in enumerate(index.tolist()):
             assert torch.equal(back_k[row][back[row]], keys[i, : counts[i]])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 PAGE = 64
 
@@ -93,3 +94,25 @@ def attend(
     out = torch.bmm(late.to(values.dtype), values).float()
     out.index_add_(0, pages.owner, torch.bmm(paged.to(values.dtype), pages.values).float())
     return (out / total[..., None].clamp(min=1e-30)).to(query.dtype)
+
+
+def by_row(query: Tensor, pages: Pages, keys: Tensor, values: Tensor, scale: float, allowed: Tensor) -> Tensor:
+    """As :func:`attend`, one row after another in torch's own kernel: for many queries at once, where it is faster and holds no
+    map.
+
+    Args:
+        query: ``(R, groups, T, d)``; keys, values: ``(R, N, d)``; allowed: additive, ``(R, T, N)``.
+
+    Returns:
+        ``(R, groups, T, d')``.
+    """
+    out, page = [], pages.keys.shape[1]
+    number = pages.owner.bincount(minlength=len(pages.counts))
+    starts, counts = ((number.cumsum(0) - number) * page).tolist(), pages.counts.tolist()
+    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        held = (x.flatten(0, 1)[start : start + count] for x in (pages.keys, pages.values))
+        k, v = (torch.cat([front, late[row]])[None] for front, late in zip(held, (keys, values), strict=True))
+        mask = torch.cat([allowed.new_zeros(query.shape[2], count), allowed[row]], 1)
+        k, v = (x.expand(query.shape[1], -1, -1) for x in (k, v))
+        out.append(scaled_dot_product_attention(query[row][None], k[None], v[None], mask[None, None], scale=scale)[0])
+    return torch.stack(out)

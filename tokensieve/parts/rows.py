@@ -24,11 +24,12 @@ def attend(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = No
         ``(B, H, T, N)``.
     """
     groups = query.shape[1] // key.shape[1]
-    q = query.float().unflatten(1, (key.shape[1], groups))
-    scores = (q @ key.float()[:, :, None].transpose(-1, -2)).flatten(1, 2) * scale
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores + allowed.float()
-    return scores.softmax(-1).nan_to_num(0.0)
+    q = query.float().unflatten(1, (key.shape[1], groups)) * scale
+    scores = (q @ key.float()[:, :, None].transpose(-1, -2)).flatten(1, 2)
+    if allowed is not None:  # in place: rows may be as large as what they are read for
+        scores = scores.masked_fill_(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores.add_(allowed)
+    share = scores.softmax(-1)
+    return share.nan_to_num(0.0) if share.requires_grad else share.nan_to_num_(0.0)
 
 
 def received(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, block: int = BLOCK) -> Tensor:

@@ -11,7 +11,7 @@ from transformers.cache_utils import BaseQuantizedLayer, Cache, DynamicLayer
 
 from tokensieve.parts import select
 from tokensieve.parts.bits import Packed
-from tokensieve.parts.pages import Pages, attend
+from tokensieve.parts.pages import Pages, attend, by_row
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.taps import Call
 
@@ -267,15 +267,15 @@ def paged(held: Pages, call: Call) -> Tensor:
         mask = allowed if mask is None else allowed & mask[:, None, None, -late:].bool()
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    real, out = held.real, []
-    step = max(1, 4096 // groups) if length > 1 else 1
-    for start in range(0, length, step):
-        part = call.query[:, :, start : start + step]
-        bias = mask[:, :, start : start + step].expand(batch, heads, -1, -1).flatten(0, 1).repeat(1, groups, 1)
-        rows = part.unflatten(1, (heads, groups)).flatten(0, 1).flatten(1, 2)
-        found = attend(rows, held, real, call.key.flatten(0, 1), call.value.flatten(0, 1), call.scale, bias)
-        out.append(found.view(batch, queries, part.shape[2], -1))
-    return torch.cat(out, 2).transpose(1, 2).contiguous()
+    bias = mask.expand(batch, heads, -1, -1).flatten(0, 1)
+    rows = call.query.unflatten(1, (heads, groups)).flatten(0, 1)
+    late_keys, late_values = call.key.flatten(0, 1), call.value.flatten(0, 1)
+    if length > 1:
+        out = by_row(rows, held, late_keys, late_values, call.scale, bias)
+    else:
+        bias = bias.expand(-1, groups, -1)
+        out = attend(rows.flatten(1, 2), held, held.real, late_keys, late_values, call.scale, bias)
+    return out.reshape(batch, queries, length, -1).transpose(1, 2).contiguous()
 
 
 def held_bytes(cache: Cache) -> int:

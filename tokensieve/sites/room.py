@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import BaseQuantizedLayer, DynamicLayer
 
-ROOM = 32
+ROOM = 64
 """A layer that has to grow takes room for one more in so many entries."""
 
 
@@ -34,7 +34,7 @@ class RoomyLayer(DynamicLayer):
         more = key_states.shape[-2]
         plain = self.is_initialized and self.keys.dim() == 4 and not isinstance(self, BaseQuantizedLayer)
         held = self.keys.shape[-2] if plain else 0
-        new: tuple[Tensor, ...] = (key_states, value_states)
+        new = key_states, value_states
         old: tuple[Tensor, ...] = (self.keys, self.values)
         if not 0 < more <= held // ROOM or any(_bound(n, o) for n, o in zip(new, old, strict=True)):
             return super().update(key_states, value_states, *args, **kwargs)
