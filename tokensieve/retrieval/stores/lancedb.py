@@ -127,7 +127,7 @@ def _schema(dim: int) -> pa.Schema:
 def _dim(table: Any, name: str) -> int:
     """The dimensions of a table's vectors."""
     types = {field.name: field.type for field in table.schema}
-    rows = types.get("vectors")
+    rows: Any = types.get("vectors")
     if not {"id", "metadata"} <= types.keys() or not pa.types.is_list(rows):
         raise Incompatible(f"table {name!r} was not written by tokensieve; give documents a table of their own")
     if not pa.types.is_fixed_size_list(rows.value_type):
