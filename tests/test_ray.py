@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from tests.shelf import Words
 from tests.test_shards import TEXTS, rounded
 from tokensieve.cli import app
-from tokensieve.retrieval import Damaged, IndexProblem, encode, library
+from tokensieve.retrieval import Incompatible, IndexProblem, encode, library
 from tokensieve.retrieval.library import Library
 from tokensieve.retrieval.mirror import mirror as mirror_whole
 from tokensieve.retrieval.recipe import Recipe
@@ -161,7 +161,7 @@ def test_what_a_worker_cannot_do_is_said(tmp_path, docs, cluster):
     shards = Shards.create(tmp_path / "shards", RECIPE, 2)
     (tmp_path / "shards" / "0001").mkdir()
     (tmp_path / "shards" / "0001" / "manifest.json").write_text("{}")
-    with pytest.raises(Damaged, match="checksum does not fit"):
+    with pytest.raises(Incompatible, match="vectors without texts"):
         mirror(shards, docs, lambda work, jobs: cluster.run(by_words(work, tmp_path / "diary"), jobs))
     with pytest.raises(IndexProblem, match="cannot be searched"):
         cluster.Actors([tmp_path / "nowhere"]).ask("count")
