@@ -87,7 +87,7 @@ class Actors:
     def __init__(self, folders: Sequence[Path]) -> None:
         share = min(cpus() / len(folders), 1)
         kind = ray.remote(num_cpus=share, max_restarts=TRIES, max_task_retries=TRIES)(Part)
-        self._parts = [kind.remote(folder) for folder in folders]
+        self._parts: list[Any] = [kind.remote(folder) for folder in folders]
 
     def ask(self, what: str, *arguments: Any) -> list[Any]:
         given = [ray.put(a) for a in arguments]
