@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-all systems leaderboard retrieval models benchmark kvpress docs clean
+.PHONY: demo test test-slow test-all systems leaderboard retrieval models peers benchmark kvpress docs clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -36,6 +36,9 @@ leaderboard: $(MADE)
 
 retrieval: $(MADE)
 	$(BIN)/python -m benchmarks.retrieval
+
+peers: $(MADE)
+	$(BIN)/python -m benchmarks.peers
 
 models: $(MADE)
 	$(BIN)/python -m benchmarks.models

@@ -9,10 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokensieve import cli_shards
+
 if TYPE_CHECKING:
     from tokensieve.retrieval.library import Library
+    from tokensieve.retrieval.mirror import Report
+    from tokensieve.retrieval.recipe import Recipe
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster that works on shards: its address, or 'local' for processes of this machine."),
+]
 At = Annotated[Path, typer.Argument(help="The folder of an index.")]
 SHOWN = 20
 """Skipped files named on the screen; --json names all."""
@@ -38,44 +46,31 @@ def index(
     encoder: Annotated[
         str | None, typer.Option(help="A model's folder or hub name; the embedded MiniLM if not given.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Make a collection of so many indexes; one for each CPU with --ray.")
+    ] = None,
+    ray: Ray = None,
     json_: Json = False,
 ) -> None:
     """Make an index of a folder, or bring one up to date; only what has changed is encoded."""
     from transformers.utils.logging import disable_progress_bar
 
-    from tokensieve.retrieval.library import Library
-    from tokensieve.retrieval.mirror import mirror
     from tokensieve.retrieval.recipe import Recipe
-    from tokensieve.retrieval.snapshot import MANIFEST
 
     recipe = Recipe(encoder, method, budget(keep), codec, None if sketch == "none" else sketch)
-    if (out / MANIFEST).exists():
-        library = _open(out)
-        if library.recipe != recipe:
-            old, new = asdict(library.recipe), asdict(recipe)
-            differ = ", ".join(f"--{k} {'none' if v is None else v}" for k, v in old.items() if v != new[k])
-            raise ValueError(f"{out} was made with {differ}; say the same, or choose another --out")
+    disable_progress_bar()
+    if shards is not None or ray is not None or cli_shards.sharded(out):
+        report, size, count = cli_shards.build(docs, out, recipe, shards, ray, json_)
+        what = f"{count} shards, {report.passages:,} passages"
     else:
-        _check(docs)
-        disable_progress_bar()
-        library = Library.create(out, recipe)
-    try:
-        with _Progress(quiet=json_) as progress:
-            report = mirror(library, docs, progress.step)
-    except KeyboardInterrupt:
-        typer.echo(
-            f"\ninterrupted; {len(library)} passages are in {out}, the same command goes on from there", err=True
-        )
-        raise SystemExit(130) from None
-    finally:
-        library.close()
-    size = library.index.size
+        report, size = _whole(docs, out, recipe, json_)
+        what = f"{report.passages:,} passages"
     if json_:
         typer.echo(json.dumps(asdict(report) | size, indent=2))
         return
     each, disk = size["vector_bytes"] / max(size["vectors"], 1), size["bytes"] / 1e6
     typer.echo(
-        f"{out}: {report.passages:,} passages, {size['vectors']:,} vectors of {each:.0f} bytes, {disk:.1f} MB on disk\n"
+        f"{out}: {what}, {size['vectors']:,} vectors of {each:.0f} bytes, {disk:.1f} MB on disk\n"
         f"{report.written:,} files written, {report.unchanged:,} unchanged, {report.removed:,} removed"
     )
     if report.skipped:
@@ -93,10 +88,16 @@ def search(
     keep: Annotated[
         str | None, typer.Option(help="Rank the 50 best again by fewer of their vectors: a number, or a share.")
     ] = None,
+    ray: Ray = None,
     json_: Json = False,
 ) -> None:
     """Find passages; words that the query was matched with are highlighted."""
-    found = _open(at).search(query, k, keep=None if keep is None else budget(keep))
+    fewer = None if keep is None else budget(keep)
+    if ray is not None or cli_shards.sharded(at):
+        with cli_shards.opened(at, ray) as collection:
+            found = collection.search(query, k, keep=fewer)
+    else:
+        found = _open(at).search(query, k, keep=fewer)
     if json_:
         typer.echo(json.dumps([asdict(f) | {"highlights": f.highlights} for f in found], indent=2, ensure_ascii=False))
         return
@@ -162,6 +163,31 @@ def serve(
     app = application(_open(at), token, LOOPBACK if host in LOOPBACK else None, body << 20)
     typer.echo(f"http://{f'[{host}]' if ':' in host else host}:{port}  (stop with Ctrl-C)")
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, limit_concurrency=100)
+
+
+def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[Report, dict[str, int]]:
+    """Make or update one index; returns what was done, and its size."""
+    from tokensieve.retrieval.library import Library
+    from tokensieve.retrieval.mirror import mirror
+    from tokensieve.retrieval.snapshot import MANIFEST
+
+    if (out / MANIFEST).exists():
+        library = _open(out)
+        cli_shards.refuse_change(out, library.recipe, recipe)
+    else:
+        _check(docs)
+        library = Library.create(out, recipe)
+    try:
+        with _Progress(quiet) as progress:
+            report = mirror(library, docs, progress.step)
+    except KeyboardInterrupt:
+        typer.echo(
+            f"\ninterrupted; {len(library)} passages are in {out}, the same command goes on from there", err=True
+        )
+        raise SystemExit(130) from None
+    finally:
+        library.close()
+    return report, library.index.size
 
 
 def budget(text: str) -> int | float:

@@ -37,6 +37,11 @@ class Identity:
     digest: str
     dim: int
 
+    @property
+    def label(self) -> str:
+        """What an index remembers it by."""
+        return f"{self.name} {self.digest[:16]}"
+
 
 @dataclass(frozen=True, eq=False)
 class Encoded:

@@ -8,6 +8,7 @@ import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         part.unlink(missing_ok=True)
         raise OSError(f"could not write {path}: {problem}; what was committed before is intact") from problem
     _flush(path.parent)
+
+
+def write_small(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """A file of tensors, and what a manifest says of it."""
+    write_tensors(path, tensors)
+    return {"file": path.name, "crc": sum_of(tensors)}
 
 
 def write_json(path: Path, value: object) -> None:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.encode import Encoded
-from tokensieve.retrieval.maxsim import align
+from tokensieve.parts.budget import check
+from tokensieve.retrieval.encode import Encoded, ends
+from tokensieve.retrieval.index import Index
+from tokensieve.retrieval.maxsim import align, maxsim
 from tokensieve.retrieval.passages import Span
+from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.reduce import reduce
+from tokensieve.retrieval.search import Hit
 
 OWN = frozenset({"document", "digest", "of", "span", "text", "spans"})
 """Metadata fields that a library fills itself."""
+CANDIDATES = 50
+"""Passages that are ranked again where fewer vectors are asked for."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,33 @@ def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mappin
     return Found(id, metadata["document"], text, (a, b), score, len(vectors), more, tuple(matches))
 
 
+def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
+    """Hits with their vectors, without those whose text is damaged or that were deleted since."""
+    held = []
+    for hit in hits:
+        if "text" not in hit.metadata:
+            continue
+        with suppress(KeyError):
+            held.append((hit, index.get(hit.id).vectors))
+    return held
+
+
+def shown(
+    query: Asked, held: Sequence[tuple[Hit, Tensor]], k: int, keep: int | float | None, recipe: Recipe
+) -> list[Found]:
+    """The first k hits with their matches; with ``keep``, ranked again by so many of their vectors."""
+    if keep is None or not held:
+        return [found(query, hit.id, hit.score, vectors, hit.metadata) for hit, vectors in held[:k]]
+    fewer = reduce(_stored(held), recipe.plain, check(keep, "keep"))
+    scores = maxsim(query.vectors, fewer.ragged).tolist()
+    order = sorted(range(len(held)), key=lambda i: (-scores[i], held[i][0].id))[:k]
+    out = []
+    for i in order:
+        spans = fewer.spans[fewer.offsets[i] : fewer.offsets[i + 1]].flatten().tolist()
+        out.append(found(query, held[i][0].id, scores[i], fewer[i], {**held[i][0].metadata, "spans": spans}))
+    return out
+
+
 def whole(text: str, span: Span) -> Span:
     """A span widened to the words that it touches."""
     a, b = span
@@ -106,3 +141,9 @@ def whole(text: str, span: Span) -> Span:
 
 def _span(a: int, b: int) -> Span | None:
     return None if a < 0 else (a, b)
+
+
+def _stored(held: Sequence[tuple[Hit, Tensor]]) -> Encoded:
+    lengths = torch.tensor([len(v) for _, v in held])
+    spans = torch.cat([torch.tensor(hit.metadata["spans"]).view(-1, 2) for hit, _ in held])
+    return Encoded(torch.cat([v for _, v in held]), ends(lengths), spans)

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.codec import Codec
 from tokensieve.codec import codec as make_codec
 from tokensieve.retrieval import search, snapshot, tune
 from tokensieve.retrieval.errors import Damaged, Incompatible
-from tokensieve.retrieval.files import write_json
 from tokensieve.retrieval.filters import Where
 from tokensieve.retrieval.incoming import check_names, incoming, numbered, query_of, refuse_held
 from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.sketch import sketch as make_sketch
-from tokensieve.retrieval.snapshot import FORMAT, MANIFEST, VERSION
+from tokensieve.retrieval.snapshot import MANIFEST
 from tokensieve.retrieval.writer import SEGMENT, Writer
 
 
@@ -58,6 +58,7 @@ class Index:
         codec: str = "float16",
         model: str | None = None,
         sketch: str | None = "pooled",
+        fitted: Mapping[str, Tensor] | None = None,
     ) -> Index:
         """A new, empty index.
 
@@ -66,6 +67,8 @@ class Index:
             codec: how vectors are stored, one of ``tokensieve.codec.CODECS``.
             model: the name of the encoder, which :meth:`open` compares.
             sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None for exact search only.
+            fitted: the state of a codec that has learnt (``index.codec.state``), for several indexes that score alike; by
+                default it learns from what is added first.
         """
         folder = Path(folder)
         made = make_codec(codec, dim)
@@ -73,14 +76,7 @@ class Index:
             make_sketch(sketch, made.dim)
         if (folder / MANIFEST).exists():
             raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(
-            folder / MANIFEST,
-            {
-                "format": FORMAT, "version": VERSION, "generation": 0, "dim": dim, "codec": codec, "codec_state": None,
-                "model": model, "sketch": sketch, "segments": [], "plan": None, "next_file": 0, "next_id": 0,
-            },
-        )  # fmt: skip
+        snapshot.start(folder, fitted, dim=dim, codec=codec, model=model, sketch=sketch)
         return cls(folder, snapshot.read(folder))
 
     @classmethod
@@ -199,6 +195,10 @@ class Index:
     @property
     def dim(self) -> int:
         return self._state.manifest["dim"]
+
+    @property
+    def codec(self) -> Codec:
+        return self._state.codec
 
     @property
     def model(self) -> str | None:

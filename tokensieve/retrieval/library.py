@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from tokensieve.parts.budget import check
 from tokensieve.registry import make
 from tokensieve.retrieval import encode
 from tokensieve.retrieval.encode import Encoded, Encoder, ends
@@ -20,10 +20,9 @@ from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.files import map_tensors, read_json, write_json, write_tensors
 from tokensieve.retrieval.filters import Where
 from tokensieve.retrieval.folder import Text
-from tokensieve.retrieval.found import OWN, Found, asked, found
+from tokensieve.retrieval.found import CANDIDATES, OWN, Found, asked, shown, with_vectors
 from tokensieve.retrieval.index import Index
-from tokensieve.retrieval.maxsim import maxsim
-from tokensieve.retrieval.recipe import PLAIN, Recipe
+from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.reduce import Frequencies, reduce
 from tokensieve.retrieval.snapshot import MANIFEST
 
@@ -32,7 +31,6 @@ TOGETHER = 64
 """Passages encoded between two reports of progress."""
 COMMIT = 512
 """Passages of a commit: what an interrupted build has to do again."""
-CANDIDATES = 50
 Row = tuple[str, str, dict[str, Any]]
 """A passage to be stored: its id, its text, its metadata."""
 
@@ -55,28 +53,35 @@ class Library:
         self._seen = self._stamp()
 
     @classmethod
-    def create(cls, folder: str | Path, recipe: Recipe | None = None, encoder: Encoder | None = None) -> Library:
-        """A new, empty one."""
+    def create(
+        cls, folder: str | Path, recipe: Recipe | None = None, encoder: Encoder | None = None,
+        fitted: Mapping[str, Tensor] | None = None,
+    ) -> Library:  # fmt: skip
+        """A new, empty one; ``fitted`` as :meth:`Index.create` takes it."""
         folder, recipe = Path(folder), recipe or Recipe()
         if (folder / MANIFEST).exists():
             raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
         encoder = encoder or encode.load(recipe.encoder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RECIPE, asdict(recipe))
-        index = Index.create(folder, encoder.identity.dim, recipe.codec, _model(encoder), recipe.sketch)
+        index = Index.create(folder, encoder.identity.dim, recipe.codec, encoder.identity.label, recipe.sketch, fitted)
         return cls(index, recipe, encoder)
 
     @classmethod
     def open(cls, folder: str | Path, encoder: Encoder | None = None) -> Library:
         """One that exists."""
         folder = Path(folder)
+        if (folder / "shards.json").exists():
+            raise Incompatible(
+                f"the index in {folder} is in shards; `tokensieve search` and shards.Collection search it"
+            )
         if not (folder / MANIFEST).exists():
             raise FileNotFoundError(f"there is no index in {folder}; `tokensieve index DOCS --out {folder}` makes one")
         if not (folder / RECIPE).exists():
             raise Incompatible(f"the index in {folder} holds vectors without texts; Index.open reads it")
         recipe = Recipe(**read_json(folder / RECIPE))
         encoder = encoder or encode.load(recipe.encoder)
-        return cls(Index.open(folder, _model(encoder)), recipe, encoder)
+        return cls(Index.open(folder, encoder.identity.label), recipe, encoder)
 
     # ---- writing ----------------------------------------------------------------------------------------------------
 
@@ -128,13 +133,16 @@ class Library:
             return sum(bool(ids) for ids in gone.values())
 
     def count(self, texts: Iterable[Text]) -> None:
-        """Learn how rare tokens are, for methods that ask for it; texts that are put afterwards go by it.
+        """Learn how rare tokens are, for methods that ask for it; texts that are put afterwards go by it."""
+        if self.recipe.counts:
+            self.learn(self.counted(texts))
+
+    def counted(self, texts: Iterable[Text]) -> Frequencies:
+        """How rare the tokens of texts are.
 
         Raises:
             ValueError: the encoder does not say which tokens a text has.
         """
-        if "idf" not in self._needs:
-            return
         reader = getattr(self.encoder, "reader", None)
         if reader is None:
             raise ValueError(
@@ -152,6 +160,10 @@ class Library:
                         {"ids": ids},
                     )
                 )
+        return counts
+
+    def learn(self, counts: Frequencies) -> None:
+        """Go by what was counted, here or in all libraries of one collection."""
         write_tensors(self.index.folder / COUNTS, {"texts": torch.tensor(counts.texts), "counts": counts.counts})
         self.__dict__.pop("_frequencies", None)
 
@@ -172,7 +184,7 @@ class Library:
         encoded = self.encoder.documents(texts, sorted(self._needs))
         if self.recipe.whole:
             return encoded
-        if "idf" in self._needs:
+        if self.recipe.counts:
             encoded = self._frequencies.mark(encoded)
         return reduce(encoded, self.recipe.method, self.recipe.keep)
 
@@ -215,22 +227,7 @@ class Library:
         self.refresh()
         tokens = asked(self.encoder.queries([query]))
         hits = self.index.search(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
-        held = []
-        for hit in hits:
-            if "text" not in hit.metadata:  # damaged
-                continue
-            with suppress(KeyError):  # deleted since
-                held.append((hit, self.index.get(hit.id).vectors))
-        if keep is None or not held:
-            return [found(tokens, hit.id, hit.score, vectors, hit.metadata) for hit, vectors in held[:k]]
-        fewer = reduce(_stored(held), PLAIN if self._needs else self.recipe.method, check(keep, "keep"))
-        scores = maxsim(tokens.vectors, fewer.ragged).tolist()
-        order = sorted(range(len(held)), key=lambda i: (-scores[i], held[i][0].id))[:k]
-        out = []
-        for i in order:
-            spans = fewer.spans[fewer.offsets[i] : fewer.offsets[i + 1]].flatten().tolist()
-            out.append(found(tokens, held[i][0].id, scores[i], fewer[i], {**held[i][0].metadata, "spans": spans}))
-        return out
+        return shown(tokens, with_vectors(self.index, hits), k, keep, self.recipe)
 
     def names(self) -> set[str]:
         """The names of all texts."""
@@ -289,13 +286,3 @@ class Library:
             about = (self.index.folder / MANIFEST).stat()
             return about.st_mtime_ns, about.st_ino
         return None
-
-
-def _model(encoder: Encoder) -> str:
-    return f"{encoder.identity.name} {encoder.identity.digest[:16]}"
-
-
-def _stored(held: Sequence[Any]) -> Encoded:
-    lengths = torch.tensor([len(v) for _, v in held])
-    spans = torch.cat([torch.tensor(hit.metadata["spans"]).view(-1, 2) for hit, _ in held])
-    return Encoded(torch.cat([v for _, v in held]), ends(lengths), spans)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +21,12 @@ class Report:
     passages: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def __add__(self, other: Report) -> Report:
+        sums = {
+            k: getattr(self, k) + getattr(other, k) for k in ("files", "written", "unchanged", "removed", "passages")
+        }
+        return Report(**sums, skipped=self.skipped | other.skipped)
+
 
 def mirror(
     library: Library, root: Path, step: Callable[[int, int, int], None] = lambda files, of, passages: None
@@ -37,39 +43,57 @@ def mirror(
     """
     folder = Folder(root, without=library.index.folder)
     files = folder.files()
-    report = Report(files=len(files))
-    held = _held(library)
+    refuse_other(held(library), {f.relative_to(root).as_posix() for f in files}, library.index.folder, root)
+    refuse_empty(folder, files)
+    library.count(folder.texts(files))
+    return bring(library, folder, files, step)
+
+
+def bring(
+    library: Library, folder: Folder, files: list[Path],
+    step: Callable[[int, int, int], None] = lambda files, of, passages: None,
+) -> Report:  # fmt: skip
+    """Make a library hold the texts of these files of a folder, and of no others."""
+    before = held(library)
     seen: set[str] = set()
+    folder.skipped.clear()
 
     def texts() -> Iterator[Text]:
-        for number, text in enumerate(folder.texts(files), 1):
+        for text in folder.texts(files):
             seen.add(text.name)
-            step(number + len(folder.skipped), len(files), 0)
+            step(len(seen) + len(folder.skipped), len(files), 0)
             yield text
 
-    names = {f.relative_to(root).as_posix() for f in files}
-    if held and not held & names:
-        raise ValueError(
-            f"{library.index.folder} mirrors another folder than {root} ({min(held)} is not in it); choose another --out"
-        )
-    library.count(folder.texts(files))
-    report.written = library.put(texts(), lambda passages: step(len(seen) + len(folder.skipped), len(files), passages))
-    report.skipped = dict(folder.skipped)
-    if not seen:
-        raise ValueError(f"{root} holds no text: {_named(report.skipped)}")
-    report.unchanged = len(seen) - report.written
-    report.removed = library.remove(held - seen)
-    report.passages = len(library)
+    written = library.put(texts(), lambda passages: step(len(seen) + len(folder.skipped), len(files), passages))
+    removed = library.remove(before - seen)
     plan = library.index.plan
-    if plan is None or report.passages > 2 * plan["documents"]:
+    if plan is None or len(library) > 2 * plan["documents"]:
         library.index.tune()
-    return report
+    return Report(len(files), written, len(seen) - written, removed, len(library), dict(folder.skipped))
 
 
-def _held(library: Library) -> set[str]:
+def held(library: Library) -> set[str]:
+    """The names of a library's texts that came from files."""
     names = sorted(library.names())
     first = library.index.metadata([f"{n}#0" for n in names])
     return {n for n, m in zip(names, first, strict=True) if m and m.get("kind") == FILE}
+
+
+def refuse_other(held: Iterable[str], names: Collection[str], out: Path, root: Path) -> None:
+    """Refuse to replace all that is held: none of it is in the folder."""
+    first = None
+    for name in held:
+        if name in names:
+            return
+        first = first or name
+    if first is not None:
+        raise ValueError(f"{out} mirrors another folder than {root} ({first} is not in it); choose another --out")
+
+
+def refuse_empty(folder: Folder, files: list[Path]) -> None:
+    """Refuse a folder in which no file is text."""
+    if next(folder.texts(files), None) is None:
+        raise ValueError(f"{folder.root} holds no text: {_named(folder.skipped)}")
 
 
 def _named(skipped: dict[str, str], most: int = 5) -> str:

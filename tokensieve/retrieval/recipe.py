@@ -48,6 +48,16 @@ class Recipe:
         return isinstance(self.keep, float) and self.keep == 1
 
     @property
+    def counts(self) -> bool:
+        """Whether the method asks how rare tokens are."""
+        return any(need.name == "idf" for need in make(self.method).needs)
+
+    @property
+    def plain(self) -> str:
+        """What reduces stored vectors further: the method, where it reads nothing but them."""
+        return PLAIN if make(self.method).needs else self.method
+
+    @property
     def reduction(self) -> str:
         """For people: "all vectors", "50% of vectors by agglomerative", "8 vectors per passage by agglomerative"."""
         if self.whole:

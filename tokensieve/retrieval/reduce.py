@@ -135,6 +135,13 @@ class Frequencies:
         """Take counted texts out again."""
         return self._count(encoded, -1)
 
+    def __add__(self, other: Frequencies) -> Frequencies:
+        """Those of both, which must count different texts."""
+        short, long = sorted((self.counts, other.counts), key=len)
+        counts = long.clone()
+        counts[: len(short)] += short
+        return Frequencies(self.texts + other.texts, counts)
+
     def _count(self, encoded: Encoded, by: int) -> Frequencies:
         self.texts += by * len(encoded)
         text = torch.arange(len(encoded)).repeat_interleave(encoded.lengths)

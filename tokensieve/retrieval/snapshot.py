@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokensieve.codec import Codec, codec
 from tokensieve.retrieval.errors import Damaged, Incompatible
-from tokensieve.retrieval.files import map_tensors, read_json, sum_of
+from tokensieve.retrieval.files import map_tensors, read_json, sum_of, write_json, write_small
 from tokensieve.retrieval.filters import Where, allowed
 from tokensieve.retrieval.segment import Segment, keys_of
 from tokensieve.retrieval.sketch import Sketch
@@ -78,6 +78,15 @@ class Snapshot:
                 if doc >= 0 and bool(view.alive[doc]):
                     out[i] = v, doc
         return out
+
+
+def start(folder: Path, fitted: Mapping[str, Tensor] | None, **made: Any) -> None:
+    """Commit the state of an index that holds nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = write_small(folder / "000000.codec", fitted) if fitted else None
+    empty: dict[str, Any] = {"segments": [], "plan": None, "next_file": 0, "next_id": 0}
+    head = {"format": FORMAT, "version": VERSION, "generation": 0, "codec_state": state}
+    write_json(folder / MANIFEST, {**head, **made, **empty})
 
 
 def read(folder: Path, before: Snapshot | None = None) -> Snapshot:

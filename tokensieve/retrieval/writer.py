@@ -14,7 +14,7 @@ from torch import Tensor
 from tokensieve.codec import Codec
 from tokensieve.retrieval import snapshot
 from tokensieve.retrieval.errors import Locked
-from tokensieve.retrieval.files import sum_of, write_json, write_tensors
+from tokensieve.retrieval.files import write_json, write_small
 from tokensieve.retrieval.maxsim import runs
 from tokensieve.retrieval.ragged import Ragged, bounds
 from tokensieve.retrieval.search import sketch_codec
@@ -54,14 +54,17 @@ class Writer:
         number = manifest["next_file"]
         for name, dead in self._dead(gone).items():
             number += 1
-            segments[name] |= {"dead": self._small(f"{number:06d}.dead", {"dead": dead}), "deleted": int(dead.sum())}
+            segments[name] |= {
+                "dead": write_small(self.folder / f"{number:06d}.dead", {"dead": dead}),
+                "deleted": int(dead.sum()),
+            }
         codec = self.state.codec
         if len(docs):
             if manifest["codec_state"] is None:
                 codec = codec.fit(_sample(docs.tokens))
                 if codec.state:
                     number += 1
-                    manifest["codec_state"] = self._small(f"{number:06d}.codec", codec.state)
+                    manifest["codec_state"] = write_small(self.folder / f"{number:06d}.codec", codec.state)
             cuts = docs.offsets.tolist()
             for first, last in runs(cuts, SEGMENT):
                 number += 1
@@ -93,10 +96,6 @@ class Writer:
             small = self.state.sketch.documents(docs)
             rows["sketch"] = _encode(sketch_codec(self.state.sketch), small.tokens), small.lengths
         return self._save(number, rows, ids, metadata)
-
-    def _small(self, file: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        write_tensors(self.folder / file, tensors)
-        return {"file": file, "crc": sum_of(tensors)}
 
     def _save(self, number: int, rows: Any, ids: Sequence[str], metadata: Sequence[bytes]) -> dict[str, Any]:
         path = self.folder / f"{number:06d}.safetensors"

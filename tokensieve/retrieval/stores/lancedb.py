@@ -91,7 +91,8 @@ class LanceDB(Adapter):
         return self.table.count_rows(f"{_value(field)} LIKE '\"%'") > 0
 
     def _best(self, query: Tensor, limit: int, condition: str | None) -> list[Hit]:
-        asked = self.table.search(query.float().numpy(), vector_column_name="vectors").distance_type("dot")
+        asked: Any = self.table.search(query.float().numpy(), vector_column_name="vectors")
+        asked = asked.distance_type("dot")
         if condition is not None:
             asked = asked.where(condition, prefilter=True)
         found = asked.bypass_vector_index().limit(limit).select(["id", "metadata", "_distance"]).to_list()

@@ -1,0 +1,158 @@
+"""Side by side with fast-plaid and LanceDB: `python -m benchmarks.peers` (`make peers`).
+
+Every peer has an environment of its own in `out/peers/` (fast-plaid replaces the installed torch), made by the first run, and
+searches the same 2,000 x 64 x 128 clustered vectors in a process of its own, one query at a time, on one thread and on
+all. Ours and the bare matrix product are measured in the same run. Writes the table of docs/peers.md. Names of peers as
+arguments leave out the others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.search_speed import BEST, DIM, LENGTH, QUERIES, SMALL, documents, queries
+from tokensieve.bench.results import environment
+from tokensieve.retrieval import Index, maxsim
+
+FOLDER = Path("out/peers")
+PAGE = Path("docs/peers.md")
+PACKAGES = {"lancedb": ("lancedb==0.40.0", "numpy==2.4.6"), "fast-plaid": ("fast-plaid==1.7.0.2110",)}
+CHILD = Path(__file__).with_name("peers_child.py")
+
+
+def timed(search: Callable[[np.ndarray], Sequence[Any]], asked: np.ndarray) -> tuple[list[float], list[list[int]]]:
+    """Milliseconds of each query, the first of them once before, and the documents found."""
+    search(asked[0])
+    spent, found = [], []
+    for query in asked:
+        start = time.perf_counter()
+        hits = search(query)
+        spent.append(1e3 * (time.perf_counter() - start))
+        found.append([int(h) for h in hits])
+    return spent, found
+
+
+def ours(docs: torch.Tensor, asked: np.ndarray) -> list[dict[str, Any]]:
+    """The bare matrix product with max, and our index by several codecs."""
+    every = docs.flatten(0, 1)
+
+    def bare(query: np.ndarray) -> Sequence[Any]:
+        scores = (every @ torch.from_numpy(query).T).view(SMALL, LENGTH, -1).amax(1).sum(1)
+        return scores.topk(BEST).indices.tolist()
+
+    spent, found = timed(bare, asked)
+    out = [
+        {"what": "matrix product and max, float32 in memory", "ms": spent, "found": found, "bytes": 4 * docs.numel()}
+    ]
+    for codec, rerank in (("float16", 0), ("int8", 0), ("int4", 0), ("int4", 100)):
+        with tempfile.TemporaryDirectory() as folder, Index.create(folder, DIM, codec) as index:
+            start = time.perf_counter()
+            index.add(docs)
+            built = time.perf_counter() - start
+            spent, found = timed(
+                lambda q: [h.id for h in index.search(torch.from_numpy(q), BEST, rerank=rerank)],  # noqa: B023
+                asked,
+            )
+            how = f"{rerank} candidates reranked" if rerank else "exact"
+            out.append({"what": f"tokensieve, {codec}, {how}", "ms": spent, "found": found,
+                        "bytes": index.size["bytes"], "build s": built})  # fmt: skip
+    return out
+
+
+def environment_of(name: str) -> Path:
+    """The python of a peer's own environment."""
+    folder = FOLDER / name
+    python = folder / "bin" / "python"
+    if not (folder / "made").exists():
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder)], check=True)
+        pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        for package in PACKAGES[name]:
+            subprocess.run([*pip, package], check=True)
+        (folder / "made").touch()
+    return python
+
+
+def peer(name: str, threads: int) -> list[dict[str, Any]]:
+    """What a peer's process prints."""
+    count = {f"{k}_NUM_THREADS": str(threads) for k in ("OMP", "MKL", "OPENBLAS", "RAYON", "LANCE_CPU")}
+    command = [str(environment_of(name)), str(CHILD), name, str(FOLDER / "vectors.npz")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **count, "LANCE_CPU_THREADS": str(threads)}
+    )
+    if done.returncode:
+        raise RuntimeError(f"{name} ended with {done.returncode}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(names: Sequence[str]) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        environment_of(name)
+    docs = documents(SMALL)
+    asked = queries(docs)
+    truth = maxsim(asked, docs).topk(BEST, 1).indices.tolist()
+    np.savez(FOLDER / "vectors.npz", docs=docs.numpy(), queries=asked.numpy())
+    rows = []
+    for threads in (1, os.cpu_count() or 1):
+        torch.set_num_threads(threads)
+        made = ours(docs, asked.numpy()) + [row for name in names for row in peer(name, threads)]
+        for row in made:
+            shared = [len({*a} & {*b}) for a, b in zip(row.pop("found"), truth, strict=True)]
+            rows.append({"threads": threads, **row, "recall": sum(shared) / (BEST * QUERIES)})
+            print(
+                f"{threads} threads, {row['what']}: {median(row['ms']):.1f} ms, recall {rows[-1]['recall']:.3f}",
+                flush=True,
+            )
+    record = {
+        "format": "tokensieve.peers.1",
+        "date": time.strftime("%Y-%m-%d"),
+        **environment(),
+        "peers": list(names),
+        "rows": rows,
+    }
+    (FOLDER / "peers.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    PAGE.write_text(page(record), encoding="utf-8")
+
+
+def page(record: dict[str, Any]) -> str:
+    """The page of a record."""
+    missing = [name for name in PACKAGES if name not in record["peers"]]
+    counts = sorted({row["threads"] for row in record["rows"]})
+    table: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in record["rows"]:
+        table.setdefault(row["what"], {})[row["threads"]] = row
+    lines = [
+        "# Beside other libraries", "",
+        f"`make peers`: {SMALL:,} documents of {LENGTH} vectors of {DIM} dimensions, clustered as text is (a document's vectors "
+        "lie around 8 of 1,000 topics), the same for all; 12 queries of 32 vectors, one at a time; medians. Recall is of the "
+        f"{BEST} best of exact search in float32; bytes are of a document, files on disk. Every peer runs in a process and an "
+        "environment of its own.", "",
+        f"{record['date']}, {record['cpu']}, {record['cores']} cores, torch {record['versions']['torch']}. Measured: "
+        f"{', '.join(record['peers'])}."
+        + "".join(f" {name}, which the script measures too, was not in this run." for name in missing)
+        + " LanceDB chose how many threads it used." * ("lancedb" in record["peers"]), "",
+        "| | " + " | ".join(f"ms, {n} thread{'s' * (n > 1)}" for n in counts) + " | recall@10 | bytes | build, s |",
+        "|---|" + "---:|" * (len(counts) + 3),
+    ]  # fmt: skip
+    for what, by in table.items():
+        one = by[counts[0]]
+        times = " | ".join(f"{median(by[n]['ms']):.1f}" for n in counts)
+        built = f"{one['build s']:.1f}" if "build s" in one else ""
+        lines.append(f"| {what} | {times} | {one['recall']:.3f} | {one['bytes'] / SMALL:,.0f} | {built} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(PACKAGES))

@@ -1,0 +1,177 @@
+"""Build: make the shards of a collection hold what a folder holds, each by a task of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from tokensieve.codec import CODECS, Codec
+from tokensieve.retrieval import encode
+from tokensieve.retrieval.encode import Encoder
+from tokensieve.retrieval.errors import Locked
+from tokensieve.retrieval.files import map_tensors, write_tensors
+from tokensieve.retrieval.folder import FILE, Folder, Text
+from tokensieve.retrieval.index import Index
+from tokensieve.retrieval.library import Library
+from tokensieve.retrieval.mirror import Report, bring, refuse_empty, refuse_other
+from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.reduce import Frequencies
+from tokensieve.retrieval.shards.manifest import Shards
+from tokensieve.retrieval.snapshot import MANIFEST
+
+CODEC = "codec.safetensors"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told: a shard, the files of a folder that it is to hold, and how their texts become vectors.
+
+    Attributes:
+        number: of the shard.
+        counts: how rare tokens are in the whole collection, for methods that ask.
+    """
+
+    number: int
+    at: Path
+    root: Path
+    files: tuple[str, ...]
+    recipe: Recipe
+    counts: Frequencies | None = None
+
+    @property
+    def paths(self) -> list[Path]:
+        return [self.root / name for name in self.files]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a worker says of a shard that is complete."""
+
+    number: int
+    report: Report
+    size: dict[str, int]
+
+
+Run = Callable[[Callable[[Job], Any], Sequence[Job]], Iterable[Any]]
+"""Does all jobs, here or elsewhere, and yields what they give in any order. A job may be done more than once."""
+
+
+def here(work: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Any]:
+    """One job after the other, in this process."""
+    return map(work, jobs)
+
+
+def build(job: Job) -> Built:
+    """One shard; what an earlier try has committed is passed over."""
+    encoder = _encoder(job.recipe.encoder)
+    if (job.at / MANIFEST).exists():
+        library = Library.open(job.at, encoder)
+    else:
+        state = job.at.parent / CODEC
+        library = Library.create(job.at, job.recipe, encoder, map_tensors(state) if state.exists() else None)
+    try:
+        if job.counts is not None:
+            library.learn(job.counts)
+        report = bring(library, Folder(job.root), job.paths)
+        return Built(job.number, report, library.index.size)
+    finally:
+        library.close()
+
+
+def count(job: Job) -> Frequencies:
+    """How rare the tokens of one shard's texts are."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Library.create(folder, job.recipe, _encoder(job.recipe.encoder)).counted(
+            Folder(job.root).texts(job.paths)
+        )
+
+
+def fit(job: Job) -> dict[str, Tensor]:
+    """What a codec learns of the first commit that one index of all texts would make."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Library.create(folder, job.recipe, _encoder(job.recipe.encoder))
+        if job.counts is not None:
+            library.learn(job.counts)
+
+        def texts() -> Iterator[Text]:
+            for text in Folder(job.root).texts(job.paths):
+                if len(library):
+                    return
+                yield text
+
+        library.put(texts())
+        library.close()
+        return {k: v.clone() for k, v in library.index.codec.state.items()}
+
+
+def mirror(
+    shards: Shards, root: Path, run: Run = here, step: Callable[[int, int], None] = lambda done, of: None
+) -> Report:
+    """Make the shards hold what a folder holds; only what has changed is encoded.
+
+    Interrupted, it goes on from there when called again.
+
+    Args:
+        step: called with the shards that are complete, and how many there are.
+
+    Raises:
+        ValueError: no such folder, one without text, or one that shares no file with what the shards mirror.
+        Locked: another process builds them.
+    """
+    lock = FileLock(shards.folder / "lock", thread_local=False)
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout as problem:
+        raise Locked(f"{shards.folder} is being built by another process; wait for it, or end it first") from problem
+    with held:
+        folder = Folder(root, without=shards.folder)
+        files = folder.files()
+        names = [f.relative_to(root).as_posix() for f in files]
+        refuse_other(_held(shards), set(names), shards.folder, root)
+        refuse_empty(folder, files)
+        return _mirror(shards, root, names, run, step)
+
+
+def _mirror(shards: Shards, root: Path, names: Sequence[str], run: Run, step: Callable[[int, int], None]) -> Report:
+    # The workers stand elsewhere.
+    whole = Job(-1, shards.folder.absolute(), root.absolute(), tuple(names), shards.recipe)
+    own: list[list[str]] = [[] for _ in range(shards.count)]
+    for name, number in zip(names, shards.of(names), strict=True):
+        own[number].append(name)
+    jobs = [replace(whole, number=n, at=whole.at / shards.at(n).name, files=tuple(f)) for n, f in enumerate(own)]
+    if shards.recipe.counts:
+        counts = sum(run(count, jobs), Frequencies())
+        whole, jobs = replace(whole, counts=counts), [replace(job, counts=counts) for job in jobs]
+    learns = CODECS[shards.recipe.codec].fit is not Codec.fit
+    if learns and not (shards.folder / CODEC).exists():
+        for state in run(fit, [whole]):
+            write_tensors(shards.folder / CODEC, state)
+    total = Report()
+    for done, built in enumerate(run(build, jobs), 1):
+        shards.complete(built.number, built.size)
+        total += built.report
+        step(done, len(jobs))
+    return total
+
+
+def _held(shards: Shards) -> Iterator[str]:
+    """Names of the files that built shards mirror."""
+    for number in shards.built:
+        index = Index.open(shards.at(number))
+        for id in index.ids():
+            name, _, place = id.rpartition("#")
+            if place == "0" and (index.metadata([id])[0] or {}).get("kind") == FILE:
+                yield name
+
+
+@lru_cache(maxsize=1)
+def _encoder(source: str | None) -> Encoder:
+    """Workers do several jobs."""
+    return encode.load(source)
