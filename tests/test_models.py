@@ -11,7 +11,7 @@ from PIL import Image
 import tokensieve as ts
 from tokensieve import testbed
 from tokensieve.bench import crossing, models, tiny
-from tokensieve.bench.case import Case
+from tokensieve.bench.case import NEW, Case, _hiding
 from tokensieve.bench.subject import _processor
 from tokensieve.sites import taps
 
@@ -223,8 +223,8 @@ def test_beams_share_their_pictures():
     for name in ("llava_next", "qwen2_5_vl"):
         case = Case(name)
         with ts.sieve(case.model, "hiprune", keep=4):
-            both = case.generate(num_beams=2)[:, -models.NEW :]
-            alone = case.generate(case.prompts.collate([case.prompts.row(0, 1)]), num_beams=2)[:, -models.NEW :]
+            both = case.generate(num_beams=2)[:, -NEW:]
+            alone = case.generate(case.prompts.collate([case.prompts.row(0, 1)]), num_beams=2)[:, -NEW:]
         assert torch.equal(alone[0], both[0]), name
 
 
@@ -233,9 +233,9 @@ def test_an_answer_goes_on_from_compact_positions_in_three_dimensions(where):
     case = Case("qwen2_5_vl")
     with torch.no_grad(), ts.sieve(case.model, "divprune", keep=4, positions="compact", **where):
         out = case.generate(return_dict_in_generate=True, output_logits=True)
-        longer = {k: torch.nn.functional.pad(v, (0, models.NEW), value=int(k == "attention_mask"))
+        longer = {k: torch.nn.functional.pad(v, (0, NEW), value=int(k == "attention_mask"))
                   for k, v in case.inputs.items() if k in ("attention_mask", "mm_token_type_ids")}  # fmt: skip
-        whole = case.model(**{**case.inputs, **longer, "input_ids": out.sequences}).logits[:, -models.NEW - 1 : -1]
+        whole = case.model(**{**case.inputs, **longer, "input_ids": out.sequences}).logits[:, -NEW - 1 : -1]
     torch.testing.assert_close(torch.stack(out.logits, 1), whole, atol=1e-4, rtol=1e-3)
 
 
@@ -294,7 +294,7 @@ def test_a_second_turn_attends_to_shared_keys_that_are_left():
         second = case.model(input_ids=turns[1]["input_ids"], attention_mask=mask, past_key_values=first.past_key_values)
     language = case.anatomy.language
     sizes = {}
-    hide = [models._hiding(gone, i, language.sources[i], sizes) for i in range(len(language.layers))]
+    hide = [_hiding(gone, i, language.sources[i], sizes) for i in range(len(language.layers))]
     hooks = [b.register_forward_pre_hook(h, with_kwargs=True) for b, h in zip(language.layers, hide, strict=True)]
     with torch.no_grad():
         plain = case.model(**turns[0], use_cache=True)
