@@ -110,7 +110,7 @@ class Bed:
             return round(digits.accuracy(self.vit), 4)
 
 
-EACH = {"clip": 8, "anyres": 8}
+EACH = {"clip": 8, "pair": 20, "anyres": 8}
 
 
 class Several:

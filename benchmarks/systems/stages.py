@@ -146,3 +146,19 @@ def mustdrop(bed: Bed) -> Outcome:
     shown &= beats(n, "mustdrop at 0.3", ("merging alone at 0.3", "filter alone at 0.3"))
     bounded = max(n["entries beside the prompt's text, token by token"]) <= round(0.1 * 576)
     return shown and n["protected survive"] and bounded, n
+
+
+@check(141)
+def catp(bed: Bed) -> Outcome:
+    """Pairs of pictures in place of worked examples, which the testbed's models were not taught: 78% of visual tokens removed
+    on average over layers, above random removal, and above last-text attention that ends with as few behind a first layer
+    that sees all."""
+    keep, depth = 0.22, 4
+    end = (depth * keep - 2 * keep) / (depth - 1)
+    n = {
+        "catp": bed.several.right("pair", "catp", keep),
+        "last text": bed.several.right("pair", "fastv", end, **MEAN),
+        "random": bed.several.right("pair", "random", keep),
+        "all tokens": bed.several.right("pair", "uniform", 1.0),
+    }
+    return beats(n, "catp", ("last text", "random")), n
