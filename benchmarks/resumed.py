@@ -30,7 +30,7 @@ class Resumed:
             ValueError: the file holds the results of something else.
         """
         if not file.exists():
-            return cls(file, {"format": form, **of, **environment(), "rows": {}, "left": {}})
+            return cls(file, {"format": form, **environment(), **of, "rows": {}, "left": {}})
         data = json.loads(file.read_text(encoding="utf-8"))
         other = [name for name, value in of.items() if data.get(name) != value]
         if other:

@@ -43,7 +43,8 @@ def test_goes_on_where_it_was_stopped(tmp_path, model):
 
 def test_results_of_other_weights_are_refused(tmp_path, model):
     file = tmp_path / "results.json"
-    Resumed.open(file, "x.1", weights(model)).add("a", lambda: 1)
+    Resumed.open(file, "x.1", {"threads": -1} | weights(model)).add("a", lambda: 1)
+    Resumed.open(file, "x.1", {"threads": -1} | weights(model))
     model.write_bytes(b"other")
     with pytest.raises(ValueError, match="other weights"):
         Resumed.open(file, "x.1", weights(model))
