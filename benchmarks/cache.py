@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
+from benchmarks.cache_plot import plot
 from benchmarks.resumed import Resumed, weights
 from tokensieve.method import Method
 from tokensieve.methods.cache.sepllm import separators
@@ -123,6 +124,10 @@ def measure(file: Path) -> None:
     for name, keep, number in track(cells, description="cache", console=Console(stderr=True)):
         if found.add(f"{name}@{keep}#{number}", partial(bed.measure, name, keep, number), f"{name}, keep {keep}"):
             PAGE.write_text(page(found.data), encoding="utf-8")
+    PAGE.write_text(page(found.data), encoding="utf-8")
+    known = [r for r in range(ROUNDS) if all(r in rounds(found.data, k) for k in BUDGETS)]
+    rows = {n: {k: r for k in BUDGETS if (r := _row(found.data, n, k, known))} for n in NAMES}
+    plot(_row(found.data, "full", 1.0, known), rows, PAGE.with_name("cache-pareto.png"))
 
 
 def rounds(data: dict[str, Any], keep: float) -> list[int]:
@@ -149,7 +154,8 @@ def page(data: dict[str, Any]) -> str:
         f"{data['cpu']}, {data['threads']} threads, torch {data['versions']['torch']}, "
         f"transformers {data['versions']['transformers']}."
     )
-    out = ["# The cache", "", fill(what, 128), "", fill(why, 128)]
+    picture = "![What is still known against the bytes held](cache-pareto.png)"
+    out = ["# The cache", "", fill(what, 128), "", fill(why, 128), "", picture]
     for keep in sorted(BUDGETS, reverse=True):
         known = rounds(data, keep)
         rows = [(name, _row(data, name, keep, known)) for name in NAMES]

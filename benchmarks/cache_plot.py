@@ -1,0 +1,41 @@
+"""What is still known of a context against the bytes that its cache holds, drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import matplotlib.pyplot as plt
+
+Row = Mapping[str, float]
+PANELS = {"bits per byte": "bits per byte of held-out Python (less is better)", "facts": "facts recalled (%)"}
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+STYLES = (("-", "o"), (":", "^"), ("-.", "s"))
+
+
+def plot(full: Row, rows: Mapping[str, Mapping[float, Row]], file: Path) -> None:
+    """Draw rows by method and budget, and the full cache's as a line across."""
+    matplotlib.use("Agg")
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 5.4), layout="constrained")
+    for axis, (task, label) in zip(axes, PANELS.items(), strict=True):
+        scale = 1 if task == "bits per byte" else 100
+        axis.axhline(scale * full[task], color="0.2", lw=1)
+        axis.text(0.01, scale * full[task], "full cache", transform=axis.get_yaxis_transform(), fontsize=8, va="bottom")
+        for i, (name, budgets) in enumerate(rows.items()):
+            points = sorted((100 * r["bytes"] / full["bytes"], scale * r[task]) for r in budgets.values())
+            style, marker = STYLES[i // len(COLOURS) % len(STYLES)]
+            look = {"color": "0.55", "ls": "--", "marker": "x"} if name == "random" else {}
+            look = look or {"color": COLOURS[i % len(COLOURS)], "ls": style, "marker": marker}
+            axis.plot(*zip(*points, strict=True), label=name, lw=1.2, ms=4, **look)
+        axis.set_xscale("log")
+        axis.set_xticks([5, 10, 25, 50, 100], ["5", "10", "25", "50", "100"])
+        axis.minorticks_off()
+        axis.set(xlabel="bytes held, % of the full cache", ylabel=label)
+        axis.grid(color="0.92")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    part = file.with_name(f"part-{file.name}")
+    figure.savefig(part, dpi=110)
+    part.replace(file)
+    plt.close(figure)
