@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.checks import TOKEN_AXIS, each, expect, finite, widened
 from tokensieve.needs import HOW, Need
 from tokensieve.noise import noise
 
@@ -107,23 +108,23 @@ class Signals:
         if n == 0 or b == 0:
             raise ValueError(f"features hold no token: shape {tuple(self.features.shape)}")
         if self.mask is not None:
-            _expect("mask", self.mask, (b, n))
+            expect("mask", self.mask, (b, n))
             if not self.mask.any(1).all():
                 raise ValueError("mask leaves a row without any token; every row must hold at least one")
         if self.grid is not None and self.grid[0] * self.grid[1] != n:
             raise ValueError(f"grid={self.grid} holds {self.grid[0] * self.grid[1]} tokens; features hold {n}")
         self._check_text()
-        for name, axis in _TOKEN_AXIS.items():
-            for value in _each(getattr(self, name)):
+        for name, axis in TOKEN_AXIS.items():
+            for value in each(getattr(self, name)):
                 if value.shape[0] != b or value.shape[axis] != n:
                     raise ValueError(
                         f"{name} has shape {tuple(value.shape)}; pass {HOW.get(name, name)}, here B={b}, N={n}"
                     )
         for f in fields(self):
             value = getattr(self, f.name)
-            for one in _each(value):
-                _finite(f.name, one, self.mask)
-            object.__setattr__(self, f.name, _widen(value))
+            for one in each(value):
+                finite(f.name, one, self.mask)
+            object.__setattr__(self, f.name, widened(value))
 
     def _check_text(self) -> None:
         b, _, d = self.features.shape
@@ -224,43 +225,6 @@ class Signals:
         return made
 
 
-_TOKEN_AXIS = {
-    "cls_attention": -1,
-    "received_attention": -1,
-    "cls_similarity": -1,
-    "pagerank": -1,
-    "text_attention": -1,
-    "last_attention": -1,
-    "keys": -2,
-    "values": -2,
-    "window_attention": -1,
-    "accumulated_attention": -1,
-    "expected_logits": -1,
-    "probe_attention": -1,
-    "visual": 1,
-    "visual_share": -1,
-    "token_ids": 1,
-    "relevance": -1,
-    "entropy": -1,
-    "ranking": -1,
-    "neurons": 1,
-    "idf": 1,
-    "stop": 1,
-    "word": 1,
-    "sizes": -1,
-    "crop": 1,
-    "head": 1,
-    "frame": 1,
-    "spot": 1,
-}
-
-
-def _each(value: Any) -> list[Tensor]:
-    if isinstance(value, Mapping):
-        return list(value.values())
-    return [value] if isinstance(value, Tensor) else []
-
-
 def _at(name: str, value: LayerTensor, layer: int | None) -> Tensor:
     if isinstance(value, Tensor):
         return value
@@ -269,36 +233,3 @@ def _at(name: str, value: LayerTensor, layer: int | None) -> Tensor:
     if layer not in value:
         raise MissingSignal(f"this method reads {name} at layer {layer}; {name} holds layers {sorted(value)}")
     return value[layer]
-
-
-def _widen(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {k: _widen(v) for k, v in value.items()}
-    if isinstance(value, Tensor) and value.dtype in (torch.float16, torch.bfloat16):
-        return value.float()
-    return value
-
-
-def _expect(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(value.shape) != shape:
-        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected {shape}")
-
-
-def _finite(name: str, value: Tensor, mask: Tensor | None) -> None:
-    """Refuse NaN and infinity outside padding, naming the first place. One pass in the good case."""
-    if not value.is_floating_point() or bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all()):
-        return
-    bad = ~torch.isfinite(value)
-    axis = _TOKEN_AXIS.get(name, 1) % value.dim()
-    if mask is not None and name not in ("text", "text_text", "text_neurons"):
-        shape = [1] * value.dim()
-        shape[0], shape[axis] = mask.shape
-        bad &= mask.reshape(shape)
-        if not bad.any():
-            raise ValueError(
-                f"{name} holds NaN or infinite values at padding; zero them (0 * NaN would leak into merges)"
-            )
-    where = bad.nonzero()[0].tolist()
-    raise ValueError(
-        f"{name} holds NaN or infinite values: first in row {where[0]}, token {where[axis]}; {int(bad.sum())} in all"
-    )
