@@ -64,3 +64,25 @@ def numbered(first: int, docs: int, held: Callable[[list[str]], bool]) -> tuple[
         first += docs
         names = [str(first + i) for i in range(docs)]
     return first, names
+
+
+class Puts:
+    """Adding and replacing documents, by what a store does for both."""
+
+    def add(
+        self, vectors: Documents, ids: Sequence[str] | None = None, metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[str]:
+        """Add documents, in one commit where the store has such, and return their ids; numbers count up where ``ids`` are not
+        given."""
+        return self._put(vectors, ids, metadata, replace=False)
+
+    def update(
+        self, vectors: Documents, ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
+    ) -> list[str]:
+        """Replace documents, or add them where their ids are new, in one commit where the store has such."""
+        return self._put(vectors, ids, metadata, replace=True)
+
+    def _put(
+        self, vectors: Documents, ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool
+    ) -> list[str]:
+        raise NotImplementedError

@@ -16,7 +16,7 @@ from tokensieve.codec import codec as make_codec
 from tokensieve.retrieval import search, snapshot, tune
 from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.filters import Where
-from tokensieve.retrieval.incoming import check_names, incoming, numbered, query_of, refuse_held
+from tokensieve.retrieval.incoming import Puts, check_names, incoming, numbered, query_of, refuse_held
 from tokensieve.retrieval.maxsim import queries_of
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.sketch import sketch as make_sketch
@@ -33,7 +33,7 @@ class Document:
     metadata: Mapping[str, Any]
 
 
-class Index:
+class Index(Puts):
     """Documents in a folder: immutable segments named by a manifest, which each commit replaces at once.
 
     Any number of processes may read while one writes; a reader sees one committed state until :meth:`refresh`. The first
@@ -88,18 +88,6 @@ class Index:
             if asked is not None and asked != made:
                 raise Incompatible(f"{folder} was made for {name} {made!r}, not {asked!r}; index the documents anew")
         return cls(Path(folder), state)
-
-    def add(
-        self, vectors: Documents, ids: Sequence[str] | None = None, metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[str]:
-        """Add documents in one commit and return their ids; numbers count up where ``ids`` are not given."""
-        return self._put(vectors, ids, metadata, replace=False)
-
-    def update(
-        self, vectors: Documents, ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[str]:
-        """Replace documents, or add them where their ids are new, in one commit."""
-        return self._put(vectors, ids, metadata, replace=True)
 
     def extend(self, documents: Iterable[Document]) -> int:
         """Add a stream of documents in bounded memory, in commits of about 2^17 tokens; returns how many there were."""

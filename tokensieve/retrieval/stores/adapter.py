@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from tokensieve.retrieval.filters import Where
-from tokensieve.retrieval.incoming import check_names, incoming, numbered, query_of, refuse_held
+from tokensieve.retrieval.incoming import Puts, check_names, incoming, numbered, query_of, refuse_held
 from tokensieve.retrieval.index import Document
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.search import Hit
 
 
-class Adapter(ABC):
+class Adapter(Puts, ABC):
     """The checks, numbers and order of results that every Store has.
 
     Numbers given to documents without ids count from how many documents there are; those of deleted ones come again.
@@ -54,18 +54,6 @@ class Adapter(ABC):
 
     @abstractmethod
     def close(self) -> None: ...
-
-    def add(
-        self, vectors: Documents, ids: Sequence[str] | None = None, metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[str]:
-        """Add documents and return their ids."""
-        return self._put(vectors, ids, metadata, replace=False)
-
-    def update(
-        self, vectors: Documents, ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
-    ) -> list[str]:
-        """Replace documents, or add them where their ids are new."""
-        return self._put(vectors, ids, metadata, replace=True)
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents; ids that are not there are passed over. Returns how many were deleted."""
