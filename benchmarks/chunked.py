@@ -25,11 +25,11 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import tokensieve as ts
+from benchmarks.kvpress import EAGER
 from tokensieve.bench.clocks import Peak
 from tokensieve.bench.results import environment
 
 TOKENS, CHUNK, KEEP, VOCAB, LIMIT = 65536, 1024, 0.25, 1000, 0.35
-EAGER = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}
 """Tells the GNU allocator to give what it frees back to the system."""
 NAMES = ("snapkv", "keydiff", "streamingllm", "adakv")
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.peers_child import timed
 from benchmarks.search_speed import BEST, DIM, LENGTH, QUERIES, SMALL, documents, queries
 from tokensieve.bench.results import environment
 from tokensieve.retrieval import Index, maxsim
@@ -30,18 +31,6 @@ FOLDER = Path("out/peers")
 PAGE = Path("docs/peers.md")
 PACKAGES = {"lancedb": ("lancedb==0.40.0", "numpy==2.4.6"), "fast-plaid": ("fast-plaid==1.7.0.2110",)}
 CHILD = Path(__file__).with_name("peers_child.py")
-
-
-def timed(search: Callable[[np.ndarray], Sequence[Any]], asked: np.ndarray) -> tuple[list[float], list[list[int]]]:
-    """Milliseconds of each query, the first of them once before, and the documents found."""
-    search(asked[0])
-    spent, found = [], []
-    for query in asked:
-        start = time.perf_counter()
-        hits = search(query)
-        spent.append(1e3 * (time.perf_counter() - start))
-        found.append([int(h) for h in hits])
-    return spent, found
 
 
 def ours(docs: torch.Tensor, asked: np.ndarray) -> list[dict[str, Any]]:

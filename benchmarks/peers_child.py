@@ -19,6 +19,7 @@ BEST = 10
 
 
 def timed(search, asked):
+    """Milliseconds of each query, the first of them once before, and the documents found."""
     search(asked[0])
     spent, found = [], []
     for query in asked:
