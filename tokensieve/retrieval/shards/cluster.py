@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,13 @@ except ImportError as error:
 LOCAL = "local"
 TRIES = 3
 """How often a process that has died is replaced before its work is given up."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a job gave, whole: Ray would make columns of mappings and arrays."""
+
+    value: Any
 
 
 @contextmanager
@@ -53,15 +60,15 @@ def run(work: Callable[[Job], Any], jobs: Sequence[Job]) -> Iterator[Any]:
 
     def task(row: dict[str, Any]) -> dict[str, Any]:
         try:
-            return {"done": pickle.dumps(work(pickle.loads(row["job"])))}
+            return {"done": Done(work(jobs[row["place"]]))}
         except Exception as problem:  # raised where the jobs were given out, as it is
-            return {"done": pickle.dumps(problem)}
+            return {"done": Done(problem)}
 
-    rows = [{"job": pickle.dumps(job)} for job in jobs]
+    rows = [{"place": place} for place in range(len(jobs))]
     with _silent():
         done = ray.data.from_items(rows, override_num_blocks=len(rows)).map(task, num_cpus=1, max_retries=TRIES)
         for row in done.iter_rows():
-            result = pickle.loads(row["done"])
+            result = row["done"].value
             if isinstance(result, Exception):
                 raise result
             yield result
