@@ -40,6 +40,8 @@ PLAN = {
     "short": Lesson(2000, 512, 8, 1.3e-3, 1.0, 0.8, 0.08, 0.07, 0.05),
     "middle": Lesson(240, 2048, 2, 9e-4, 0.4, 0.7, 0.2, 0.05, 0.05),
     "long": Lesson(80, 8192, 1, 8e-4, 0.02, 0.4, 0.5, 0.05, 0.05),
+    # More than a thousand keys at once: only long lists teach heads to tell that many apart.
+    "lists": Lesson(160, 8192, 1, 8e-4, 0.02, 0.3, 0.2, 0.45, 0.05),
 }
 
 
