@@ -1,7 +1,7 @@
 """One page for the KV cache: what is still known of a context against the bytes that its cache really holds.
 
-`python -m benchmarks.cache` measures what `out/cache.json` does not hold yet, round by round, and writes
-docs/cache-leaderboard.md after each cell. A round is one set of contexts, the same for all methods: held-out Python to be
+`python -m benchmarks.cache` measures what `out/cache-cost.json` and `out/cache.json` do not hold yet, times and memory first,
+then round by round, and writes docs/cache-leaderboard.md after each cell. A round is one set of contexts, the same for all methods: held-out Python to be
 continued, facts in held-out text, random words to be repeated.
 """
 
@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
+from benchmarks import cache_cost
 from benchmarks.cache_plot import plot
 from benchmarks.resumed import Resumed, weights
 from tokensieve.method import Method
@@ -118,13 +119,14 @@ class Bed:
 
 def measure(file: Path) -> None:
     """All cells, resumed from ``file``; the page is written after each."""
+    costs = cache_cost.measure(file.with_stem(f"{file.stem}-cost"), NAMES)
     found, bed = Resumed.open(file, FORMAT, weights(lm.path() / "model.safetensors")), Bed()
     pairs = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in NAMES]
     cells = [(name, keep, number) for number in range(ROUNDS) for name, keep in pairs]
     for name, keep, number in track(cells, description="cache", console=Console(stderr=True)):
         if found.add(f"{name}@{keep}#{number}", partial(bed.measure, name, keep, number), f"{name}, keep {keep}"):
-            PAGE.write_text(page(found.data), encoding="utf-8")
-    PAGE.write_text(page(found.data), encoding="utf-8")
+            PAGE.write_text(page(found.data, costs), encoding="utf-8")
+    PAGE.write_text(page(found.data, costs), encoding="utf-8")
     known = [r for r in range(ROUNDS) if all(r in rounds(found.data, k) for k in BUDGETS)]
     rows = {n: {k: r for k in BUDGETS if (r := _row(found.data, n, k, known))} for n in NAMES}
     plot(_row(found.data, "full", 1.0, known), rows, PAGE.with_name("cache-pareto.png"))
@@ -136,7 +138,7 @@ def rounds(data: dict[str, Any], keep: float) -> list[int]:
     return [r for r in range(ROUNDS) if all(f"{n}@{keep}#{r}" in data["rows"] for n in names)] or [0]
 
 
-def page(data: dict[str, Any]) -> str:
+def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
     """The page as Markdown."""
     what = (
         f"What the packaged language model still knows of {LENGTH} tokens (continuations and questions included) once its "
@@ -173,6 +175,7 @@ def page(data: dict[str, Any]) -> str:
         missing = [n for n, r in rows if not r and f"{n}, keep {keep}" not in data["left"]]
         if missing:
             out += ["", f"Not measured yet: {', '.join(missing)}."]
+    out += cache_cost.section(costs)
     if data["left"]:
         out += ["", "## Not measured here", "", *(f"- `{name}`: {why}" for name, why in sorted(data["left"].items()))]
     return "\n".join(out) + "\n"

@@ -7,6 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.models import decoder, text
@@ -222,24 +224,52 @@ def test_snapkv_in_a_model(maps):
             assert got[b][g] == snapkv(rows, 14, W, 5, "mean")
 
 
-@pytest.mark.parametrize(("past", "block"), [(0, 128), (0, 5), (9, 4)])
-def test_gathered_attention(past, block):
-    """Grouped heads, weighed queries, keys that nobody sees, several blocks of queries."""
+@pytest.mark.parametrize(("past", "step", "block"), [(0, 1, 128), (0, 1, 5), (9, 1, 4), (4, 2, 3)])
+def test_gathered_attention(past, step, block):
+    """Grouped heads, weighed queries at places of their own, keys that nobody sees, several blocks of queries."""
     g = torch.Generator().manual_seed(7)
-    query, key = torch.randn(2, 4, 13, 8, generator=g), torch.randn(2, 2, past + 13, 8, generator=g)
-    weight, real = torch.rand(2, 13, generator=g), torch.rand(2, 2, past + 13, generator=g) < 0.7
+    at = past + step * torch.arange(13) + torch.tensor([[0], [step - 1]])
+    n = past + 13 * step
+    query, key = torch.randn(2, 4, 13, 8, generator=g), torch.randn(2, 2, n, 8, generator=g)
+    weight, real = torch.rand(2, 13, generator=g), torch.rand(2, 2, n, generator=g) < 0.7
     real[1, :, : past + 3] = False  # a row's first queries see nothing
-    got = attention_rows.gathered(query, key, 0.5, weight, real, block)
+    got = attention_rows.gathered(query, key, 0.5, at, weight, real, block)
     for b, h in np.ndindex(2, 4):
-        total = torch.zeros(past + 13, dtype=torch.float64)
+        total = torch.zeros(n, dtype=torch.float64)
         for t in range(13):
-            seen = [i for i in range(past + t + 1) if real[b, h // 2, i]]
+            seen = [i for i in range(int(at[b, t]) + 1) if real[b, h // 2, i]]
             if seen:
                 each = (key[b, h // 2, seen].double() @ query[b, h, t].double() * 0.5).softmax(0)
                 total[seen] += weight[b, t] * each
         torch.testing.assert_close(got[b, h].double(), total, atol=1e-6, rtol=1e-5)
-    every = attention_rows.gathered(query, key, 0.5, weight, torch.ones_like(real), block)
-    torch.testing.assert_close(attention_rows.gathered(query, key, 0.5, weight, None, block), every)
+    every = attention_rows.gathered(query, key, 0.5, at, weight, torch.ones_like(real), block)
+    torch.testing.assert_close(attention_rows.gathered(query, key, 0.5, at, weight, None, block), every)
+
+
+@given(st.integers(1, 40), st.integers(1, 50), st.floats(0.7, 1), st.integers(0, 20))
+def test_queries_that_stand_for_all(count, length, rate, padding):
+    """Every query counts what it weighs, within one stretch; those without weight do not."""
+    weight = rate ** torch.arange(length - 1, -1, -1).float()
+    weight[: min(padding, length - 1)] = 0
+    at, each = attention_rows.sampled(weight[None], count)
+    assert at.shape == each.shape == (1, min(count, length))
+    counted = torch.zeros(length).scatter_add_(0, at[0], each[0])
+    torch.testing.assert_close(counted.sum(), weight.sum())
+    stretch = 0 if length <= count else float(weight.sum()) / count
+    assert bool(((counted - weight).abs() <= stretch * 1.001 + 1e-6).all())
+    assert bool((at[0].diff() >= 0).all())
+    assert not counted[weight == 0].any()
+
+
+def test_h2o_of_a_prompt_longer_than_its_queries(maps):
+    """A third of the queries find most of what all find, and in the order of their places."""
+    inputs, *_ = maps
+    whole, some = places("h2o", inputs, 14), places("h2o", inputs, 14, queries=16)
+    again = places("h2o", inputs, 14, queries=48)
+    assert whole == again
+    pairs = [(set(a), set(b)) for x, y in zip(whole, some, strict=True) for a, b in zip(x, y, strict=True)]
+    assert whole != some
+    assert all(len(a) == len(b) == 14 and len(a & b) >= 10 for a, b in pairs)
 
 
 def test_h2o_in_a_model(maps):

@@ -15,7 +15,7 @@ class Need:
         instead: names of signals that stand in where this one is absent, tried in this order.
         depth: the number of layers of the encoder that ``layers`` speak of, where a paper names layers of one; they are scaled
             to an encoder of another depth. None: they are meant as they are.
-        window: how many queries it is about: the last ones, or those expected next; 0 for all so far.
+        window: how many queries it is about: the last ones, those expected next, or those that stand for all of a pass.
         rate: by what the weight of earlier queries is multiplied with every further one; or the share of queries that is read.
     """
 
@@ -97,9 +97,12 @@ def WindowAttention(window: int) -> Need:
     return Need("window_attention", window=window)
 
 
-def AccumulatedAttention(rate: float = 1.0) -> Need:
-    """Attention that each cache entry got from all queries so far, summed; those t queries ago weigh ``rate ** t``."""
-    return Need("accumulated_attention", rate=rate)
+def AccumulatedAttention(rate: float = 1.0, queries: int = 512) -> Need:
+    """Attention that each cache entry got from all queries so far, summed; those t queries ago weigh ``rate ** t``.
+
+    Of a pass of more than ``queries``, so many stand for all of them: no kernel hands attention out, so that whatever is read of
+    it is computed a second time."""
+    return Need("accumulated_attention", window=queries, rate=rate)
 
 
 def ExpectedLogits(window: int) -> Need:

@@ -41,14 +41,40 @@ def received(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = 
     return total / query.shape[2]
 
 
-def gathered(
-    query: Tensor, key: Tensor, scale: float, weight: Tensor, real: Tensor | None = None, block: int = 128
-) -> Tensor:
-    """Attention that each key gathers from the last T of N tokens, each query seeing none behind its own.
+def sampled(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Which queries stand for all, by systematic sampling: the weights, laid end to end, are cut into stretches of equal length,
+    and the query in the middle of each counts for it.
 
     Args:
-        query: ``(B, H, T, d)``; key: ``(B, G, N, d)``, N at least T and G dividing H.
-        weight: ``(B, T)``, what each query counts; real: ``(B, G, N)`` bool, False at keys that nobody sees.
+        weight: ``(B, T)``, what each query counts; with no more than ``count`` of them all are taken, as they are.
+
+    Returns:
+        ``(B, M)`` positions in order, one of them more than once where it outweighs a stretch, and what each counts.
+    """
+    if weight.shape[1] <= count:
+        return torch.arange(weight.shape[1], device=weight.device).expand_as(weight), weight
+    ends = weight.double().cumsum(1)
+    share = ends[:, -1:] / count
+    middle = (torch.arange(count, device=weight.device) + 0.5) * share
+    at = torch.searchsorted(ends, middle, right=True).clamp(max=weight.shape[1] - 1)
+    return at, share.to(weight.dtype).expand_as(at)
+
+
+def gathered(
+    query: Tensor,
+    key: Tensor,
+    scale: float,
+    at: Tensor,
+    weight: Tensor,
+    real: Tensor | None = None,
+    block: int = 128,
+) -> Tensor:
+    """Attention that each of N keys gathers from queries, each of which sees none behind its own place.
+
+    Args:
+        query: ``(B, H, T, d)``; key: ``(B, G, N, d)`` with G dividing H.
+        at: ``(B, T)``, the places of the queries among the keys, in order; weight: ``(B, T)``, what each query counts.
+        real: ``(B, G, N)`` bool, False at keys that nobody sees.
 
     Returns:
         ``(B, H, N)``, in float32.
@@ -57,20 +83,21 @@ def gathered(
     pairs, groups, n = batch * key.shape[1], heads // key.shape[1], key.shape[2]
     q, k = query.unflatten(1, (-1, groups)).flatten(0, 1), key.flatten(0, 1)
     each = weight.float().repeat_interleave(key.shape[1], 0)[:, None, None]
+    places = at.repeat_interleave(key.shape[1], 0)[:, None, :, None]
     hidden = None if real is None else ~real.flatten(0, 1)[:, None, None]
     out = torch.zeros(pairs, groups, n, device=query.device)
+    blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
+    spans = [(int(at[:, part].min()) + 1, int(at[:, part].max()) + 1) for part in blocks]
     # On a CPU few enough to stay near the processor, and on any device few enough to be nothing beside the cache.
     together = max(1, 2 ** (20 if query.device.type == "cpu" else 25) // (groups * block * n))
     for pair in range(0, pairs, together):
         rows = slice(pair, pair + together)
         near = k[rows].float().transpose(1, 2)
-        for start in range(0, length, block):
-            part = slice(start, min(start + block, length))
-            upto, size = n - length + part.stop, part.stop - start
+        for part, (all_see, upto) in zip(blocks, spans, strict=True):
             scores = torch.bmm(q[rows, :, part].float().flatten(1, 2) * scale, near[:, :, :upto])
-            scores = scores.unflatten(1, (groups, size))
-            later = torch.ones(size, size, dtype=torch.bool, device=scores.device).triu_(1)
-            scores[..., upto - size :].masked_fill_(later, -torch.inf)
+            scores = scores.unflatten(1, (groups, -1))
+            later = torch.arange(all_see, upto, device=scores.device) > places[rows, :, part]
+            scores[..., all_see:].masked_fill_(later, -torch.inf)
             if hidden is not None:
                 scores.masked_fill_(hidden[rows, ..., :upto], -torch.inf)
             share = scores.softmax(-1)

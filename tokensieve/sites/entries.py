@@ -250,10 +250,12 @@ def note(
         return
     if need.name == "accumulated_attention":
         age = torch.arange(query.shape[2] - 1, -1, -1, device=query.device)
-        weight = here * need.rate**age
+        at, weight = rows.sampled(here * need.rate**age, need.window)
+        asked = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
         # The pass's own entries are the last, in order; of what stands before them, it sees all that is real.
+        at = at + entries.keys.shape[2] - query.shape[2]
         valid = None if bool(entries.valid.all()) else entries.valid
-        total = rows.gathered(query, entries.keys, entries.call.scale, weight, valid)
+        total = rows.gathered(asked, entries.keys, entries.call.scale, at, weight, valid)
         if layer.carried is not None:
             total[..., : layer.carried.shape[2]] += layer.carried * need.rate ** query.shape[2]
         layer.carried = total

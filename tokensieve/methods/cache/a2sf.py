@@ -12,7 +12,8 @@ class A2SF(H2O):
 
     Source: arXiv 2407.20485. Early tokens are seen by more queries than late ones; forgetting makes up for that. With
     ``factor=1`` this is `h2o`. Defaults are those of the public code: a factor of 0.99, and half the budget, ``recent``, for the
-    most recent tokens. Deviation: none in the score.
+    most recent tokens. Deviation: as in `h2o`, ``queries`` of a long prompt stand for all, chosen in proportion to their weights:
+    most of them are the last.
     """
 
     factor: float = 0.99
@@ -23,4 +24,4 @@ class A2SF(H2O):
 
     @property
     def needs(self):
-        return (AccumulatedAttention(self.factor),)
+        return (AccumulatedAttention(self.factor, self.queries),)

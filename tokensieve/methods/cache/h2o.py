@@ -15,16 +15,19 @@ class H2O(Method):
     """Keeps the heavy hitters, which gathered most attention from all queries so far, and the most recent tokens.
 
     Source: arXiv 2306.14048. ``recent`` is the share of the budget spent on recent tokens. Attention is summed over the query
-    heads that share a key-value head. Deviation from the public code: sums are kept for each row of a batch, not over it.
+    heads that share a key-value head. Deviations from the public code: sums are kept for each row of a batch, not over it; of a
+    prompt, or a chunk of one, of more than ``queries`` tokens, so many stand for all, evenly spaced (512 of 8,192 cost 4% of the
+    prefill; ``queries`` of the prompt's length gives the exact sums).
     """
 
     site = "cache"
     sites = ("cache",)
     recent: float = 0.5
+    queries: int = 512
 
     @property
     def needs(self):
-        return (AccumulatedAttention(),)
+        return (AccumulatedAttention(queries=self.queries),)
 
     @property
     def protected(self) -> int:
