@@ -99,11 +99,12 @@ def section(data: dict[str, Any]) -> list[str]:
     """Lines of Markdown, the cheapest token first."""
     full = data["rows"]["full"]
     told = (
-        f"A random Llama of 4 layers and 8 key-value heads, one prompt of {TOKENS:,} tokens, keep={KEEP:g}, {NEW} tokens decoded; "
-        f"medians of {TURNS} turns, taken with the full cache's: {full['prefill']:.2f} s, {1e3 * full['token']:.1f} ms a token, "
-        f"{full['peak'] / 2**20:.0f} MB at the peak and {full['held'] / 2**20:.0f} MB held. All in % of these, compression in % of "
-        "the prefill. The peak is of a whole prompt at once, of which the pass itself takes most; in chunks it falls with what "
-        "is held (see [The KV cache](cache.md#what-it-costs-and-saves))."
+        f"A random Llama of 4 layers and 8 key-value heads, one prompt of {TOKENS:,} tokens, keep={KEEP:g}, {NEW} tokens "
+        f"decoded; medians of {TURNS} turns, taken with the full cache's: {full['prefill']:.2f} s, "
+        f"{1e3 * full['token']:.1f} ms a token, {full['peak'] / 2**20:.0f} MB at the peak and "
+        f"{full['held'] / 2**20:.0f} MB held. All in % of these, compression in % of the prefill. The peak is of a whole "
+        "prompt at once, of which the pass itself takes most; in chunks it falls with what is held (see "
+        "[The KV cache](cache.md#what-it-costs-and-saves))."
     )
     out = ["", "## What it costs", "", textwrap.fill(told, 128), ""]
     out += ["| method | prefill | compression | a decoded token | peak | held |", "|---|" + "---:|" * len(FIGURES)]
