@@ -188,6 +188,29 @@ def test_beams(model, name):
 
 
 @torch.no_grad()
+def test_evicting_goes_on_once_the_row_of_the_longest_head_is_gone(model):
+    inputs = text(33, 48)
+    with ts.sieve(model, "adakv", keep=12, every=1, window=4):
+        cache = ts.prefill(model, inputs)
+        alone = copy.deepcopy(cache)
+        widest = [layer.places.shape[2] for layer in cache.layers]
+        cache.reorder_cache(torch.tensor([0, 0]))
+        assert any(
+            int(layer.pages.counts.max()) < n for layer, n in zip(cache.layers, widest, strict=True) if layer.pages
+        )
+        token, mask = (
+            torch.tensor([[5], [5]]),
+            torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1),
+        )
+        ids = mask.cumsum(1)[:, -1:] - 1
+        call = {"attention_mask": mask[:1].expand(2, -1), "position_ids": ids[:1].expand(2, -1)}
+        both = model(token, past_key_values=cache, **call).logits
+        first = model(token, past_key_values=alone, attention_mask=mask, position_ids=ids).logits
+    torch.testing.assert_close(both, first[:1].expand(2, -1, -1))
+    assert all(int((layer.places >= 0).sum(2).sum(1)[0]) == 24 for layer in cache.layers)
+
+
+@torch.no_grad()
 def forced(model, inputs, tokens):
     """Log-likelihood of ``tokens`` behind a prompt, one pass each."""
     cache, mask, part, total = DynamicCache(), inputs["attention_mask"], inputs["input_ids"], 0.0

@@ -166,7 +166,9 @@ def test_attention_over_pages(groups):
     keys, values = torch.randn(5, 128, 8, generator=g), torch.randn(5, 128, 6, generator=g)
     late_k, late_v = torch.randn(5, 4, 8, generator=g), torch.randn(5, 4, 6, generator=g)
     query = torch.randn(5, groups, 8, generator=g)
-    held = pages.Pages.of(keys, values, real)
+    at = torch.stack([torch.randperm(128, generator=g) for _ in range(5)])
+    first_keys, first_values = (torch.zeros_like(x).scatter_(1, at[..., None].expand_as(x), x) for x in (keys, values))
+    held = pages.Pages.of(first_keys, first_values, at, real)
     assert held.keys.shape[0] == 1 + 2 + 2 + 1
     order = torch.tensor([2, 2, 0, 4, 1, 3])
     for p, index in ((held, torch.arange(5)), (held.rows(order), order)):
@@ -181,10 +183,11 @@ def test_attention_over_pages(groups):
         many = allowed.expand(len(index), groups, -1)
         long = pages.by_row(query[index][:, None], p, late_k[index], late_v[index], 0.3, many)
         torch.testing.assert_close(long[:, 0], got)
-        back_k, back_v, back = p.padded()
+        back_k, back_v = p.padded(130)
         for row, i in enumerate(index.tolist()):
-            assert torch.equal(back_k[row][back[row]], keys[i, : counts[i]])
-            assert torch.equal(back_v[row][back[row]], values[i, : counts[i]])
+            assert torch.equal(back_k[row][: counts[i]], keys[i, : counts[i]])
+            assert torch.equal(back_v[row][: counts[i]], values[i, : counts[i]])
+            assert not back_k[row][counts[i] :].any()
 
 
 # ---- in a model: the same loops over the maps of eager attention

@@ -27,17 +27,20 @@ class Pages:
     counts: Tensor
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, real: Tensor, page: int = PAGE) -> Pages:
-        """From padded rows ``(R, N, d)``; real: ``(R, N)`` bool, True at the front of each row."""
+    def of(cls, keys: Tensor, values: Tensor, at: Tensor, real: Tensor, page: int = PAGE) -> Pages:
+        """From rows ``(R, N, d)`` those at ``(R, M)`` long, where ``real``: ``(R, M)`` bool, True at the front of each row."""
         counts = real.sum(1)
         number = (counts + page - 1) // page
         owner = torch.arange(len(counts), device=counts.device).repeat_interleave(number)
         row, place = real.nonzero(as_tuple=True)
         slot = ((number.cumsum(0) - number) * page)[row] + place
+        source = torch.zeros(len(owner) * page, dtype=torch.long, device=slot.device)
+        source[slot] = row * keys.shape[1] + at[real]
+        empty = torch.ones_like(source, dtype=torch.bool)
+        empty[slot] = False
 
         def lay(x: Tensor) -> Tensor:
-            out = x.new_zeros(len(owner) * page, x.shape[2])
-            return out.index_copy_(0, slot, x[row, place]).unflatten(0, (-1, page))
+            return x.flatten(0, 1).index_select(0, source).masked_fill_(empty[:, None], 0).unflatten(0, (-1, page))
 
         return cls(lay(keys), lay(values), owner, counts)
 
@@ -50,15 +53,17 @@ class Pages:
         left = self.counts[self.owner] - (torch.arange(len(self.owner), device=self.owner.device) - first) * page
         return torch.arange(page, device=self.owner.device) < left[:, None]
 
-    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values as padded rows ``(R, N, d)``, and ``(R, N)`` bool which entries are real."""
-        width = int(self.counts.max())
-        real = torch.arange(width, device=self.counts.device) < self.counts[:, None]
-        keys = self.keys.new_zeros(*real.shape, self.keys.shape[2])
-        values = self.values.new_zeros(*real.shape, self.values.shape[2])
+    def padded(self, width: int) -> tuple[Tensor, Tensor]:
+        """Keys and values as padded rows ``(R, width, d)``; no row may be longer."""
         held = self.real
-        keys[real], values[real] = self.keys[held], self.values[held]
-        return keys, values, real
+        row, place = (torch.arange(width, device=self.counts.device) < self.counts[:, None]).nonzero(as_tuple=True)
+
+        def laid(x: Tensor) -> Tensor:
+            out = x.new_zeros(len(self.counts), width, x.shape[2])
+            out[row, place] = x[held]
+            return out
+
+        return laid(self.keys), laid(self.values)
 
     def rows(self, index: Tensor) -> Pages:
         """Some rows, ``(R',)`` long, in another order or repeated."""

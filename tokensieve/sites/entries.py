@@ -138,26 +138,25 @@ class Entries:
             kept, mask = select.compact(chosen.view(batch * heads, n))
         if not step.drops and unit != "head":
             raise ValueError(f"a method that merges entries needs the unit 'head'; this one has {unit!r}")
-
-        def reduced(x: Tensor) -> Tensor:
-            flat = x.flatten(0, 1)
-            out = select.take(flat, kept) if step.drops else step.apply(flat)
-            return out.unflatten(0, (batch, heads))
-
         named = self.columns.masked_fill(~self.valid, -1).flatten(0, 1)
-        places = named.gather(1, kept).masked_fill(~mask, -1)
+        places = named.gather(1, kept).masked_fill_(~mask, -1).unflatten(0, (batch, heads))
 
         def taken(x: Tensor | None) -> Tensor | None:
             each = None if x is None else kept.repeat_interleave(x.shape[1] // heads, 0)
             return None if x is None or each is None else x.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
 
-        layer, keys = self.layer, reduced(self.keys)
-        if not step.drops:
-            # The mean of keys that point apart is shorter than they are, and would draw less attention.
-            length = torch.linalg.vector_norm(self.keys, dim=-1, keepdim=True)
-            keys = normalize(keys, dim=-1) * reduced(length)
+        layer, keys, values = self.layer, self.keys, self.values
         layer.carried, layer.named, layer.shares = (taken(x) for x in (layer.carried, layer.named, layer.shares))
-        layer.keep(keys, reduced(self.values), places.unflatten(0, (batch, heads)))
+        at = kept.unflatten(0, (batch, heads))
+        if not step.drops:
+            keys, values, lengths = (
+                step.apply(x.flatten(0, 1)).unflatten(0, (batch, heads))
+                for x in (keys, values, torch.linalg.vector_norm(keys, dim=-1, keepdim=True))
+            )
+            # The mean of keys that point apart is shorter than they are, and would draw less attention.
+            keys = normalize(keys, dim=-1) * lengths
+            at = torch.arange(keys.shape[2], device=keys.device).expand(batch, heads, -1)
+        layer.keep(keys, values, at, places)
 
     def pack(self, step: Reduction, bits: tuple[int, int]) -> None:
         """Hold what stays in the first precision and all the rest in the second."""

@@ -92,10 +92,12 @@ class EvictedLayer(SievedLayer):
         keys, values = self.late()
         late = self.columns[:, None].expand(-1, keys.shape[1], -1)
         columns = torch.cat([self.places.long(), late], 2)
-        if self.pages is not None:
-            front = (x.unflatten(0, keys.shape[:2]) for x in self.pages.padded()[:2])
-            keys, values = (torch.cat(pair, 2) for pair in zip(front, (keys, values), strict=True))
-        return keys, values, columns
+        if self.pages is None:
+            return keys, values, columns
+        whole = [x.unflatten(0, keys.shape[:2]) for x in self.pages.padded(columns.shape[2])]
+        for x, new in zip(whole, (keys, values), strict=True):
+            x[:, :, self.places.shape[2] :] = new
+        return whole[0], whole[1], columns
 
     def late(self) -> tuple[Tensor, Tensor]:
         """What is in no page."""
@@ -129,16 +131,22 @@ class EvictedLayer(SievedLayer):
         self.pages, self.holes = None, bool((places < 0).any())
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
-    def keep(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
-        """Hold these entries and no others: ``(B, G, M, d)``, and their columns ``(B, G, M)``, -1 at padding."""
+    def keep(self, keys: Tensor, values: Tensor, at: Tensor, places: Tensor) -> None:
+        """Hold some of these entries and no others.
+
+        Args:
+            keys, values: ``(B, G, N, d)``; at: ``(B, G, M)`` long, which of them.
+            places: ``(B, G, M)``, the columns of those, -1 at padding, which is behind.
+        """
         assert self.columns is not None
         real, self.packed = places >= 0, None
         self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
+        rows = [x.flatten(0, 1) for x in (keys, values, at, real)]
         if bool((real == real[:, :1]).all()):
             self.pages, self.holes = None, not bool(real.all())
-            self._hold(keys, values)
+            self._hold(*(select.take(x, rows[2]).unflatten(0, at.shape[:2]) for x in rows[:2]))
             return
-        self.pages, self.holes = Pages.of(keys.flatten(0, 1), values.flatten(0, 1), real.flatten(0, 1)), False
+        self.pages, self.holes = Pages.of(rows[0], rows[1], rows[2], rows[3]), False
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
