@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ import tokensieve as ts
 from benchmarks.resumed import Resumed
 from benchmarks.selection import DIM, SEED, inputs
 from tokensieve import registry
+from tokensieve.bench.clocks import Peak
 
 TOKENS = (500, 1000, 2000, 5000, 10000, 20000)
 SHARE, REPEATS, THREADS, LIMIT_MB, SECONDS = 1 / 9, 5, 1, 1000.0, 900
@@ -40,49 +40,26 @@ def cell(name: str, n: int) -> dict[str, Any]:
     given = inputs(method, 1, n)
     x, keep = given.pop("x"), max(round(n * SHARE), 1)
     ts.reduce(x[:, :32], method, 4, **{k: _first(v, n, 32) for k, v in given.items()})
-    before = _resident()
-    _forget_peak()
     times: list[float] = []
-    while len(times) < REPEATS and not (times and times[0] > 10 and n > 5000):
-        start = time.perf_counter()
-        ts.reduce(x, method, keep, **given)
-        times.append(time.perf_counter() - start)
+    with Peak(x.device) as peak:
+        while len(times) < REPEATS and not (times and times[0] > 10 and n > 5000):
+            start = time.perf_counter()
+            ts.reduce(x, method, keep, **given)
+            times.append(time.perf_counter() - start)
+    assert peak.bytes is not None, "the peak of a process is read under Linux"
     return {
         "method": name,
         "tokens": n,
         "keep": keep,
         "ms": median(times) * 1e3,
         "runs": len(times),
-        "mb": _peak() - before,
+        "mb": peak.bytes / 2**20,
     }
 
 
 def _first(value: torch.Tensor, n: int, few: int) -> torch.Tensor:
     """A signal of the first few of ``n`` tokens, to warm up on."""
     return value.narrow(value.shape.index(n), 0, few) if n in value.shape else value
-
-
-def _status(field: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) / 1024
-
-
-def _resident() -> float:
-    return _status("VmRSS") if Path("/proc/self/status").exists() else _peak()
-
-
-def _forget_peak() -> None:
-    """Linux lets a process reset its own peak; elsewhere the peak of making the signals may hide a small one."""
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> float:
-    """Largest resident set so far, in MB."""
-    if Path("/proc/self/status").exists():
-        return _status("VmHWM")
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
 def run(name: str, n: int) -> dict[str, Any]:

@@ -15,7 +15,10 @@ from . import evaluate, tasks
 from .corpus import VOCABULARY
 from .model import SIZES, build, build_tokenizer
 
-ANSWERS = 2.0  # weight of an answer's token beside one of the text
+ANSWERS, LEAST = (
+    2.0,
+    0.05,
+)  # weight of an answer's token beside one of the text; of all answers beside all text at least
 GOLDEN = 0.6180339887498949
 
 
@@ -32,6 +35,7 @@ class Lesson:
     facts: float
     pairs: float
     copy: float
+    most: int = 64  # facts in one text
 
 
 # Constant rates at first, so that a shorter or longer training differs only in when the rates begin to fall.
@@ -42,6 +46,8 @@ PLAN = {
     "long": Lesson(80, 8192, 1, 8e-4, 0.02, 0.4, 0.5, 0.05, 0.05),
     # More than a thousand keys at once: only long lists teach heads to tell that many apart.
     "lists": Lesson(160, 8192, 1, 8e-4, 0.02, 0.3, 0.2, 0.45, 0.05),
+    # The first question of a text, which no question before it has announced.
+    "needles": Lesson(100, 4096, 2, 5e-4, 0.02, 0.1, 0.6, 0.25, 0.05, most=3),
 }
 
 
@@ -60,7 +66,7 @@ def curriculum(lesson: Lesson, say: tasks.Speech, ids: np.ndarray, seed: int):
         if kind == 0:
             sample = tasks.plain(window(i))
         elif kind == 1:
-            most = int(np.clip(lesson.length // 48, 1, 64))
+            most = int(np.clip(lesson.length // 48, 1, lesson.most))
             sample = tasks.facts(rng, say, window(i), lesson.length, int(rng.integers(1, most + 1)))
         elif kind == 2:
             sample = tasks.pairs(rng, say, lesson.length)
@@ -86,7 +92,8 @@ def loss_of(model, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[s
     logits = model.lm_head(hidden.flatten(0, 1)[on])
     losses = F.cross_entropy(logits.float(), gold[on], reduction="none")
     is_answer = (answers >= 0)[on]
-    weight = torch.where(is_answer, ANSWERS, 1.0)
+    weigh = max(ANSWERS, LEAST * int((~is_answer).sum()) / max(int(is_answer.sum()), 1))
+    weight = torch.where(is_answer, weigh, 1.0)
     right = (logits.argmax(-1) == gold[on])[is_answer].float()
     seen = {"text": losses[~is_answer].mean().item(), "recall": right.mean().item()}
     return (losses * weight).sum() / weight.sum(), seen
