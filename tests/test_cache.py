@@ -187,6 +187,22 @@ def test_beams(model, name):
             torch.testing.assert_close(total / 6, beams.sequences_scores[row], atol=1e-4, rtol=1e-4)
 
 
+def test_the_row_of_the_longest_head_may_go(model):
+    """As beams do: what is left is still one table, and goes on to evict."""
+    with ts.sieve(model, "adakv", keep=12, every=1, **SMALL):
+        cache = ts.prefill(model, text(48, 40))
+        ragged = [layer for layer in cache.layers if layer.pages is not None]
+        for layer in ragged:
+            short = layer.pages.counts.view(2, -1).amax(1).argmin()
+            before = [x[short] for x in layer.entries()]
+            layer.batch_select_indices(short.expand(2))
+            for now, then in zip(layer.entries(), before, strict=True):
+                assert torch.equal(now[0][before[2] >= 0], then[before[2] >= 0])
+        model(torch.full((2, 1), 9), past_key_values=cache)
+    assert ragged
+    assert {int((held(cache, i, 2, 2)[0] >= 0).sum()) for i in range(3)} == {24}
+
+
 @torch.no_grad()
 def forced(model, inputs, tokens):
     """Log-likelihood of ``tokens`` behind a prompt, one pass each."""

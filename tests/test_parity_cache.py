@@ -179,7 +179,7 @@ def test_attention_over_pages(groups):
         many = allowed.expand(len(index), groups, -1)
         long = pages.by_row(query[index][:, None], p, late_k[index], late_v[index], 0.3, many)
         torch.testing.assert_close(long[:, 0], got)
-        back_k, back_v, back = p.padded()
+        back_k, back_v, back = p.padded(int(counts.max()) + 2)
         for row, i in enumerate(index.tolist()):
             assert torch.equal(back_k[row][back[row]], keys[i, : counts[i]])
             assert torch.equal(back_v[row][back[row]], values[i, : counts[i]])

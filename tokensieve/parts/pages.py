@@ -50,9 +50,8 @@ class Pages:
         left = self.counts[self.owner] - (torch.arange(len(self.owner), device=self.owner.device) - first) * page
         return torch.arange(page, device=self.owner.device) < left[:, None]
 
-    def padded(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values as padded rows ``(R, N, d)``, and ``(R, N)`` bool which entries are real."""
-        width = int(self.counts.max())
+    def padded(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values as rows ``(R, width, d)`` padded to at least the longest, and ``(R, width)`` bool which entries are real."""
         real = torch.arange(width, device=self.counts.device) < self.counts[:, None]
         keys = self.keys.new_zeros(*real.shape, self.keys.shape[2])
         values = self.values.new_zeros(*real.shape, self.values.shape[2])

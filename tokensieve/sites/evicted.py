@@ -93,7 +93,7 @@ class EvictedLayer(SievedLayer):
         late = self.columns[:, None].expand(-1, keys.shape[1], -1)
         columns = torch.cat([self.places.long(), late], 2)
         if self.pages is not None:
-            front = (x.unflatten(0, keys.shape[:2]) for x in self.pages.padded()[:2])
+            front = (x.unflatten(0, keys.shape[:2]) for x in self.pages.padded(self.places.shape[2])[:2])
             keys, values = (torch.cat(pair, 2) for pair in zip(front, (keys, values), strict=True))
         return keys, values, columns
 
