@@ -1,15 +1,19 @@
 """The cache site: against the plain model, and against the plain model with the evicted entries masked."""
 
 import copy
+import inspect
 import warnings
 
 import pytest
 import torch
 import transformers
 from transformers import DynamicCache, QuantizedCache
+from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
 from tests.models import IMAGE, decoder, llava, prompt, text
+from tokensieve.sites.decoder import decoder as site
+from tokensieve.sites.decoder import full_layers
 from tokensieve.sites.evicted import EvictedLayer
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -45,12 +49,16 @@ def eager():
 
 def held(cache, index, batch, heads):
     """Columns that the entries of a layer stand for, -1 at padding: (B, G, N)."""
-    if len(cache.layers) <= index or not cache.layers[index].is_initialized:
+    layer = cache.layers[index] if len(cache.layers) > index else None
+    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
         return torch.zeros(batch, heads, 0, dtype=torch.long)
-    layer = cache.layers[index]
     if isinstance(layer, EvictedLayer):
         return layer.entries()[2]
     return torch.arange(layer.get_seq_length()).expand(batch, heads, -1)
+
+
+def cached_heads(config):
+    return 1 if getattr(config, "kv_lora_rank", None) else config.num_key_value_heads
 
 
 @torch.no_grad()
@@ -60,9 +68,9 @@ def steps(model, inputs, passes, new, more=None):
     Returns the logits of every token, all ids, the mask, the cache, and by layer which column each query saw, (B, G, L, L).
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    cache, logits, saw, past = DynamicCache(), [], [], 0
     config = model.config.get_text_config()
-    b, g, total = len(ids), config.num_key_value_heads, ids.shape[1] + new
+    cache, logits, past = DynamicCache(config=config), [], 0
+    b, g, total = len(ids), cached_heads(config), ids.shape[1] + new
     total += 0 if more is None else new + more.shape[1]
     saw = [torch.zeros(b, g, total, total, dtype=torch.bool) for _ in range(config.num_hidden_layers)]
     parts = list(ids.tensor_split(passes, 1))
@@ -92,14 +100,18 @@ def steps(model, inputs, passes, new, more=None):
 @torch.no_grad()
 def masked(model, ids, mask, saw):
     """Logits of the plain model, each query seeing the columns it is said to have seen, layer by layer and head by head."""
-    handles = []
-    for i, layer in enumerate(model.model.layers):
+    handles, language = [], site(model)
+    for layer, i in zip(language.layers, language.sources, strict=True):
+        if i not in full_layers(language):
+            continue
         allowed = saw[i].repeat_interleave(model.config.num_attention_heads // saw[i].shape[1], 1)
         allowed = (allowed & mask[:, None, None].bool()) | torch.eye(ids.shape[1], dtype=torch.bool)
         bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
-        def hook(module, args, kwargs, bias=bias):
-            return args, {**kwargs, "attention_mask": bias}
+        names = tuple(inspect.signature(layer.forward).parameters)
+
+        def hook(module, args, kwargs, bias=bias, names=names):
+            return (), {**dict(zip(names, args, strict=False)), **kwargs, "attention_mask": bias}
 
         handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -508,7 +520,7 @@ def test_what_is_refused(model):
             keep=9,
             layers=0,
         )
-    with pytest.raises(ValueError, match="layer 0 is of kind 'sliding_attention', as are all others"):
+    with pytest.raises(ValueError, match="its layers are of kind sliding_attention; none"):
         ts.sieve(decoder(family="Mistral", sliding_window=16), "tova", keep=9)
     t5 = transformers.T5ForConditionalGeneration(
         transformers.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)

@@ -51,7 +51,7 @@ class Pages:
         return torch.arange(page, device=self.owner.device) < left[:, None]
 
     def padded(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values as rows ``(R, width, d)`` padded to at least the longest, and ``(R, width)`` bool which entries are real."""
+        """Keys and values as padded rows ``(R, width, d)``, and ``(R, width)`` bool which entries are real."""
         real = torch.arange(width, device=self.counts.device) < self.counts[:, None]
         keys = self.keys.new_zeros(*real.shape, self.keys.shape[2])
         values = self.values.new_zeros(*real.shape, self.values.shape[2])

@@ -20,7 +20,7 @@ from tokensieve.signals import Signals
 from tokensieve.sites import decode, entries, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
-from tokensieve.sites.decoder import full_layers, padding
+from tokensieve.sites.decoder import alone, full_layers, padding
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.evicted import EvictedLayer, paged
@@ -50,6 +50,7 @@ class CacheSite:
         self._visual: Tensor | None = None
         self.language, self.clock, self.seed, self.alone, self.anatomy = language, clock, seed, alone, anatomy
         self.full = full_layers(language)
+        self._read = {source for i, source in enumerate(language.sources) if i != source}
         self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
         self.layers = {id(s): self._layers(s) for s in self.stages}
         for stage in self.stages:
@@ -66,6 +67,8 @@ class CacheSite:
         self._waiting: list[tuple[int, Entries, Signals, Tensor]] = []
         self._past = 0
         self._hidden: Any = None
+        self._met: set[int] = set()
+        self._masks: dict[int, Any] = {}
 
     def _check_beside(self) -> None:
         for i in self.full:
@@ -79,6 +82,14 @@ class CacheSite:
                 name = next(s.method.name for s in beside if s.method.shared)
                 raise ValueError(
                     f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone"
+                )
+
+        for stage in self.stages:
+            both = [i for i in self.layers[id(stage)] if i in self._read]
+            if both and stage.method.unit == "entry" and not stage.method.shared:
+                raise ValueError(
+                    f"later layers attend to the keys of layer {both[0]}, so that its heads have to keep equally many; take a "
+                    "method under which they do ('snapkv')"
                 )
 
     def _layers(self, stage: Stage) -> list[int]:
@@ -117,7 +128,7 @@ class CacheSite:
         self._visual = torch.stack([*anatomy.placeholders(ids, kwargs.get("inputs_embeds")).values()]).any(0)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        x, self._past = self.language.begun(args, kwargs)
+        (x, self._past), self._met = self.language.begun(args, kwargs), set()
         cache, length = kwargs.get("past_key_values"), self._past + x.shape[1]
         most = getattr(self.language.config, "max_position_embeddings", None)
         if most is not None and length > most:
@@ -145,13 +156,19 @@ class CacheSite:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
             hidden = self._hidden = kwargs.pop(names[0])
-            if self.alone:
+            source = self.language.sources[index]
+            if source in self._masks:  # another layer's keys, as they are in this pass
+                mask = self._masks[source]
+                kwargs["attention_mask"] = mask if mask is None or mask.dim() == 2 else mask[:, :, -hidden.shape[-2] :]
+            elif self.alone:
                 kwargs = decode.adapt(self.language, index, hidden, kwargs, self._ids)
-            self._cache, self._pass = kwargs.get("past_key_values"), kwargs
+            if index in self._read and index in self.full:
+                self._masks[index] = kwargs.get("attention_mask")
+            self._cache, self._pass = decode.cache_of(kwargs), kwargs
             layer = self._held(index)
             if isinstance(layer, EvictedLayer):
                 layer.awaited = True
-                if hidden.shape[1] == 1 and not lasting:
+                if hidden.shape[-2] == 1 and not lasting:
                     layer.settle()
             return (hidden,), kwargs
 
@@ -173,11 +190,20 @@ class CacheSite:
     def _observe(self, index: int, call: taps.Call) -> None:
         if self._cache is None:
             return
+        attention = type(self.language.attentions[index]).__name__
+        if index in self._met:
+            raise ValueError(
+                f"layer {index} is of kind {attention!r}, which calls its attention several times in a pass; its entries cannot "
+                "leave"
+            )
+        self._met.add(index)
         stages = [s for s in self.stages if index in self.layers[id(s)] and (s.every or call.query.shape[2] > 1)]
         if not stages:
             return
         with self.clock:
-            layer = EvictedLayer.at(self._cache, index, call.key)
+            held = getattr(self._cache.layers[index], "keys", None)
+            heads = held.shape[1] if held is not None and held.dim() == 4 else call.key.shape[1]
+            layer = EvictedLayer.at(self._cache, index, call.key[:, :heads])
             layer.model = self.model
             assert layer.columns is not None
             columns, since = layer.columns[:, -call.query.shape[2] :], layer.length - layer.mark
@@ -188,7 +214,9 @@ class CacheSite:
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
-        self._visual = None
+        self._visual, self._masks = None, {}
+        if self.stages and not self._met and getattr(output, "past_key_values", None) is not None:
+            raise alone(self.language.root, self.full[0], type(self.language.attentions[self.full[0]]).__name__)
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
@@ -228,7 +256,7 @@ class CacheSite:
             rows + empty.long(),
         )
         signals = Signals(
-            features=entries.vectors(now.keys, method.unit),
+            features=now.features(method.unit),
             mask=None if bool(valid.all()) else valid,
             seed=self.seed + index,
             **given,
@@ -264,6 +292,11 @@ class CacheSite:
 
     def _finish(self, index: int, method: Method, now: Entries, step: Reduction) -> None:
         layer = now.layer
+        if now.latent and (not step.drops or (method.unit == "entry" and not method.shared and now.keys.shape[1] > 1)):
+            raise ValueError(
+                f"layer {index} caches less than its attention reads; its entries can only leave, the same from all heads: take "
+                "a method under which they do ('snapkv')"
+            )
         if method.bits is None:
             now.keep(step, method.unit)
         else:
