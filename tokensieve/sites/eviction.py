@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,7 +16,7 @@ from tokensieve.parts import layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import decode, entries, readings, taps
+from tokensieve.sites import decode, entries, quotas, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import alone, full_layers, padding
@@ -52,11 +51,11 @@ class CacheSite:
         self.full = full_layers(language)
         self._read = {source for i, source in enumerate(language.sources) if i != source}
         self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
-        self.layers = {id(s): self._layers(s) for s in self.stages}
+        self.layers = {id(s): quotas.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
             share(stage.keep, torch.ones(1, dtype=torch.long))
-        self._check_beside()
+        quotas.check(self.stages, self.layers, self.full, self._read)
         self.model = fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
@@ -69,39 +68,6 @@ class CacheSite:
         self._hidden: Any = None
         self._met: set[int] = set()
         self._masks: dict[int, Any] = {}
-
-    def _check_beside(self) -> None:
-        for i in self.full:
-            beside = [s for s in self.stages if i in self.layers[id(s)]]
-            late = {s.every for s in beside}
-            if len(late) > 1:
-                raise ValueError(
-                    f"layer {i} has stages with every={sorted(late)}; stages of one layer evict at the same steps"
-                )
-            if len(beside) > 1 and any(s.method.shared for s in beside):
-                name = next(s.method.name for s in beside if s.method.shared)
-                raise ValueError(
-                    f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone"
-                )
-
-        for stage in self.stages:
-            both = [i for i in self.layers[id(stage)] if i in self._read]
-            if both and stage.method.unit == "entry" and not stage.method.shared:
-                raise ValueError(
-                    f"later layers attend to the keys of layer {both[0]}, so that its heads have to keep equally many; take a "
-                    "method under which they do ('snapkv')"
-                )
-
-    def _layers(self, stage: Stage) -> list[int]:
-        if stage.layers is None:
-            return self.full
-        asked = [self.language.layer(i) for i in stage.layers]
-        other = sorted(set(asked) - set(self.full))
-        if other:
-            raise ValueError(
-                f"layers={stage.layers}: layer {other[0]} does not see every token; those that do are {self.full}"
-            )
-        return sorted(set(asked))
 
     def attach(self) -> list[Detach]:
         root = self.language.root
@@ -238,7 +204,15 @@ class CacheSite:
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
         layer, method, heads = now.layer, stage.method, now.keys.shape[1]
-        keep, held = self._counts(stage, index, now)
+        among = self.layers[id(stage)]
+        seen = (
+            now.valid.new_full((len(now.valid),), layer.length, dtype=torch.long)
+            if self._real is None
+            else self._real.sum(1)
+        )
+        # A share of a prompt that has not ended may still grow.
+        grows = bool(self._past or self._cache.__dict__.get(MORE))
+        keep, held = quotas.counts(stage, now, seen, among.index(index), len(among), grows)
         if bool((keep >= held).all()) and not method.shared:
             layer.mark = layer.length
             return
@@ -303,34 +277,3 @@ class CacheSite:
             now.pack(step, method.bits)
         assert self.trace is not None
         self.trace.layer_tokens[index] = float((layer.places >= 0).float().mean(1).sum() / len(layer.places))
-
-    def _counts(self, stage: Stage, index: int, now: Entries) -> tuple[Tensor, Tensor]:
-        """``(B,)`` entries that each row keeps, and holds: per head, or in all heads together for the unit "entry"."""
-        method, among = stage.method, self.layers[id(stage)]
-        held, least = now.valid.sum(2), method.protected
-        seen = held.new_full((len(held),), now.layer.length) if self._real is None else self._real.sum(1)
-        keep, short = now.room(stage.keep) if method.visual else share(stage.keep, seen), held.amax(1) <= least
-        wrong = (keep < least) & ~short
-        if self._past or self._cache.__dict__.get(MORE):  # a share of a prompt that has not ended may still grow
-            keep = keep.clamp(min=least)
-        elif bool(wrong.any()):
-            row = int(wrong.nonzero()[0, 0])
-            raise ValueError(
-                f"keep={stage.keep} leaves row {row} {int(keep[row])} of its {int(seen[row])} tokens; {method.name} always keeps "
-                f"{least}: pass keep={least} or more, or options of the method that protect fewer"
-            )
-        idle = short & (keep < held.amax(1))
-        if bool(idle.any()):
-            warnings.warn(
-                f"a prompt of {int(held[idle].amax())} tokens is no longer than the {least} that {method.name} always keeps; "
-                "nothing leaves its cache",
-                stacklevel=2,
-            )
-        keep = method.of_layer(keep, seen, among.index(index), len(among))
-        heads = now.keys.shape[1]
-        if method.unit == "entry":
-            keep, held = keep * heads, held.sum(1)
-            keep = torch.where(short, held, keep)
-            return keep if method.shared else keep.minimum(held), held
-        held = held.amax(1)
-        return torch.where(short, held, keep).minimum(held), held
