@@ -468,11 +468,11 @@ def test_exit_restores_the_model():
 def test_prompts_shorter_than_the_window(model):
     inputs = text(5, 6)
     plain = model.generate(**inputs, **GREEDY)
-    with ts.sieve(model, "snapkv", keep=3, window=8), warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("default")
+    with ts.sieve(model, "snapkv", keep=3, window=16, every=1), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
         assert torch.equal(model.generate(**inputs, **GREEDY), plain)
     assert [str(w.message) for w in seen] == [
-        "a prompt of 6 tokens is no longer than the 8 that snapkv always keeps; nothing leaves its cache"
+        "a prompt of 6 tokens is no longer than the 16 that snapkv always keeps; nothing leaves its cache"
     ]
 
 
