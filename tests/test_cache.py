@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import threading
 import warnings
 
 import pytest
@@ -540,3 +541,59 @@ def test_a_plan_of_the_cache_is_a_file(tmp_path):
     assert [s.site for s in plan.stages] == ["prefill", "cache"]
     plan.save(tmp_path / "plan.json")
     assert ts.Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    "how", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": decoder(layers=1, seed=3)}], ids=list
+)
+def test_assisted_decoding(model, how):
+    """It takes tokens back, and those of a prompt's pass can only be taken back where none of its entries has left."""
+    inputs, more = text(48), {"max_new_tokens": 20, "do_sample": False}
+    plain = model.generate(**inputs, **more)
+    with ts.sieve(model, "snapkv", keep=500, every=1, **SMALL):
+        assert torch.equal(model.generate(**inputs, **more, **how), plain)
+    with (
+        ts.sieve(model, "snapkv", keep=20, **SMALL),
+        pytest.raises(ValueError, match=r"cannot crop .* evict with prefill=False"),
+    ):
+        model.generate(**inputs, **more, **how)
+    for name in ("snapkv", "adakv"):
+        with ts.sieve(model, name, keep=20, every=2, prefill=False, **SMALL):
+            out = model.generate(**inputs, **more, **how, return_dict_in_generate=True)
+        assert {layer.get_seq_length() for layer in out.past_key_values.layers} == {67}
+        assert all(held(out.past_key_values, i, 1, 2).shape[2] < 48 for i in range(3))
+
+
+def test_padding_behind_a_prompt_is_refused(model):
+    inputs = text(48, 40)
+    flipped = {k: v.flip(1) for k, v in inputs.items()}
+    with (
+        ts.sieve(model, "tova", keep=12),
+        pytest.raises(ValueError, match="row 1 ends in padding; pad prompts on the left"),
+    ):
+        model(**flipped)
+    with ts.sieve(model, "tova", keep=12):
+        ts.prefill(model, text(48, 4), chunk=16)  # a row may be all padding so far
+
+
+def test_two_threads_under_one_sieve_are_told(model):
+    inputs, errors, inside = text(48), [], threading.Event()
+
+    def other():
+        try:
+            model(**inputs)
+        except RuntimeError as error:
+            errors.append(str(error))
+        inside.set()
+
+    def wait(*_):
+        if not inside.is_set():
+            threading.Thread(target=other).start()
+            assert inside.wait(60)
+
+    with ts.sieve(model, "tova", keep=12):
+        alone = model.generate(**inputs, **GREEDY)
+        handle = model.model.layers[1].register_forward_pre_hook(wait)
+        assert torch.equal(model.generate(**inputs, **GREEDY), alone)
+        handle.remove()
+    assert errors == ["this model is running in another thread under the same sieve; let one at a time run it"]

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class CacheSite:
         self._hidden: Any = None
         self._met: set[int] = set()
         self._masks: dict[int, Any] = {}
+        self._thread: int | None = None
 
     def attach(self) -> list[Detach]:
         root = self.language.root
@@ -94,6 +96,9 @@ class CacheSite:
         self._visual = torch.stack([*anatomy.placeholders(ids, kwargs.get("inputs_embeds")).values()]).any(0)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        if self._thread not in (None, get_ident()):
+            raise RuntimeError("this model is running in another thread under the same sieve; let one at a time run it")
+        self._thread = get_ident()
         (x, self._past), self._met = self.language.begun(args, kwargs), set()
         cache, length = kwargs.get("past_key_values"), self._past + x.shape[1]
         most = getattr(self.language.config, "max_position_embeddings", None)
@@ -103,6 +108,12 @@ class CacheSite:
                 "generate fewer (max_new_tokens) or shorten the prompt"
             )
         self._real = padding(kwargs.get("attention_mask"), length)
+        if self.stages and self._real is not None and x.shape[1] > 1:
+            behind = self._real.any(1) & ~self._real[:, -1]
+            if bool(behind.any()):
+                raise ValueError(
+                    f"row {int(behind.nonzero()[0, 0])} ends in padding; pad prompts on the left (tokenizer.padding_side='left')"
+                )
         self._ids = kwargs.get("position_ids")
         self._words = None if x.dim() == 3 else x
         for i, layer in enumerate(cache.layers if cache is not None else ()):
@@ -179,6 +190,9 @@ class CacheSite:
                 self._stage(stage, index, call, columns, since)
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._thread != get_ident():
+            return
+        self._thread = None
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
         self._visual, self._masks = None, {}
         if self.stages and not self._met and getattr(output, "past_key_values", None) is not None:

@@ -76,7 +76,7 @@ def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, gro
             f"{least}: pass keep={least} or more, or options of the method that protect fewer"
         )
     idle = short & (keep < held.amax(1))
-    if order == 0 and now.call.query.shape[2] > 1 and bool(idle.any()):
+    if order == 0 and now.call.query.shape[2] > 1 and not grows and bool(idle.any()):
         warnings.warn(
             f"a prompt of {int(held[idle].amax())} tokens is no longer than the {least} that {method.name} always keeps; "
             "nothing leaves its cache",
