@@ -552,7 +552,7 @@ def test_assisted_decoding(model, how):
     plain = model.generate(**inputs, **more)
     with ts.sieve(model, "snapkv", keep=500, every=1, **SMALL):
         assert torch.equal(model.generate(**inputs, **more, **how), plain)
-    with ts.sieve(model, "snapkv", keep=20, **SMALL), pytest.raises(ValueError, match="an assistant.*decode without"):
+    with ts.sieve(model, "snapkv", keep=20, **SMALL), pytest.raises(ValueError, match=r"an assistant.*decode without"):
         model.generate(**inputs, **more, **how)
 
 

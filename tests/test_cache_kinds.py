@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from transformers import QuantizedCache
 
 import tokensieve as ts
 from tests.models import decoder, text
@@ -69,6 +70,40 @@ def test_kinds_of_models(family):
             assert isinstance(layer, EvictedLayer) == (i in full)
             assert i not in full or layer.keys.shape[2] == 12 + 5 % 2
     assert torch.equal(run("greedy"), plain["greedy"])
+
+
+@pytest.mark.parametrize("family", ["Gemma3Text", "Gemma4Text", "DeepseekV3"])
+@pytest.mark.parametrize("name", ["snapkv", "h2o"])
+def test_a_prefix_is_saved_with_all_its_layers(family, name, tmp_path):
+    """Also those that see a window; and what the method has noted, so that it goes on as if in memory."""
+    model, inputs = made(family), text(33, 48)
+    ids = torch.cat([inputs["input_ids"], torch.full((2, 7), 9)], 1)
+    mask = torch.cat([inputs["attention_mask"], torch.ones(2, 7, dtype=torch.long)], 1)
+    with ts.sieve(model, name, keep=12, every=2, **(SMALL if name == "snapkv" else {})):
+        cache = ts.prefill(model, inputs)
+        ts.save_cache(cache, tmp_path / "prefix")
+        back = ts.load_cache(tmp_path / "prefix", model)
+        assert torch.equal(
+            model.generate(ids, attention_mask=mask, past_key_values=back, **GREEDY),
+            model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY),
+        )
+    for one, two in zip(back.layers, cache.layers, strict=True):
+        assert type(one) is type(two)
+        assert one.keys is two.keys or torch.equal(one.keys, two.keys)
+        assert torch.equal(one.carried, two.carried) if getattr(two, "carried", None) is not None else True
+
+
+def test_caches_that_are_not_saved(tmp_path):
+    llama, jamba = decoder(), made("Jamba")
+    with ts.sieve(llama, "snapkv", keep=12, **SMALL):
+        quantized = ts.prefill(llama, text(48), cache=QuantizedCache("fp8", llama.config))
+    with pytest.raises(ValueError, match="layer 0 of the cache is packed in few bits"):
+        ts.save_cache(quantized, tmp_path / "prefix")
+    with ts.sieve(jamba, "snapkv", keep=12, **SMALL):
+        state = ts.prefill(jamba, text(48))
+    with pytest.raises(ValueError, match=r"layer 0 of the cache is a LinearAttentionLayer.*a state of one size"):
+        ts.save_cache(state, tmp_path / "prefix")
+    assert not list(tmp_path.iterdir())
 
 
 TURNED = [
