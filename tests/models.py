@@ -64,11 +64,13 @@ def decoder(attn: str = "sdpa", layers: int = 3, kv_heads: int = 2, seed: int = 
     """A causal language model whose attention is far from uniform."""
     torch.manual_seed(seed)
     config = getattr(transformers, f"{family}Config")(
-        hidden_size=64, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=kv_heads, head_dim=16,
-        intermediate_size=96, vocab_size=64, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        **options,
+        **{
+            "hidden_size": 64, "num_hidden_layers": layers, "num_attention_heads": 4, "num_key_value_heads": kv_heads,
+            "head_dim": 16, "intermediate_size": 96, "vocab_size": 64, "max_position_embeddings": 256, "pad_token_id": 0,
+            "bos_token_id": 1, "eos_token_id": 2, **options,
+        }
     )  # fmt: skip
-    model = getattr(transformers, f"{family.removesuffix('Text')}ForCausalLM")(config).eval()
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
     return _sharp(model, attn)
 
 

@@ -1,15 +1,20 @@
 """The cache site: against the plain model, and against the plain model with the evicted entries masked."""
 
 import copy
+import inspect
+import threading
 import warnings
 
 import pytest
 import torch
 import transformers
 from transformers import DynamicCache, QuantizedCache
+from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
 from tests.models import IMAGE, decoder, llava, prompt, text
+from tokensieve.sites.decoder import decoder as site
+from tokensieve.sites.decoder import full_layers
 from tokensieve.sites.evicted import EvictedLayer
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
@@ -45,12 +50,16 @@ def eager():
 
 def held(cache, index, batch, heads):
     """Columns that the entries of a layer stand for, -1 at padding: (B, G, N)."""
-    if len(cache.layers) <= index or not cache.layers[index].is_initialized:
+    layer = cache.layers[index] if len(cache.layers) > index else None
+    if not isinstance(layer, DynamicLayer) or not layer.is_initialized:
         return torch.zeros(batch, heads, 0, dtype=torch.long)
-    layer = cache.layers[index]
     if isinstance(layer, EvictedLayer):
         return layer.entries()[2]
     return torch.arange(layer.get_seq_length()).expand(batch, heads, -1)
+
+
+def cached_heads(config):
+    return 1 if getattr(config, "kv_lora_rank", None) else config.num_key_value_heads
 
 
 @torch.no_grad()
@@ -60,9 +69,9 @@ def steps(model, inputs, passes, new, more=None):
     Returns the logits of every token, all ids, the mask, the cache, and by layer which column each query saw, (B, G, L, L).
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    cache, logits, saw, past = DynamicCache(), [], [], 0
     config = model.config.get_text_config()
-    b, g, total = len(ids), config.num_key_value_heads, ids.shape[1] + new
+    cache, logits, past = DynamicCache(config=config), [], 0
+    b, g, total = len(ids), cached_heads(config), ids.shape[1] + new
     total += 0 if more is None else new + more.shape[1]
     saw = [torch.zeros(b, g, total, total, dtype=torch.bool) for _ in range(config.num_hidden_layers)]
     parts = list(ids.tensor_split(passes, 1))
@@ -92,14 +101,18 @@ def steps(model, inputs, passes, new, more=None):
 @torch.no_grad()
 def masked(model, ids, mask, saw):
     """Logits of the plain model, each query seeing the columns it is said to have seen, layer by layer and head by head."""
-    handles = []
-    for i, layer in enumerate(model.model.layers):
+    handles, language = [], site(model)
+    for layer, i in zip(language.layers, language.sources, strict=True):
+        if i not in full_layers(language):
+            continue
         allowed = saw[i].repeat_interleave(model.config.num_attention_heads // saw[i].shape[1], 1)
         allowed = (allowed & mask[:, None, None].bool()) | torch.eye(ids.shape[1], dtype=torch.bool)
         bias = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
 
-        def hook(module, args, kwargs, bias=bias):
-            return args, {**kwargs, "attention_mask": bias}
+        names = tuple(inspect.signature(layer.forward).parameters)
+
+        def hook(module, args, kwargs, bias=bias, names=names):
+            return (), {**dict(zip(names, args, strict=False)), **kwargs, "attention_mask": bias}
 
         handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
     try:
@@ -187,27 +200,20 @@ def test_beams(model, name):
             torch.testing.assert_close(total / 6, beams.sequences_scores[row], atol=1e-4, rtol=1e-4)
 
 
-@torch.no_grad()
-def test_evicting_goes_on_once_the_row_of_the_longest_head_is_gone(model):
-    inputs = text(33, 48)
-    with ts.sieve(model, "adakv", keep=12, every=1, window=4):
-        cache = ts.prefill(model, inputs)
-        alone = copy.deepcopy(cache)
-        widest = [layer.places.shape[2] for layer in cache.layers]
-        cache.reorder_cache(torch.tensor([0, 0]))
-        assert any(
-            int(layer.pages.counts.max()) < n for layer, n in zip(cache.layers, widest, strict=True) if layer.pages
-        )
-        token, mask = (
-            torch.tensor([[5], [5]]),
-            torch.cat([inputs["attention_mask"], torch.ones(2, 1, dtype=torch.long)], 1),
-        )
-        ids = mask.cumsum(1)[:, -1:] - 1
-        call = {"attention_mask": mask[:1].expand(2, -1), "position_ids": ids[:1].expand(2, -1)}
-        both = model(token, past_key_values=cache, **call).logits
-        first = model(token, past_key_values=alone, attention_mask=mask, position_ids=ids).logits
-    torch.testing.assert_close(both, first[:1].expand(2, -1, -1))
-    assert all(int((layer.places >= 0).sum(2).sum(1)[0]) == 24 for layer in cache.layers)
+def test_the_row_of_the_longest_head_may_go(model):
+    """As beams do: what is left is still one table, and goes on to evict."""
+    with ts.sieve(model, "adakv", keep=12, every=1, **SMALL):
+        cache = ts.prefill(model, text(48, 40))
+        ragged = [layer for layer in cache.layers if layer.pages is not None]
+        for layer in ragged:
+            short = layer.pages.counts.view(2, -1).amax(1).argmin()
+            before = [x[short] for x in layer.entries()]
+            layer.batch_select_indices(short.expand(2))
+            for now, then in zip(layer.entries(), before, strict=True):
+                assert torch.equal(now[0][before[2] >= 0], then[before[2] >= 0])
+        model(torch.full((2, 1), 9), past_key_values=cache)
+    assert ragged
+    assert {int((held(cache, i, 2, 2)[0] >= 0).sum()) for i in range(3)} == {24}
 
 
 @torch.no_grad()
@@ -463,11 +469,11 @@ def test_exit_restores_the_model():
 def test_prompts_shorter_than_the_window(model):
     inputs = text(5, 6)
     plain = model.generate(**inputs, **GREEDY)
-    with ts.sieve(model, "snapkv", keep=3, window=8), warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("default")
+    with ts.sieve(model, "snapkv", keep=3, window=16, every=1), warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
         assert torch.equal(model.generate(**inputs, **GREEDY), plain)
     assert [str(w.message) for w in seen] == [
-        "a prompt of 6 tokens is no longer than the 8 that snapkv always keeps; nothing leaves its cache"
+        "a prompt of 6 tokens is no longer than the 16 that snapkv always keeps; nothing leaves its cache"
     ]
 
 
@@ -515,7 +521,7 @@ def test_what_is_refused(model):
             keep=9,
             layers=0,
         )
-    with pytest.raises(ValueError, match="layer 0 is of kind 'sliding_attention', as are all others"):
+    with pytest.raises(ValueError, match="its layers are of kind sliding_attention; none"):
         ts.sieve(decoder(family="Mistral", sliding_window=16), "tova", keep=9)
     t5 = transformers.T5ForConditionalGeneration(
         transformers.T5Config(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -535,3 +541,51 @@ def test_a_plan_of_the_cache_is_a_file(tmp_path):
     assert [s.site for s in plan.stages] == ["prefill", "cache"]
     plan.save(tmp_path / "plan.json")
     assert ts.Plan.load(tmp_path / "plan.json") == plan
+
+
+@pytest.mark.parametrize(
+    "how", [{"prompt_lookup_num_tokens": 3}, {"assistant_model": decoder(layers=1, seed=3)}], ids=list
+)
+def test_assisted_decoding(model, how):
+    """It takes tokens back, and those of a prompt's pass can only be taken back where none of its entries has left."""
+    inputs, more = text(48), {"max_new_tokens": 20, "do_sample": False}
+    plain = model.generate(**inputs, **more)
+    with ts.sieve(model, "snapkv", keep=500, every=1, **SMALL):
+        assert torch.equal(model.generate(**inputs, **more, **how), plain)
+    with ts.sieve(model, "snapkv", keep=20, **SMALL), pytest.raises(ValueError, match=r"an assistant.*decode without"):
+        model.generate(**inputs, **more, **how)
+
+
+def test_padding_behind_a_prompt_is_refused(model):
+    inputs = text(48, 40)
+    flipped = {k: v.flip(1) for k, v in inputs.items()}
+    with (
+        ts.sieve(model, "tova", keep=12),
+        pytest.raises(ValueError, match="row 1 ends in padding; pad prompts on the left"),
+    ):
+        model(**flipped)
+    with ts.sieve(model, "tova", keep=12):
+        ts.prefill(model, text(48, 4), chunk=16)  # a row may be all padding so far
+
+
+def test_two_threads_under_one_sieve_are_told(model):
+    inputs, errors, inside = text(48), [], threading.Event()
+
+    def other():
+        try:
+            model(**inputs)
+        except RuntimeError as error:
+            errors.append(str(error))
+        inside.set()
+
+    def wait(*_):
+        if not inside.is_set():
+            threading.Thread(target=other).start()
+            assert inside.wait(60)
+
+    with ts.sieve(model, "tova", keep=12):
+        alone = model.generate(**inputs, **GREEDY)
+        handle = model.model.layers[1].register_forward_pre_hook(wait)
+        assert torch.equal(model.generate(**inputs, **GREEDY), alone)
+        handle.remove()
+    assert errors == ["this model is running in another thread under the same sieve; let one at a time run it"]

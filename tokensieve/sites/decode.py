@@ -14,13 +14,18 @@ from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.stack import Stack
 
 
+def cache_of(kwargs: dict[str, Any]) -> Any:
+    """The cache among a layer's arguments; older models have another name for it."""
+    return kwargs.get("past_key_values", kwargs.get("layer_past"))
+
+
 def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], ids: Tensor | None) -> dict[str, Any]:
     """A layer's arguments in a pass that brings ordinary tokens: the mask of the entries that are there, lowered ids.
 
     Args:
         ids: the position ids that the language model was given; None where the layer is told them.
     """
-    cache = kwargs.get("past_key_values")
+    cache = cache_of(kwargs)
     source = language.sources[index]
     layer = cache.layers[source] if cache is not None and len(cache.layers) > source else None
     if not isinstance(layer, SievedLayer) or layer.columns is None:
@@ -28,7 +33,7 @@ def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], i
     mask: Any = kwargs.get("attention_mask")
     changed = dict(kwargs)
     if mask is not None or layer.holes:
-        more = hidden.shape[1] if source == index else 0  # the layer that holds the keys has added them
+        more = hidden.shape[-2] if source == index else 0  # the layer that holds the keys has added them
         columns, width = layer.upcoming(more), layer.length + more
         mask = masks.attention(mask, None, columns, width, layer.holes, taps.kind(language.config), hidden)
     changed["attention_mask"] = layer.before(mask) if source == index else mask

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from tokensieve.sites.anatomy import language_of
 from tokensieve.sites.stack import Stack, stack_of
@@ -16,6 +18,7 @@ KINDS = {
     DynamicLayer: "full_attention",
     DynamicSlidingWindowLayer: "sliding_attention",
     LinearAttentionLayer: "linear_attention",
+    DummyLayer: "dummy",  # it attends to the keys of another layer, or has no attention
 }
 
 
@@ -32,15 +35,31 @@ def decoder(model: nn.Module) -> Stack:
         raise ValueError(
             f"{type(model).__name__} has an encoder and a decoder; the cache site takes decoder-only models"
         )
-    if getattr(config, "text_config", None) is not None:
-        return stack_of(language_of(model))
-    owner: Any = getattr(model, "base_model", model)
-    stack = stack_of(owner)
-    if not any(getattr(a, "is_causal", False) for a in stack.attentions):
+    visual = getattr(config, "text_config", None) is not None
+    owner: Any = language_of(model) if visual else getattr(model, "base_model", model)
+    try:
+        stack = stack_of(owner)
+    except ValueError as error:
+        known = [type(m).__name__ for m in owner.modules() if "Attention" in type(m).__name__]
+        if not known:
+            raise ValueError(f"{type(owner).__name__} has no attention, and no cache of keys and values") from error
+        raise alone(owner, 0, known[0]) from error
+    if not visual and not any(getattr(a, "is_causal", False) for a in stack.attentions):
         raise ValueError(
-            f"{type(model).__name__} is no causal language model; it has no cache that entries could leave"
+            f"{type(model).__name__}: layer 0 ({type(stack.attentions[0]).__name__}) does not say that it is causal, as a causal "
+            "language model's do; the cache site takes no other"
         )
-    return stack
+    # The innermost model around the layers: some are called past what stands around it.
+    inner = [m for m in owner.modules() if isinstance(m, PreTrainedModel) and stack.layers[0] in m.modules()]
+    return replace(stack, root=inner[-1]) if inner else stack
+
+
+def alone(owner: nn.Module, index: int, kind: str) -> ValueError:
+    """The error of a layer whose attention no tap sees."""
+    return ValueError(
+        f"{type(owner).__name__}: layer {index} is of kind {kind!r}, which computes attention by itself and not through "
+        "transformers' attention interface; nothing can be read there, and its entries cannot leave"
+    )
 
 
 def full_layers(language: Stack) -> list[int]:
@@ -54,14 +73,23 @@ def full_layers(language: Stack) -> list[int]:
     names = getattr(config, "layer_types", None) or [KINDS.get(type(k), type(k).__name__) for k in kinds]
     if len(kinds) < len(language.layers):
         raise ValueError(f"{name}: layer {len(kinds)} has no cache of its own; its entries cannot leave")
+    if len(kinds) > len(language.layers):
+        raise ValueError(
+            f"{name}: its {len(language.layers)} layers run several times in a pass; their entries cannot leave"
+        )
     for i, kind in enumerate(kinds):
         if type(kind) not in KINDS:
             raise ValueError(f"{name}: layer {i} is of kind {names[i]!r}, whose entries cannot leave the cache")
-    full = [i for i, kind in enumerate(kinds) if type(kind) is DynamicLayer]
+    causal = [getattr(a, "is_causal", False) for a in language.attentions]  # those beside them attend to images
+    full = [i for i, kind in enumerate(kinds) if type(kind) is DynamicLayer and (causal[i] or not any(causal))]
     if not full:
         raise ValueError(
-            f"{name}: layer 0 is of kind {names[0]!r}, as are all others; none sees every token, so none has to evict"
+            f"{name}: its layers are of kind {' and '.join(sorted(set(names)))}; none sees every token, so none has to evict"
         )
+    for i in full:
+        attention = language.attentions[i] or language.layers[i]
+        if "ALL_ATTENTION_FUNCTIONS" not in inspect.unwrap(type(attention).forward).__code__.co_names:
+            raise alone(language.root, i, type(attention).__name__)
     return full
 
 

@@ -15,7 +15,7 @@ from tokensieve.parts import rows, select
 from tokensieve.parts.budget import Budget
 from tokensieve.reduction import Reduction
 from tokensieve.sites.evicted import EvictedLayer
-from tokensieve.sites.positions import rotary, turned
+from tokensieve.sites.positions import rotary, tables_of, turned, turns
 from tokensieve.sites.resolve import share
 from tokensieve.sites.taps import Call
 
@@ -58,13 +58,30 @@ class Entries:
     valid: Tensor
     call: Call
 
+    @property
+    def latent(self) -> bool:
+        """Whether the model makes keys and values for more heads of what it caches (multi-head latent attention)."""
+        return self.call.key.shape[1] != self.keys.shape[1]
+
+    def _made(self, held: Tensor, made: Tensor) -> Tensor:
+        """What is held; or what the model makes of it for all heads, side by side, ``(B, G, N, d)``."""
+        return made.unflatten(1, (held.shape[1], -1)).transpose(2, 3).flatten(3) if self.latent else held
+
+    @property
+    def attended(self) -> Tensor:
+        """Keys as the kernel gets them, ``(B, G', N, d)``."""
+        return self.call.key if self.latent else self.keys
+
+    def features(self, unit: str) -> Tensor:
+        return vectors(self._made(self.keys, self.call.key), unit)
+
     def attention(self, query: Tensor, columns: Tensor) -> Tensor:
         """Rows of attention, ``(B, H, t, N)``, of queries ``(B, H, t, d)`` at columns ``(B, t)``."""
         own = self.columns
         allowed = self.valid[:, :, None] & (own[:, :, None] <= columns[:, None, :, None])
         shared = bool((own == own[:, :1]).all())
         each = allowed[:, :1] if shared else allowed.repeat_interleave(query.shape[1] // self.keys.shape[1], 1)
-        return rows.attend(query, self.keys, self.call.scale, each)
+        return rows.attend(query, self.attended, self.call.scale, each)
 
     def window(self, count: int) -> Tensor:
         """``(B, H, W, N)``: attention of the last ``count`` queries (fewer, where there have been fewer)."""
@@ -124,7 +141,7 @@ class Entries:
                 assert self.layer.named is not None
                 out[need.name] = self.layer.named[:, 0] if unit == "token" else vectors(self.layer.named, unit)
             elif need.name == "values":
-                out[need.name] = vectors(self.values, unit)
+                out[need.name] = vectors(self._made(self.values, self.call.value), unit)
         return out
 
     def keep(self, step: Reduction, unit: str) -> None:
@@ -171,13 +188,16 @@ class Entries:
         count = number.clamp(min=1)[:, None, None]
         mean = total / count
         spread = square / count[..., None] - mean[..., None] * mean[..., None, :]
-        ids = last[:, None] + torch.arange(1, ahead + 1, device=last.device)
-        table = tuple(t.float().mean(1, keepdim=True) for t in rotary(language, hidden, ids))
-        mean = turned(module, mean[:, :, None], table)[:, :, 0]
-        spread = turned(module, spread, table)
-        spread = turned(module, spread.transpose(2, 3), table)
-        groups, scale = mean.shape[1] // self.keys.shape[1], self.call.scale
-        keys = self.keys.float()
+        if turns(module, tables_of(language)):
+            ids = last[:, None] + torch.arange(1, ahead + 1, device=last.device)
+            kinds: Any = getattr(module.config, "layer_types", None)
+            every = rotary(language, hidden, ids, kinds[module.layer_idx] if kinds else None)
+            table = tuple(t.float().mean(1, keepdim=True) for t in every)
+            mean = turned(module, mean[:, :, None], table)[:, :, 0]
+            spread = turned(module, spread, table)
+            spread = turned(module, spread.transpose(2, 3), table)
+        groups, scale = mean.shape[1] // self.attended.shape[1], self.call.scale
+        keys = self.attended.float()
         logits = keys @ mean.unflatten(1, (-1, groups)).transpose(2, 3) * scale
         each = spread.unflatten(1, (-1, groups)).unbind(2)
         bend = torch.stack([((keys @ one) * keys).sum(-1) for one in each], 2) * (scale * scale / 2)
@@ -252,14 +272,15 @@ def note(
         at, weight = rows.sampled(here * need.rate**age, need.window)
         asked = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
         # The pass's own entries are the last, in order; of what stands before them, it sees all that is real.
-        at = at + entries.keys.shape[2] - query.shape[2]
-        valid = None if bool(entries.valid.all()) else entries.valid
-        total = rows.gathered(asked, entries.keys, entries.call.scale, at, weight, valid)
+        keys = entries.attended
+        at = at + keys.shape[2] - query.shape[2]
+        valid = None if bool(entries.valid.all()) else entries.valid.expand(-1, keys.shape[1], -1)
+        total = rows.gathered(asked, keys, entries.call.scale, at, weight, valid)
         if layer.carried is not None:
             total[..., : layer.carried.shape[2]] += layer.carried * need.rate ** query.shape[2]
         layer.carried = total
     elif need.name == "expected_logits":
-        plain = turned(module, query.float(), table, back=True)
+        plain = turned(module, query.float(), table, back=True) if turns(module, table) else query.float()
         first = columns if real is None else real.long().cumsum(1).gather(1, columns.clamp(min=0)) - 1
         weight = here * (first >= OUTLIERS)
         plain = plain * weight[:, None, :, None]

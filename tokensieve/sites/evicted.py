@@ -203,8 +203,10 @@ class EvictedLayer(SievedLayer):
     def crop(self, tokens_to_remove: int) -> None:
         assert self.columns is not None
         if abs(tokens_to_remove) > self.columns.shape[1]:
+            late = self.columns.shape[1]
             raise ValueError(
-                f"cannot crop {abs(tokens_to_remove)} tokens; {self.columns.shape[1]} have come since entries last left"
+                f"cannot crop {abs(tokens_to_remove)} tokens; {late} have come since entries last left. What decodes "
+                "with an assistant, or by looking up the prompt, takes tokens back: decode without"
             )
         kept = 0 if self.packed is not None else self.width
         late = self.columns.shape[1] - abs(tokens_to_remove)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from threading import get_ident
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from tokensieve.parts import layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import decode, entries, readings, taps
+from tokensieve.sites import decode, entries, quotas, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
-from tokensieve.sites.decoder import full_layers, padding
+from tokensieve.sites.decoder import alone, full_layers, padding
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.evicted import EvictedLayer, paged
@@ -50,12 +50,13 @@ class CacheSite:
         self._visual: Tensor | None = None
         self.language, self.clock, self.seed, self.alone, self.anatomy = language, clock, seed, alone, anatomy
         self.full = full_layers(language)
+        self._read = {source for i, source in enumerate(language.sources) if i != source}
         self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
-        self.layers = {id(s): self._layers(s) for s in self.stages}
+        self.layers = {id(s): quotas.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
             share(stage.keep, torch.ones(1, dtype=torch.long))
-        self._check_beside()
+        quotas.check(self.stages, self.layers, self.full, self._read)
         self.model = fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
@@ -66,31 +67,9 @@ class CacheSite:
         self._waiting: list[tuple[int, Entries, Signals, Tensor]] = []
         self._past = 0
         self._hidden: Any = None
-
-    def _check_beside(self) -> None:
-        for i in self.full:
-            beside = [s for s in self.stages if i in self.layers[id(s)]]
-            late = {s.every for s in beside}
-            if len(late) > 1:
-                raise ValueError(
-                    f"layer {i} has stages with every={sorted(late)}; stages of one layer evict at the same steps"
-                )
-            if len(beside) > 1 and any(s.method.shared for s in beside):
-                name = next(s.method.name for s in beside if s.method.shared)
-                raise ValueError(
-                    f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone"
-                )
-
-    def _layers(self, stage: Stage) -> list[int]:
-        if stage.layers is None:
-            return self.full
-        asked = [self.language.layer(i) for i in stage.layers]
-        other = sorted(set(asked) - set(self.full))
-        if other:
-            raise ValueError(
-                f"layers={stage.layers}: layer {other[0]} does not see every token; those that do are {self.full}"
-            )
-        return sorted(set(asked))
+        self._met: set[int] = set()
+        self._masks: dict[int, Any] = {}
+        self._thread: int | None = None
 
     def attach(self) -> list[Detach]:
         root = self.language.root
@@ -117,7 +96,10 @@ class CacheSite:
         self._visual = torch.stack([*anatomy.placeholders(ids, kwargs.get("inputs_embeds")).values()]).any(0)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        x, self._past = self.language.begun(args, kwargs)
+        if self._thread not in (None, get_ident()):
+            raise RuntimeError("this model is running in another thread under the same sieve; let one at a time run it")
+        self._thread = get_ident()
+        (x, self._past), self._met = self.language.begun(args, kwargs), set()
         cache, length = kwargs.get("past_key_values"), self._past + x.shape[1]
         most = getattr(self.language.config, "max_position_embeddings", None)
         if most is not None and length > most:
@@ -126,6 +108,12 @@ class CacheSite:
                 "generate fewer (max_new_tokens) or shorten the prompt"
             )
         self._real = padding(kwargs.get("attention_mask"), length)
+        if self.stages and self._real is not None and x.shape[1] > 1:
+            behind = self._real.any(1) & ~self._real[:, -1]
+            if bool(behind.any()):
+                raise ValueError(
+                    f"row {int(behind.nonzero()[0, 0])} ends in padding; pad prompts on the left (tokenizer.padding_side='left')"
+                )
         self._ids = kwargs.get("position_ids")
         self._words = None if x.dim() == 3 else x
         for i, layer in enumerate(cache.layers if cache is not None else ()):
@@ -145,13 +133,19 @@ class CacheSite:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
             hidden = self._hidden = kwargs.pop(names[0])
-            if self.alone:
+            source = self.language.sources[index]
+            if source in self._masks:  # another layer's keys, as they are in this pass
+                mask = self._masks[source]
+                kwargs["attention_mask"] = mask if mask is None or mask.dim() == 2 else mask[:, :, -hidden.shape[-2] :]
+            elif self.alone:
                 kwargs = decode.adapt(self.language, index, hidden, kwargs, self._ids)
-            self._cache, self._pass = kwargs.get("past_key_values"), kwargs
+            if index in self._read and index in self.full:
+                self._masks[index] = kwargs.get("attention_mask")
+            self._cache, self._pass = decode.cache_of(kwargs), kwargs
             layer = self._held(index)
             if isinstance(layer, EvictedLayer):
                 layer.awaited = True
-                if hidden.shape[1] == 1 and not lasting:
+                if hidden.shape[-2] == 1 and not lasting:
                     layer.settle()
             return (hidden,), kwargs
 
@@ -173,11 +167,20 @@ class CacheSite:
     def _observe(self, index: int, call: taps.Call) -> None:
         if self._cache is None:
             return
+        attention = type(self.language.attentions[index]).__name__
+        if index in self._met:
+            raise ValueError(
+                f"layer {index} is of kind {attention!r}, which calls its attention several times in a pass; its entries cannot "
+                "leave"
+            )
+        self._met.add(index)
         stages = [s for s in self.stages if index in self.layers[id(s)] and (s.every or call.query.shape[2] > 1)]
         if not stages:
             return
         with self.clock:
-            layer = EvictedLayer.at(self._cache, index, call.key)
+            held = getattr(self._cache.layers[index], "keys", None)
+            heads = held.shape[1] if held is not None and held.dim() == 4 else call.key.shape[1]
+            layer = EvictedLayer.at(self._cache, index, call.key[:, :heads])
             layer.model = self.model
             assert layer.columns is not None
             columns, since = layer.columns[:, -call.query.shape[2] :], layer.length - layer.mark
@@ -187,8 +190,13 @@ class CacheSite:
                 self._stage(stage, index, call, columns, since)
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._thread != get_ident():
+            return
+        self._thread = None
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
-        self._visual = None
+        self._visual, self._masks = None, {}
+        if self.stages and not self._met and getattr(output, "past_key_values", None) is not None:
+            raise alone(self.language.root, self.full[0], type(self.language.attentions[self.full[0]]).__name__)
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
@@ -210,7 +218,15 @@ class CacheSite:
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
         layer, method, heads = now.layer, stage.method, now.keys.shape[1]
-        keep, held = self._counts(stage, index, now)
+        among = self.layers[id(stage)]
+        seen = (
+            now.valid.new_full((len(now.valid),), layer.length, dtype=torch.long)
+            if self._real is None
+            else self._real.sum(1)
+        )
+        # A share of a prompt that has not ended may still grow.
+        grows = bool(self._past or self._cache.__dict__.get(MORE))
+        keep, held = quotas.counts(stage, now, seen, among.index(index), len(among), grows)
         if bool((keep >= held).all()) and not method.shared:
             layer.mark = layer.length
             return
@@ -228,7 +244,7 @@ class CacheSite:
             rows + empty.long(),
         )
         signals = Signals(
-            features=entries.vectors(now.keys, method.unit),
+            features=now.features(method.unit),
             mask=None if bool(valid.all()) else valid,
             seed=self.seed + index,
             **given,
@@ -264,40 +280,14 @@ class CacheSite:
 
     def _finish(self, index: int, method: Method, now: Entries, step: Reduction) -> None:
         layer = now.layer
+        if now.latent and (not step.drops or (method.unit == "entry" and not method.shared and now.keys.shape[1] > 1)):
+            raise ValueError(
+                f"layer {index} caches less than its attention reads; its entries can only leave, the same from all heads: take "
+                "a method under which they do ('snapkv')"
+            )
         if method.bits is None:
             now.keep(step, method.unit)
         else:
             now.pack(step, method.bits)
         assert self.trace is not None
         self.trace.layer_tokens[index] = float((layer.places >= 0).float().mean(1).sum() / len(layer.places))
-
-    def _counts(self, stage: Stage, index: int, now: Entries) -> tuple[Tensor, Tensor]:
-        """``(B,)`` entries that each row keeps, and holds: per head, or in all heads together for the unit "entry"."""
-        method, among = stage.method, self.layers[id(stage)]
-        held, least = now.valid.sum(2), method.protected
-        seen = held.new_full((len(held),), now.layer.length) if self._real is None else self._real.sum(1)
-        keep, short = now.room(stage.keep) if method.visual else share(stage.keep, seen), held.amax(1) <= least
-        wrong = (keep < least) & ~short
-        if self._past or self._cache.__dict__.get(MORE):  # a share of a prompt that has not ended may still grow
-            keep = keep.clamp(min=least)
-        elif bool(wrong.any()):
-            row = int(wrong.nonzero()[0, 0])
-            raise ValueError(
-                f"keep={stage.keep} leaves row {row} {int(keep[row])} of its {int(seen[row])} tokens; {method.name} always keeps "
-                f"{least}: pass keep={least} or more, or options of the method that protect fewer"
-            )
-        idle = short & (keep < held.amax(1))
-        if bool(idle.any()):
-            warnings.warn(
-                f"a prompt of {int(held[idle].amax())} tokens is no longer than the {least} that {method.name} always keeps; "
-                "nothing leaves its cache",
-                stacklevel=2,
-            )
-        keep = method.of_layer(keep, seen, among.index(index), len(among))
-        heads = now.keys.shape[1]
-        if method.unit == "entry":
-            keep, held = keep * heads, held.sum(1)
-            keep = torch.where(short, held, keep)
-            return keep if method.shared else keep.minimum(held), held
-        held = held.amax(1)
-        return torch.where(short, held, keep).minimum(held), held

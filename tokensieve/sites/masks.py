@@ -47,7 +47,7 @@ def attention(
     if isinstance(mask, dict):
         return {name: attention(one, rows, columns, width, holes, kind, like) for name, one in mask.items()}
     if mask is None:
-        return causal(columns, like.shape[1], kind, like.dtype) if holes else None
+        return causal(columns, like.shape[-2], kind, like.dtype) if holes else None
     cut = width - mask.shape[-1]
     if cut > 0:
         columns, holes = torch.where(columns >= cut, columns - cut, -1), True

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokensieve.parts import place
+from tokensieve.sites.known import UNTURNED
 from tokensieve.sites.masks import gather_ids
 from tokensieve.sites.stream import Stream
 
@@ -37,18 +40,28 @@ def fewer(language: nn.Module, stream: Stream, hidden: Tensor) -> tuple[Tensor, 
     return ids, rotary(language, hidden, ids)
 
 
-def rotary(language: nn.Module, hidden: Tensor, ids: Tensor) -> Any:
+def tables_of(language: nn.Module) -> Any:
+    """The module that makes a language model's rotary tables; None where it has none."""
+    return getattr(language, "rotary_emb", getattr(language, "pos_emb", None))
+
+
+def rotary(language: nn.Module, hidden: Tensor, ids: Tensor, kind: str | None = None) -> Any:
     """Rotary tables for other ids.
 
+    Args:
+        kind: of the layer, where there is a table for each kind of layer.
+
     Raises:
-        ValueError: the language model has none, or several.
+        ValueError: the language model has none, or several and no kind is given.
     """
-    tables = getattr(language, "rotary_emb", None)
+    tables = tables_of(language)
     if tables is None:
         raise ValueError(f"{type(language).__name__} has no rotary positions; use positions='original'")
+    several = "layer_type" in inspect.signature(tables.forward).parameters
     try:
-        return tables(hidden, position_ids=ids[-3:] if ids.dim() == 3 else ids)
-    except (KeyError, TypeError) as error:  # one table per kind of layer
+        own = {"layer_type": kind} if several and kind is not None else {}
+        return tables(hidden, position_ids=ids[-3:] if ids.dim() == 3 else ids, **own)
+    except (KeyError, TypeError, AttributeError) as error:  # one table per kind of layer
         raise ValueError(f"{type(language).__name__} has several rotary tables; use positions='original'") from error
 
 
@@ -66,8 +79,20 @@ def lower(language: nn.Module, kwargs: dict[str, Any], ids: Tensor, shift: Tenso
     kwargs["position_embeddings"] = rotary(language, hidden, new)
 
 
+def turns(attention: nn.Module, tables: Any) -> bool:
+    """Whether a layer turns its queries by the rotary tables of its pass; positions may be told elsewhere, or not at all."""
+    config: Any = attention.config
+    narrow = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if not getattr(attention, "use_rope", True) or (config.model_type in UNTURNED and narrow):
+        return False
+    own = inspect.unwrap(type(attention).forward)
+    if not any("rotary" in name for name in own.__code__.co_names):
+        return False
+    return tables is not None or "position_embeddings" not in inspect.signature(own).parameters
+
+
 def turned(attention: nn.Module, x: Tensor, tables: Any, back: bool = False) -> Tensor:
-    """Vectors ``(B, H, t, d)`` turned by rotary tables ``(B or 1, t or 1, d)``, as the model turns queries.
+    """Vectors ``(B, H, t, d)`` turned by rotary tables ``(B or 1, t or 1, d)``, as a layer that :func:`turns` does queries.
 
     Args:
         back: undo it.
@@ -76,7 +101,8 @@ def turned(attention: nn.Module, x: Tensor, tables: Any, back: bool = False) -> 
         ValueError: the model's rotation is not known.
     """
     turn = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
-    if turn is None or not isinstance(tables, tuple) or tables[0].dim() != 3:
+    latent = hasattr(attention, "qk_rope_head_dim")
+    if turn is None or not isinstance(tables, tuple) or tables[0].dim() != 3 or latent:
         raise ValueError(
             f"{type(attention).__name__} turns queries in a way that is not known; take a method that reads attention, such as "
             "'snapkv'"
@@ -85,4 +111,8 @@ def turned(attention: nn.Module, x: Tensor, tables: Any, back: bool = False) -> 
     if back:
         size = (cos.square() + sin.square()).mean()
         cos, sin = cos / size, -sin / size
-    return turn(x, x[:, :1], cos, sin)[0]
+    part = getattr(attention, "rotary_ndims", x.shape[-1])
+    x, rest = x[..., :part], x[..., part:]
+    alone = list(inspect.signature(turn).parameters)[1] == "cos"
+    out = turn(x, cos, sin) if alone else turn(x, x[:, :1], cos, sin)[0]
+    return torch.cat([out, rest], -1) if rest.shape[-1] else out

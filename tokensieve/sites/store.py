@@ -10,11 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import BaseQuantizedLayer, DummyLayer
 
 from tokensieve.parts.pages import Pages
+from tokensieve.sites.cache import SIEVABLE
 from tokensieve.sites.evicted import EvictedLayer
 
 FORMAT = "tokensieve.cache.1"
+ASIDE = ("carried", "named", "shown", "shares")
+"""What methods note of each entry."""
+
 MORE = "_tokensieve_more"
 """Set on a cache while more of its prompt is to come."""
 
@@ -84,26 +89,33 @@ def save_cache(cache: Cache, path: str | Path) -> None:
     """Write a compressed cache to a safetensors file (to a temporary name first, then renamed).
 
     Raises:
-        ValueError: a layer from which no entry has left, or that came from several models.
+        ValueError: no layer has seen a cache stage, or one holds a state of one size or is packed in few bits.
     """
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
-    facts, models = [], set()
+    facts: list[dict[str, Any]] = []
+    models = {layer.model for layer in cache.layers if isinstance(layer, EvictedLayer)}
     for i, layer in enumerate(cache.layers):
-        if not isinstance(layer, EvictedLayer):
-            raise ValueError(
-                f"layer {i} of the cache is a {type(layer).__name__}; only caches of full layers behind a cache stage are saved"
-            )
-        if layer.packed is not None:
+        if isinstance(layer, EvictedLayer) and (layer.packed is not None or isinstance(layer, BaseQuantizedLayer)):
             raise ValueError(f"layer {i} of the cache is packed in few bits; such caches are not saved")
-        assert layer.columns is not None
-        models.add(layer.model)
-        facts.append({"length": layer.length, "mark": layer.mark, "holes": layer.holes})
-        held = {"keys": layer.keys, "values": layer.values, "places": layer.places, "columns": layer.columns}
-        if layer.pages is not None:
-            held |= {f"pages.{k}": v for k, v in vars(layer.pages).items()}
-        tensors |= {f"{i}.{k}": v.contiguous() for k, v in held.items()}
+        held: dict[str, Tensor | None] = {}
+        if isinstance(layer, EvictedLayer):
+            facts.append({"length": layer.length, "mark": layer.mark, "holes": layer.holes})
+            held = {name: getattr(layer, name) for name in ("keys", "values", "places", "columns", *ASIDE)}
+            if layer.pages is not None:
+                held |= {f"pages.{k}": v for k, v in vars(layer.pages).items()}
+        elif models and type(layer) in SIEVABLE and layer.is_initialized:
+            facts.append({"length": int(layer.get_seq_length()), "plain": True})
+            held = {"keys": layer.keys, "values": layer.values}
+        elif models and isinstance(layer, DummyLayer):
+            facts.append({})
+        else:
+            raise ValueError(
+                f"layer {i} of the cache is a {type(layer).__name__}; only caches from which a stage at site='cache' evicted are "
+                "saved, and none that hold a state of one size"
+            )
+        tensors |= {f"{i}.{k}": v.contiguous() for k, v in held.items() if v is not None}
     path = Path(path)
     part = path.with_name(path.name + ".part")
     meta = {"format": FORMAT, "model": " ".join(models), "layers": json.dumps(facts)}
@@ -131,21 +143,23 @@ def load_cache(path: str | Path, model: nn.Module) -> Cache:
                 f"{path} was filled by another model than this {type(model).__name__}; fill a new one with this model"
             )
         held = {k: f.get_tensor(k).to(next(root.parameters()).device) for k in f.keys()}  # noqa: SIM118 (a safetensors handle)
-    cache = DynamicCache()
+    config: Any = root.config
+    cache = DynamicCache(config=config)
     for i, facts in enumerate(json.loads(meta["layers"])):
-        layer = EvictedLayer()
         own = {k.split(".", 1)[1]: v for k, v in held.items() if k.startswith(f"{i}.")}
+        if not own:
+            continue
+        layer: Any = cache.layers[i] if facts.get("plain") else EvictedLayer()
+        cache.layers[i] = layer
         layer.lazy_initialization(own["keys"], own["values"])
-        layer.keys, layer.values, layer.places, layer.columns = (
-            own[k] for k in ("keys", "values", "places", "columns")
-        )
+        layer.keys, layer.values = own["keys"], own["values"]
+        if facts.get("plain"):
+            layer.cumulative_length = facts["length"]  # read where a layer sees a window
+            continue
         parts = {k.split(".", 1)[1]: v for k, v in own.items() if k.startswith("pages.")}
         layer.pages = Pages(**parts) if parts else None
-        layer.length, layer.mark, layer.holes, layer.model = (
-            facts["length"],
-            facts["mark"],
-            facts["holes"],
-            meta["model"],
-        )
-        cache.layers.append(layer)
+        for name in ("places", "columns", *ASIDE):
+            setattr(layer, name, own.get(name))
+        layer.length, layer.mark, layer.holes = facts["length"], facts["mark"], facts["holes"]
+        layer.model = meta["model"]
     return cache
