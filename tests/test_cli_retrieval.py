@@ -55,7 +55,7 @@ def test_index_again_and_search(tmp_path, docs):
     said = call("index", docs, "--out", out, *how)
     assert "23 passages" in said
     assert "23 files written, 0 unchanged, 0 removed" in said
-    assert "1 files skipped:\n  image.png: binary" in said
+    assert "1 skipped:\n  image.png: binary" in said
     (docs / "note3.txt").unlink()
     (docs / "note4.txt").write_text("changed")
     report = json.loads(call("index", docs, "--out", out, *how, "--json"))

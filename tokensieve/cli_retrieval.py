@@ -23,7 +23,7 @@ Ray = Annotated[
 ]
 At = Annotated[Path, typer.Argument(help="The folder of an index.")]
 SHOWN = 20
-"""Skipped files named on the screen; --json names all."""
+"""Skipped files and folders named on the screen; --json names all."""
 
 
 def add(app: typer.Typer) -> None:
@@ -74,7 +74,7 @@ def index(
         f"{report.written:,} files written, {report.unchanged:,} unchanged, {report.removed:,} removed"
     )
     if report.skipped:
-        typer.echo(f"{len(report.skipped)} files skipped:")
+        typer.echo(f"{len(report.skipped)} skipped:")
         for name, why in list(report.skipped.items())[:SHOWN]:
             typer.echo(f"  {name}: {why}")
         if len(report.skipped) > SHOWN:

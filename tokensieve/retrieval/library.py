@@ -21,6 +21,7 @@ from tokensieve.retrieval.files import map_tensors, read_json, write_json, write
 from tokensieve.retrieval.filters import Where
 from tokensieve.retrieval.folder import Text
 from tokensieve.retrieval.found import CANDIDATES, OWN, Found, asked, shown, with_vectors
+from tokensieve.retrieval.incoming import listed
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.reduce import Frequencies, reduce
@@ -127,7 +128,7 @@ class Library:
     def remove(self, names: Iterable[str]) -> int:
         """Remove texts by name; returns how many there were."""
         with self._writing:
-            gone = {name: self._of(name) for name in names}
+            gone = {name: self._of(name) for name in listed(names)}
             self.index.delete([i for ids in gone.values() for i in ids])
             self._seen = self._stamp()
             return sum(bool(ids) for ids in gone.values())
