@@ -16,7 +16,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tokensieve.codec import CODECS
-from tokensieve.retrieval import Damaged, Document, Hit, Incompatible, Index, Locked, Ragged, Store, files, maxsim
+from tokensieve.retrieval import (
+    Damaged,
+    Document,
+    Hit,
+    Incompatible,
+    Index,
+    Locked,
+    Ragged,
+    Store,
+    files,
+    maxsim,
+    snapshot,
+)
 from tokensieve.retrieval import writer as writing
 
 DIM = 8
@@ -189,6 +201,23 @@ def test_a_reader_sees_a_commit_when_it_looks(tmp_path):
     assert reader.search(torch.ones(1, DIM))[0].id == "d0"
 
 
+def test_a_reader_looks_again_where_a_writer_was_faster(tmp_path, monkeypatch):
+    """Between the manifest and the files that it names, a commit may replace them."""
+    index, vectors = filled(tmp_path)
+    real, commits = snapshot.read_manifest, [1, 2]
+
+    def slow(folder):
+        manifest = real(folder)
+        if commits:
+            commits.pop()
+            index.update(vectors, [f"d{i}" for i in range(40)])
+        return manifest
+
+    monkeypatch.setattr(snapshot, "read_manifest", slow)
+    reader = Index.open(index.folder)
+    assert (reader.damaged, len(reader), commits) == ([], 40, [])
+
+
 def test_the_second_writer_is_told(tmp_path):
     index, _ = filled(tmp_path)
     other = Index.open(index.folder)
@@ -286,6 +315,26 @@ def test_other_refusals(tmp_path):
     with pytest.raises(ValueError, match="unknown sketch"):
         Index.create(tmp_path / "x", DIM, sketch="haiku")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_not_of_an_index_is_left_alone(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(FileExistsError, match=r"holds other things \(model.safetensors\)"):
+        Index.create(tmp_path / "model", DIM)
+    index, _ = filled(tmp_path)
+    mine, cut_off = index.folder / "mine.safetensors", index.folder / "000999.safetensors.part"
+    mine.write_bytes(b"mine")
+    cut_off.write_bytes(b"half")
+    index.close()
+    index.add(docs(1))
+    assert mine.read_bytes() == b"mine"
+    assert not cut_off.exists()
+    # An index whose making was cut off.
+    (tmp_path / "half").mkdir()
+    for name in ("lock", "manifest.json.part", "000000.codec"):
+        (tmp_path / "half" / name).write_bytes(b"half")
+    assert len(Index.create(tmp_path / "half", DIM)) == 0
 
 
 def test_another_version_is_refused(tmp_path):

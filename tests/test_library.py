@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.shelf import Words
-from tokensieve.retrieval import Incompatible, library, maxsim
+from tokensieve.retrieval import Incompatible, Locked, library, maxsim
 from tokensieve.retrieval.folder import Folder, Text
 from tokensieve.retrieval.found import whole
 from tokensieve.retrieval.library import Library
@@ -212,6 +212,16 @@ def test_names_of_every_script_are_taken(tmp_path):
     (tmp_path / "docs" / "a").unlink()
     assert mirror(shelf, tmp_path / "docs").removed == 1
     assert "a#1" in held(shelf)
+
+
+def test_a_second_writer_is_told_before_it_encodes(tmp_path, docs):
+    shelf = made(tmp_path)
+    mirror(shelf, docs)
+    write(docs / "more.md", "more")
+    second = Library.open(tmp_path / "my.index", Words())
+    with pytest.raises(Locked, match="close that one first"):
+        mirror(second, docs)
+    assert second.encoder.read == []
 
 
 @pytest.mark.parametrize("shards", [None, 2])

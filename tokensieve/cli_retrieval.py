@@ -175,7 +175,7 @@ def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[Report, 
         library = _open(out)
         cli_shards.refuse_change(out, library.recipe, recipe)
     else:
-        _check(docs)
+        cli_shards.refuse_nothing(docs)
         library = Library.create(out, recipe)
     try:
         with _Progress(quiet) as progress:
@@ -204,13 +204,6 @@ def _open(at: Path) -> Library:
 
     disable_progress_bar()
     return Library.open(at)
-
-
-def _check(docs: Path) -> None:
-    """Say that there is nothing to index before an index is made."""
-    from tokensieve.retrieval.folder import Folder
-
-    Folder(docs).files()
 
 
 class _Progress:

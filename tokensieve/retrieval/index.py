@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from tokensieve.retrieval.filters import Where
 from tokensieve.retrieval.incoming import Puts, check_names, incoming, listed, numbered, query_of, refuse_held, whole
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.sketch import sketch as make_sketch
-from tokensieve.retrieval.snapshot import MANIFEST
 from tokensieve.retrieval.writer import SEGMENT, Writer
 
 
@@ -58,6 +57,7 @@ class Index(Puts):
         model: str | None = None,
         sketch: str | None = "pooled",
         fitted: Mapping[str, Tensor] | None = None,
+        beside: Collection[str] = (),
     ) -> Index:
         """A new, empty index.
 
@@ -68,14 +68,13 @@ class Index(Puts):
             sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None for exact search only.
             fitted: the state of a codec that has learnt (``index.codec.state``), for several indexes that score alike; by
                 default it learns from what is added first.
+            beside: names of files that may be in the folder; where there are others, it is refused.
         """
         folder = Path(folder)
         made = make_codec(codec, dim)
         if sketch is not None:
             make_sketch(sketch, made.dim)
-        if (folder / MANIFEST).exists():
-            raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
-        snapshot.start(folder, fitted, dim=dim, codec=codec, model=model, sketch=sketch)
+        snapshot.start(snapshot.vacant(folder, beside), fitted, dim=dim, codec=codec, model=model, sketch=sketch)
         return cls(folder, snapshot.read(folder))
 
     @classmethod
@@ -234,6 +233,15 @@ class Index(Puts):
     def refresh(self) -> None:
         """See what other processes have committed."""
         self._state = snapshot.read(self.folder, self._state)
+
+    def begin(self) -> None:
+        """Take the lock now, before work whose end is a writing call.
+
+        Raises:
+            Locked: another writer has it.
+        """
+        with self._writing:
+            self._write()
 
     def close(self) -> None:
         """Let others write."""

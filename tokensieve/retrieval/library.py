@@ -25,9 +25,9 @@ from tokensieve.retrieval.incoming import listed
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.reduce import Frequencies, reduce
-from tokensieve.retrieval.snapshot import MANIFEST
+from tokensieve.retrieval.snapshot import MANIFEST, vacant
 
-RECIPE, COUNTS = "library.json", "frequencies"
+RECIPE, COUNTS = BESIDE = "library.json", "frequencies"
 TOGETHER = 64
 """Passages encoded between two reports of progress."""
 COMMIT = 512
@@ -60,12 +60,10 @@ class Library:
     ) -> Library:  # fmt: skip
         """A new, empty one; ``fitted`` as :meth:`Index.create` takes it."""
         folder, recipe = Path(folder), recipe or Recipe()
-        if (folder / MANIFEST).exists():
-            raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
         encoder = encoder or encode.load(recipe.encoder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RECIPE, asdict(recipe))
-        index = Index.create(folder, encoder.identity.dim, recipe.codec, encoder.identity.label, recipe.sketch, fitted)
+        write_json(vacant(folder, BESIDE) / RECIPE, asdict(recipe))
+        made = encoder.identity
+        index = Index.create(folder, made.dim, recipe.codec, made.label, recipe.sketch, fitted, BESIDE)
         return cls(index, recipe, encoder)
 
     @classmethod

@@ -42,7 +42,9 @@ def mirror(
 
     Raises:
         ValueError: no such folder, an empty one, or one that shares no file with what the library mirrors.
+        Locked: another process writes the library.
     """
+    library.index.begin()
     folder = Folder(root, without=library.index.folder)
     files = folder.files()
     refuse_other(held(library), {f.relative_to(root).as_posix() for f in files}, library.index.folder, root)
