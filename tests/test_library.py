@@ -151,6 +151,15 @@ def test_shorter_longer_and_empty_again(tmp_path):
     assert shelf.remove(["a", "nothing"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "says"), [((5, "x"), "name of a text is a string"), (("", "x"), "name of a text is empty"),
+                       (("a", None), "source of a text"), (("a", "caf\udce9"), "source of a text"), (("\udce9", "x"), "name")],
+)  # fmt: skip
+def test_what_is_no_text_is_refused(text, says):
+    with pytest.raises(ValueError, match=says):
+        Text(*text)
+
+
 def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "COMMIT", 4)
     texts = [Text(f"t{i}", "\n\n".join(f"{'word ' * 100}{i} {j}" for j in range(3))) for i in range(5)]
@@ -285,6 +294,9 @@ def test_a_hit_says_what_was_matched(tmp_path, docs):
     assert hits[0].matches[0].query is None
     assert shelf.search("cat", k=3, where={"suffix": ".html"})[0].document == "page.html"
     assert shelf.search("cat", where={"suffix": ".pdf"}) == []
+    for wrong in (None, 5, ["read"], "caf\udce9"):
+        with pytest.raises(ValueError, match="a query is a string"):
+            shelf.search(wrong)
     with pytest.raises(ValueError, match="query is empty"):
         shelf.search("  ")
 

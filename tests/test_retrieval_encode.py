@@ -183,6 +183,8 @@ def test_long_texts_lose_their_end(minilm):
 def test_only_strings_are_read(minilm):
     with pytest.raises(ValueError, match="text 1 is a bytes; this encoder reads strings"):
         minilm.documents(["a", b"b"])
+    with pytest.raises(ValueError, match="text 0 is no Unicode"):
+        minilm.queries(["caf\udce9"])
 
 
 # ---- folders
@@ -371,6 +373,8 @@ def test_precomputed_arrays():
     for bad in (np.zeros(3), np.full((1, 3), np.nan), np.zeros((0, 3))):
         with pytest.raises(ValueError, match="pass finite values of shape"):
             Precomputed({"a": bad})
+    with pytest.raises(ValueError, match="pass real numbers"):
+        Precomputed({"a": x * 1j})
     with pytest.raises(ValueError, match="all must have the same width"):
         Precomputed({"a": x, "b": x[:, :2]})
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from tokensieve.retrieval.passages import is_text
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -81,8 +83,9 @@ class Reader:
     def read(self, texts: Sequence[str], query: bool) -> list[Text]:
         """Texts as tokens."""
         for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"text {i} is a {type(text).__name__}; this encoder reads strings")
+            if not is_text(text):
+                what = f"a {type(text).__name__}" if not isinstance(text, str) else "no Unicode"
+                raise ValueError(f"text {i} is {what}; this encoder reads strings of Unicode")
         if not texts:
             return []
         how, marker = self.reading, self._markers[query]

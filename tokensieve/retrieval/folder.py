@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import category
 
-from tokensieve.retrieval.passages import Page, Span, cut, halves
+from tokensieve.retrieval.passages import Page, Span, cut, halves, is_text
 
 PAGES = (".html", ".htm", ".xhtml")
 FILE = "file"
@@ -42,9 +42,18 @@ class Text:
     metadata: dict[str, Any] = field(default_factory=dict)
     page: bool = False
 
+    def __post_init__(self) -> None:
+        for name in ("name", "source"):
+            if not is_text(getattr(self, name)):
+                raise ValueError(f"{name} of a text is a string of Unicode, not {getattr(self, name)!r}")
+        if not self.name:
+            raise ValueError("name of a text is empty; it is what the text is found and replaced by")
+
     @property
     def digest(self) -> str:
-        return sha256(repr((self.source, sorted(self.metadata.items()))).encode(errors="replace")).hexdigest()[:16]
+        return sha256(
+            repr((self.source, sorted(self.metadata.items(), key=lambda item: str(item[0])))).encode(errors="replace")
+        ).hexdigest()[:16]
 
     @property
     def plain(self) -> str:

@@ -11,6 +11,7 @@ import torch
 
 from tokensieve.retrieval.filters import Where, check
 from tokensieve.retrieval.maxsim import queries_of
+from tokensieve.retrieval.passages import is_text
 from tokensieve.retrieval.ragged import Documents, Ragged, array
 from tokensieve.retrieval.segment import metadata_json
 
@@ -60,7 +61,7 @@ def check_names(names: Sequence[str], docs: int, notes: int) -> None:
     if len(names) != docs or notes != docs:
         raise ValueError(f"{docs} documents, {len(names)} ids, {notes} metadata")
     for name in names:
-        if not name or not _is_text(name):
+        if not name or not is_text(name):
             raise ValueError(f"ids are non-empty strings of Unicode, not {name!r}")
     if len(set(names)) < len(names):
         raise ValueError(f"id {next(i for i in names if names.count(i) > 1)!r} is given twice")
@@ -81,14 +82,6 @@ def listed(ids: Iterable[str]) -> list[str]:
     if wrong:
         raise ValueError(f"ids are strings, not {wrong[0]!r}")
     return names
-
-
-def _is_text(name: str) -> bool:
-    """Whether it can be written: halves of surrogate pairs, as in names of files that are no UTF-8, cannot."""
-    try:
-        return bool(name.encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _floats() -> str:

@@ -20,7 +20,7 @@ from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.files import map_tensors, read_json, write_json, write_tensors
 from tokensieve.retrieval.filters import Where
 from tokensieve.retrieval.folder import Text
-from tokensieve.retrieval.found import CANDIDATES, OWN, Found, asked, shown, with_vectors
+from tokensieve.retrieval.found import CANDIDATES, OWN, Found, asked, question, shown, with_vectors
 from tokensieve.retrieval.incoming import listed
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.recipe import Recipe
@@ -91,6 +91,9 @@ class Library:
 
         Args:
             done: called with the number of passages that were encoded since the last call.
+
+        Raises:
+            ValueError: metadata that are no JSON, or in a field of the library's own.
         """
         written = 0
         rows: list[Row] = []
@@ -221,10 +224,8 @@ class Library:
         Raises:
             ValueError: the query is empty, or a budget or filter is out of range.
         """
-        if not query.strip():
-            raise ValueError("query is empty; pass at least one word")
         self.refresh()
-        tokens = asked(self.encoder.queries([query]))
+        tokens = asked(self.encoder.queries([question(query)]))
         hits = self.index.search(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
         return shown(tokens, with_vectors(self.index, hits), k, keep, self.recipe)
 
