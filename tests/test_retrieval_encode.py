@@ -14,7 +14,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
-from transformers import AutoModel, BertConfig, BertModel, ColPaliConfig, ColPaliForRetrieval
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    ColPaliConfig,
+    ColPaliForRetrieval,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)  # fmt: skip
 
 from tokensieve.plan import plan
 from tokensieve.retrieval import encode, encode_folder
@@ -280,6 +293,56 @@ def test_pooling_by_the_largest_value(folder):
     )
 
 
+@pytest.mark.parametrize(
+    "said", [{"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}, {"pooling_mode": "lasttoken"}]
+)
+def test_pooling_by_the_last_token(folder, said):
+    modules(
+        folder, ("sentence_transformers.models.Transformer", ""), ("sentence_transformers.models.Pooling", "1_Pooling")
+    )
+    write(folder / "1_Pooling" / "config.json", said)
+    encoded = load(folder).documents(["a b", "a file"])
+    torch.testing.assert_close(encoded.single, encoded.vectors[encoded.offsets[1:] - 1])
+    write(folder / "1_Pooling" / "config.json", {"pooling_mode_weightedmean_tokens": True})
+    again = load(folder).documents(["a b", "a file"])
+    assert again.single is None
+    assert torch.equal(again.vectors, encoded.vectors)
+
+
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+BART = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **size: T5Model(T5Config(**T5, **size)),
+        lambda **size: T5EncoderModel(T5Config(**T5, **size)),
+        lambda **size: BartModel(BartConfig(**BART, **size)),
+    ],
+)
+def test_of_encoders_with_decoders_the_encoder_reads(folder, make):
+    torch.manual_seed(0)
+    model = make(vocab_size=30522, pad_token_id=0).eval()
+    model.save_pretrained(folder)
+    encoder = load(folder)
+    with torch.no_grad():
+        hidden = model.get_encoder()(torch.tensor([encoder.tokenizer("a b")["input_ids"]])).last_hidden_state[0]
+    torch.testing.assert_close(encoder.documents(["a b"])[0], normalize(hidden, dim=-1), atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="received_attention cannot be read from"):
+        encoder.documents(["a b"], ["received_attention"])
+
+
+def test_what_reads_no_texts_is_refused(folder):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**size)).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"ViTModel in .* encodes no texts by themselves"):
+        load(folder)
+
+
 def test_pickled_weights_are_refused(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -300,8 +363,8 @@ def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
         TextEncoder(model.model, model.tokenizer, plan=plan("kmeans", 0.5))
     with pytest.raises(ValueError, match="query_length=3; a text needs at least 4 tokens"):
         Reading(query_length=3)
-    with pytest.raises(ValueError, match="pooling='last'"):
-        Reading(pooling="last")
+    with pytest.raises(ValueError, match="pooling='first'"):
+        Reading(pooling="first")
     modules(folder, ("sentence_transformers.models.Transformer", ""), ("pylate.models.Dense.Dense", "1_Dense"))
     dense(folder / "1_Dense", 8, use_residual=True)
     with pytest.raises(ValueError, match="asks for a residual"):

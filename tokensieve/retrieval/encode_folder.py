@@ -24,6 +24,7 @@ from tokensieve.retrieval.encode_text import TextEncoder
 
 MINILM = "minilm"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.metadata")
+POOLINGS = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
@@ -78,6 +79,9 @@ def _text(folder: Path, device: str, options: dict[str, Any]) -> TextEncoder:
         model = transformers.AutoModel.from_pretrained(inner, use_safetensors=True)
     except OSError as error:
         raise ValueError(f"{inner} holds no weights in safetensors: {error}") from error
+    # A T5 that was saved as an encoder does not say that it has a decoder.
+    if hasattr(model, "encoder") and hasattr(model, "decoder"):
+        model = model.get_encoder()
     tokenizer = transformers.AutoTokenizer.from_pretrained(inner)
     dense = [(m["type"], folder / m["path"]) for m in modules if m["type"].endswith("Dense")]
     pooling = next((folder / m["path"] for m in modules if m["type"].endswith("Pooling")), None)
@@ -90,7 +94,12 @@ def _text(folder: Path, device: str, options: dict[str, Any]) -> TextEncoder:
         head.to(device).eval()
     # A dense layer behind a pooling one is of the single vector.
     where = "heads" if pooling is None else "single_heads"
-    return TextEncoder(model, tokenizer, **{"reading": reading, where: heads, **options})
+    encoder = TextEncoder(model, tokenizer, **{"reading": reading, where: heads, **options})
+    try:
+        encoder.queries(["a"])
+    except (AttributeError, TypeError, ValueError) as problem:
+        raise ValueError(f"{type(model).__name__} in {inner} encodes no texts by themselves: {problem}") from problem
+    return encoder
 
 
 def _reading(folder: Path, inner: Path, pooling: Path | None) -> Reading:
@@ -117,13 +126,14 @@ def _reading(folder: Path, inner: Path, pooling: Path | None) -> Reading:
     )
 
 
-def _pooling(folder: Path) -> str:
+def _pooling(folder: Path) -> str | None:
+    """How the single vector is made; None for ways that are not known here: vectors of tokens need none."""
     config = _json(folder / "config.json")
-    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
-    found = [name for name, key in modes.items() if config.get(key)] or [str(config.get("pooling_mode"))]
-    if len(found) != 1 or found[0] not in modes:
-        raise ValueError(f"{folder / 'config.json'} asks for a pooling other than one of {', '.join(modes)}")
-    return found[0]
+    asked = [
+        k.removeprefix("pooling_mode_").partition("_")[0] for k, v in config.items() if k[:13] == "pooling_mode_" and v
+    ]
+    asked = asked or [str(config.get("pooling_mode"))]
+    return POOLINGS.get(asked[0]) if len(asked) == 1 else None
 
 
 def _colbert(folder: Path) -> Reading:

@@ -22,7 +22,7 @@ class Reading:
         expand: fill queries up to their length with mask tokens, whose vectors are kept (ColBERT).
         attend_expansion: whether other tokens attend to those.
         skip: words whose vectors are left out of documents (ColBERT: punctuation).
-        pooling: "mean", "cls" or "max", for the single vector of a text; None for models that make none.
+        pooling: "mean", "cls", "max" or "last", for the single vector of a text; None for models that make none.
     """
 
     query_marker: str | None = None
@@ -40,8 +40,8 @@ class Reading:
         for name in ("query_length", "document_length"):
             if getattr(self, name) < 4:
                 raise ValueError(f"{name}={getattr(self, name)}; a text needs at least 4 tokens, markers included")
-        if self.pooling not in (None, "mean", "cls", "max"):
-            raise ValueError(f"pooling={self.pooling!r}; it must be 'mean', 'cls', 'max' or None")
+        if self.pooling not in (None, "mean", "cls", "max", "last"):
+            raise ValueError(f"pooling={self.pooling!r}; it must be 'mean', 'cls', 'max', 'last' or None")
 
 
 @dataclass(frozen=True)
