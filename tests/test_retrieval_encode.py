@@ -12,7 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn.functional import normalize
 from transformers import (
     AutoModel,
@@ -22,6 +26,9 @@ from transformers import (
     BertModel,
     ColPaliConfig,
     ColPaliForRetrieval,
+    ColPaliProcessor,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
     T5Config,
     T5EncoderModel,
     T5Model,
@@ -390,7 +397,7 @@ class Pages:
         return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 
-def test_pages_of_a_colpali():
+def colpali(image_token):
     torch.manual_seed(0)
     text = {
         "model_type": "gemma",
@@ -399,18 +406,21 @@ def test_pages_of_a_colpali():
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    text |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 32}
+    text |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 2000}
     sight = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     sight |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
     vlm = {
         "model_type": "paligemma",
         "text_config": text,
         "vision_config": sight,
-        "image_token_index": 9,
+        "image_token_index": image_token,
         "projection_dim": 16,
     }
-    model = ColPaliForRetrieval(ColPaliConfig(vlm_config=vlm, embedding_dim=8))
-    encoder = PageEncoder(model, Pages())
+    return ColPaliForRetrieval(ColPaliConfig(vlm_config=vlm, embedding_dim=8))
+
+
+def test_pages_of_a_colpali():
+    encoder = PageEncoder(colpali(9), Pages())
     pages = [np.full((8, 8, 3), v, dtype=np.uint8) for v in (0, 90, 200, 40, 250)]
     encoded = encoder.documents(pages)
     assert encoded.lengths.tolist() == [6] * 5
@@ -419,6 +429,32 @@ def test_pages_of_a_colpali():
     torch.testing.assert_close(torch.linalg.vector_norm(encoded.vectors, dim=1), torch.ones(30))
     assert encoder.queries(["a", "bc"]).lengths.tolist() == [1, 1]
     assert len(encoder.documents([])) == 0
+    with pytest.raises(ValueError, match="page 1 is a str; ColPaliForRetrieval reads images"):
+        encoder.documents([pages[0], "https://example.org/page.png"])
+    with pytest.raises(ValueError, match="a query is a string"):
+        encoder.queries([pages[0]])
+
+
+def test_a_colpali_from_its_folder(tmp_path):
+    names = ["<unk>", "<pad>", "<bos>", "<eos>", "<image>", "read", "a", "file"]
+    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, **{f"{n}_token": f"<{n}>" for n in ("unk", "pad", "bos", "eos")}
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    images = SiglipImageProcessorPil(size={"height": 8, "width": 8})
+    images.image_seq_length = 4
+    processor = ColPaliProcessor(image_processor=images, tokenizer=tokenizer)
+    model = colpali(4)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder, pages = load(tmp_path), [Image.new("RGB", (30, 20), (v, v, 99)) for v in (0, 90, 200, 40, 250)]
+    encoded = encoder.documents(pages)
+    with torch.no_grad():
+        direct = model.eval()(**processor.process_images(pages[1:2])).embeddings[0]
+    torch.testing.assert_close(encoded[1], normalize(direct, dim=-1), atol=1e-5, rtol=1e-4)
+    assert encoder.queries(["read a file"]).vectors.shape[1] == 8
 
 
 # ---- arrays
