@@ -350,6 +350,18 @@ def test_what_reads_no_texts_is_refused(folder):
         load(folder)
 
 
+def test_no_code_of_a_folder_is_run(folder, monkeypatch):
+    ran = folder / "ran"
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    mine = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    write(folder / "config.json", config | mine)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="no code of a folder is run"):
+        load(folder)
+    assert not ran.exists()
+
+
 def test_pickled_weights_are_refused(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()

@@ -47,7 +47,7 @@ def load(source: str | Path | None, device: str, **options: Any) -> Encoder:
     kind = next(iter(config.get("architectures") or []), "")
     if kind.endswith("ForRetrieval") and hasattr(transformers, kind):
         model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True).to(device)
-        processor = transformers.AutoProcessor.from_pretrained(folder)
+        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         return PageEncoder(model, processor, **options)
     return _text(folder, device, options)
 
@@ -76,13 +76,18 @@ def _text(folder: Path, device: str, options: dict[str, Any]) -> TextEncoder:
     inner = next((folder / m["path"] for m in modules if m["type"].endswith("Transformer")), folder)
     config = _json(inner / "config.json")
     try:
-        model = transformers.AutoModel.from_pretrained(inner, use_safetensors=True)
+        model = transformers.AutoModel.from_pretrained(inner, use_safetensors=True, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"{inner} holds no weights in safetensors: {error}") from error
+    except ValueError as error:
+        why = str(error).split("\n", 1)[0]
+        raise ValueError(
+            f"{inner} holds no model of transformers' own, and no code of a folder is run: {why}"
+        ) from error
     # A T5 that was saved as an encoder does not say that it has a decoder.
     if hasattr(model, "encoder") and hasattr(model, "decoder"):
         model = model.get_encoder()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(inner)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inner, trust_remote_code=False)
     dense = [(m["type"], folder / m["path"]) for m in modules if m["type"].endswith("Dense")]
     pooling = next((folder / m["path"] for m in modules if m["type"].endswith("Pooling")), None)
     heads = [_dense(path) for _, path in dense]
