@@ -55,7 +55,7 @@ def test_index_again_and_search(tmp_path, docs):
     said = call("index", docs, "--out", out, *how)
     assert "23 passages" in said
     assert "23 files written, 0 unchanged, 0 removed" in said
-    assert "1 files skipped:\n  image.png: binary" in said
+    assert "1 skipped:\n  image.png: binary" in said
     (docs / "note3.txt").unlink()
     (docs / "note4.txt").write_text("changed")
     report = json.loads(call("index", docs, "--out", out, *how, "--json"))
@@ -106,6 +106,12 @@ def test_what_cannot_be_done_is_said(tmp_path, docs):
     assert "holds no files; nothing to index" in problem("index", tmp_path / "empty", "--out", out)
     assert not out.exists()
     assert "is no folder" in problem("index", tmp_path / "nowhere", "--out", out)
+    (tmp_path / "empty" / "x").write_bytes(b"\0")
+    for more in ((), ("--shards", "2")):
+        assert "holds no text: x (binary)" in problem("index", tmp_path / "empty", "--out", out, *more)
+        assert not out.exists()
+        assert "holds other things" in problem("index", docs, "--out", docs, *more)
+    assert sorted(p.name for p in docs.iterdir()) == sorted([*FILES, "image.png"])
     assert "there is no index" in problem("search", out, "x")
     assert "--keep" in problem("index", docs, "--out", out, "--keep", "1.5")
     assert "unknown codec 'zip'" in problem("index", docs, "--out", out, "--codec", "zip")

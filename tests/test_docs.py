@@ -28,12 +28,14 @@ def test_the_reference_names_every_public_name():
     assert missing == []
 
 
-def test_the_page_on_encoders_runs(tmp_path):
+def test_the_page_on_encoders_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/encoders.md").read_text(), re.S)
     found: dict = {"folder": tmp_path / "head"}
     exec(compile("\n".join(blocks), "encoders.md", "exec"), found)
     assert found["fewer"].lengths.tolist() == [(n + 1) // 2 for n in found["documents"].lengths.tolist()]
     assert found["again"].identity.dim == 128
+    assert [hit.id for hit in found["hits"]] == ["open"]
 
 
 def test_the_page_on_retrieval_runs(tmp_path):

@@ -6,6 +6,7 @@ import resource
 import signal
 import sys
 import tempfile
+import warnings
 
 import numpy as np
 import pytest
@@ -15,7 +16,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tokensieve.codec import CODECS
-from tokensieve.retrieval import Damaged, Document, Hit, Incompatible, Index, Locked, Ragged, Store, files, maxsim
+from tokensieve.retrieval import (
+    Damaged,
+    Document,
+    Hit,
+    Incompatible,
+    Index,
+    Locked,
+    Ragged,
+    Store,
+    files,
+    maxsim,
+    snapshot,
+)
 from tokensieve.retrieval import writer as writing
 
 DIM = 8
@@ -188,6 +201,23 @@ def test_a_reader_sees_a_commit_when_it_looks(tmp_path):
     assert reader.search(torch.ones(1, DIM))[0].id == "d0"
 
 
+def test_a_reader_looks_again_where_a_writer_was_faster(tmp_path, monkeypatch):
+    """Between the manifest and the files that it names, a commit may replace them."""
+    index, vectors = filled(tmp_path)
+    real, commits = snapshot.read_manifest, [1, 2]
+
+    def slow(folder):
+        manifest = real(folder)
+        if commits:
+            commits.pop()
+            index.update(vectors, [f"d{i}" for i in range(40)])
+        return manifest
+
+    monkeypatch.setattr(snapshot, "read_manifest", slow)
+    reader = Index.open(index.folder)
+    assert (reader.damaged, len(reader), commits) == ([], 40, [])
+
+
 def test_the_second_writer_is_told(tmp_path):
     index, _ = filled(tmp_path)
     other = Index.open(index.folder)
@@ -210,10 +240,19 @@ def test_the_second_writer_is_told(tmp_path):
         ({"vectors": [torch.zeros(2, DIM), torch.full((2, DIM), torch.inf)]}, "document 1 holds NaN"),
         ({"ids": ["d3"]}, "'d3' is in the index"),
         ({"ids": [7]}, "not 7"),
+        ({"ids": [None]}, "not None"),
+        ({"ids": "d"}, r"pass \['d'\]"),
+        ({"ids": [""]}, "non-empty"),
+        ({"ids": ["caf\udce9"]}, "Unicode"),
         ({"vectors": docs(2), "ids": ["x", "x"]}, "'x' is given twice"),
         ({"ids": ["x", "y"]}, "1 documents, 2 ids"),
         ({"metadata": []}, "0 metadata"),
         ({"metadata": [{"a": object()}]}, "metadata of document 0"),
+        ({"metadata": [{"a": float("nan")}]}, "metadata of document 0"),
+        ({"metadata": [{1: 2}]}, "names of fields are strings"),
+        ({"vectors": torch.ones(1, 2, DIM).long()}, "hold torch.int64"),
+        ({"vectors": [torch.ones(2, DIM).to(torch.float8_e4m3fn)]}, "hold torch.float8_e4m3fn"),
+        ({"vectors": [torch.ones(2, DIM).double() * 1e300]}, "document 0 holds NaN or infinite"),
     ],
 )
 def test_a_refused_add_changes_nothing(tmp_path, change, says):
@@ -227,8 +266,33 @@ def test_a_refused_add_changes_nothing(tmp_path, change, says):
 
 def test_other_refusals(tmp_path):
     index, _ = filled(tmp_path, model="minilm")
-    with pytest.raises(ValueError, match="at least 1"):
-        index.search(torch.ones(1, DIM), k=0)
+    for wrong in (0, 2.5, "3", True):
+        with pytest.raises(ValueError, match="k must be at least 1"):
+            index.search(torch.ones(1, DIM), k=wrong)
+    with pytest.raises(ValueError, match="rerank must be at least 0"):
+        index.search(torch.ones(1, DIM), rerank=-1)
+    for wrong, says in [
+        ("words", "is a str"),
+        (torch.ones(DIM), r"has shape \(8,\)"),
+        (torch.ones(1, DIM).long(), "int64"),
+    ]:
+        with pytest.raises(ValueError, match=says):
+            index.search(wrong)
+    for where, says in [({"a": {"in": "abc"}}, "takes a list"), ({1: 2}, "are strings")]:
+        with pytest.raises(ValueError, match=says):
+            index.search(torch.ones(1, DIM), where=where)
+    for wrong in (0, 2):
+        with pytest.raises(ValueError, match="goal is a share"):
+            index.tune(goal=wrong)
+    with pytest.raises(ValueError, match="the index has 8"):
+        index.tune(torch.ones(2, 3, DIM + 1))
+    with pytest.raises(ValueError, match=r"pass \['d3'\]"):
+        index.delete("d3")
+    with pytest.raises(ValueError, match="not 3"):
+        index.delete([3])
+    assert "caf\udce9" not in index
+    with pytest.raises(ValueError, match="dim must be at least 1 and whole"):
+        Index.create(tmp_path / "x", 8.0)
     with pytest.raises(ValueError, match="without tokens"):
         index.search(torch.ones(0, DIM))
     with pytest.raises(ValueError, match="the index has 8"):
@@ -245,12 +309,32 @@ def test_other_refusals(tmp_path):
         Index.open(index.folder, dim=9)
     assert Index.open(index.folder, model="minilm", dim=8).model == "minilm"
     assert Index.create(tmp_path / "empty", DIM).search(torch.ones(1, DIM)) == []
-    assert Index.create(tmp_path / "none", DIM).search(torch.ones(3, 1, DIM)) == [[], [], []]
+    assert Index.create(tmp_path / "none", DIM).search(torch.ones(3, 1, DIM), rerank=5) == [[], [], []]
     with pytest.raises(ValueError, match="unknown codec"):
         Index.create(tmp_path / "x", DIM, "zip")
     with pytest.raises(ValueError, match="unknown sketch"):
         Index.create(tmp_path / "x", DIM, sketch="haiku")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_is_not_of_an_index_is_left_alone(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(FileExistsError, match=r"holds other things \(model.safetensors\)"):
+        Index.create(tmp_path / "model", DIM)
+    index, _ = filled(tmp_path)
+    mine, cut_off = index.folder / "mine.safetensors", index.folder / "000999.safetensors.part"
+    mine.write_bytes(b"mine")
+    cut_off.write_bytes(b"half")
+    index.close()
+    index.add(docs(1))
+    assert mine.read_bytes() == b"mine"
+    assert not cut_off.exists()
+    # An index whose making was cut off.
+    (tmp_path / "half").mkdir()
+    for name in ("lock", "manifest.json.part", "000000.codec"):
+        (tmp_path / "half" / name).write_bytes(b"half")
+    assert len(Index.create(tmp_path / "half", DIM)) == 0
 
 
 def test_another_version_is_refused(tmp_path):
@@ -435,3 +519,32 @@ def test_arrays_ragged_and_half_precision_are_taken(tmp_path):
     index.add(Ragged.of(docs(3)))
     assert len(index) == 7
     assert index.search(np.ones((1, DIM), np.float32), k=1)[0].score >= 8
+
+
+@pytest.fixture
+def loud():
+    """Warnings are errors, those too that torch gives once in a process."""
+    torch.set_warn_always(True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+    torch.set_warn_always(False)
+
+
+def test_arrays_that_torch_takes_no_view_of_are_copied(tmp_path, loud):
+    index = Index.create(tmp_path / "i", DIM, codec="float32")
+    plain = np.random.default_rng(0).standard_normal((3, DIM)).astype("f4")
+    fixed = plain.copy()
+    fixed.flags.writeable = False
+    index.add([fixed, plain[::-1].copy()[::-1], plain.astype(">f4")], ["fixed", "turned", "foreign"])
+    index.add(fixed[None], ["whole"])
+    hits = index.search(fixed)
+    assert [h.id for h in hits] == ["fixed", "foreign", "turned", "whole"]
+    assert len({h.score for h in hits}) == 1
+    assert torch.equal(index.get("turned").vectors, torch.from_numpy(plain))
+
+
+def test_no_graph_is_kept_of_vectors_that_are_trained(tmp_path, loud):
+    index = Index.create(tmp_path / "i", DIM)
+    index.add([torch.ones(2, DIM, requires_grad=True)])
+    assert index.search(torch.ones(1, DIM, requires_grad=True))[0].score == DIM

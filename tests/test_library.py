@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.shelf import Words
-from tokensieve.retrieval import Incompatible, library, maxsim
+from tokensieve.retrieval import Incompatible, Locked, library, maxsim
 from tokensieve.retrieval.folder import Folder, Text
 from tokensieve.retrieval.found import whole
 from tokensieve.retrieval.library import Library
 from tokensieve.retrieval.mirror import mirror
 from tokensieve.retrieval.passages import MOST, Page, cut
 from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.shards import Shards, build
+from tokensieve.retrieval.shards import mirror as mirror_shards
 
 POEM = {
     "read.md": "# Reading\n\nOpen a file and read it line by line.\n",
@@ -147,6 +151,15 @@ def test_shorter_longer_and_empty_again(tmp_path):
     assert shelf.remove(["a", "nothing"]) == 1
 
 
+@pytest.mark.parametrize(
+    ("text", "says"), [((5, "x"), "name of a text is a string"), (("", "x"), "name of a text is empty"),
+                       (("a", None), "source of a text"), (("a", "caf\udce9"), "source of a text"), (("\udce9", "x"), "name")],
+)  # fmt: skip
+def test_what_is_no_text_is_refused(text, says):
+    with pytest.raises(ValueError, match=says):
+        Text(*text)
+
+
 def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(library, "COMMIT", 4)
     texts = [Text(f"t{i}", "\n\n".join(f"{'word ' * 100}{i} {j}" for j in range(3))) for i in range(5)]
@@ -170,10 +183,24 @@ def test_what_is_no_text_is_named(tmp_path, docs):
     write(docs / "image.png", b"\x89PNG\0\0")
     write(docs / "latin.txt", "naïve".encode("latin-1"))
     write(docs / ".hidden", "x")
-    write(docs / "empty.txt", "")
+    write(docs / "empty.txt", " \n")
+    write(docs / "script.html", "<script>run()</script>")
+    write(docs / "two\nlines.txt", "x")
+    write(docs / os.fsdecode(b"caf\xe9.txt"), "x")
+    (docs / "again").symlink_to(docs)
+    os.mkfifo(docs / "pipe")
     shelf = made(docs)
-    assert mirror(shelf, docs).skipped == {"image.png": "binary", "latin.txt": "not UTF-8 (byte 2)"}
+    steps = []
+    report = mirror(shelf, docs, lambda files, of, passages: steps.append((files, of)))
+    assert report.skipped == {
+        "image.png": "binary", "latin.txt": "not UTF-8 (byte 2)", "empty.txt": "no text in it", "pipe": "not a regular file",
+        "script.html": "no text in it", r"two\nlines.txt": "its name cannot be shown",
+        r"caf\udce9.txt": "its name cannot be shown", "again/": "a link to a folder",
+    }  # fmt: skip
+    assert report.files == len(report.skipped) - 1 + 3
+    assert steps[-1] == (report.files, report.files)
     assert set(held(shelf)) == set(POEM)
+    assert mirror(shelf, docs).written == 0
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no files; nothing to index"):
         mirror(shelf, tmp_path / "empty")
@@ -182,6 +209,65 @@ def test_what_is_no_text_is_named(tmp_path, docs):
     write(tmp_path / "binary" / "x", b"\0")
     with pytest.raises(ValueError, match=r"holds no text: x \(binary\)"):
         mirror(Library.create(tmp_path / "second", Recipe(), Words()), tmp_path / "binary")
+
+
+def test_names_of_every_script_are_taken(tmp_path):
+    names = ["文件.md", "имя с пробелом.md", "می\u200cروم.md", "👨\u200d👩\u200d👧.md", "at\u202f9.md", "a#1", "a"]
+    for name in names:
+        write(tmp_path / "docs" / name, f"text of {name}")
+    shelf = made(tmp_path)
+    assert mirror(shelf, tmp_path / "docs").skipped == {}
+    assert held(shelf) == {name: [f"text of {name}"] for name in names}
+    (tmp_path / "docs" / "a").unlink()
+    assert mirror(shelf, tmp_path / "docs").removed == 1
+    assert "a#1" in held(shelf)
+
+
+def test_a_second_writer_is_told_before_it_encodes(tmp_path, docs):
+    shelf = made(tmp_path)
+    mirror(shelf, docs)
+    write(docs / "more.md", "more")
+    second = Library.open(tmp_path / "my.index", Words())
+    with pytest.raises(Locked, match="close that one first"):
+        mirror(second, docs)
+    assert second.encoder.read == []
+
+
+@pytest.mark.parametrize("shards", [None, 2])
+def test_what_cannot_be_read_now_is_kept(tmp_path, docs, monkeypatch, shards):
+    def bring():
+        return mirror(shelf, docs) if shards is None else mirror_shards(shelf, docs)
+
+    def names():
+        parts = [shelf] if shards is None else [Library.open(shelf.at(n), Words()) for n in range(shards)]
+        return {name for part in parts for name in part.names()}
+
+    if shards is None:
+        shelf = made(tmp_path)
+    else:
+        monkeypatch.setattr(build, "_encoder", lambda source: Words())
+        shelf = Shards.create(tmp_path / "my.shards", Recipe(codec="float32"), shards)
+    write(docs / "gone.md", "soon gone")
+    bring()
+    (docs / "gone.md").unlink()
+    scan, read = os.scandir, Path.read_bytes
+
+    def closed(path):
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    def broken(path):
+        if path.name == "read.md":
+            raise OSError(5, "Input/output error", str(path))
+        return read(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    monkeypatch.setattr(Path, "read_bytes", broken)
+    report = bring()
+    assert report.skipped == {"sub/": "Permission denied", "read.md": "Input/output error"}
+    assert report.removed == 1
+    assert names() == set(POEM)
 
 
 def test_the_index_in_the_folder_is_no_document(docs):
@@ -208,6 +294,9 @@ def test_a_hit_says_what_was_matched(tmp_path, docs):
     assert hits[0].matches[0].query is None
     assert shelf.search("cat", k=3, where={"suffix": ".html"})[0].document == "page.html"
     assert shelf.search("cat", where={"suffix": ".pdf"}) == []
+    for wrong in (None, 5, ["read"], "caf\udce9"):
+        with pytest.raises(ValueError, match="a query is a string"):
+            shelf.search(wrong)
     with pytest.raises(ValueError, match="query is empty"):
         shelf.search("  ")
 

@@ -12,9 +12,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch.nn.functional import normalize
-from transformers import AutoModel, BertConfig, BertModel, ColPaliConfig, ColPaliForRetrieval
+from transformers import (
+    AutoModel,
+    BartConfig,
+    BartModel,
+    BertConfig,
+    BertModel,
+    ColPaliConfig,
+    ColPaliForRetrieval,
+    ColPaliProcessor,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+    T5Config,
+    T5EncoderModel,
+    T5Model,
+    ViTConfig,
+    ViTModel,
+)  # fmt: skip
 
 from tokensieve.plan import plan
 from tokensieve.retrieval import encode, encode_folder
@@ -183,6 +203,8 @@ def test_long_texts_lose_their_end(minilm):
 def test_only_strings_are_read(minilm):
     with pytest.raises(ValueError, match="text 1 is a bytes; this encoder reads strings"):
         minilm.documents(["a", b"b"])
+    with pytest.raises(ValueError, match="text 0 is no Unicode"):
+        minilm.queries(["caf\udce9"])
 
 
 # ---- folders
@@ -278,6 +300,68 @@ def test_pooling_by_the_largest_value(folder):
     )
 
 
+@pytest.mark.parametrize(
+    "said", [{"pooling_mode_lasttoken": True, "pooling_mode_cls_token": False}, {"pooling_mode": "lasttoken"}]
+)
+def test_pooling_by_the_last_token(folder, said):
+    modules(
+        folder, ("sentence_transformers.models.Transformer", ""), ("sentence_transformers.models.Pooling", "1_Pooling")
+    )
+    write(folder / "1_Pooling" / "config.json", said)
+    encoded = load(folder).documents(["a b", "a file"])
+    torch.testing.assert_close(encoded.single, encoded.vectors[encoded.offsets[1:] - 1])
+    write(folder / "1_Pooling" / "config.json", {"pooling_mode_weightedmean_tokens": True})
+    again = load(folder).documents(["a b", "a file"])
+    assert again.single is None
+    assert torch.equal(again.vectors, encoded.vectors)
+
+
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+BART = {
+    "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16, "decoder_ffn_dim": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **size: T5Model(T5Config(**T5, **size)),
+        lambda **size: T5EncoderModel(T5Config(**T5, **size)),
+        lambda **size: BartModel(BartConfig(**BART, **size)),
+    ],
+)
+def test_of_encoders_with_decoders_the_encoder_reads(folder, make):
+    torch.manual_seed(0)
+    model = make(vocab_size=30522, pad_token_id=0).eval()
+    model.save_pretrained(folder)
+    encoder = load(folder)
+    with torch.no_grad():
+        hidden = model.get_encoder()(torch.tensor([encoder.tokenizer("a b")["input_ids"]])).last_hidden_state[0]
+    torch.testing.assert_close(encoder.documents(["a b"])[0], normalize(hidden, dim=-1), atol=2e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="received_attention cannot be read from"):
+        encoder.documents(["a b"], ["received_attention"])
+
+
+def test_what_reads_no_texts_is_refused(folder):
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    ViTModel(ViTConfig(**size)).save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"ViTModel in .* encodes no texts by themselves"):
+        load(folder)
+
+
+def test_no_code_of_a_folder_is_run(folder, monkeypatch):
+    ran = folder / "ran"
+    (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = json.loads((folder / "config.json").read_text())
+    mine = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}}
+    write(folder / "config.json", config | mine)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match="no code of a folder is run"):
+        load(folder)
+    assert not ran.exists()
+
+
 def test_pickled_weights_are_refused(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
@@ -298,8 +382,8 @@ def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
         TextEncoder(model.model, model.tokenizer, plan=plan("kmeans", 0.5))
     with pytest.raises(ValueError, match="query_length=3; a text needs at least 4 tokens"):
         Reading(query_length=3)
-    with pytest.raises(ValueError, match="pooling='last'"):
-        Reading(pooling="last")
+    with pytest.raises(ValueError, match="pooling='first'"):
+        Reading(pooling="first")
     modules(folder, ("sentence_transformers.models.Transformer", ""), ("pylate.models.Dense.Dense", "1_Dense"))
     dense(folder / "1_Dense", 8, use_residual=True)
     with pytest.raises(ValueError, match="asks for a residual"):
@@ -325,7 +409,7 @@ class Pages:
         return {"input_ids": ids, "attention_mask": (ids > 0).long()}
 
 
-def test_pages_of_a_colpali():
+def colpali(image_token):
     torch.manual_seed(0)
     text = {
         "model_type": "gemma",
@@ -334,18 +418,21 @@ def test_pages_of_a_colpali():
         "num_hidden_layers": 1,
         "num_attention_heads": 2,
     }
-    text |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 32}
+    text |= {"num_key_value_heads": 1, "head_dim": 8, "vocab_size": 2000}
     sight = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     sight |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
     vlm = {
         "model_type": "paligemma",
         "text_config": text,
         "vision_config": sight,
-        "image_token_index": 9,
+        "image_token_index": image_token,
         "projection_dim": 16,
     }
-    model = ColPaliForRetrieval(ColPaliConfig(vlm_config=vlm, embedding_dim=8))
-    encoder = PageEncoder(model, Pages())
+    return ColPaliForRetrieval(ColPaliConfig(vlm_config=vlm, embedding_dim=8))
+
+
+def test_pages_of_a_colpali():
+    encoder = PageEncoder(colpali(9), Pages())
     pages = [np.full((8, 8, 3), v, dtype=np.uint8) for v in (0, 90, 200, 40, 250)]
     encoded = encoder.documents(pages)
     assert encoded.lengths.tolist() == [6] * 5
@@ -354,6 +441,32 @@ def test_pages_of_a_colpali():
     torch.testing.assert_close(torch.linalg.vector_norm(encoded.vectors, dim=1), torch.ones(30))
     assert encoder.queries(["a", "bc"]).lengths.tolist() == [1, 1]
     assert len(encoder.documents([])) == 0
+    with pytest.raises(ValueError, match="page 1 is a str; ColPaliForRetrieval reads images"):
+        encoder.documents([pages[0], "https://example.org/page.png"])
+    with pytest.raises(ValueError, match="a query is a string"):
+        encoder.queries([pages[0]])
+
+
+def test_a_colpali_from_its_folder(tmp_path):
+    names = ["<unk>", "<pad>", "<bos>", "<eos>", "<image>", "read", "a", "file"]
+    words = Tokenizer(WordLevel({name: i for i, name in enumerate(names)}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, **{f"{n}_token": f"<{n}>" for n in ("unk", "pad", "bos", "eos")}
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    images = SiglipImageProcessorPil(size={"height": 8, "width": 8})
+    images.image_seq_length = 4
+    processor = ColPaliProcessor(image_processor=images, tokenizer=tokenizer)
+    model = colpali(4)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    encoder, pages = load(tmp_path), [Image.new("RGB", (30, 20), (v, v, 99)) for v in (0, 90, 200, 40, 250)]
+    encoded = encoder.documents(pages)
+    with torch.no_grad():
+        direct = model.eval()(**processor.process_images(pages[1:2])).embeddings[0]
+    torch.testing.assert_close(encoded[1], normalize(direct, dim=-1), atol=1e-5, rtol=1e-4)
+    assert encoder.queries(["read a file"]).vectors.shape[1] == 8
 
 
 # ---- arrays
@@ -371,6 +484,8 @@ def test_precomputed_arrays():
     for bad in (np.zeros(3), np.full((1, 3), np.nan), np.zeros((0, 3))):
         with pytest.raises(ValueError, match="pass finite values of shape"):
             Precomputed({"a": bad})
+    with pytest.raises(ValueError, match="pass real numbers"):
+        Precomputed({"a": x * 1j})
     with pytest.raises(ValueError, match="all must have the same width"):
         Precomputed({"a": x, "b": x[:, :2]})
 

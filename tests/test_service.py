@@ -126,6 +126,7 @@ def test_lines_before_a_wrong_one_are_kept(client):
         ({"query": "x" * 1001}, "query"), ({"query": "\ud800"}, "query"), ({"query": "x", "k": 0}, "k"),
         ({"query": "x", "k": 101}, "k"), ({"query": "x", "k": "5"}, "k"), ({"query": "x", "keep": 0}, "keep"),
         ({"query": "x", "keep": 1.1}, "keep"), ({"query": "x", "where": {"a": {"like": 1}}}, "where.a"),
+        ({"query": "x", "where": {"a": {"in": "abc"}}}, "where"),
         ({"query": "x", "where": 5}, "where"), ({"query": "x", "more": 1}, "more"), ([], "body"),
     ],
 )  # fmt: skip

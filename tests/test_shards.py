@@ -242,7 +242,7 @@ def test_shards_by_command(tmp_path, docs):
     out, how = tmp_path / "my.shards", ("--keep", "0.5", "--codec", "int4")
     said = call("index", docs, "--out", out, *how, "--shards", "3")
     assert "3 shards, 55 passages" in said
-    assert "1 files skipped:\n  image.png: binary" in said
+    assert "1 skipped:\n  image.png: binary" in said
     # Shards that are there need no number of them.
     report = json.loads(call("index", docs, "--out", out, *how, "--json"))
     assert (report["unchanged"], report["passages"], report["documents"]) == (len(TEXTS), 55, 55)

@@ -144,9 +144,18 @@ def test_numbers_that_callers_used_are_passed_over(store):
         ({"vectors": [torch.full((2, DIM), torch.nan)]}, "document 0 holds NaN"),
         ({"ids": ["d3"]}, "'d3' is in the index"),
         ({"ids": [7]}, "not 7"),
+        ({"ids": [None]}, "not None"),
+        ({"ids": "d"}, r"pass \['d'\]"),
+        ({"ids": [""]}, "non-empty"),
+        ({"ids": ["caf\udce9"]}, "Unicode"),
         ({"vectors": docs(2), "ids": ["x", "x"]}, "'x' is given twice"),
         ({"ids": ["x", "y"]}, "1 documents, 2 ids"),
         ({"metadata": [{"a": object()}]}, "metadata of document 0"),
+        ({"metadata": [{"a": float("nan")}]}, "metadata of document 0"),
+        ({"metadata": [{1: 2}]}, "names of fields are strings"),
+        ({"vectors": torch.ones(1, 2, DIM).long()}, "hold torch.int64"),
+        ({"vectors": [torch.ones(2, DIM).to(torch.float8_e4m3fn)]}, "hold torch.float8_e4m3fn"),
+        ({"vectors": [torch.ones(2, DIM).double() * 1e300]}, "document 0 holds NaN or infinite"),
     ],
 )
 def test_a_refused_add_changes_nothing(both, change, says):
@@ -161,6 +170,7 @@ def test_other_refusals(both):
     query = docs(1)[0]
     for arguments, says in [
         ({"k": 0}, "k must be at least 1"),
+        ({"where": {"lang": {"in": "english"}}}, "takes a list"),
         ({"where": {"i": {"about": 3}}}, "unknown operator 'about'"),
         ({"where": {"lang": {"eq": {"a": 1}}}}, "no words for"),
         ({"where": {"": 1}}, "no words for"),

@@ -23,7 +23,7 @@ Ray = Annotated[
 ]
 At = Annotated[Path, typer.Argument(help="The folder of an index.")]
 SHOWN = 20
-"""Skipped files named on the screen; --json names all."""
+"""Skipped files and folders named on the screen; --json names all."""
 
 
 def add(app: typer.Typer) -> None:
@@ -74,7 +74,7 @@ def index(
         f"{report.written:,} files written, {report.unchanged:,} unchanged, {report.removed:,} removed"
     )
     if report.skipped:
-        typer.echo(f"{len(report.skipped)} files skipped:")
+        typer.echo(f"{len(report.skipped)} skipped:")
         for name, why in list(report.skipped.items())[:SHOWN]:
             typer.echo(f"  {name}: {why}")
         if len(report.skipped) > SHOWN:
@@ -175,7 +175,7 @@ def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[Report, 
         library = _open(out)
         cli_shards.refuse_change(out, library.recipe, recipe)
     else:
-        _check(docs)
+        cli_shards.refuse_nothing(docs)
         library = Library.create(out, recipe)
     try:
         with _Progress(quiet) as progress:
@@ -204,13 +204,6 @@ def _open(at: Path) -> Library:
 
     disable_progress_bar()
     return Library.open(at)
-
-
-def _check(docs: Path) -> None:
-    """Say that there is nothing to index before an index is made."""
-    from tokensieve.retrieval.folder import Folder
-
-    Folder(docs).files()
 
 
 class _Progress:

@@ -27,12 +27,11 @@ def build(
     docs: Path, out: Path, recipe: Recipe, count: int | None, ray: str | None, quiet: bool
 ) -> tuple[Report, dict[str, int], int]:
     """Make or update shards; returns what was done, their size, and how many there are."""
-    from tokensieve.retrieval.folder import Folder
     from tokensieve.retrieval.shards import Shards, mirror
     from tokensieve.retrieval.shards.build import here
 
     _refuse_whole(out)
-    Folder(docs).files()
+    refuse_nothing(docs)
     with _cluster(ray) as cluster:
         if sharded(out):
             shards = Shards.open(out)
@@ -62,6 +61,15 @@ def opened(at: Path, ray: str | None) -> Iterator[Collection]:
     _refuse_whole(at)
     with _cluster(ray) as cluster, Collection.open(at, cluster.Actors if cluster else Here) as collection:
         yield collection
+
+
+def refuse_nothing(docs: Path) -> None:
+    """Say that there is nothing to index before an index is made."""
+    from tokensieve.retrieval.folder import Folder
+    from tokensieve.retrieval.mirror import refuse_empty
+
+    folder = Folder(docs)
+    refuse_empty(folder, folder.files())
 
 
 def refuse_change(out: Path, made: Recipe, asked: Recipe) -> None:

@@ -25,8 +25,8 @@ class Codec:
     name: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        if self.dim < 1:
-            raise ValueError(f"dim must be at least 1, not {self.dim}")
+        if not isinstance(self.dim, int) or isinstance(self.dim, bool) or self.dim < 1:
+            raise ValueError(f"dim must be at least 1 and whole, not {self.dim!r}")
 
     def fit(self, sample: Tensor) -> Codec:
         """A codec adapted to a sample of vectors ``(n, dim)``."""

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokensieve.retrieval.ragged import Ragged
+from tokensieve.retrieval.ragged import Ragged, array
 
 FORMAT = "tokensieve.encoded.1"
 
@@ -197,7 +197,10 @@ class Precomputed:
 
 
 def _array(key: Any, value: Any) -> Tensor:
-    x = torch.as_tensor(np.asarray(value)).float()
+    x = array(np.asarray(value))
+    if x.is_complex():
+        raise ValueError(f"the array of {key!r} holds {x.dtype}; pass real numbers")
+    x = x.float()
     if x.dim() != 2 or not len(x) or not bool(x.isfinite().all()):
         raise ValueError(
             f"the array of {key!r} has shape {tuple(x.shape)}; pass finite values of shape (tokens, width)"

@@ -24,6 +24,7 @@ from tokensieve.retrieval.encode_text import TextEncoder
 
 MINILM = "minilm"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.metadata")
+POOLINGS = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
@@ -46,7 +47,7 @@ def load(source: str | Path | None, device: str, **options: Any) -> Encoder:
     kind = next(iter(config.get("architectures") or []), "")
     if kind.endswith("ForRetrieval") and hasattr(transformers, kind):
         model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True).to(device)
-        processor = transformers.AutoProcessor.from_pretrained(folder)
+        processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         return PageEncoder(model, processor, **options)
     return _text(folder, device, options)
 
@@ -75,10 +76,18 @@ def _text(folder: Path, device: str, options: dict[str, Any]) -> TextEncoder:
     inner = next((folder / m["path"] for m in modules if m["type"].endswith("Transformer")), folder)
     config = _json(inner / "config.json")
     try:
-        model = transformers.AutoModel.from_pretrained(inner, use_safetensors=True)
+        model = transformers.AutoModel.from_pretrained(inner, use_safetensors=True, trust_remote_code=False)
     except OSError as error:
         raise ValueError(f"{inner} holds no weights in safetensors: {error}") from error
-    tokenizer = transformers.AutoTokenizer.from_pretrained(inner)
+    except ValueError as error:
+        why = str(error).split("\n", 1)[0]
+        raise ValueError(
+            f"{inner} holds no model of transformers' own, and no code of a folder is run: {why}"
+        ) from error
+    # A T5 that was saved as an encoder does not say that it has a decoder.
+    if hasattr(model, "encoder") and hasattr(model, "decoder"):
+        model = model.get_encoder()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(inner, trust_remote_code=False)
     dense = [(m["type"], folder / m["path"]) for m in modules if m["type"].endswith("Dense")]
     pooling = next((folder / m["path"] for m in modules if m["type"].endswith("Pooling")), None)
     heads = [_dense(path) for _, path in dense]
@@ -90,7 +99,12 @@ def _text(folder: Path, device: str, options: dict[str, Any]) -> TextEncoder:
         head.to(device).eval()
     # A dense layer behind a pooling one is of the single vector.
     where = "heads" if pooling is None else "single_heads"
-    return TextEncoder(model, tokenizer, **{"reading": reading, where: heads, **options})
+    encoder = TextEncoder(model, tokenizer, **{"reading": reading, where: heads, **options})
+    try:
+        encoder.queries(["a"])
+    except (AttributeError, TypeError, ValueError) as problem:
+        raise ValueError(f"{type(model).__name__} in {inner} encodes no texts by themselves: {problem}") from problem
+    return encoder
 
 
 def _reading(folder: Path, inner: Path, pooling: Path | None) -> Reading:
@@ -117,13 +131,14 @@ def _reading(folder: Path, inner: Path, pooling: Path | None) -> Reading:
     )
 
 
-def _pooling(folder: Path) -> str:
+def _pooling(folder: Path) -> str | None:
+    """How the single vector is made; None for ways that are not known here: vectors of tokens need none."""
     config = _json(folder / "config.json")
-    modes = {"mean": "pooling_mode_mean_tokens", "cls": "pooling_mode_cls_token", "max": "pooling_mode_max_tokens"}
-    found = [name for name, key in modes.items() if config.get(key)] or [str(config.get("pooling_mode"))]
-    if len(found) != 1 or found[0] not in modes:
-        raise ValueError(f"{folder / 'config.json'} asks for a pooling other than one of {', '.join(modes)}")
-    return found[0]
+    asked = [
+        k.removeprefix("pooling_mode_").partition("_")[0] for k, v in config.items() if k[:13] == "pooling_mode_" and v
+    ]
+    asked = asked or [str(config.get("pooling_mode"))]
+    return POOLINGS.get(asked[0]) if len(asked) == 1 else None
 
 
 def _colbert(folder: Path) -> Reading:

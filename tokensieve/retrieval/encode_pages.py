@@ -7,11 +7,14 @@ from functools import cached_property
 from hashlib import sha256
 from typing import Any
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tokensieve.retrieval.encode import Encoded, Identity, ends, join
+from tokensieve.retrieval.passages import is_text
 
 BATCH = 4
 
@@ -39,10 +42,22 @@ class PageEncoder:
         return Identity(self.name, digest.hexdigest(), int(config.embedding_dim))
 
     def documents(self, items: Sequence[Any], needs: Collection[str] = ()) -> Encoded:
-        """Pages as PIL images."""
+        """Pages as PIL images, or arrays.
+
+        Raises:
+            ValueError: another thing; processors take a text for the address of an image, and fetch it.
+        """
+        for i, item in enumerate(items):
+            if not isinstance(item, (Image, np.ndarray, Tensor)):
+                raise ValueError(
+                    f"page {i} is a {type(item).__name__}; {self.name} reads images, texts only as queries"
+                )
         return self._encode([self.processor.process_images(items[i : i + BATCH]) for i in range(0, len(items), BATCH)])
 
     def queries(self, texts: Sequence[str]) -> Encoded:
+        wrong = [t for t in texts if not is_text(t)]
+        if wrong:
+            raise ValueError(f"a query is a string of Unicode, not {wrong[0]!r}")
         # One by one: queries are short, and none depends on its neighbours' padding.
         return self._encode([self.processor.process_queries([text]) for text in texts])
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
+from tokensieve.retrieval.passages import is_text
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -20,7 +22,7 @@ class Reading:
         expand: fill queries up to their length with mask tokens, whose vectors are kept (ColBERT).
         attend_expansion: whether other tokens attend to those.
         skip: words whose vectors are left out of documents (ColBERT: punctuation).
-        pooling: "mean", "cls" or "max", for the single vector of a text; None for models that make none.
+        pooling: "mean", "cls", "max" or "last", for the single vector of a text; None for models that make none.
     """
 
     query_marker: str | None = None
@@ -38,8 +40,8 @@ class Reading:
         for name in ("query_length", "document_length"):
             if getattr(self, name) < 4:
                 raise ValueError(f"{name}={getattr(self, name)}; a text needs at least 4 tokens, markers included")
-        if self.pooling not in (None, "mean", "cls", "max"):
-            raise ValueError(f"pooling={self.pooling!r}; it must be 'mean', 'cls', 'max' or None")
+        if self.pooling not in (None, "mean", "cls", "max", "last"):
+            raise ValueError(f"pooling={self.pooling!r}; it must be 'mean', 'cls', 'max', 'last' or None")
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ class Reader:
     def read(self, texts: Sequence[str], query: bool) -> list[Text]:
         """Texts as tokens."""
         for i, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise ValueError(f"text {i} is a {type(text).__name__}; this encoder reads strings")
+            if not is_text(text):
+                what = f"a {type(text).__name__}" if not isinstance(text, str) else "no Unicode"
+                raise ValueError(f"text {i} is {what}; this encoder reads strings of Unicode")
         if not texts:
             return []
         how, marker = self.reading, self._markers[query]

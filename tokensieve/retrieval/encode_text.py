@@ -69,7 +69,7 @@ class TextEncoder:
         cuts = json.loads(self.tokenizer.backend_tokenizer.to_str()) | {"padding": None, "truncation": None}
         digest.update(json.dumps(cuts, sort_keys=True).encode())
         config: Any = self.model.config
-        width = config.hidden_size
+        width = config.get_text_config().hidden_size
         for part in (self.model, *self.heads, *self.single_heads):
             for key, value in sorted(part.state_dict().items()):
                 digest.update(f"{key}{tuple(value.shape)}{value.dtype}".encode())
@@ -149,6 +149,8 @@ class TextEncoder:
         real = mask[..., None].to(hidden.dtype)
         if self.reading.pooling == "cls":
             one = hidden[:, 0]
+        elif self.reading.pooling == "last":
+            one = hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
         elif self.reading.pooling == "max":
             one = hidden.masked_fill(real == 0, -torch.inf).amax(1)
         else:
@@ -159,10 +161,15 @@ class TextEncoder:
 
     def _listen(self) -> tuple[list[Tensor], Callable[[], None]]:
         """Record the attention that each token receives in the last layer."""
-        stack = find(self.model).vision
+        try:
+            stack = find(self.model).vision
+        except ValueError:
+            stack = None
         module = None if stack is None else stack.attentions[-1]
         if module is None:
-            raise ValueError(f"{type(self.model).__name__} has no attention to read received_attention from")
+            raise ValueError(
+                f"received_attention cannot be read from {type(self.model).__name__}; choose a method that does not need it"
+            )
         heard: list[Tensor] = []
 
         def observe(call: taps.Call) -> None:

@@ -29,9 +29,13 @@ def check(where: Where) -> None:
     if not isinstance(where, Mapping):
         raise ValueError(f"where must be a dict of metadata fields to conditions, not {where!r}")
     for field, condition in where.items():
-        unknown = [o for o in condition if o not in OPERATORS] if isinstance(condition, Mapping) else []
-        if unknown:
-            raise ValueError(f"where[{field!r}]: unknown operator {unknown[0]!r}; there are {', '.join(OPERATORS)}")
+        if not isinstance(field, str):
+            raise ValueError(f"where[{field!r}]: names of metadata fields are strings")
+        for name, limit in condition.items() if isinstance(condition, Mapping) else ():
+            if name not in OPERATORS:
+                raise ValueError(f"where[{field!r}]: unknown operator {name!r}; there are {', '.join(OPERATORS)}")
+            if name == "in" and not isinstance(limit, (list, tuple, set)):
+                raise ValueError(f"where[{field!r}]: in takes a list of values, not {limit!r}; eq compares with one")
 
 
 def matches(where: Where, metadata: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from tokensieve.parts.budget import check
 from tokensieve.retrieval.encode import Encoded, ends
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.maxsim import align, maxsim
-from tokensieve.retrieval.passages import Span
+from tokensieve.retrieval.passages import Span, is_text
 from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.reduce import reduce
 from tokensieve.retrieval.search import Hit
@@ -81,6 +81,19 @@ class Found:
             else:
                 out.append((a, b))
         return out
+
+
+def question(query: Any) -> str:
+    """A query that can be searched for.
+
+    Raises:
+        ValueError: it is no text, or holds no word.
+    """
+    if not is_text(query):
+        raise ValueError(f"a query is a string of Unicode, not {query!r}")
+    if not query.strip():
+        raise ValueError("query is empty; pass at least one word")
+    return query
 
 
 def asked(encoded: Encoded) -> Asked:

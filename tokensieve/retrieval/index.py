@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,9 @@ from tokensieve.codec import codec as make_codec
 from tokensieve.retrieval import search, snapshot, tune
 from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.filters import Where
-from tokensieve.retrieval.incoming import Puts, check_names, incoming, numbered, query_of, refuse_held
-from tokensieve.retrieval.maxsim import queries_of
+from tokensieve.retrieval.incoming import Puts, check_names, incoming, listed, numbered, query_of, refuse_held, whole
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.sketch import sketch as make_sketch
-from tokensieve.retrieval.snapshot import MANIFEST
 from tokensieve.retrieval.writer import SEGMENT, Writer
 
 
@@ -59,6 +57,7 @@ class Index(Puts):
         model: str | None = None,
         sketch: str | None = "pooled",
         fitted: Mapping[str, Tensor] | None = None,
+        beside: Collection[str] = (),
     ) -> Index:
         """A new, empty index.
 
@@ -69,14 +68,13 @@ class Index(Puts):
             sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None for exact search only.
             fitted: the state of a codec that has learnt (``index.codec.state``), for several indexes that score alike; by
                 default it learns from what is added first.
+            beside: names of files that may be in the folder; where there are others, it is refused.
         """
         folder = Path(folder)
         made = make_codec(codec, dim)
         if sketch is not None:
             make_sketch(sketch, made.dim)
-        if (folder / MANIFEST).exists():
-            raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
-        snapshot.start(folder, fitted, dim=dim, codec=codec, model=model, sketch=sketch)
+        snapshot.start(snapshot.vacant(folder, beside), fitted, dim=dim, codec=codec, model=model, sketch=sketch)
         return cls(folder, snapshot.read(folder))
 
     @classmethod
@@ -103,6 +101,7 @@ class Index(Puts):
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents in one commit; ids that are not there are passed over. Returns how many were deleted."""
+        ids = listed(ids)
         with self._writing:
             writer = self._write()
             gone = [i for i, place in zip(ids, writer.state.find(ids), strict=True) if place is not None]
@@ -115,6 +114,7 @@ class Index(Puts):
         with self._writing:
             self._state = self._write().compact()
 
+    @torch.no_grad()
     def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Any]:
         """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
 
@@ -126,11 +126,13 @@ class Index(Puts):
                 :meth:`tune` has measured, and all of an index that was never tuned.
         """
         single, queries = query_of(query, k, where, self.dim)
+        if rerank is not None:
+            whole("rerank", rerank, 0)
         state = self._state
         admitted = [v.admitted(where) for v in state.views]
         if rerank is None:
             rerank = tune.rerank(state, admitted)
-        if rerank and state.sketch:
+        if rerank and state.sketch and state.views:
             scores = search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k))
         else:
             scores = search.exact(state.views, state.codec, queries, admitted)
@@ -146,7 +148,9 @@ class Index(Puts):
             queries: ``(B, Q, dim)`` or a list; documents of the index stand in for them by default.
             goal: the share of the ten best documents that must be found.
         """
-        given = None if queries is None else queries_of(queries)[1]
+        if not 0 < goal <= 1:
+            raise ValueError(f"goal is a share of documents, above 0 and at most 1, not {goal!r}")
+        given = None if queries is None else query_of(queries, 1, None, self.dim)[1]
         with self._writing:
             writer = self._write()
             plan = tune.measure(writer.state, given, goal)
@@ -230,6 +234,15 @@ class Index(Puts):
         """See what other processes have committed."""
         self._state = snapshot.read(self.folder, self._state)
 
+    def begin(self) -> None:
+        """Take the lock now, before work whose end is a writing call.
+
+        Raises:
+            Locked: another writer has it.
+        """
+        with self._writing:
+            self._write()
+
     def close(self) -> None:
         """Let others write."""
         with self._writing:
@@ -254,7 +267,7 @@ class Index(Puts):
         return len(batch)
 
     def _put(
-        self, vectors: Documents, ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool
+        self, vectors: Documents, ids: list[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool
     ) -> list[str]:
         docs, notes = incoming(vectors, metadata, self.dim)
         with self._writing:
@@ -266,7 +279,7 @@ class Index(Puts):
                 )
                 more = {"next_id": first + len(docs)}
             else:
-                names = list(ids)
+                names = ids
             check_names(names, len(docs), len(notes))
             held = [i for i, place in zip(names, writer.state.find(names), strict=True) if place is not None]
             if not replace:

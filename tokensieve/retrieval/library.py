@@ -20,13 +20,14 @@ from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.files import map_tensors, read_json, write_json, write_tensors
 from tokensieve.retrieval.filters import Where
 from tokensieve.retrieval.folder import Text
-from tokensieve.retrieval.found import CANDIDATES, OWN, Found, asked, shown, with_vectors
+from tokensieve.retrieval.found import CANDIDATES, OWN, Found, asked, question, shown, with_vectors
+from tokensieve.retrieval.incoming import listed
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.reduce import Frequencies, reduce
-from tokensieve.retrieval.snapshot import MANIFEST
+from tokensieve.retrieval.snapshot import MANIFEST, vacant
 
-RECIPE, COUNTS = "library.json", "frequencies"
+RECIPE, COUNTS = BESIDE = "library.json", "frequencies"
 TOGETHER = 64
 """Passages encoded between two reports of progress."""
 COMMIT = 512
@@ -59,12 +60,10 @@ class Library:
     ) -> Library:  # fmt: skip
         """A new, empty one; ``fitted`` as :meth:`Index.create` takes it."""
         folder, recipe = Path(folder), recipe or Recipe()
-        if (folder / MANIFEST).exists():
-            raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
         encoder = encoder or encode.load(recipe.encoder)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / RECIPE, asdict(recipe))
-        index = Index.create(folder, encoder.identity.dim, recipe.codec, encoder.identity.label, recipe.sketch, fitted)
+        write_json(vacant(folder, BESIDE) / RECIPE, asdict(recipe))
+        made = encoder.identity
+        index = Index.create(folder, made.dim, recipe.codec, made.label, recipe.sketch, fitted, BESIDE)
         return cls(index, recipe, encoder)
 
     @classmethod
@@ -92,6 +91,9 @@ class Library:
 
         Args:
             done: called with the number of passages that were encoded since the last call.
+
+        Raises:
+            ValueError: metadata that are no JSON, or in a field of the library's own.
         """
         written = 0
         rows: list[Row] = []
@@ -127,7 +129,7 @@ class Library:
     def remove(self, names: Iterable[str]) -> int:
         """Remove texts by name; returns how many there were."""
         with self._writing:
-            gone = {name: self._of(name) for name in names}
+            gone = {name: self._of(name) for name in listed(names)}
             self.index.delete([i for ids in gone.values() for i in ids])
             self._seen = self._stamp()
             return sum(bool(ids) for ids in gone.values())
@@ -222,10 +224,8 @@ class Library:
         Raises:
             ValueError: the query is empty, or a budget or filter is out of range.
         """
-        if not query.strip():
-            raise ValueError("query is empty; pass at least one word")
         self.refresh()
-        tokens = asked(self.encoder.queries([query]))
+        tokens = asked(self.encoder.queries([question(query)]))
         hits = self.index.search(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
         return shown(tokens, with_vectors(self.index, hits), k, keep, self.recipe)
 

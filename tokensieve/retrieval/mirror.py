@@ -20,6 +20,7 @@ class Report:
     removed: int = 0
     passages: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
+    """Files that are no text, and folders that were not entered, and why."""
 
     def __add__(self, other: Report) -> Report:
         sums = {
@@ -31,7 +32,8 @@ class Report:
 def mirror(
     library: Library, root: Path, step: Callable[[int, int, int], None] = lambda files, of, passages: None
 ) -> Report:
-    """Files that are new or changed are written, those that are gone are removed; texts that came from elsewhere stay.
+    """Files that are new or changed are written, those that are gone are removed; texts that came from elsewhere stay, and
+    so do those of files that cannot be read now.
 
     Interrupted, it goes on from there when called again.
 
@@ -40,7 +42,9 @@ def mirror(
 
     Raises:
         ValueError: no such folder, an empty one, or one that shares no file with what the library mirrors.
+        Locked: another process writes the library.
     """
+    library.index.begin()
     folder = Folder(root, without=library.index.folder)
     files = folder.files()
     refuse_other(held(library), {f.relative_to(root).as_posix() for f in files}, library.index.folder, root)
@@ -56,20 +60,26 @@ def bring(
     """Make a library hold the texts of these files of a folder, and of no others."""
     before = held(library)
     seen: set[str] = set()
-    folder.skipped.clear()
+    done = 0
+
+    def each() -> Iterator[Path]:
+        nonlocal done
+        for file in files:
+            yield file
+            done += 1
+            step(done, len(files), 0)
 
     def texts() -> Iterator[Text]:
-        for text in folder.texts(files):
+        for text in folder.texts(each()):
             seen.add(text.name)
-            step(len(seen) + len(folder.skipped), len(files), 0)
             yield text
 
-    written = library.put(texts(), lambda passages: step(len(seen) + len(folder.skipped), len(files), passages))
-    removed = library.remove(before - seen)
+    written = library.put(texts(), lambda passages: step(done, len(files), passages))
+    removed = library.remove(name for name in before - seen if folder.gone(name))
     plan = library.index.plan
     if plan is None or len(library) > 2 * plan["documents"]:
         library.index.tune()
-    return Report(len(files), written, len(seen) - written, removed, len(library), dict(folder.skipped))
+    return Report(len(files), written, len(seen) - written, removed, len(library), folder.passed | folder.skipped)
 
 
 def held(library: Library) -> set[str]:
@@ -93,7 +103,7 @@ def refuse_other(held: Iterable[str], names: Collection[str], out: Path, root: P
 def refuse_empty(folder: Folder, files: list[Path]) -> None:
     """Refuse a folder in which no file is text."""
     if next(folder.texts(files), None) is None:
-        raise ValueError(f"{folder.root} holds no text: {_named(folder.skipped)}")
+        raise ValueError(f"{folder.root} holds no text: {_named(folder.passed | folder.skipped)}")
 
 
 def _named(skipped: dict[str, str], most: int = 5) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import unescape
 from html.parser import HTMLParser
+from typing import Any
 
 MOST = 700
 """Characters of a passage: about 200 tokens of prose or of code."""
@@ -18,6 +19,15 @@ HEADING = re.compile(r"#{1,6}\s")
 BREAKS = (re.compile(r"\n"), re.compile(r"[.!?;:。！？]\s*"), re.compile(r"\s"))
 
 Span = tuple[int, int]
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a string that can be written: bytes that are no UTF-8 come from a terminal or a file's name as halves of
+    surrogate pairs, which cannot."""
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def cut(text: str, most: int = MOST) -> list[Span]:

@@ -33,7 +33,7 @@ class Ragged:
         if isinstance(documents, Ragged):
             return documents
         if isinstance(documents, (Tensor, np.ndarray)):
-            x = torch.as_tensor(documents)
+            x = array(documents)
             if x.dim() != 3:
                 raise ValueError(
                     f"documents must be (D, N, d), a list of (n_i, d) or a Ragged; this tensor is {_shape(x)}"
@@ -71,7 +71,7 @@ Documents = Ragged | Tensor | np.ndarray | Sequence[Any]
 
 def rows(documents: Sequence[Any]) -> list[Tensor]:
     """A list of ``(n_i, d)`` tensors, checked: two dimensions each, one d, floating point."""
-    parts = [p if isinstance(p, Tensor) else torch.as_tensor(p) for p in documents]
+    parts = [array(p) for p in documents]
     width = parts[0].shape[-1:] if parts else None
     # Of many thousands all are right; what is wrong is named below.
     if all(p.dim() == 2 and p.shape[1:] == width and p.is_floating_point() for p in parts):
@@ -84,6 +84,13 @@ def rows(documents: Sequence[Any]) -> list[Tensor]:
         if not p.is_floating_point():
             raise ValueError(f"document {i} holds {p.dtype}; vectors are floating point")
     return parts
+
+
+def array(x: Any) -> Tensor:
+    """As a tensor; a copy of what torch takes no view of: read-only, reversed, or of the other byte order."""
+    if isinstance(x, np.ndarray):
+        x = np.require(x, x.dtype.newbyteorder("="), ("C", "W"))
+    return torch.as_tensor(x)
 
 
 def neighbours(parts: Sequence[Tensor]) -> Tensor | None:

@@ -153,8 +153,8 @@ def _slice(body: Tensor, ends: Tensor, i: int) -> bytes:
 
 
 def keys_of(ids: Sequence[str]) -> np.ndarray:
-    """``(n,)`` hashes that documents are found by."""
-    return _keys([i.encode() for i in ids])
+    """``(n,)`` hashes that documents are found by; what no id can be finds nothing."""
+    return _keys([i.encode(errors="surrogatepass") for i in ids])
 
 
 def _keys(names: Sequence[bytes]) -> np.ndarray:
@@ -164,6 +164,9 @@ def _keys(names: Sequence[bytes]) -> np.ndarray:
 def metadata_json(document: int, metadata: Mapping[str, Any]) -> bytes:
     """Metadata as a segment stores it."""
     try:
-        return json.dumps(dict(metadata), separators=(",", ":")).encode()
+        fields = dict(metadata)
+        if not all(isinstance(name, str) for name in fields):
+            raise TypeError("names of fields are strings")
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
     except (TypeError, ValueError) as problem:
         raise ValueError(f"metadata of document {document} must be a dict of JSON values: {problem}") from problem

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from tokensieve.retrieval.sketch import sketch as make_sketch
 MANIFEST = "manifest.json"
 FORMAT = "tokensieve-index"
 VERSION = 1
+LOCK = "lock"
+OWN = re.compile(r"(\d{6,}\.(safetensors|dead|codec)(\.part)?|" + LOCK + ")")
+"""Files of an index besides its manifest."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,24 @@ class Snapshot:
         return out
 
 
+def vacant(folder: Path, allowed: Collection[str] = ()) -> Path:
+    """A folder for a new index, made where there is none; what another process was killed in the middle of making may be in it.
+
+    Raises:
+        FileExistsError: there is an index, or something else.
+    """
+    if (folder / MANIFEST).exists():
+        raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {p.name for p in folder.iterdir()}
+    other = sorted(n for n in names if n.removesuffix(".part") not in {MANIFEST, *allowed} and not OWN.fullmatch(n))
+    if other:
+        raise FileExistsError(f"{folder} holds other things ({other[0]}); choose a folder that is new or empty")
+    return folder
+
+
 def start(folder: Path, fitted: Mapping[str, Tensor] | None, **made: Any) -> None:
     """Commit the state of an index that holds nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
     state = write_small(folder / "000000.codec", fitted) if fitted else None
     empty: dict[str, Any] = {"segments": [], "plan": None, "next_file": 0, "next_id": 0}
     head = {"format": FORMAT, "version": VERSION, "generation": 0, "codec_state": state}

@@ -19,7 +19,7 @@ from tokensieve.retrieval.maxsim import runs
 from tokensieve.retrieval.ragged import Ragged, bounds
 from tokensieve.retrieval.search import sketch_codec
 from tokensieve.retrieval.segment import write_segment
-from tokensieve.retrieval.snapshot import MANIFEST, Snapshot, View
+from tokensieve.retrieval.snapshot import LOCK, MANIFEST, OWN, Snapshot, View
 
 SEGMENT = 1 << 17
 """Tokens of a segment: what a build holds in memory."""
@@ -34,7 +34,7 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / "lock", thread_local=False)
+        self._lock = FileLock(folder / LOCK, thread_local=False)
         try:
             self._lock.acquire(timeout=0)
         except Timeout as problem:
@@ -146,7 +146,7 @@ class Writer:
         small = [self.state.manifest["codec_state"], *(s["dead"] for s in entries)]
         named = {s["file"] for s in entries} | {s["file"] for s in small if s}
         for path in self.folder.iterdir():
-            if path.name not in named and path.suffix in (".safetensors", ".dead", ".codec", ".part"):
+            if path.name not in {*named, LOCK} and (OWN.fullmatch(path.name) or path.name == f"{MANIFEST}.part"):
                 with suppress(OSError):
                     path.unlink()
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tokensieve.retrieval.filters import check
 from tokensieve.retrieval.found import OWN, Found
 
 QUERY, MOST, TEXT, NAME = 1000, 100, 1_000_000, 512
@@ -17,6 +18,8 @@ Strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Scalar = str | bool | int | float | None
 Value = Scalar | list[Scalar]
 Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "has"]
+ONE_OF: Any = {"properties": {"in": {"type": "array", "items": {"type": ["string", "boolean", "number", "null"]}}}}
+Condition = Annotated[dict[Operator, Value], Field(json_schema_extra=ONE_OF)]
 Span = tuple[int, int]
 Name = Annotated[str, Field(min_length=1, max_length=NAME, description="A document's id.")]
 
@@ -27,12 +30,19 @@ class Query(BaseModel):
     model_config = Strict
     query: str = Field(min_length=1, max_length=QUERY, pattern=WORDS, examples=["how do I read a file line by line"])
     k: int = Field(10, ge=1, le=MOST, description="How many passages.")
-    where: dict[str, Value | dict[Operator, Value]] | None = Field(
+    where: dict[str, Value | Condition] | None = Field(
         None, description='Conditions on metadata: {"suffix": ".md"}, {"year": {"ge": 2020}}.'
     )
     keep: float | None = Field(
         None, gt=0, le=1, description="Rank the 50 best passages again by this share of their stored vectors."
     )
+
+    @field_validator("where")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if value is not None:
+            check(value)
+        return value
 
     @field_validator("k", mode="before")
     @classmethod

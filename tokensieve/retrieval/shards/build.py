@@ -36,6 +36,7 @@ class Job:
     Attributes:
         number: of the shard.
         counts: how rare tokens are in the whole collection, for methods that ask.
+        unread: see :class:`Folder`.
     """
 
     number: int
@@ -44,6 +45,7 @@ class Job:
     files: tuple[str, ...]
     recipe: Recipe
     counts: Frequencies | None = None
+    unread: frozenset[str] = frozenset()
 
     @property
     def paths(self) -> list[Path]:
@@ -79,7 +81,7 @@ def build(job: Job) -> Built:
     try:
         if job.counts is not None:
             library.learn(job.counts)
-        report = bring(library, Folder(job.root), job.paths)
+        report = bring(library, Folder(job.root, unread=set(job.unread)), job.paths)
         return Built(job.number, report, library.index.size)
     finally:
         library.close()
@@ -136,12 +138,13 @@ def mirror(
         names = [f.relative_to(root).as_posix() for f in files]
         refuse_other(_held(shards), set(names), shards.folder, root)
         refuse_empty(folder, files)
-        return _mirror(shards, root, names, run, step)
+        return _mirror(shards, folder, names, run, step)
 
 
-def _mirror(shards: Shards, root: Path, names: Sequence[str], run: Run, step: Callable[[int, int], None]) -> Report:
+def _mirror(shards: Shards, folder: Folder, names: Sequence[str], run: Run, step: Callable[[int, int], None]) -> Report:
     # The workers stand elsewhere.
-    whole = Job(-1, shards.folder.absolute(), root.absolute(), tuple(names), shards.recipe)
+    at, root, unread = shards.folder.absolute(), folder.root.absolute(), frozenset(folder.unread)
+    whole = Job(-1, at, root, tuple(names), shards.recipe, unread=unread)
     own: list[list[str]] = [[] for _ in range(shards.count)]
     for name, number in zip(names, shards.of(names), strict=True):
         own[number].append(name)
@@ -153,7 +156,7 @@ def _mirror(shards: Shards, root: Path, names: Sequence[str], run: Run, step: Ca
     if learns and not (shards.folder / CODEC).exists():
         for state in run(fit, [whole]):
             write_tensors(shards.folder / CODEC, state)
-    total = Report()
+    total = Report(skipped=folder.passed)
     for done, built in enumerate(run(build, jobs), 1):
         shards.complete(built.number, built.size)
         total += built.report

@@ -11,7 +11,7 @@ from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.files import read_json, write_json
 from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.segment import keys_of
-from tokensieve.retrieval.snapshot import MANIFEST
+from tokensieve.retrieval.snapshot import vacant
 
 SHARDS = "shards.json"
 FORMAT, VERSION = "tokensieve-shards", 1
@@ -37,10 +37,9 @@ class Shards:
         folder = Path(folder)
         if count < 1:
             raise ValueError(f"shards must be at least 1, not {count}")
-        if (folder / SHARDS).exists() or (folder / MANIFEST).exists():
+        if (folder / SHARDS).exists():
             raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        made = cls(folder, recipe, count, {})
+        made = cls(vacant(folder, [SHARDS]), recipe, count, {})
         made._write()
         return made
 

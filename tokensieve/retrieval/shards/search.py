@@ -12,7 +12,7 @@ from tokensieve.retrieval import encode
 from tokensieve.retrieval.encode import Encoder
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.filters import Where
-from tokensieve.retrieval.found import CANDIDATES, Found, asked, shown, with_vectors
+from tokensieve.retrieval.found import CANDIDATES, Found, asked, question, shown, with_vectors
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.search import Hit
 from tokensieve.retrieval.shards.manifest import Shards
@@ -105,9 +105,7 @@ class Collection:
         rerank: int | None = None,
     ) -> list[Found]:  # fmt: skip
         """As :meth:`Library.search`; the scores, ids and order are those of one library of all texts."""
-        if not query.strip():
-            raise ValueError("query is empty; pass at least one word")
-        tokens = asked(self.encoder.queries([query]))
+        tokens = asked(self.encoder.queries([question(query)]))
         best = self.best(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
         held = {hit.id: (hit, vectors) for part in self._parts.ask("held", best) for hit, vectors in part}
         return shown(tokens, [held[hit.id] for hit in best if hit.id in held], k, keep, self.shards.recipe)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tokensieve.retrieval.filters import Where
-from tokensieve.retrieval.incoming import Puts, check_names, incoming, numbered, query_of, refuse_held
+from tokensieve.retrieval.incoming import Puts, check_names, incoming, listed, numbered, query_of, refuse_held
 from tokensieve.retrieval.index import Document
 from tokensieve.retrieval.ragged import Documents, Ragged
 from tokensieve.retrieval.search import Hit
@@ -57,7 +57,7 @@ class Adapter(Puts, ABC):
 
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents; ids that are not there are passed over. Returns how many were deleted."""
-        gone = sorted(self._held(ids))
+        gone = sorted(self._held(listed(ids)))
         if gone:
             self._erase(gone)
         return len(gone)
@@ -89,10 +89,10 @@ class Adapter(Puts, ABC):
             limit *= 2
 
     def _put(
-        self, vectors: Documents, ids: Sequence[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool
+        self, vectors: Documents, ids: list[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool
     ) -> list[str]:
         docs, notes = incoming(vectors, metadata, self.dim)
-        names = numbered(len(self), len(docs), lambda names: bool(self._held(names)))[1] if ids is None else list(ids)
+        names = numbered(len(self), len(docs), lambda names: bool(self._held(names)))[1] if ids is None else ids
         check_names(names, len(docs), len(notes))
         if not replace:
             held = self._held(names)
