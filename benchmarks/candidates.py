@@ -11,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import torch
@@ -31,7 +30,6 @@ from tokensieve.retrieval.maxsim import segment_max
 from tokensieve.retrieval.pool import pool
 from tokensieve.retrieval.ragged import bounds, spread
 from tokensieve.retrieval.sketch import FdeSketch, Mean, Sketch
-from tokensieve.retrieval.tune import timed
 
 BLOCK, SAMPLE, EVERY, REPEATS, BEST, RECALL = 4096, 2**16, 10, 7, 10, 0.99
 COUNTS, PROBES = (1024, 4096), 32
@@ -108,14 +106,17 @@ def ways(docs: Ragged) -> Iterator[Way]:
 
 def compare(docs: Ragged, queries: list[Tensor]) -> list[dict[str, Any]]:
     best = maxsim(queries, docs).topk(BEST, 1).indices
-    exact = median(timed(maxsim, queries[0], docs)[1] for _ in range(REPEATS))
     out = []
     for way in ways(docs):
         scores = torch.stack([way.score(q) for q in queries])
         place = scores.argsort(1, descending=True).argsort(1).gather(1, best).flatten().sort().values
-        spent = [timed(way.score, queries[0])[1] for _ in range(REPEATS)]
+        exact, spent = search_speed.turns(
+            lambda: maxsim(queries[0], docs), lambda: way.score(queries[0]), repeats=REPEATS  # noqa: B023
+        )  # fmt: skip
         needed = int(place[-(-int(100 * RECALL) * len(place) // 100) - 1]) + 1
-        out.append({"way": way.name, "bytes": way.bytes / len(docs), "over": median(spent) / exact, "needed": needed})
+        out.append(
+            {"way": way.name, "bytes": way.bytes / len(docs), "over": search_speed.over(spent, exact), "needed": needed}
+        )
     return out
 
 

@@ -1,4 +1,4 @@
-"""One peer in its own environment: searches the vectors of a file and prints what it took, as JSON.
+"""One peer in its own environment: searches the vectors of a file and writes what each way took, a line of JSON each.
 
 Stands alone: tokensieve is not installed where this runs.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
-import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 
 BEST = 10
+REFINE = 10
+PLAID = ((4, {}), (8, {"n_ivf_probe": 1, "n_full_scores": 128}))
+"""Bits of a number in fast-plaid's index, and what its search is asked besides."""
 
 
 def timed(search, asked):
@@ -30,69 +33,84 @@ def timed(search, asked):
     return spent, found
 
 
-def size(folder):
-    return sum(f.stat().st_size for f in Path(folder).rglob("*") if f.is_file())
+def measured(what, search, asked, folder):
+    spent, found = timed(search, asked)
+    size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+    return {"what": what, "ms": spent, "found": found, "bytes": size}
+
+
+def built(folder, make):
+    """The seconds of ``make()``, which fills the folder; nothing where that was done before."""
+    done = folder.with_suffix(".done")
+    if done.exists():
+        return {}
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    start = time.perf_counter()
+    make()
+    spent = time.perf_counter() - start
+    done.touch()
+    return {"build s": spent}
 
 
 def lancedb(docs, asked, folder):
-    """Flat, and by product quantization, with and without the best ones scored again by their vectors."""
+    """Flat, and by product quantization as it comes, without and with the vectors of the best read again."""
     import lancedb as lance
     import pyarrow as pa
+    from lancedb.index import IvfPq
 
     count, length, dim = docs.shape
     flat = pa.FixedSizeListArray.from_arrays(pa.array(docs.reshape(-1)), dim)
     vectors = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32) * length), flat)
-    start = time.perf_counter()
-    table = lance.connect(folder).create_table("docs", pa.table({"id": pa.array(range(count)), "vectors": vectors}))
-    built = time.perf_counter() - start
-    name = f"LanceDB {version('lancedb')}"
+    data = pa.table({"id": pa.array(range(count)), "vectors": vectors})
+    for kind, config in {"flat": None, "IVF_PQ": IvfPq("cosine")}.items():
 
-    def by(change):
-        def search(query):
-            asked = table.search(query, vector_column_name="vectors").distance_type("cosine")
-            return change(asked).limit(BEST).select(["id", "_distance"]).to_arrow()["id"].to_pylist()
+        def make():
+            table = lance.connect(folder / kind).create_table("docs", data)  # noqa: B023
+            if config is not None:  # noqa: B023
+                table.create_index("vectors", config=config)  # noqa: B023
 
-        return search
+        spent = built(folder / kind, make)
+        table = lance.connect(folder / kind).open_table("docs")
+        for refine in (None,) if config is None else (None, REFINE):
 
-    def row(what, change, seconds):
-        spent, found = timed(by(change), asked)
-        return {"what": f"{name}, {what}", "ms": spent, "found": found, "bytes": size(folder), "build s": seconds}
+            def search(query):
+                asked = table.search(query, vector_column_name="vectors").distance_type("cosine").limit(BEST)  # noqa: B023
+                asked = asked.refine_factor(refine) if refine else asked  # noqa: B023
+                return asked.select(["id", "_distance"]).to_arrow()["id"].to_pylist()
 
-    yield row("flat", lambda a: a, built)
-    start = time.perf_counter()
-    table.create_index(metric="cosine", vector_column_name="vectors", num_partitions=64, num_sub_vectors=32)
-    built += time.perf_counter() - start
-    yield row("IVF_PQ", lambda a: a.nprobes(16), built)
-    yield row("IVF_PQ, refined 10x", lambda a: a.nprobes(16).refine_factor(10), built)
+            how = f", refine_factor={refine}" if refine else ""
+            yield measured(f"LanceDB {version('lancedb')}, {kind}{how}", search, asked, folder / kind) | spent
 
 
 def fast_plaid(docs, asked, folder):
-    """4 bits, as it comes, and with fewer clusters read."""
+    """As it comes, and with as many bits and as few clusters read as the recall needs."""
     import torch
     from fast_plaid import search as plaid
 
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    start = time.perf_counter()
-    index = plaid.FastPlaid(index=folder, device="cpu")
-    index.create(documents_embeddings=[torch.from_numpy(d) for d in docs], nbits=4, seed=0)
-    built = time.perf_counter() - start
-    name = f"fast-plaid {version('fast-plaid')}"
-    for probe in (8, 32):
+    for bits, options in PLAID:
+        path = folder / f"{bits} bits"
+
+        def make():
+            index = plaid.FastPlaid(index=str(path), device="cpu")  # noqa: B023
+            index.create(documents_embeddings=[torch.from_numpy(d) for d in docs], nbits=bits, seed=0)  # noqa: B023
+
+        spent = built(path, make)
+        index = plaid.FastPlaid(index=str(path), device="cpu")
 
         def search(query):
-            asked = torch.from_numpy(query)[None]
-            return [i for i, _ in index.search(asked, top_k=BEST, n_ivf_probe=probe, show_progress=False)[0]]  # noqa: B023
+            hits = index.search(torch.from_numpy(query)[None], top_k=BEST, show_progress=False, **options)  # noqa: B023
+            return [i for i, _ in hits[0]]
 
-        spent, found = timed(search, asked)
-        yield {"what": f"{name}, 4 bits, {probe} clusters probed", "ms": spent, "found": found, "bytes": size(folder),
-               "build s": built}  # fmt: skip
+        how = "".join(f", {name}={value}" for name, value in options.items())
+        yield measured(f"fast-plaid {version('fast-plaid')}, nbits={bits}{how}", search, asked, path) | spent
 
 
 if __name__ == "__main__":
-    name, file = sys.argv[1:]
+    name, file, folder, out = sys.argv[1:]
     held = np.load(file)
     run = {"lancedb": lancedb, "fast-plaid": fast_plaid}[name]
-    with tempfile.TemporaryDirectory() as folder:
-        # What libraries print goes with the rest; the last line is read.
-        rows = list(run(held["docs"], held["queries"], folder))
-    print(json.dumps(rows))
+    with open(out, "w", encoding="utf-8") as rows:
+        for row in run(held["docs"], held["queries"], Path(folder)):
+            print(json.dumps(row), file=rows, flush=True)

@@ -108,11 +108,17 @@ def test_one_long_document_among_short_ones():
 
 def test_what_a_block_holds_does_not_grow_with_the_documents(monkeypatch):
     held = []
-    plain = MODULE.segment_max
-    monkeypatch.setattr(MODULE, "segment_max", lambda x, o: held.append(x.numel()) or plain(x, o))
+    plain = MODULE.Segments.max
+    monkeypatch.setattr(MODULE.Segments, "max", lambda s, x, *of: held.append(x.numel()) or plain(s, x, *of))
     maxsim(torch.randn(32, 16), [torch.randn(100, 16)] * 4000)
     assert len(held) > 5
     assert max(held) <= MODULE.TABLE
+
+
+def test_a_document_without_tokens_is_named_by_its_place_in_the_whole_collection(monkeypatch):
+    monkeypatch.setattr(MODULE, "TABLE", 16)
+    with pytest.raises(ValueError, match="document 7 has no tokens"):
+        maxsim(torch.ones(1, 2), [torch.ones(9, 2)] * 7 + [torch.ones(0, 2)] + [torch.ones(9, 2)] * 3)
 
 
 def test_no_documents():

@@ -57,7 +57,8 @@ class ColBERTer(nn.Module):
     drives them there. The score is sigmoid(a) pooled + (1 - sigmoid(a)) refined, with a learned. With ``exact``, a vector
     of one number per word follows, and only equal words match (Uni-ColBERTer, :func:`lexical`). Deviations: the encoder's
     own pooled vector stands for [CLS]; a text without words left keeps its first, as zeros; single numbers are not negative
-    (softplus), so that scores are sparse dot products.
+    (softplus), so that scores are sparse dot products. An index holds the words and scores them alone; the pooled vectors
+    are the caller's, and :meth:`fused` puts both scores together.
 
     Raises:
         ValueError: a width below 1.
@@ -117,6 +118,6 @@ class ColBERTer(nn.Module):
         return x[stays], place[stays], torch.cat([cuts[:1], lengths.cumsum(0)])
 
     def fused(self, pooled: Tensor, refined: Tensor) -> Tensor:
-        """One score of the pooled vectors' and the words' scores."""
+        """One score of the pooled vectors' cosines and the words' scores over the query's number of words."""
         share = self.share.sigmoid()
         return share * pooled + (1 - share) * refined

@@ -76,11 +76,11 @@ def best_matches(table: Table, offsets: Tensor, like: Tensor) -> Iterator[tuple[
     width, cuts = like.shape[1], offsets.numpy()
     most = max((TABLE if like.device.type == "cpu" else TABLE_DEVICE) // width, 16)
     buffer = like.new_empty(min(most, int(cuts[-1])), width)
+    segments = Segments(offsets, buffer)
     for first, last in runs(cuts, most):
         n = int(cuts[last] - cuts[first])
         if n <= most:
-            part = table(first, last, 0, n, buffer[:n])
-            yield first, last, segment_max(part, offsets[first : last + 1] - offsets[first])
+            yield first, last, segments.max(table(first, last, 0, n, buffer[:n]), first, last)
         else:
             # One document longer than a block.
             pieces = (table(first, last, a, min(a + most, n), buffer[: min(most, n - a)]) for a in range(0, n, most))
@@ -90,34 +90,50 @@ def best_matches(table: Table, offsets: Tensor, like: Tensor) -> Iterator[tuple[
             yield first, last, best
 
 
-def runs(cuts: Sequence[int] | np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+def runs(cuts: Sequence[int] | np.ndarray, most: int) -> list[tuple[int, int]]:
     """Runs of documents of at most ``most`` tokens together; a longer document is a run of its own."""
-    ends = np.asarray(cuts)
-    first = 0
+    ends, first, out = np.asarray(cuts), 0, []
     while first < len(ends) - 1:
-        last = max(int(np.searchsorted(ends, ends[first] + most, side="right")) - 1, first + 1)
-        yield first, last
+        last = max(int(ends.searchsorted(ends[first] + most, side="right")) - 1, first + 1)
+        out.append((first, last))
         first = last
+    return out
 
 
 def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
     """``(D, Q)``: the maximum over the rows of each document, from ``(T, Q)``."""
-    lengths = offsets.diff()
-    if not len(lengths):
-        return x.new_empty(0, x.shape[1])
-    least, most = int(lengths.min()), int(lengths.max())
-    if not least:
-        raise ValueError(f"document {int(lengths.argmin())} has no tokens")
-    if least == most:
-        return x.view(len(lengths), most, -1).amax(1)
-    if x.device.type != "cpu":
-        return torch.segment_reduce(x, "max", offsets=offsets.to(x.device), axis=0)
-    # A sparse matrix of ones, a row for each document: the one reduction of rows that is fast on CPUs.
-    _quiet()
-    ones = torch.sparse_csr_tensor(
-        offsets, torch.arange(len(x)), x.new_ones(len(x)), (len(lengths), len(x)), check_invariants=False
-    )
-    return torch.sparse.mm(ones, x, "amax")
+    return Segments(offsets, x).max(x, 0, len(offsets) - 1)
+
+
+class Segments:
+    """Documents one after the other, and the maximum over the rows of some of them.
+
+    What does not change from block to block is made once: between products of matrices even small steps are slow, since
+    their code has left the caches.
+    """
+
+    def __init__(self, offsets: Tensor, like: Tensor) -> None:
+        """From ``(D + 1,)`` offsets and something ``(T, Q)`` like the longest x to come."""
+        self._cuts = offsets.numpy()
+        lengths = np.diff(self._cuts)
+        if not lengths.all():
+            raise ValueError(f"document {int(lengths.argmin())} has no tokens")
+        self._length = int(lengths.max(initial=1)) if (lengths == lengths[:1]).all() else 0
+        if not self._length and like.device.type == "cpu":
+            _quiet()
+            self._columns, self._ones = torch.arange(len(like), dtype=torch.int32), like.new_ones(len(like))
+
+    def max(self, x: Tensor, first: int, last: int) -> Tensor:
+        """``(last - first, Q)``, from the rows ``x`` of these documents, ``(T, Q)``."""
+        if self._length:
+            return x.view(last - first, self._length, x.shape[1]).amax(1)
+        ends = self._cuts[first : last + 1] - self._cuts[first]
+        if x.device.type != "cpu":
+            return torch.segment_reduce(x, "max", offsets=torch.from_numpy(ends).to(x.device), axis=0)
+        # A sparse matrix of ones, a row for each document: the one reduction of rows that is fast on CPUs.
+        rows, columns, values = torch.from_numpy(ends.astype(np.int32)), self._columns[: len(x)], self._ones[: len(x)]
+        ones = torch.sparse_csr_tensor(rows, columns, values, (last - first, len(x)), check_invariants=False)
+        return torch.sparse.mm(ones, x, "amax")
 
 
 @cache
