@@ -9,7 +9,8 @@ from torch.nn.functional import normalize
 from tokensieve.parts.budget import spared
 from tokensieve.parts.select import compact, last_of_each, ranks, take, top, top_of_each
 
-BLOCK = 4096
+HELD, HELD_DEVICE = 1 << 20, 1 << 26
+"""Similarities held at once: 4 MB, which stay near a processor, or 256 MB on other devices."""
 GROUPED = 512
 
 
@@ -23,11 +24,12 @@ def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Ten
 
     Returns:
         index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
-        B x block x M.
+        B x block x M, ``HELD`` numbers.
     """
     slots, anchors, bias = _anchors(metric, among, euclidean)
     index, value = [], []
-    for rows in metric.split(BLOCK, dim=1):
+    most = HELD if metric.device.type == "cpu" else HELD_DEVICE
+    for rows in metric.split(max(most // max(slots.numel(), 1), 16), dim=1):
         v, i = (rows @ anchors.transpose(1, 2) + bias[:, None]).max(-1)
         value.append(v)
         index.append(slots.gather(1, i))
