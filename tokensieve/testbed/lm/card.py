@@ -185,9 +185,10 @@ another corpus. `heldout.json.xz` is the held-out text: Python's (PSF licence) a
 |---|---|---|
 {stages}
 
-The sequences grow from 256 to 8192 tokens, those of the last lesson are half as long; text is mixed with facts strewn
-over text, lists of pairs and random words to be repeated, of which only the answers are learned. The first two layers start with heads that look one to three tokens back and
-repeat what followed the same three tokens before (`_look_back` in `model.py`): an untrained model already recalls.
+The sequences grow from 256 to 8192 tokens, those of the last lesson are half as long; text is mixed with facts strewn over
+text, lists of pairs and random words to be repeated, of which only the answers are learned. The first two layers start with
+heads that look one to three tokens back and repeat what followed the same three tokens before (`_look_back` in `model.py`):
+an untrained model already recalls.
 Size "{record["size"]}", seed {record["seed"]}, one thread of {record["machine"]}, {record["date"]}. Versions are in
 `training.json`.{notes}
 
