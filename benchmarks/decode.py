@@ -34,6 +34,7 @@ TURNS, WARM, STEPS = 5, 1, 2
 DECODED = ("snapkv", "adakv")
 """Where heads keep equally many entries, all methods leave the same layout; `adakv` stands for those where they do not."""
 COMPRESSED = ("random", "streamingllm", "keydiff", "tova", "snapkv", "pyramidkv", "adakv", "expected-attention", "h2o")
+COMPRESSED += ("a2sf", "vatp", "caote", "kvcompose", "ems", "zipcache")
 KV_HEADS = (16, 4)
 LIMITS = {"over floor": 1.10, "times full": 2.0, "share": 0.05}
 

@@ -255,12 +255,13 @@ def test_queries_that_stand_for_all(count, length, rate, padding):
     weight = rate ** torch.arange(length - 1, -1, -1).float()
     weight[: min(padding, length - 1)] = 0
     at, each = attention_rows.sampled(weight[None], count)
-    assert at.shape == each.shape == (1, min(count, length))
+    assert at.shape == each.shape
+    assert at.shape[1] <= min(count, length)
     counted = torch.zeros(length).scatter_add_(0, at[0], each[0])
     torch.testing.assert_close(counted.sum(), weight.sum())
     stretch = 0 if length <= count else float(weight.sum()) / count
     assert bool(((counted - weight).abs() <= stretch * 1.001 + 1e-6).all())
-    assert bool((at[0].diff() >= 0).all())
+    assert bool((at[0].diff() > 0).all())
     assert not counted[weight == 0].any()
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from tokensieve.parts.select import compact
+
 BLOCK = 512
 HELD = 1 << 24
 """Numbers held at once: 64 MB."""
@@ -49,7 +51,8 @@ def sampled(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
         weight: ``(B, T)``, what each query counts; with no more than ``count`` of them all are taken, as they are.
 
     Returns:
-        ``(B, M)`` positions in order, one of them more than once where it outweighs a stretch, and what each counts.
+        ``(B, M)`` positions in order, at most ``count``, and what each counts; fewer where some outweigh a stretch. Where rows
+        have different numbers, what is behind counts for nothing.
     """
     if weight.shape[1] <= count:
         return torch.arange(weight.shape[1], device=weight.device).expand_as(weight), weight
@@ -57,7 +60,9 @@ def sampled(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
     share = ends[:, -1:] / count
     middle = (torch.arange(count, device=weight.device) + 0.5) * share
     at = torch.searchsorted(ends, middle, right=True).clamp(max=weight.shape[1] - 1)
-    return at, share.to(weight.dtype).expand_as(at)
+    counts = torch.zeros_like(weight).scatter_add_(1, at, share.to(weight.dtype).expand_as(at))
+    place, _ = compact(counts > 0)
+    return place, counts.gather(1, place)
 
 
 def gathered(
