@@ -33,7 +33,8 @@ class LongCoder(nn.Module):
                 raise ValueError(f"{name}={value} must be at least {low}; a window spans one bridge and what it covers")
         self.decoder, self.window, self.every = decoder, window, every
         self.bridges, self.memory = bridges, memory
-        self.bridge = nn.Parameter(decoder.embed.weight.detach().mean(0))
+        # At first a bridge says nothing: one that spoke, if only with the mean of all embeddings, would drown the text.
+        self.bridge = nn.Parameter(torch.zeros_like(decoder.embed.weight[0]))
         self.pairs = 0.0
 
     def forward(self, ids: Tensor, marked: Tensor) -> Tensor:
