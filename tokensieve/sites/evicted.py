@@ -146,6 +146,7 @@ class EvictedLayer(SievedLayer):
             self.pages, self.holes = None, not bool(real.all())
             self._hold(*(select.take(x, rows[2]).unflatten(0, at.shape[:2]) for x in rows[:2]))
             return
+        self.pages = None  # what is given are copies; both layouts are never held beside them
         self.pages, self.holes = Pages.of(rows[0], rows[1], rows[2], rows[3]), False
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
