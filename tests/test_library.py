@@ -332,6 +332,9 @@ def test_words_are_highlighted_whole():
     assert whole("a reading b", (6, 9)) == (2, 9)
     assert whole("(a)", (0, 1)) == (0, 1)
     assert whole("ab", (0, 2)) == (0, 2)
+    assert whole("как читать_x", (5, 6)) == (4, 10)
+    assert whole("如何打开文件", (2, 4)) == (2, 4)
+    assert whole("用Python读", (2, 3)) == (1, 7)
 
 
 # ---- opening
