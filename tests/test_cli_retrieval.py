@@ -86,6 +86,39 @@ def test_a_sketch_is_chosen_once(tmp_path, docs, sketch):
     assert "unknown sketch 'haiku'" in problem("index", docs, "--out", tmp_path / "x", "--sketch", "haiku")
 
 
+def test_only_passages_that_meet_conditions(tmp_path, docs):
+    out = tmp_path / "my.index"
+    call("index", docs, "--out", out)
+    found = json.loads(call("search", out, "read a file", "--where", '{"suffix": [".html"]}', "--json"))
+    assert [f["document"] for f in found] == ["cat.html"]
+    assert "nothing found" in call("search", out, "read", "--where", '{"nowhere": 1}')
+    assert "--where 'suffix=.md': no JSON" in problem("search", out, "read", "--where", "suffix=.md")
+    assert "unknown operator 'like'" in problem("search", out, "read", "--where", '{"suffix": {"like": "m"}}')
+    assert "where must be a dict" in problem("search", out, "read", "--where", "[]")
+
+
+@pytest.mark.parametrize("shards", [(), ("--shards", "2")])
+def test_what_is_damaged_is_named(tmp_path, docs, shards):
+    out = tmp_path / "my.index"
+    call("index", docs, "--out", out, "--codec", "float32", "--sketch", "none", *shards)
+    whole = json.loads(call("search", out, "read a file", "-k", "50", "--json"))
+    file = sorted(out.rglob("*.safetensors"))[0]
+    data = bytearray(file.read_bytes())
+    head = 8 + int.from_bytes(data[:8], "little")
+    place = head + json.loads(data[8:head])["token.codes"]["data_offsets"][0]
+    data[place] ^= 1
+    file.write_bytes(data)
+    done = CliRunner().invoke(app, ["search", str(out), "read a file", "-k", "50", "--json"])
+    assert "damaged, not searched: " in done.stderr
+    assert f"{file.name}: token block 0" in done.stderr
+    left = json.loads(done.stdout)
+    assert len(left) < len(whole) == 23
+    assert [f["id"] for f in left] == [f["id"] for f in whole if f["id"] in {g["id"] for g in left}]
+    if not shards:
+        (tmp_path / "q").write_text('{"query": "cat"}')
+        assert file.name in CliRunner().invoke(app, ["bench-index", str(out), "--queries", str(tmp_path / "q")]).stderr
+
+
 def test_words_are_highlighted_on_the_screen(tmp_path, docs, monkeypatch):
     from rich.console import Console
 

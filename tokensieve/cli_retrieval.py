@@ -88,16 +88,22 @@ def search(
     keep: Annotated[
         str | None, typer.Option(help="Rank the 50 best again by fewer of their vectors: a number, or a share.")
     ] = None,
+    where: Annotated[
+        str | None, typer.Option(help='Only passages of these metadata, as JSON: {"suffix": [".md", ".txt"]}.')
+    ] = None,
     ray: Ray = None,
     json_: Json = False,
 ) -> None:
     """Find passages; words that the query was matched with are highlighted."""
     fewer = None if keep is None else budget(keep)
+    conditions = None if where is None else _conditions(where)
     if ray is not None or cli_shards.sharded(at):
         with cli_shards.opened(at, ray) as collection:
-            found = collection.search(query, k, keep=fewer)
+            found, damaged = collection.search(query, k, conditions, fewer), collection.damaged
     else:
-        found = _open(at).search(query, k, keep=fewer)
+        library = _open(at)
+        found, damaged = library.search(query, k, conditions, fewer), library.index.damaged
+    _warn(damaged)
     if json_:
         typer.echo(json.dumps([asdict(f) | {"highlights": f.highlights} for f in found], indent=2, ensure_ascii=False))
         return
@@ -126,7 +132,9 @@ def bench_index(
     """Measure an index: nDCG, MRR, recall, bytes and latency, against exact search."""
     from tokensieve.retrieval.measure import measure, read_queries
 
-    rows = measure(_open(at), read_queries(queries), full)
+    library = _open(at)
+    rows = measure(library, read_queries(queries), full)
+    _warn(library.index.damaged)
     if json_:
         typer.echo(json.dumps([asdict(r) for r in rows], indent=2))
         return
@@ -195,6 +203,20 @@ def budget(text: str) -> int | float:
     from tokensieve.cli import _budget
 
     return _budget(text)
+
+
+def _conditions(where: str) -> dict[str, Any]:
+    """Conditions as they are typed."""
+    try:
+        return json.loads(where)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f'--where {where!r}: no JSON ({problem}); an example is {{"suffix": ".md"}}') from problem
+
+
+def _warn(damaged: list[str]) -> None:
+    """Name what was not searched."""
+    for part in damaged:
+        typer.echo(f"damaged, not searched: {part}", err=True)
 
 
 def _open(at: Path) -> Library:
