@@ -105,6 +105,20 @@ def test_what_is_too_long_for_the_encoder_is_cut_further():
 # ---- folders
 
 
+def test_a_long_text_is_read_in_parts():
+    source, asked = "\n\n".join(f"{'word ' * 100}{i}" for i in range(1200)), []
+
+    def too_long(texts):
+        asked.append(len(texts))
+        return [len(t) > 300 for t in texts]
+
+    pieces = Text("a", source).pieces(too_long)
+    assert max(asked) <= 1024 < len(Text("a", source).pieces(too_long))
+    assert max(len(p.text) for p in pieces) <= 300
+    assert [source[slice(*p.span)] for p in pieces] == [p.text for p in pieces]
+    assert "".join("".join(p.text for p in pieces).split()) == "".join(source.split())
+
+
 def test_a_folder_is_mirrored(tmp_path, docs):
     shelf = made(tmp_path)
     first = mirror(shelf, docs)
