@@ -90,6 +90,16 @@ def test_a_sketch_is_chosen_once(tmp_path, docs, sketch):
     assert "unknown sketch 'haiku'" in problem("index", docs, "--out", tmp_path / "x", "--sketch", "haiku")
 
 
+def test_a_passage_tells_the_terminal_nothing(tmp_path, docs):
+    out = tmp_path / "my.index"
+    (docs / "evil.txt").write_text("evil \x1b[2J\x1b]0;title\x07 \x9b31m [bold]text[/bold]")
+    call("index", docs, "--out", out)
+    shown = call("search", out, "evil", "-k", "1")
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    assert "[bold]text[/bold]" in shown
+    assert json.loads(call("search", out, "evil", "-k", "1", "--json"))[0]["text"].startswith("evil \x1b[2J")
+
+
 def test_only_passages_that_meet_conditions(tmp_path, docs):
     out = tmp_path / "my.index"
     call("index", docs, "--out", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,8 @@ Ray = Annotated[
     typer.Option(help="A Ray cluster that works on shards: its address, or 'local' for processes of this machine."),
 ]
 At = Annotated[Path, typer.Argument(help="The folder of an index.")]
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that tell a terminal what to do; a passage may hold any."""
 SHOWN = 20
 """Skipped files and folders named on the screen; --json names all."""
 
@@ -112,10 +115,10 @@ def search(
 
     table = Table("score", "where", "passage", header_style="bold", show_lines=True)
     for hit in found:
-        text = Text(hit.text)
+        text = Text(CONTROLS.sub("\N{REPLACEMENT CHARACTER}", hit.text))
         for a, b in hit.highlights:
             text.stylize("bold reverse", a, b)
-        table.add_row(f"{hit.score:.2f}", Text(f"{hit.document}\n{hit.span[0]}-{hit.span[1]}"), text)
+        table.add_row(f"{hit.score:.2f}", Text(f"{CONTROLS.sub('', hit.document)}\n{hit.span[0]}-{hit.span[1]}"), text)
     from tokensieve.cli import _console
 
     _console().print(table if found else "nothing found")
