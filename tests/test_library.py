@@ -354,6 +354,14 @@ def test_words_are_highlighted_whole():
 # ---- opening
 
 
+def test_an_encoders_folder_is_found_from_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert Recipe(encoder="models/mine").encoder == str(tmp_path / "models" / "mine")
+    assert Recipe(encoder="owner/name").encoder == "owner/name"
+    assert Recipe().encoder is None
+
+
 def test_a_library_opens_with_its_encoder_only(tmp_path, docs):
     shelf = made(tmp_path, keep=0.5)
     mirror(shelf, docs)

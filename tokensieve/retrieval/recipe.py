@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tokensieve.codec import CODECS
 from tokensieve.parts.budget import check
 from tokensieve.registry import make
+from tokensieve.retrieval.encode import lasting
 from tokensieve.retrieval.sketch import SKETCHES
 
 PLAIN = "agglomerative"
@@ -18,7 +19,8 @@ class Recipe:
     """How texts become vectors: all texts of a library alike.
 
     Attributes:
-        encoder: what :func:`tokensieve.retrieval.encode.load` is given; None for the embedded MiniLM.
+        encoder: what :func:`tokensieve.retrieval.encode.load` is given; None for the embedded MiniLM. A folder is remembered by
+            its whole path: an index is opened from anywhere.
         method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
         codec: one of ``tokensieve.codec.CODECS``.
         sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None to score all passages.
@@ -31,6 +33,8 @@ class Recipe:
     sketch: str | None = "pooled"
 
     def __post_init__(self) -> None:
+        if self.encoder is not None:
+            object.__setattr__(self, "encoder", lasting(self.encoder))
         check(self.keep, "keep")
         if self.codec not in CODECS:
             raise ValueError(f"unknown codec {self.codec!r}; there are {', '.join(CODECS)}")
