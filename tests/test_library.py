@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.shelf import Words
-from tokensieve.retrieval import Incompatible, Locked, library, maxsim
+from tokensieve.retrieval import Damaged, Incompatible, Locked, files, library, maxsim
 from tokensieve.retrieval.folder import Folder, Text
 from tokensieve.retrieval.found import whole
 from tokensieve.retrieval.library import Library
@@ -406,6 +406,21 @@ def test_passages_of_damaged_texts_are_passed_over(tmp_path):
     assert again.search("file")[0].text == "one file"
 
 
+def test_a_library_of_another_release_is_refused(tmp_path):
+    folder = made(tmp_path).index.folder
+    recipe, manifest = files.read_json(folder / "library.json"), files.read_json(folder / "manifest.json")
+    files.write_json(folder / "library.json", recipe | {"flavour": "sweet"})
+    with pytest.raises(Incompatible, match=r"another release \(recipe: flavour\)"):
+        Library.open(folder, Words())
+    files.write_json(folder / "manifest.json", manifest | {"version": 99})
+    with pytest.raises(Incompatible, match="version 99"):
+        Library.open(folder, Words())
+    (folder / "library.json").write_text("{}")
+    files.write_json(folder / "manifest.json", manifest)
+    with pytest.raises(Damaged, match=r"library\.json is damaged"):
+        Library.open(folder, Words())
+
+
 @pytest.mark.slow
 def test_with_the_real_encoder(tmp_path, docs):
     """Counts of tokens, long passages and a search by meaning with MiniLM."""
@@ -418,6 +433,10 @@ def test_with_the_real_encoder(tmp_path, docs):
         n < 254
         for n in (len(t.ids) for t in shelf.encoder.reader.read([p["text"] for p in shelf.get("han.txt")], False))
     )
+    # Other scripts, signs, and characters of which no token is left.
+    for query in ("文件按行读取", "Γειά σου κόσμε", "🎉", "\u200b", "?"):
+        assert [f.score == f.score for f in shelf.search(query, k=3)] == [True] * 3
+    assert shelf.search("文件按行读取", k=1)[0].document == "han.txt"
     assert torch.equal(
         shelf.index.get("read.md#0").vectors, Library.open(tmp_path / "my.index").index.get("read.md#0").vectors
     )

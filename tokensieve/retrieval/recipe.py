@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from tokensieve.codec import CODECS
 from tokensieve.parts.budget import check
 from tokensieve.registry import make
 from tokensieve.retrieval.encode import lasting
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.sketch import SKETCHES
 
 PLAIN = "agglomerative"
@@ -45,6 +49,21 @@ class Recipe:
             raise ValueError(
                 f"method={self.method!r} runs at {', '.join(sites)}; `tokensieve methods --site vectors` lists what fits"
             )
+
+    @classmethod
+    def read(cls, held: Mapping[str, Any], folder: Path) -> Recipe:
+        """That of a folder, as it was written.
+
+        Raises:
+            Incompatible: another release wrote it, and says more or less.
+        """
+        names = {f.name for f in fields(cls)}
+        if held.keys() != names:
+            other = sorted(held.keys() ^ names)[0]
+            raise Incompatible(
+                f"{folder} was written by another release (recipe: {other}); index anew, or use that release"
+            )
+        return cls(**held)
 
     @property
     def whole(self) -> bool:
