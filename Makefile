@@ -36,6 +36,7 @@ leaderboard: $(MADE)
 
 retrieval: $(MADE)
 	$(BIN)/python -m benchmarks.retrieval
+	$(BIN)/python -m benchmarks.inside
 
 peers: $(MADE)
 	$(BIN)/python -m benchmarks.peers

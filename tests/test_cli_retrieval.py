@@ -10,9 +10,10 @@ from typer.testing import CliRunner
 
 from tests.shelf import Words
 from tokensieve.cli import app
-from tokensieve.retrieval import IndexProblem, encode, evaluate, maxsim
+from tokensieve.retrieval import IndexProblem, encode, evaluate, library, maxsim
 from tokensieve.retrieval.library import Library
 from tokensieve.retrieval.measure import measure, read_queries
+from tokensieve.retrieval.shards import build
 
 FILES = {
     "read.md": "# Reading\n\nOpen a file and read it line by line.",
@@ -24,7 +25,10 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
+    build._encoder.cache_clear()
     monkeypatch.setattr(encode, "load", lambda source=None, **_: Words())
+    yield
+    build._encoder.cache_clear()
 
 
 @pytest.fixture
@@ -86,6 +90,49 @@ def test_a_sketch_is_chosen_once(tmp_path, docs, sketch):
     assert "unknown sketch 'haiku'" in problem("index", docs, "--out", tmp_path / "x", "--sketch", "haiku")
 
 
+def test_a_passage_tells_the_terminal_nothing(tmp_path, docs):
+    out = tmp_path / "my.index"
+    (docs / "evil.txt").write_text("evil \x1b[2J\x1b]0;title\x07 \x9b31m [bold]text[/bold]")
+    call("index", docs, "--out", out)
+    shown = call("search", out, "evil", "-k", "1")
+    assert not {"\x1b", "\x07", "\x9b"} & set(shown)
+    assert "[bold]text[/bold]" in shown
+    assert json.loads(call("search", out, "evil", "-k", "1", "--json"))[0]["text"].startswith("evil \x1b[2J")
+
+
+def test_only_passages_that_meet_conditions(tmp_path, docs):
+    out = tmp_path / "my.index"
+    call("index", docs, "--out", out)
+    found = json.loads(call("search", out, "read a file", "--where", '{"suffix": [".html"]}', "--json"))
+    assert [f["document"] for f in found] == ["cat.html"]
+    assert "nothing found" in call("search", out, "read", "--where", '{"nowhere": 1}')
+    assert "--where 'suffix=.md': no JSON" in problem("search", out, "read", "--where", "suffix=.md")
+    assert "unknown operator 'like'" in problem("search", out, "read", "--where", '{"suffix": {"like": "m"}}')
+    assert "where must be a dict" in problem("search", out, "read", "--where", "[]")
+
+
+@pytest.mark.parametrize("shards", [(), ("--shards", "2")])
+def test_what_is_damaged_is_named(tmp_path, docs, shards):
+    out = tmp_path / "my.index"
+    call("index", docs, "--out", out, "--codec", "float32", "--sketch", "none", *shards)
+    whole = json.loads(call("search", out, "read a file", "-k", "50", "--json"))
+    file = sorted(out.rglob("*.safetensors"))[0]
+    data = bytearray(file.read_bytes())
+    head = 8 + int.from_bytes(data[:8], "little")
+    place = head + json.loads(data[8:head])["token.codes"]["data_offsets"][0]
+    data[place] ^= 1
+    file.write_bytes(data)
+    done = CliRunner().invoke(app, ["search", str(out), "read a file", "-k", "50", "--json"])
+    assert "damaged, not searched: " in done.stderr
+    assert f"{file.name}: token block 0" in done.stderr
+    left = json.loads(done.stdout)
+    assert len(left) < len(whole) == 23
+    assert [f["id"] for f in left] == [f["id"] for f in whole if f["id"] in {g["id"] for g in left}]
+    if not shards:
+        (tmp_path / "q").write_text('{"query": "cat"}')
+        assert file.name in CliRunner().invoke(app, ["bench-index", str(out), "--queries", str(tmp_path / "q")]).stderr
+
+
 def test_words_are_highlighted_on_the_screen(tmp_path, docs, monkeypatch):
     from rich.console import Console
 
@@ -141,13 +188,13 @@ def test_an_index_is_measured(tmp_path, docs):
     assert rows[1]["agreement"] == pytest.approx(1.0)
     assert all(r["median_ms"] > 0 for r in rows)
     # Quality against ranks found by hand.
-    library = Library.open(out)
-    ids = sorted(library.index.ids())
+    shelf = Library.open(out)
+    ids = sorted(shelf.index.ids())
     places = []
     for query, relevant in asked:
         names = [relevant] if isinstance(relevant, str) else relevant
         if names:
-            scores = maxsim(library.encoder.queries([query]).vectors, [library.index.get(i).vectors for i in ids])
+            scores = maxsim(shelf.encoder.queries([query]).vectors, [shelf.index.get(i).vectors for i in ids])
             order = [ids[i] for i in scores.argsort(descending=True, stable=True).tolist()]
             places.append(min(i for i, d in enumerate(order, 1) if d in names or d.rpartition("#")[0] in names))
     want = {k: v.mean() for k, v in evaluate.measures(np.array(places)).items()}
@@ -156,6 +203,36 @@ def test_an_index_is_measured(tmp_path, docs):
     assert "recall@10 of exact" in call("bench-index", out, "--queries", file)
     file.write_text('{"query": "x"}')
     assert json.loads(call("bench-index", out, "--queries", file, "--json"))[0]["ndcg"] is None
+
+
+def test_what_answers_must_be_in_the_index(tmp_path, docs):
+    out, queries = tmp_path / "my.index", tmp_path / "q"
+    call("index", docs, "--out", out)
+    queries.write_text(
+        '{"query": "cat", "relevant": ["gone.md", "cat.html#0"]}\n{"query": "read", "relevant": "raed.md"}\n'
+    )
+    assert "relevant of 'read': 'raed.md' is no document" in problem("bench-index", out, "--queries", queries)
+    queries.write_text('{"query": "cat", "relevant": ["gone.md", "cat.html#0"]}\n')
+    assert json.loads(call("bench-index", out, "--queries", queries, "--json"))[0]["mrr"] == 1
+
+
+@pytest.mark.parametrize("shards", [(), ("--shards", "2")])
+def test_an_interrupted_command_goes_on(tmp_path, docs, monkeypatch, shards):
+    monkeypatch.setattr(library, "COMMIT", 4)
+    real, out = Words.documents, tmp_path / "my.index"
+
+    def stopped(self, items, needs=()):
+        if len(self.read) >= 8:
+            raise KeyboardInterrupt
+        return real(self, items, needs)
+
+    monkeypatch.setattr(Words, "documents", stopped)
+    done = CliRunner().invoke(app, ["index", str(docs), "--out", str(out), *shards])
+    assert done.exit_code == 130
+    assert ("interrupted; 0 of 2 shards" if shards else "interrupted; 8 passages") in done.stderr
+    monkeypatch.setattr(Words, "documents", real)
+    assert "23 passages" in call("index", docs, "--out", out, *shards)
+    assert json.loads(call("search", out, "cat", "-k", "1", "--json"))[0]["document"] == "cat.html"
 
 
 def test_fewer_vectors_show_in_the_measure(tmp_path, docs):

@@ -55,3 +55,24 @@ def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
     exec(compile("\n".join(blocks), "cache.md", "exec"), found)
     assert found["answer"].shape == (2, 220)
     assert found["held"].get_seq_length() == 203 + 19
+
+
+def test_the_arithmetic_of_a_hundred_million_documents_holds():
+    page = (ROOT / "docs/scale.md").read_text()
+    passages, vectors = 1e8, {"all": 116.3, "keep 0.5": 58.4, "keep 0.33": 38.4}
+    bits = {"float16": (16, 0), "int4": (4, 2), "residual2": (2, 4), "binary": (1, 0)}
+    rows = re.findall(
+        r"^\| (all|keep [\d.]+), (\w+), (\d+) \| ([\d.]+) G \|" + 3 * r" ([\d.]+) TB \|" + 2 * r" \$(\d+) \|",
+        page,
+        re.M,
+    )
+    assert len(rows) == 7
+    for name, codec, dim, giga, stored, sketched, whole, block, objects in rows:
+        each, (per, scale) = vectors[name], bits[codec]
+        token, small = each * (int(dim) * per / 8 + scale), each / 8 * (int(dim) + 2)
+        total = passages * (token + small + 1000) / 1e12
+        assert abs(float(giga) - passages * each / 1e9) < 0.06
+        for said, meant in ((stored, passages * token / 1e12), (sketched, passages * small / 1e12), (whole, total)):
+            assert abs(float(said) - meant) < 0.0075, (name, codec, dim, said, meant)
+        assert abs(int(block) - 1000 * total * 0.08) < 1
+        assert abs(int(objects) - 1000 * total * 0.023) < 1

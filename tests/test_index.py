@@ -500,6 +500,9 @@ def test_stats_count_what_is_stored(tmp_path):
     index.delete(["d1"])
     stats, tokens = index.stats, sum(len(v) for v in vectors)
     assert (stats["documents"], stats["deleted"], stats["tokens"], stats["codec"]) == (39, 1, tokens, "int4")
+    left = tokens - len(vectors[1])
+    assert (index.size["vectors"], index.size["vector_bytes"]) == (left, left * (DIM // 2 + 2))
+    assert 0 < index.size["sketch_bytes"] < stats["sketch_bytes"]
     assert stats["token_bytes"] == tokens * (DIM // 2 + 2)
     assert stats["file_bytes"] == sum(p.stat().st_size for p in index.folder.glob("*.safetensors"))
     assert 0 < stats["sketch_bytes"] < stats["file_bytes"]

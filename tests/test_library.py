@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.shelf import Words
-from tokensieve.retrieval import Incompatible, Locked, library, maxsim
+from tokensieve.retrieval import Damaged, Incompatible, Locked, files, library, maxsim
 from tokensieve.retrieval.folder import Folder, Text
 from tokensieve.retrieval.found import whole
 from tokensieve.retrieval.library import Library
@@ -103,6 +103,20 @@ def test_what_is_too_long_for_the_encoder_is_cut_further():
 
 
 # ---- folders
+
+
+def test_a_long_text_is_read_in_parts():
+    source, asked = "\n\n".join(f"{'word ' * 100}{i}" for i in range(1200)), []
+
+    def too_long(texts):
+        asked.append(len(texts))
+        return [len(t) > 300 for t in texts]
+
+    pieces = Text("a", source).pieces(too_long)
+    assert max(asked) <= 1024 < len(Text("a", source).pieces(too_long))
+    assert max(len(p.text) for p in pieces) <= 300
+    assert [source[slice(*p.span)] for p in pieces] == [p.text for p in pieces]
+    assert "".join("".join(p.text for p in pieces).split()) == "".join(source.split())
 
 
 def test_a_folder_is_mirrored(tmp_path, docs):
@@ -332,9 +346,20 @@ def test_words_are_highlighted_whole():
     assert whole("a reading b", (6, 9)) == (2, 9)
     assert whole("(a)", (0, 1)) == (0, 1)
     assert whole("ab", (0, 2)) == (0, 2)
+    assert whole("как читать_x", (5, 6)) == (4, 10)
+    assert whole("如何打开文件", (2, 4)) == (2, 4)
+    assert whole("用Python读", (2, 3)) == (1, 7)
 
 
 # ---- opening
+
+
+def test_an_encoders_folder_is_found_from_everywhere(tmp_path, monkeypatch):
+    (tmp_path / "models" / "mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert Recipe(encoder="models/mine").encoder == str(tmp_path / "models" / "mine")
+    assert Recipe(encoder="owner/name").encoder == "owner/name"
+    assert Recipe().encoder is None
 
 
 def test_a_library_opens_with_its_encoder_only(tmp_path, docs):
@@ -381,6 +406,21 @@ def test_passages_of_damaged_texts_are_passed_over(tmp_path):
     assert again.search("file")[0].text == "one file"
 
 
+def test_a_library_of_another_release_is_refused(tmp_path):
+    folder = made(tmp_path).index.folder
+    recipe, manifest = files.read_json(folder / "library.json"), files.read_json(folder / "manifest.json")
+    files.write_json(folder / "library.json", recipe | {"flavour": "sweet"})
+    with pytest.raises(Incompatible, match=r"another release \(recipe: flavour\)"):
+        Library.open(folder, Words())
+    files.write_json(folder / "manifest.json", manifest | {"version": 99})
+    with pytest.raises(Incompatible, match="version 99"):
+        Library.open(folder, Words())
+    (folder / "library.json").write_text("{}")
+    files.write_json(folder / "manifest.json", manifest)
+    with pytest.raises(Damaged, match=r"library\.json is damaged"):
+        Library.open(folder, Words())
+
+
 @pytest.mark.slow
 def test_with_the_real_encoder(tmp_path, docs):
     """Counts of tokens, long passages and a search by meaning with MiniLM."""
@@ -393,6 +433,10 @@ def test_with_the_real_encoder(tmp_path, docs):
         n < 254
         for n in (len(t.ids) for t in shelf.encoder.reader.read([p["text"] for p in shelf.get("han.txt")], False))
     )
+    # Other scripts, signs, and characters of which no token is left.
+    for query in ("文件按行读取", "Γειά σου κόσμε", "🎉", "\u200b", "?"):
+        assert [f.score == f.score for f in shelf.search(query, k=3)] == [True] * 3
+    assert shelf.search("文件按行读取", k=1)[0].document == "han.txt"
     assert torch.equal(
         shelf.index.get("read.md#0").vectors, Library.open(tmp_path / "my.index").index.get("read.md#0").vectors
     )

@@ -123,6 +123,14 @@ def test_a_query_its_matches_and_the_slider(browser, served):
     assert browser.find_element(By.ID, "query").get_attribute("value") == "nothing"
 
 
+def test_what_is_damaged_is_said(browser, served, shelf, monkeypatch):
+    monkeypatch.setattr(type(shelf.index), "damaged", ["000001.safetensors: token block 0"])
+    browser.get(served)
+    ask(browser, "read a file")
+    status(browser, "Damaged, not searched: 000001.safetensors: token block 0")
+    assert hits(browser)
+
+
 def test_text_is_text(browser, served):
     browser.get(f"{served}/#q=file+of+bold")
     status(browser, "of 14 passages")

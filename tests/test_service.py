@@ -65,6 +65,12 @@ def test_search_says_what_was_matched(client):
     assert sum(h["vectors"] for h in fewer) < sum(h["vectors"] for h in whole) / 2
 
 
+def test_what_is_damaged_is_named(client, shelf, monkeypatch):
+    assert client.post("/search", json={"query": "file"}).json()["damaged"] == []
+    monkeypatch.setattr(type(shelf.index), "damaged", ["000001.safetensors: token block 0"])
+    assert client.post("/search", json={"query": "file"}).json()["damaged"] == ["000001.safetensors: token block 0"]
+
+
 def test_documents_are_added_replaced_and_deleted(client, shelf):
     body = lines(
         {"id": "a/b#c é", "text": "a new note"}, {"id": "cat", "text": "No cat any more.", "metadata": {"n": [1]}}

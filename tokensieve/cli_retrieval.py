@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,6 +23,8 @@ Ray = Annotated[
     typer.Option(help="A Ray cluster that works on shards: its address, or 'local' for processes of this machine."),
 ]
 At = Annotated[Path, typer.Argument(help="The folder of an index.")]
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that tell a terminal what to do; a passage may hold any."""
 SHOWN = 20
 """Skipped files and folders named on the screen; --json names all."""
 
@@ -88,16 +91,22 @@ def search(
     keep: Annotated[
         str | None, typer.Option(help="Rank the 50 best again by fewer of their vectors: a number, or a share.")
     ] = None,
+    where: Annotated[
+        str | None, typer.Option(help='Only passages of these metadata, as JSON: {"suffix": [".md", ".txt"]}.')
+    ] = None,
     ray: Ray = None,
     json_: Json = False,
 ) -> None:
     """Find passages; words that the query was matched with are highlighted."""
     fewer = None if keep is None else budget(keep)
+    conditions = None if where is None else _conditions(where)
     if ray is not None or cli_shards.sharded(at):
         with cli_shards.opened(at, ray) as collection:
-            found = collection.search(query, k, keep=fewer)
+            found, damaged = collection.search(query, k, conditions, fewer), collection.damaged
     else:
-        found = _open(at).search(query, k, keep=fewer)
+        library = _open(at)
+        found, damaged = library.search(query, k, conditions, fewer), library.index.damaged
+    _warn(damaged)
     if json_:
         typer.echo(json.dumps([asdict(f) | {"highlights": f.highlights} for f in found], indent=2, ensure_ascii=False))
         return
@@ -106,10 +115,10 @@ def search(
 
     table = Table("score", "where", "passage", header_style="bold", show_lines=True)
     for hit in found:
-        text = Text(hit.text)
+        text = Text(CONTROLS.sub("\N{REPLACEMENT CHARACTER}", hit.text))
         for a, b in hit.highlights:
             text.stylize("bold reverse", a, b)
-        table.add_row(f"{hit.score:.2f}", Text(f"{hit.document}\n{hit.span[0]}-{hit.span[1]}"), text)
+        table.add_row(f"{hit.score:.2f}", Text(f"{CONTROLS.sub('', hit.document)}\n{hit.span[0]}-{hit.span[1]}"), text)
     from tokensieve.cli import _console
 
     _console().print(table if found else "nothing found")
@@ -126,7 +135,9 @@ def bench_index(
     """Measure an index: nDCG, MRR, recall, bytes and latency, against exact search."""
     from tokensieve.retrieval.measure import measure, read_queries
 
-    rows = measure(_open(at), read_queries(queries), full)
+    library = _open(at)
+    rows = measure(library, read_queries(queries), full)
+    _warn(library.index.damaged)
     if json_:
         typer.echo(json.dumps([asdict(r) for r in rows], indent=2))
         return
@@ -195,6 +206,20 @@ def budget(text: str) -> int | float:
     from tokensieve.cli import _budget
 
     return _budget(text)
+
+
+def _conditions(where: str) -> dict[str, Any]:
+    """Conditions as they are typed."""
+    try:
+        return json.loads(where)
+    except json.JSONDecodeError as problem:
+        raise ValueError(f'--where {where!r}: no JSON ({problem}); an example is {{"suffix": ".md"}}') from problem
+
+
+def _warn(damaged: list[str]) -> None:
+    """Name what was not searched."""
+    for part in damaged:
+        typer.echo(f"damaged, not searched: {part}", err=True)
 
 
 def _open(at: Path) -> Library:

@@ -220,6 +220,11 @@ def _stacked(parts: Sequence[Tensor], dim: int) -> Encoded:
     return Encoded(vectors, ends(lengths), torch.full((len(vectors), 2), -1))
 
 
+def lasting(source: str | Path) -> str:
+    """A source as it means the same from everywhere: folders by their whole path."""
+    return str(Path(source).absolute() if Path(source).is_dir() else source)
+
+
 def load(source: str | Path | None = None, *, device: str = "cpu", **options: Any) -> Encoder:
     """An encoder by name or folder.
 

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from tokensieve.modules.colberter import ColBERTer
 from tokensieve.modules.crisp import Crisp
 from tokensieve.modules.projection import Projection
-from tokensieve.retrieval.encode import Encoded, Encoder, Identity, join
+from tokensieve.retrieval.encode import Encoded, Encoder, Identity, join, lasting
 
 FORMAT = "tokensieve.head.1"
 CARD, WEIGHTS = "head.json", "head.safetensors"
@@ -87,7 +87,7 @@ class Headed:
             raise ValueError(
                 f"the head was made for width={head.width}; vectors of {encoder.identity.name} are {encoder.identity.dim} wide"
             )
-        self.encoder, self.head, self.source = encoder, head.eval(), source
+        self.encoder, self.head, self.source = encoder, head.eval(), source and lasting(source)
         digest = sha256(f"{encoder.identity.digest}{json.dumps(head.settings, sort_keys=True)}".encode())
         for key, value in sorted(head.state_dict().items()):
             digest.update(f"{key}{tuple(value.shape)}".encode() + value.detach().float().contiguous().numpy().tobytes())

@@ -17,6 +17,8 @@ PAGES = (".html", ".htm", ".xhtml")
 FILE = "file"
 LARGEST = 64 << 20
 """Bytes of a file; larger ones are data more often than text."""
+TOGETHER = 256
+"""Passages looked at together: what tokens are held of a long text at once."""
 
 
 @dataclass(frozen=True)
@@ -68,16 +70,20 @@ class Text:
         """Its passages in their order; those that ``too_long`` says so of are cut in two."""
         page, text = self._read, self.plain
         spans = cut(text)
-        while too_long is not None and spans:
-            found = [
-                long and b - a > 1 for long, (a, b) in zip(too_long([text[a:b] for a, b in spans]), spans, strict=True)
-            ]
-            if not any(found):
-                break
-            spans = [
-                s for span, long in zip(spans, found, strict=True) for s in (halves(text, span) if long else [span])
-            ]
+        if too_long is not None:
+            parts = (spans[i : i + TOGETHER] for i in range(0, len(spans), TOGETHER))
+            spans = [s for part in parts for s in _fitting(text, part, too_long)]
         return [Piece(text[a:b], (a, b) if page is None else page.source((a, b))) for a, b in spans]
+
+
+def _fitting(text: str, spans: list[Span], too_long: Callable[[list[str]], list[bool]]) -> list[Span]:
+    """Spans cut in two until none is too long."""
+    while True:
+        each = zip(too_long([text[a:b] for a, b in spans]), spans, strict=True)
+        found = [long and b - a > 1 for long, (a, b) in each]
+        if not any(found):
+            return spans
+        spans = [s for span, long in zip(spans, found, strict=True) for s in (halves(text, span) if long else [span])]
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ OWN = frozenset({"document", "digest", "of", "span", "text", "spans"})
 """Metadata fields that a library fills itself."""
 CANDIDATES = 50
 """Passages that are ranked again where fewer vectors are asked for."""
+LETTERS = re.compile(r"[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]{2}")
+"""Two of one word; Chinese and Japanese put no blanks between theirs, which stay as the encoder has cut them."""
 
 
 @dataclass(frozen=True)
@@ -145,9 +148,9 @@ def shown(
 def whole(text: str, span: Span) -> Span:
     """A span widened to the words that it touches."""
     a, b = span
-    while a > 0 and text[a - 1].isalnum() and text[a : a + 1].isalnum():
+    while a > 0 and LETTERS.fullmatch(text, a - 1, a + 1):
         a -= 1
-    while b < len(text) and text[b].isalnum() and text[b - 1 : b].isalnum():
+    while b < len(text) and LETTERS.fullmatch(text, b - 1, b + 1):
         b += 1
     return a, b
 

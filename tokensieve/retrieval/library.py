@@ -25,7 +25,7 @@ from tokensieve.retrieval.incoming import listed
 from tokensieve.retrieval.index import Index
 from tokensieve.retrieval.recipe import Recipe
 from tokensieve.retrieval.reduce import Frequencies, reduce
-from tokensieve.retrieval.snapshot import MANIFEST, vacant
+from tokensieve.retrieval.snapshot import MANIFEST, read_manifest, vacant
 
 RECIPE, COUNTS = BESIDE = "library.json", "frequencies"
 TOGETHER = 64
@@ -78,7 +78,8 @@ class Library:
             raise FileNotFoundError(f"there is no index in {folder}; `tokensieve index DOCS --out {folder}` makes one")
         if not (folder / RECIPE).exists():
             raise Incompatible(f"the index in {folder} holds vectors without texts; Index.open reads it")
-        recipe = Recipe(**read_json(folder / RECIPE))
+        read_manifest(folder)
+        recipe = Recipe.read(read_json(folder / RECIPE), folder)
         encoder = encoder or encode.load(recipe.encoder)
         return cls(Index.open(folder, encoder.identity.label), recipe, encoder)
 

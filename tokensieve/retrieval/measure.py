@@ -86,10 +86,17 @@ def measure(library: Library, questions: Sequence[Question], full: bool = False)
         full: first of all, encode the stored texts again and score by all their vectors, as float32.
 
     Raises:
-        ValueError: the index is empty.
+        ValueError: the index is empty, or holds nothing that answers one of the queries.
     """
     if not len(library):
         raise ValueError(f"{library.index.folder} holds no passages; there is nothing to measure")
+    names = {name for id in library.index.ids() for name in (id, id.rpartition("#")[0])}
+    for question in questions:
+        if question.relevant and names.isdisjoint(question.relevant):
+            raise ValueError(
+                f"relevant of {question.text!r}: {question.relevant[0]!r} is no document and no passage of "
+                f"{library.index.folder}; correct the name, or leave relevant out"
+            )
     asked = library.encoder.queries([q.text for q in questions])
     size = library.index.size
     held = size["vectors"], size["vector_bytes"]

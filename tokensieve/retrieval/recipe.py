@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
 
 from tokensieve.codec import CODECS
 from tokensieve.parts.budget import check
 from tokensieve.registry import make
+from tokensieve.retrieval.encode import lasting
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.sketch import SKETCHES
 
 PLAIN = "agglomerative"
@@ -18,7 +23,8 @@ class Recipe:
     """How texts become vectors: all texts of a library alike.
 
     Attributes:
-        encoder: what :func:`tokensieve.retrieval.encode.load` is given; None for the embedded MiniLM.
+        encoder: what :func:`tokensieve.retrieval.encode.load` is given; None for the embedded MiniLM. A folder is remembered by
+            its whole path: an index is opened from anywhere.
         method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
         codec: one of ``tokensieve.codec.CODECS``.
         sketch: what candidates are found by, one of ``tokensieve.retrieval.sketch.SKETCHES``; None to score all passages.
@@ -31,6 +37,8 @@ class Recipe:
     sketch: str | None = "pooled"
 
     def __post_init__(self) -> None:
+        if self.encoder is not None:
+            object.__setattr__(self, "encoder", lasting(self.encoder))
         check(self.keep, "keep")
         if self.codec not in CODECS:
             raise ValueError(f"unknown codec {self.codec!r}; there are {', '.join(CODECS)}")
@@ -41,6 +49,21 @@ class Recipe:
             raise ValueError(
                 f"method={self.method!r} runs at {', '.join(sites)}; `tokensieve methods --site vectors` lists what fits"
             )
+
+    @classmethod
+    def read(cls, held: Mapping[str, Any], folder: Path) -> Recipe:
+        """That of a folder, as it was written.
+
+        Raises:
+            Incompatible: another release wrote it, and says more or less.
+        """
+        names = {f.name for f in fields(cls)}
+        if held.keys() != names:
+            other = sorted(held.keys() ^ names)[0]
+            raise Incompatible(
+                f"{folder} was written by another release (recipe: {other}); index anew, or use that release"
+            )
+        return cls(**held)
 
     @property
     def whole(self) -> bool:

@@ -52,6 +52,11 @@ class Rows:
     def nbytes(self) -> int:
         return sum(v.nbytes for v in self._fields.values())
 
+    def bytes_of(self, alive: Tensor) -> int:
+        """Bytes of some documents' vectors, ``(D,)`` bool; all vectors are of one size."""
+        every = int(self.offsets[-1])
+        return self.nbytes // every * int(self.lengths[alive].sum()) if every else 0
+
     def sound(self, docs: Tensor) -> Tensor:
         """``(n,)`` bool: which of these documents lie in blocks that are what was written."""
         block = torch.bucketize(docs, self._ends, right=True)

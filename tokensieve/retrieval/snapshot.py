@@ -61,13 +61,14 @@ class Snapshot:
         return sum(s["docs"] - s["deleted"] for s in self.manifest["segments"])
 
     def size(self) -> dict[str, int]:
-        """``documents`` and ``vectors``; ``vector_bytes``, ``sketch_bytes``, and ``bytes`` on disk with ids and metadata."""
-        held = [v.segment.rows for v in self.views]
+        """``documents`` and ``vectors``; ``vector_bytes`` and ``sketch_bytes``; ``bytes`` on disk, with ids, metadata, and what
+        was deleted but not yet written anew."""
+        held = [(v.segment.rows, v.alive) for v in self.views]
         return {
             "documents": len(self),
-            "vectors": sum(int(v.segment.tokens.lengths[v.alive].sum()) for v in self.views),
-            "vector_bytes": sum(rows["token"].nbytes for rows in held),
-            "sketch_bytes": sum(rows["sketch"].nbytes for rows in held if "sketch" in rows),
+            "vectors": sum(int(rows["token"].lengths[alive].sum()) for rows, alive in held),
+            "vector_bytes": sum(rows["token"].bytes_of(alive) for rows, alive in held),
+            "sketch_bytes": sum(rows["sketch"].bytes_of(alive) for rows, alive in held if "sketch" in rows),
             "bytes": sum(s["size"] for s in self.manifest["segments"]),
         }
 

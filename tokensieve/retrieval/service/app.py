@@ -96,7 +96,8 @@ def application(
         except ValueError as problem:
             raise Refused(422, str(problem), "query") from problem
         spent = 1e3 * (time.perf_counter() - start)
-        return wire.Answer(hits=[wire.hit(query.query, f) for f in found], passages=len(library), milliseconds=spent)
+        hits = [wire.hit(query.query, f) for f in found]
+        return wire.Answer(hits=hits, passages=len(library), milliseconds=spent, damaged=library.index.damaged)
 
     @app.post("/documents", dependencies=needs, responses={**ERRORS, **refused}, openapi_extra=LINES)
     async def add(request: Request) -> wire.Written:

@@ -93,11 +93,12 @@ class Hit(BaseModel):
 
 
 class Answer(BaseModel):
-    """Hits, best first."""
+    """Hits, best first. ``damaged`` names parts of the index that cannot be read; all others were searched."""
 
     hits: list[Hit]
     passages: int
     milliseconds: float
+    damaged: list[str]
 
 
 class Passage(BaseModel):

@@ -56,7 +56,7 @@ class Shards:
                 f"{VERSION}: build it anew, or use the release that wrote it"
             )
         built = {int(number): size for number, size in held["built"].items()}
-        return cls(folder, Recipe(**held["recipe"]), held["count"], built)
+        return cls(folder, Recipe.read(held["recipe"], folder), held["count"], built)
 
     def at(self, number: int) -> Path:
         """The folder of a shard."""

@@ -37,6 +37,9 @@ class Part:
     def count(self) -> int:
         return len(self._index)
 
+    def damaged(self) -> list[str]:
+        return [f"{self._index.folder.name}/{part}" for part in self._index.damaged]
+
 
 class Parts(Protocol):
     """The parts of a collection, here or elsewhere."""
@@ -113,6 +116,11 @@ class Collection:
     def best(self, query: Tensor, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Hit]:
         """The k passages of the highest MaxSim with a query ``(Q, dim)`` (see :meth:`Index.search`)."""
         return merged(self._parts.ask("search", query, k, where, rerank), k)
+
+    @property
+    def damaged(self) -> list[str]:
+        """What has been found damaged so far, by name; the rest is searched."""
+        return [part for parts in self._parts.ask("damaged") for part in parts]
 
     def __len__(self) -> int:
         return sum(self._parts.ask("count"))
