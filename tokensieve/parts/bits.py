@@ -24,8 +24,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
 
 def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
     """Codes ``(..., width)`` back from :func:`pack`."""
-    shift = torch.arange(0, 8, bits, device=packed.device, dtype=torch.uint8)
-    return ((packed[..., None] >> shift) & (2**bits - 1)).flatten(-2)[..., :width]
+    parts = [packed >> shift & (2**bits - 1) for shift in range(0, 8, bits)]
+    return torch.stack(parts, -1).flatten(-2)[..., :width]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Packed:
 
     def open(self) -> Tensor:
         """The vectors, ``(B, N, D)``."""
-        x = unpack(self.codes, self.bits, self.width).to(self.low.dtype) * self.scale + self.low
+        x = torch.addcmul(self.low, unpack(self.codes, self.bits, self.width).to(self.low.dtype), self.scale)
         return x if self.channel is None else x * self.channel
 
     def rows(self, change: Callable[[Tensor, int], Tensor]) -> Packed:
