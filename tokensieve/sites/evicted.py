@@ -28,7 +28,7 @@ class EvictedLayer(SievedLayer):
         columns: ``(B, T)``, those of what has come since, the same in all heads.
         pages: the kept entries, where heads hold different numbers; rows are those of the batch times heads.
         packed: the kept keys and values of one precision after another, in pairs; None where they are as they were.
-        order: ``(B, M)`` int, the place of each kept entry in what is packed.
+        spots: ``(B, P)`` int, which kept entry each of what is packed is; padding repeats one.
         carried: ``(B, H, M + T)`` attention accumulated by each entry; None where nobody asked.
         named: ``(B, G, M + T)`` int, the token id of each entry; None where nobody asked.
         shown: ``(B, C)`` bool, which columns up to the end of the last prompt are visual tokens; None where nobody asked.
@@ -42,7 +42,7 @@ class EvictedLayer(SievedLayer):
     """
 
     places: Tensor
-    order: Tensor
+    spots: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,10 +106,16 @@ class EvictedLayer(SievedLayer):
     def _opened(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.packed is None:
             return keys, values
-        held, out = list(zip(*self.packed, strict=True)), []
-        for late, parts in zip((keys, values), held, strict=True):
-            flat = select.take(torch.cat([part.open() for part in parts], 1), self.order)
-            out.append(torch.cat([flat.unflatten(2, (late.shape[1], -1)).transpose(1, 2), late], 2))
+        out, width, sizes = [], self.places.shape[2], [k.codes.shape[1] for k, _ in self.packed]
+        for late, parts in zip((keys, values), zip(*self.packed, strict=True), strict=True):
+            batch, heads, more, dim = late.shape
+            whole = late.new_zeros(batch, width + more, heads * dim)
+            first = torch.arange(batch, device=late.device)[:, None] * (width + more)
+            for part, at in zip(parts, self.spots.split(sizes, 1), strict=True):
+                whole.flatten(0, 1).index_copy_(0, (first + at).flatten(), part.open().flatten(0, 1))
+            whole = whole.unflatten(2, (heads, dim)).transpose(1, 2)
+            whole[:, :, width:] = late
+            out.append(whole)
         return out[0], out[1]
 
     def pack(self, keys: Tensor, values: Tensor, places: Tensor, parts: list[Tensor], bits: tuple[int, ...]) -> None:
@@ -121,13 +127,12 @@ class EvictedLayer(SievedLayer):
         """
         assert self.columns is not None
         self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
-        self.packed, whole = [], torch.cat(parts, 1)
+        self.packed = []
         flat = [x.transpose(1, 2).flatten(2) for x in (keys, values)]
         for part, each in zip(parts, bits, strict=True):
             k, v = (select.take(x, part) for x in flat)
             self.packed.append((Packed.by_channel(k, each), Packed.by_vector(v, each)))
-        slots = torch.arange(whole.shape[1], device=whole.device).expand_as(whole)
-        self.order = torch.zeros_like(places[:, 0], dtype=torch.long).scatter_(1, whole, slots).to(torch.int32)
+        self.spots = torch.cat(parts, 1).to(torch.int32)
         self.pages, self.holes = None, bool((places < 0).any())
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
@@ -226,7 +231,7 @@ class EvictedLayer(SievedLayer):
             self.pages = self.pages.rows(change(row, 0).flatten())
         if self.packed is not None:
             self.packed = [(k.rows(change), v.rows(change)) for k, v in self.packed]
-            self.order = change(self.order, 0)
+            self.spots = change(self.spots, 0)
         self.places = change(self.places, 0)
         each = (self.carried, self.named, self.shown, self.shares)
         self.carried, self.named, self.shown, self.shares = (None if x is None else change(x, 0) for x in each)
