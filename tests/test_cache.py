@@ -23,6 +23,7 @@ METHODS = [
     ("snapkv", SMALL),
     ("pyramidkv", {"window": 2, "beta": 3.0}),
     ("adakv", SMALL),
+    ("adakv", {"scorer": "keydiff", "floor": 0.1}),
     ("h2o", {}),
     ("tova", {}),
     ("streamingllm", {}),
@@ -35,7 +36,9 @@ METHODS = [
     ("kvcompose", {"window": 3}),
     ("sepllm", {"separators": tuple(range(3, 64, 5))}),
 ]
-each_method = pytest.mark.parametrize(("name", "options"), METHODS, ids=[n for n, _ in METHODS])
+each_method = pytest.mark.parametrize(
+    ("name", "options"), METHODS, ids=[f"{n}{o.get('scorer', '')}" for n, o in METHODS]
+)
 
 
 @pytest.fixture(scope="module")
