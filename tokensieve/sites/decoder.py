@@ -38,7 +38,7 @@ def decoder(model: nn.Module) -> Stack:
     visual = getattr(config, "text_config", None) is not None
     owner: Any = language_of(model) if visual else getattr(model, "base_model", model)
     try:
-        stack = stack_of(owner, causal=True)
+        stack = stack_of(owner)
     except ValueError as error:
         known = [type(m).__name__ for m in owner.modules() if "Attention" in type(m).__name__]
         if not known:

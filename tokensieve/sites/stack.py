@@ -82,18 +82,17 @@ class Stack:
         return index % depth
 
 
-def stack_of(root: nn.Module, causal: bool = False) -> Stack:
-    """The longest list of blocks that hold attention; with ``causal``, of those whose attention is, where there are any."""
-    layers = blocks(root, causal)
+def stack_of(root: nn.Module) -> Stack:
+    """The longest list of blocks that hold attention."""
+    layers = blocks(root)
     if not layers:
         raise ValueError(f"{type(root).__name__} has no recognisable transformer blocks")
     return Stack(root, layers, tuple(_attention(layer) for layer in layers))
 
 
-def blocks(root: nn.Module, causal: bool = False) -> tuple[nn.Module, ...]:
+def blocks(root: nn.Module) -> tuple[nn.Module, ...]:
     lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and any(_attention(x) is not None for x in m)]
-    alike = [m for m in lists if any(getattr(_attention(x), "is_causal", False) for x in m)] if causal else []
-    return max((tuple(blocks) for blocks in alike or lists), key=len, default=())
+    return max((tuple(blocks) for blocks in lists), key=len, default=())
 
 
 def _attention(layer: nn.Module) -> nn.Module | None:
