@@ -62,7 +62,8 @@ def held(cache, index, batch, heads):
 
 
 def cached_heads(config):
-    return 1 if getattr(config, "kv_lora_rank", None) else config.num_key_value_heads
+    own = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return 1 if getattr(config, "kv_lora_rank", None) else own
 
 
 @torch.no_grad()
