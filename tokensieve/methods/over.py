@@ -34,6 +34,20 @@ def ranking(name: str, inner: Method) -> Method:
     return inner
 
 
+def of_heads(inner: Method, s: Signals) -> Tensor:
+    """``(B, N)``: the score of a method that looks at one head, for rows that hold several."""
+    each, where = score.apart(s)
+    rank = inner.score(each)
+    assert rank is not None
+    return score.together(rank, where, s)
+
+
+def safe_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
+    """``(B, N)`` bool: what such a method has stay of each head, of which it would keep ``keep``, ``(B, G)``."""
+    each, where = score.apart(s)
+    return score.together(inner.safe(each, keep.flatten()).float(), where, s) > 0
+
+
 @dataclass(frozen=True)
 class Over:
     """Stands in front of :class:`Method`: all but the score comes from the method called ``scorer``.

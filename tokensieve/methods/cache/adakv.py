@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.methods.cache.snapkv import SnapKV
-from tokensieve.methods.over import pairs, ranking
+from tokensieve.methods.over import of_heads, pairs, ranking, safe_of_heads
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import make, register
@@ -53,24 +53,16 @@ class AdaKV(SnapKV):
         return self.inner.protected
 
     def score(self, s: Signals) -> Tensor:
-        if not self.scorer:
-            return score.observed(s, self.needs[0], self.kernel, self.pooling, s.heads)
-        each, where = score.apart(s)
-        rank = self.inner.score(each)
-        assert rank is not None
-        return score.together(rank, where, s)
-
-    def _safe(self, s: Signals, even: Tensor) -> Tensor:
-        if not self.scorer:
-            return score.recent(s, even.clamp(max=self.window), s.heads)
-        each, where = score.apart(s)
-        return score.together(self.inner.safe(each, even.flatten()).float(), where, s) > 0
+        if self.scorer:
+            return of_heads(self.inner, s)
+        return score.observed(s, self.needs[0], self.kernel, self.pooling, s.heads)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         head, rank = s.heads, self.score(s)
         held = select.held(head, s.valid, int(head.max()) + 1)
         even = budget.allot(keep, (held > 0).float(), held)
-        safe = self._safe(s, even)
+        late = even.clamp(max=self.window)
+        safe = safe_of_heads(self.inner, s, even) if self.scorer else score.recent(s, late, head)
         floor = torch.floor((even - self.protected).clamp(min=0) * self.floor).long()
         safe = safe | select.top_of_each(rank, floor, head, s.valid & ~safe)
         return Reduction.keep(safe | select.top(rank, keep - safe.sum(1), s.valid & ~safe))
