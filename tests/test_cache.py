@@ -23,6 +23,7 @@ METHODS = [
     ("snapkv", SMALL),
     ("pyramidkv", {"window": 2, "beta": 3.0}),
     ("adakv", SMALL),
+    ("adakv", {"scorer": "keydiff", "floor": 0.1}),
     ("h2o", {}),
     ("tova", {}),
     ("streamingllm", {}),
@@ -35,7 +36,9 @@ METHODS = [
     ("kvcompose", {"window": 3}),
     ("sepllm", {"separators": tuple(range(3, 64, 5))}),
 ]
-each_method = pytest.mark.parametrize(("name", "options"), METHODS, ids=[n for n, _ in METHODS])
+each_method = pytest.mark.parametrize(
+    ("name", "options"), METHODS, ids=[f"{n}{o.get('scorer', '')}" for n, o in METHODS]
+)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +62,8 @@ def held(cache, index, batch, heads):
 
 
 def cached_heads(config):
-    return 1 if getattr(config, "kv_lora_rank", None) else config.num_key_value_heads
+    own = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return 1 if getattr(config, "kv_lora_rank", None) else own
 
 
 @torch.no_grad()
@@ -534,6 +538,44 @@ def test_what_is_refused(model):
             cache.crop(-3)
     with pytest.raises(ValueError, match="chunk=0; it must be a number of tokens"):
         ts.prefill(model, text(30), chunk=0)
+
+
+IN_TURN = [
+    ("h2o", {}, "h2o", {}),
+    ("vatp", {"sinks": 3}, "vatp", {"sinks": 3}),
+    ("snapkv", SMALL, "h2o", {}),
+    ("tova", {}, "snapkv", SMALL),
+    ("keydiff", {}, "sepllm", {"separators": (3, 8, 13)}),
+    ("adakv", SMALL, "expected-attention", {}),
+    ("zipcache", {}, "zipcache", {}),
+]
+
+
+@pytest.mark.parametrize(("first", "given", "then", "options"), IN_TURN, ids=[f"{a}-{c}" for a, _, c, _ in IN_TURN])
+def test_stages_in_turn(model, first, given, then, options):
+    """The second reads what the whole pass was, of what the first has left."""
+    inputs = text(40, 48)
+
+    def kept(*stages):
+        with ts.sieve(model, ts.Plan([*stages])):
+            model.generate(**inputs, **GREEDY, num_beams=2)
+            return [held(ts.prefill(model, inputs), i, 2, 2) for i in range(3)]
+
+    before, last = (ts.method(n, keep=k, every=2, **o) for n, k, o in ((first, 20, given), (then, 12, options)))
+    some, both, alone = kept(before), kept(before, last), kept(last)
+    for i in range(3):
+        for one, all_ in zip(both[i].flatten(0, 1), some[i].flatten(0, 1), strict=True):
+            left, were = one[one >= 0].tolist(), all_[all_ >= 0].tolist()
+            assert set(left) <= set(were)
+            assert then == "zipcache" or len(left) == min(12, len(were))
+    if first == then:
+        assert all(torch.equal(a, b) for a, b in zip(both, alone, strict=True))
+
+
+def test_a_layer_remembers_one_sum_of_attention(model):
+    plan = ts.Plan([ts.method("h2o", keep=20), ts.method("a2sf", keep=12)])
+    with pytest.raises(ValueError, match=r"h2o and a2sf read accumulated_attention at rates 1.0 and 0.99"):
+        ts.sieve(model, plan)
 
 
 def test_a_plan_of_the_cache_is_a_file(tmp_path):

@@ -8,6 +8,7 @@ from transformers import QuantizedCache
 import tokensieve as ts
 from tests.models import decoder, text
 from tests.test_cache import GREEDY, SMALL, masked, steps
+from tokensieve.bench import tiny
 from tokensieve.bench.crossing import CrossCase
 from tokensieve.sites.decoder import decoder as site
 from tokensieve.sites.decoder import full_layers
@@ -70,6 +71,40 @@ def test_kinds_of_models(family):
             assert isinstance(layer, EvictedLayer) == (i in full)
             assert i not in full or layer.keys.shape[2] == 12 + 5 % 2
     assert torch.equal(run("greedy"), plain["greedy"])
+
+
+MANY = [
+    "afmoe", "apertus", "arcee", "aria_text", "biogpt", "bitnet", "cohere", "cohere2", "cwm", "emu3", "ernie4_5",
+    "ernie4_5_moe", "exaone4", "flex_olmo", "gemma", "glm", "glm4", "glm4_moe", "gpt2", "gpt_neox", "gpt_oss",
+    "granite", "granitemoe", "helium", "hunyuan_v1_dense", "hunyuan_v1_moe", "laguna", "lfm3", "llama", "llama4_text",
+    "mellum", "mimo_v2_flash", "minimax_m2", "nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmo_hybrid", "olmoe",
+    "opt", "persimmon", "phi", "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_next", "seed_oss", "smollm3",
+    "solar_open", "stablelm", "vaultgemma",
+]  # fmt: skip
+TERMS = {"gpt_oss", "vaultgemma"}  # in attention, that ragged heads cannot have
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MANY)
+def test_many_architectures(name):
+    model, inputs = tiny.causal(name), text(33, 48)
+    language, plain = site(model), model.generate(**inputs, **GREEDY)
+    for method, options in (("snapkv", SMALL), ("adakv", SMALL), ("expected-attention", {"future": 9})):
+        if method == "adakv" and name in TERMS:
+            with (
+                ts.sieve(model, method, keep=12, **options),
+                pytest.raises(ValueError, match="which heads that hold different"),
+            ):
+                steps(model, inputs, 3, 4)
+            continue
+        with ts.sieve(model, method, keep=500, every=2, **options):
+            assert torch.equal(model.generate(**inputs, **GREEDY), plain)
+        with ts.sieve(model, method, keep=12, every=2, **options):
+            logits, ids, mask, cache, saw = steps(model, inputs, 3, 4)
+        real = mask.bool()
+        torch.testing.assert_close(logits[real], masked(model, ids, mask, saw)[real], atol=1e-3, rtol=1e-2)
+        assert all(isinstance(cache.layers[i], EvictedLayer) for i in full_layers(language))
+    assert torch.equal(model.generate(**inputs, **GREEDY), plain)
 
 
 @pytest.mark.parametrize("family", ["Gemma3Text", "Gemma4Text", "DeepseekV3"])

@@ -90,6 +90,40 @@ def test_adakv(n, heads, keep):
     assert kept(got) == [adakv(rows[i], head[i].tolist(), keep, 4, 3, 0.3) for i in range(2)]
 
 
+@pytest.mark.parametrize("name", ["snapkv", "keydiff", "expected-attention", "caote", "h2o"])
+def test_adakv_over_others_ranks_what_they_give_each_head_alone(name):
+    """Of a row whose heads hold different numbers."""
+    n, keep = (17, 12, 9), 20
+    head = torch.cat([torch.full((m,), h) for h, m in enumerate(n)]).expand(2, -1)
+    total = sum(n)
+    x, given = features(2, total), {"window_attention": attention(2, 2, W, total), "values": features(2, total, seed=9)}
+    given |= {"accumulated_attention": attention(2, 2, total), "expected_logits": attention(2, 2, total).log()}
+    options = {"window": 3} if name == "snapkv" else {}
+    made, inner = ts.registry.make("adakv", floor=0.25, scorer=name, options=options), ts.registry.make(name, **options)
+    got = kept(ts.reduce(x, made, keep, head=head, **given))
+    for row in range(2):
+        even = [7, 7, 6]
+        safe, rank = [], {}
+        for h, m in enumerate(n):
+            own = (head[row] == h).nonzero()[:, 0]
+            s = ts.Signals(x[row : row + 1, own], **{
+                k: v[row : row + 1][:, own] if k == "values" else v[row : row + 1][..., own] for k, v in given.items()
+            })  # fmt: skip
+            score, always = inner.score(s)[0], inner.safe(s, torch.tensor([even[h]]))[0]
+            rest = [i for i in range(m) if not always[i]]
+            floor = best(score, math.floor((even[h] - inner.protected) * 0.25), rest)
+            safe += [int(own[i]) for i in range(m) if always[i] or i in floor]
+            rank |= {int(own[i]): float(score[i]) for i in range(m)}
+        rest = [i for i in range(total) if i not in safe]
+        assert got[row] == sorted(safe + best(rank, keep - len(safe), rest))
+
+
+def test_adakv_over_what_ranks_no_heads_is_refused():
+    for name in ("tova", "adakv", "ems", "first-k"):
+        with pytest.raises(ValueError, match=f"scorer='{name}'; it"):
+            ts.registry.make("adakv", scorer=name)
+
+
 @pytest.mark.parametrize(("b", "n", "keep"), SIZES)
 def test_h2o(b, n, keep):
     sums = 9 * attention(b, 3, n)

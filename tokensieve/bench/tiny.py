@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForImageTextToText
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 VOCAB, IMAGE, VIDEO = 64, 5, 4
@@ -230,6 +230,20 @@ def model(name: str, attn: str | None = None) -> nn.Module:
                 value.normal_(std=0.1)
     if hasattr(made, "generation_config"):
         made.generation_config.eos_token_id = None
+    return made
+
+
+def causal(name: str) -> nn.Module:
+    """A tiny causal language model of an architecture that needs no hints, its attention sharpened likewise."""
+    torch.manual_seed(0)
+    made: Any = AutoModelForCausalLM.from_config(_shrunk(CONFIG_MAPPING[name], {}, {})).eval()
+    with torch.no_grad():
+        for parameter, value in made.named_parameters():
+            if any(
+                part in parameter for part in ("q_proj.w", "k_proj.w", "query_key_value.w", "qkv_proj.w", "c_attn.w")
+            ):
+                value.mul_(8)
+    made.generation_config.eos_token_id = None
     return made
 
 

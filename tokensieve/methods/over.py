@@ -15,6 +15,39 @@ from tokensieve.registry import make
 from tokensieve.signals import Signals
 
 
+def pairs(options: Any) -> tuple[tuple[str, Any], ...]:
+    """Options of a method, a mapping or pairs, as pairs."""
+    found = options.items() if isinstance(options, Mapping) else options
+    return tuple(sorted((str(k), v) for k, v in found))
+
+
+def ranking(name: str, inner: Method) -> Method:
+    """A method that ranks cache entries.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if "cache" not in inner.sites or type(inner).score is Method.score or type(inner).reduce is not Method.reduce:
+        raise ValueError(
+            f"scorer={name!r}; it must be a cache method that keeps entries by a score ('h2o', 'snapkv', 'tova', ...)"
+        )
+    return inner
+
+
+def of_heads(inner: Method, s: Signals) -> Tensor:
+    """``(B, N)``: the score of a method that looks at one head, for rows that hold several."""
+    each, where = score.apart(s)
+    rank = inner.score(each)
+    assert rank is not None
+    return score.together(rank, where, s)
+
+
+def safe_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
+    """``(B, N)`` bool: what such a method has stay of each head, of which it would keep ``keep``, ``(B, G)``."""
+    each, where = score.apart(s)
+    return score.together(inner.safe(each, keep.flatten()).float(), where, s) > 0
+
+
 @dataclass(frozen=True)
 class Over:
     """Stands in front of :class:`Method`: all but the score comes from the method called ``scorer``.
@@ -29,14 +62,8 @@ class Over:
     options: Any = ()
 
     def __post_init__(self) -> None:
-        pairs = self.options.items() if isinstance(self.options, Mapping) else self.options
-        object.__setattr__(self, "options", tuple(sorted((str(k), v) for k, v in pairs)))
-        inner = self.inner
-        if "cache" not in inner.sites or type(inner).score is Method.score or type(inner).reduce is not Method.reduce:
-            raise ValueError(
-                f"scorer={self.scorer!r}; it must be a cache method that keeps entries by a score ('h2o', 'snapkv', 'tova', ...)"
-            )
-        object.__setattr__(self, "unit", inner.unit)
+        object.__setattr__(self, "options", pairs(self.options))
+        object.__setattr__(self, "unit", ranking(self.scorer, self.inner).unit)
 
     @property
     def inner(self) -> Method:

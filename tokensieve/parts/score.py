@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d, normalize, pad
 
+from tokensieve.checks import TOKEN_AXIS
 from tokensieve.needs import Need, Relevance
 from tokensieve.parts import select
 from tokensieve.signals import Signals
@@ -219,3 +221,33 @@ def entropy(pixels: Tensor, patch: int, levels: int = 256) -> Tensor:
     count = torch.zeros(*level.shape[:2], levels, device=pixels.device)
     count.scatter_add_(2, level, torch.ones_like(level, dtype=count.dtype))
     return torch.special.entr(count / level.shape[2]).sum(2) / math.log(2)
+
+
+def apart(s: Signals) -> tuple[Signals, Tensor]:
+    """Signals whose rows are those of ``s`` times its heads, for scores that look at one head; and ``(B G, M)`` long, where each
+    of its entries stands in ``s``, -1 at padding. Knows signals of which one tensor is given, as of cache entries."""
+    heads = torch.arange(int(s.heads.max()) + 1, device=s.device)[None, :, None]
+    place, real = select.compact(((s.heads[:, None] == heads) & s.valid[:, None]).flatten(0, 1))
+    where = place.masked_fill(~real, -1)
+    # A row may hold no entry of some head.
+    real = real | (~real.any(1, keepdim=True) & (torch.arange(place.shape[1], device=s.device) == 0))
+    each = place.unflatten(0, (s.batch, -1))
+
+    def of(x: Tensor, axis: int) -> Tensor:
+        axis %= x.dim()
+        shape = [*x.shape[:1], each.shape[1], *x.shape[1:axis], each.shape[2], *x.shape[axis + 1 :]]
+        index = each.view(*each.shape[:2], *[1] * (axis - 1), -1, *[1] * (x.dim() - axis - 1)).expand(shape)
+        return x[:, None].expand(-1, each.shape[1], *x.shape[1:]).gather(axis + 1, index).flatten(0, 1)
+
+    given: dict[str, Any] = {
+        n: of(x, axis) for n, axis in TOKEN_AXIS.items() if n != "head" and isinstance(x := getattr(s, n), Tensor)
+    }
+    mask = None if bool(real.all()) else real
+    return Signals(of(s.features, 1), mask, seed=s.seed, **given), where
+
+
+def together(x: Tensor, where: Tensor, s: Signals) -> Tensor:
+    """``(B, N)``: values ``(B G, M)`` of each head's entries, as :func:`apart` laid them, back in their rows; 0 at padding."""
+    out = x.new_zeros(s.batch, s.n + 1)
+    at = where.masked_fill(where < 0, s.n).view(s.batch, -1)
+    return out.scatter_(1, at, x.reshape(s.batch, -1))[:, :-1]

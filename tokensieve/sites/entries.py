@@ -130,7 +130,6 @@ class Entries:
                 out[need.name] = laid(self.expected(need.window, language, hidden, module), unit, heads)
             elif need.name == "probe_attention":
                 out[need.name] = laid(self.probed(), unit, heads)
-                self.layer.probes = []
             elif need.name == "visual":
                 shown = self.shown().float()
                 out[need.name] = shown[:, 0] if unit == "token" else vectors(shown, unit)

@@ -167,8 +167,8 @@ class CacheSite:
     def _observe(self, index: int, call: taps.Call) -> None:
         if self._cache is None:
             return
-        attention = type(self.language.attentions[index]).__name__
         if index in self._met:
+            attention = type(self.language.attentions[index]).__name__
             raise ValueError(
                 f"layer {index} is of kind {attention!r}, which calls its attention several times in a pass; its entries cannot "
                 "leave"
@@ -186,8 +186,17 @@ class CacheSite:
             columns, since = layer.columns[:, -call.query.shape[2] :], layer.length - layer.mark
             if self._visual is not None and (layer.shown is None or call.query.shape[2] > 1):
                 layer.show(self._visual, self._past)
-            for stage in stages:
-                self._stage(stage, index, call, columns, since)
+            module = self.language.attentions[index]
+            assert module is not None
+            now = entries.here(layer, call, self._real)
+            self._note(stages, now, columns, module)
+            prompt = call.query.shape[2] > 1
+            due = [stage for stage in stages if (stage.prefill if prompt else since >= stage.every)]
+            for stage in due:
+                self._evict(stage, index, now, module)
+                now = entries.here(layer, call, self._real) if len(due) > 1 else now
+            layer.probes = [] if due else layer.probes
+            layer.mark = layer.length if prompt else layer.mark
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._thread != get_ident():
@@ -200,21 +209,17 @@ class CacheSite:
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _stage(self, stage: Stage, index: int, call: taps.Call, columns: Tensor, since: int) -> None:
-        prompt, module = call.query.shape[2] > 1, self.language.attentions[index]
-        layer = self._held(index)
-        assert module is not None
-        now = entries.here(layer, call, self._real)
+    def _note(self, stages: Sequence[Stage], now: Entries, columns: Tensor, module: nn.Module) -> None:
+        """Remember what any stage will read, before one has evicted."""
+        if now.latent and len(stages) > 1:
+            raise ValueError(
+                f"a layer that caches less than its attention reads takes one stage; here are {len(stages)}"
+            )
         ids = self._pass.get("position_ids")
         ids = columns if ids is None else (ids[0] if ids.dim() == 3 else ids).expand(len(columns), -1)
-        for need in stage.method.needs:
-            entries.note(
-                now, need, columns, self._real, self._pass.get("position_embeddings"), ids, self._words, module
-            )
-        if stage.prefill if prompt else since >= stage.every:
-            self._evict(stage, index, now, module)
-        if prompt:
-            layer.mark = layer.length
+        table = self._pass.get("position_embeddings")
+        for need in quotas.needs(stages):
+            entries.note(now, need, columns, self._real, table, ids, self._words, module)
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
         layer, method, heads = now.layer, stage.method, now.keys.shape[1]

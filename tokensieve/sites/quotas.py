@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from tokensieve.needs import Need
 from tokensieve.plan import Stage
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.resolve import share
@@ -46,11 +47,32 @@ def check(stages: Sequence[Stage], layers: dict[int, list[int]], full: list[int]
         if len(beside) > 1 and any(s.method.shared for s in beside):
             name = next(s.method.name for s in beside if s.method.shared)
             raise ValueError(f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone")
+        needs(beside)
         if i in read and any(s.method.unit == "entry" and not s.method.shared for s in beside):
             raise ValueError(
                 f"later layers attend to the keys of layer {i}, so that its heads have to keep equally many; take a method "
                 "under which they do ('snapkv')"
             )
+
+
+def needs(stages: Sequence[Stage]) -> list[Need]:
+    """What the stages of a layer read, each once, of the widest window.
+
+    Raises:
+        ValueError: one and the same is wanted in two ways.
+    """
+    found: dict[str, tuple[Stage, Need]] = {}
+    for stage in stages:
+        for need in stage.method.needs:
+            other, known = found.setdefault(need.name, (stage, need))
+            if known.rate != need.rate:
+                raise ValueError(
+                    f"{other.method.name} and {stage.method.name} read {need.name} at rates {known.rate} and {need.rate}; a "
+                    "layer remembers one"
+                )
+            if need.window > known.window:
+                found[need.name] = (stage, need)
+    return [need for _, need in found.values()]
 
 
 def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, grows: bool) -> tuple[Tensor, Tensor]:

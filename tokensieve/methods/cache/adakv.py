@@ -1,12 +1,15 @@
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from tokensieve.method import Method
 from tokensieve.methods.cache.snapkv import SnapKV
+from tokensieve.methods.over import of_heads, pairs, ranking, safe_of_heads
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
-from tokensieve.registry import register
+from tokensieve.registry import make, register
 from tokensieve.signals import Signals
 
 
@@ -16,23 +19,50 @@ class AdaKV(SnapKV):
     """SnapKV's votes, ranked over all heads of a layer at once: heads whose attention is spread out keep more entries.
 
     Source: arXiv 2407.11550. Every head is sure of its ``window`` last tokens and of the ``floor`` share of an even budget beyond
-    them. Defaults are those of the public code (pooling "max" over 7). Deviation: the floor goes to each head's best, and the
-    rest by rank, where the code shrinks the counts of one ranking towards the floor and rounds.
+    them. With a ``scorer``, another method that ranks the entries of each head (``options`` are its own), its scores are ranked
+    so, and what it protects is safe. Defaults are those of the public code (pooling "max" over 7). Deviation: the floor goes to
+    each head's best, and the rest by rank, where the code shrinks the counts of one ranking towards the floor and rounds.
     """
 
     unit = "entry"
     kernel: int = 7
     pooling: str = "max"
     floor: float = 0.2
+    scorer: str = ""
+    options: Any = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "options", pairs(self.options))
+        if self.scorer and ranking(self.scorer, self.inner).unit != "head":
+            raise ValueError(
+                f"scorer={self.scorer!r}; it ranks no entries of single heads: take one that does ('keydiff', ...)"
+            )
+
+    @property
+    def inner(self) -> Method:
+        return (
+            make(self.scorer, **dict(self.options)) if self.scorer else SnapKV(self.window, self.kernel, self.pooling)
+        )
+
+    @property
+    def needs(self):
+        return self.inner.needs
+
+    @property
+    def protected(self) -> int:
+        return self.inner.protected
 
     def score(self, s: Signals) -> Tensor:
+        if self.scorer:
+            return of_heads(self.inner, s)
         return score.observed(s, self.needs[0], self.kernel, self.pooling, s.heads)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         head, rank = s.heads, self.score(s)
         held = select.held(head, s.valid, int(head.max()) + 1)
         even = budget.allot(keep, (held > 0).float(), held)
-        safe = score.recent(s, even.clamp(max=self.window), head)
-        floor = torch.floor((even - self.window).clamp(min=0) * self.floor).long()
+        late = even.clamp(max=self.window)
+        safe = safe_of_heads(self.inner, s, even) if self.scorer else score.recent(s, late, head)
+        floor = torch.floor((even - self.protected).clamp(min=0) * self.floor).long()
         safe = safe | select.top_of_each(rank, floor, head, s.valid & ~safe)
         return Reduction.keep(safe | select.top(rank, keep - safe.sum(1), s.valid & ~safe))
