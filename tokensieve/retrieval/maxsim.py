@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def maxsim(query: Any, documents: Documents) -> Tensor:
 def queries_of(query: Any) -> tuple[bool, Ragged]:
     """Whether it is one query, and all of them as one Ragged."""
     single = isinstance(query, (Tensor, np.ndarray)) and query.ndim == 2
-    queries = Ragged.of(torch.as_tensor(query)[None] if single else query)
+    queries = Ragged(torch.as_tensor(query), torch.tensor([0, len(query)])) if single else Ragged.of(query)
     if not len(queries) or bool((queries.lengths == 0).any()):
         raise ValueError("a query without tokens has no scores; pass at least one token vector")
     if not bool(queries.tokens.isfinite().all()):
@@ -76,18 +76,18 @@ def best_matches(table: Table, offsets: Tensor, like: Tensor) -> Iterator[tuple[
     width, cuts = like.shape[1], offsets.numpy()
     most = max((TABLE if like.device.type == "cpu" else TABLE_DEVICE) // width, 16)
     buffer = like.new_empty(min(most, int(cuts[-1])), width)
-    segments = Segments(offsets, buffer)
-    for first, last in runs(cuts, most):
+    spans = runs(cuts, most)
+    for (first, last), best in zip(spans, maxima(offsets, spans, buffer), strict=True):
         n = int(cuts[last] - cuts[first])
         if n <= most:
-            yield first, last, segments.max(table(first, last, 0, n, buffer[:n]), first, last)
+            yield first, last, best(table(first, last, 0, n, buffer[:n]))
         else:
             # One document longer than a block.
             pieces = (table(first, last, a, min(a + most, n), buffer[: min(most, n - a)]) for a in range(0, n, most))
-            best = like.new_full((1, width), -torch.inf)
+            high = like.new_full((1, width), -torch.inf)
             for piece in pieces:
-                best = best.maximum(piece.amax(0, keepdim=True))
-            yield first, last, best
+                high = high.maximum(best(piece))
+            yield first, last, high
 
 
 def runs(cuts: Sequence[int] | np.ndarray, most: int) -> list[tuple[int, int]]:
@@ -102,38 +102,40 @@ def runs(cuts: Sequence[int] | np.ndarray, most: int) -> list[tuple[int, int]]:
 
 def segment_max(x: Tensor, offsets: Tensor) -> Tensor:
     """``(D, Q)``: the maximum over the rows of each document, from ``(T, Q)``."""
-    return Segments(offsets, x).max(x, 0, len(offsets) - 1)
+    return maxima(offsets, [(0, len(offsets) - 1)], x)[0](x)
 
 
-class Segments:
-    """Documents one after the other, and the maximum over the rows of some of them.
+def maxima(offsets: Tensor, spans: Sequence[tuple[int, int]], like: Tensor) -> list[Callable[[Tensor], Tensor]]:
+    """For each span of documents, what takes the rows of their tokens ``(T, Q)`` to the maximum of each, ``(last - first, Q)``.
 
-    What does not change from block to block is made once: between products of matrices even small steps are slow, since
-    their code has left the caches.
+    All are made before the first is used: between products of matrices even small steps are slow, since their code has left
+    the caches.
+
+    Args:
+        offsets: ``(D + 1,)``; like: as long as the longest span of several documents, for its dtype and device.
     """
+    cuts = offsets.numpy()
+    lengths = np.diff(cuts)
+    if not lengths.all():
+        raise ValueError(f"document {int(lengths.argmin())} has no tokens")
+    length = int(lengths.max(initial=1)) if (lengths == lengths[:1]).all() else None
+    if length is None and like.device.type == "cpu":
+        _quiet()
+        columns, values = torch.arange(len(like), dtype=torch.int32), like.new_ones(len(like))
 
-    def __init__(self, offsets: Tensor, like: Tensor) -> None:
-        """From ``(D + 1,)`` offsets and something ``(T, Q)`` like the longest x to come."""
-        self._cuts = offsets.numpy()
-        lengths = np.diff(self._cuts)
-        if not lengths.all():
-            raise ValueError(f"document {int(lengths.argmin())} has no tokens")
-        self._length = int(lengths.max(initial=1)) if (lengths == lengths[:1]).all() else 0
-        if not self._length and like.device.type == "cpu":
-            _quiet()
-            self._columns, self._ones = torch.arange(len(like), dtype=torch.int32), like.new_ones(len(like))
-
-    def max(self, x: Tensor, first: int, last: int) -> Tensor:
-        """``(last - first, Q)``, from the rows ``x`` of these documents, ``(T, Q)``."""
-        if self._length:
-            return x.view(last - first, self._length, x.shape[1]).amax(1)
-        ends = self._cuts[first : last + 1] - self._cuts[first]
-        if x.device.type != "cpu":
-            return torch.segment_reduce(x, "max", offsets=torch.from_numpy(ends).to(x.device), axis=0)
+    def reduce(first: int, last: int) -> Callable[[Tensor], Tensor]:
+        if last == first + 1:
+            return lambda x: x.amax(0, keepdim=True)
+        if length is not None:
+            return lambda x: x.view(-1, length, x.shape[1]).amax(1)
+        n, ends = int(cuts[last] - cuts[first]), torch.from_numpy(cuts[first : last + 1] - cuts[first])
+        if like.device.type != "cpu":
+            return partial(torch.segment_reduce, reduce="max", offsets=ends.to(like.device), axis=0)
         # A sparse matrix of ones, a row for each document: the one reduction of rows that is fast on CPUs.
-        rows, columns, values = torch.from_numpy(ends.astype(np.int32)), self._columns[: len(x)], self._ones[: len(x)]
-        ones = torch.sparse_csr_tensor(rows, columns, values, (last - first, len(x)), check_invariants=False)
-        return torch.sparse.mm(ones, x, "amax")
+        ones = torch.sparse_csr_tensor(ends.int(), columns[:n], values[:n], (last - first, n), check_invariants=False)
+        return lambda x: torch.sparse.mm(ones, x, "amax")
+
+    return [reduce(first, last) for first, last in spans]
 
 
 @cache
