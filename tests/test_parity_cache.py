@@ -270,7 +270,7 @@ def test_gathered_attention(past, step, block):
     query, key = torch.randn(2, 4, 13, 8, generator=g), torch.randn(2, 2, n, 8, generator=g)
     weight, real = torch.rand(2, 13, generator=g), torch.rand(2, 2, n, generator=g) < 0.7
     real[1, :, : past + 3] = False  # a row's first queries see nothing
-    got = attention_rows.gathered(query, key, 0.5, at, weight, real, block)
+    got = attention_rows.gathered(query, key, 0.5, at[:, None].expand(-1, 2, -1), weight, real, block)
     for b, h in np.ndindex(2, 4):
         total = torch.zeros(n, dtype=torch.float64)
         for t in range(13):
@@ -279,8 +279,12 @@ def test_gathered_attention(past, step, block):
                 each = (key[b, h // 2, seen].double() @ query[b, h, t].double() * 0.5).softmax(0)
                 total[seen] += weight[b, t] * each
         torch.testing.assert_close(got[b, h].double(), total, atol=1e-6, rtol=1e-5)
-    every = attention_rows.gathered(query, key, 0.5, at, weight, torch.ones_like(real), block)
-    torch.testing.assert_close(attention_rows.gathered(query, key, 0.5, at, weight, None, block), every)
+    every = attention_rows.gathered(
+        query, key, 0.5, at[:, None].expand(-1, 2, -1), weight, torch.ones_like(real), block
+    )
+    torch.testing.assert_close(
+        attention_rows.gathered(query, key, 0.5, at[:, None].expand(-1, 2, -1), weight, None, block), every
+    )
 
 
 @given(st.integers(1, 40), st.integers(1, 50), st.floats(0.7, 1), st.integers(0, 20))

@@ -61,7 +61,7 @@ class Packed:
     def _of(cls, x: Tensor, bits: int, axis: int, channel: Tensor | None) -> Packed:
         low, high = x.amin(axis, keepdim=True), x.amax(axis, keepdim=True)
         scale = (high - low) / (2**bits - 1)
-        codes = ((x - low) / torch.where(scale > 0, scale, 1.0)).round().clamp(0, 2**bits - 1)
+        codes = (x - low).div_(torch.where(scale > 0, scale, 1.0)).round_().clamp_(0, 2**bits - 1)
         return cls(pack(codes, bits), scale, low, channel, bits, x.shape[2])
 
     def open(self) -> Tensor:

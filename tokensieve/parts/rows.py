@@ -78,7 +78,8 @@ def gathered(
 
     Args:
         query: ``(B, H, T, d)``; key: ``(B, G, N, d)`` with G dividing H.
-        at: ``(B, T)``, the places of the queries among the keys, in order; weight: ``(B, T)``, what each query counts.
+        at: ``(B, G, T)``, the places of the queries among the keys; fast where they are in order.
+        weight: ``(B, T)``, what each query counts.
         real: ``(B, G, N)`` bool, False at keys that nobody sees.
 
     Returns:
@@ -88,11 +89,11 @@ def gathered(
     pairs, groups, n = batch * key.shape[1], heads // key.shape[1], key.shape[2]
     q, k = query.unflatten(1, (-1, groups)).flatten(0, 1), key.flatten(0, 1)
     each = weight.float().repeat_interleave(key.shape[1], 0)[:, None, None]
-    places = at.repeat_interleave(key.shape[1], 0)[:, None, :, None]
+    places = at.flatten(0, 1)[:, None, :, None]
     hidden = None if real is None else ~real.flatten(0, 1)[:, None, None]
     out = torch.zeros(pairs, groups, n, device=query.device)
     blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
-    spans = [(int(at[:, part].min()) + 1, int(at[:, part].max()) + 1) for part in blocks]
+    spans = [(int(at[..., part].min()) + 1, int(at[..., part].max()) + 1) for part in blocks]
     # On a CPU few enough to stay near the processor, and on any device few enough to be nothing beside the cache.
     together = max(1, 2 ** (20 if query.device.type == "cpu" else 25) // (groups * block * n))
     for pair in range(0, pairs, together):

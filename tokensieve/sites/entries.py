@@ -93,9 +93,18 @@ class Entries:
         """``(B, H, N)``: mean attention from those of the probes that see each entry."""
         query = torch.cat([q for q, _ in self.layer.probes], 2)
         columns = torch.cat([c for _, c in self.layer.probes], 1)
-        seen = (self.columns[:, :, :, None] <= columns[:, None, None]).sum(3).clamp(min=1)
-        total = self.attention(query, columns).sum(2)
-        return total / seen.repeat_interleave(query.shape[1] // seen.shape[1], 1)
+        each = columns[:, None].expand(-1, self.columns.shape[1], -1).contiguous()
+        # Columns rise but for padding, which nobody sees.
+        at = torch.searchsorted(self.columns.cummax(2).values, each, right=True) - 1
+        total = self.gathered(query, at.clamp(min=0), (columns >= 0).float())
+        seen = columns.shape[1] - torch.searchsorted(each.sort(2).values, self.columns)
+        return total / seen.clamp(min=1).repeat_interleave(query.shape[1] // seen.shape[1], 1)
+
+    def gathered(self, query: Tensor, at: Tensor, weight: Tensor) -> Tensor:
+        """``(B, H, N)``: attention that each entry gathers from queries ``(B, H, t, d)`` at places ``(B, G, t)`` among them."""
+        heads = self.attended.shape[1]
+        valid = None if bool(self.valid.all()) else self.valid.expand(-1, heads, -1)
+        return rows.gathered(query, self.attended, self.call.scale, at.expand(-1, heads, -1), weight, valid)
 
     def shown(self) -> Tensor:
         """``(B, G, N)`` bool: the entries of visual tokens."""
@@ -271,10 +280,7 @@ def note(
         at, weight = rows.sampled(here * need.rate**age, need.window)
         asked = query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
         # The pass's own entries are the last, in order; of what stands before them, it sees all that is real.
-        keys = entries.attended
-        at = at + keys.shape[2] - query.shape[2]
-        valid = None if bool(entries.valid.all()) else entries.valid.expand(-1, keys.shape[1], -1)
-        total = rows.gathered(asked, keys, entries.call.scale, at, weight, valid)
+        total = entries.gathered(asked, (at + entries.keys.shape[2] - query.shape[2])[:, None], weight)
         if layer.carried is not None:
             total[..., : layer.carried.shape[2]] += layer.carried * need.rate ** query.shape[2]
         layer.carried = total
