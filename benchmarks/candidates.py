@@ -31,7 +31,7 @@ from tokensieve.retrieval.pool import pool
 from tokensieve.retrieval.ragged import bounds, spread
 from tokensieve.retrieval.sketch import FdeSketch, Mean, Sketch
 
-BLOCK, SAMPLE, EVERY, REPEATS, BEST, RECALL = 4096, 2**16, 10, 7, 10, 0.99
+BLOCK, SAMPLE, EVERY, REPEATS, BEST, RECALL = 4096, 2**16, 10, 11, 10, 0.99
 COUNTS, PROBES = (1024, 4096), 32
 
 
