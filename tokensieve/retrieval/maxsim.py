@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tokensieve.retrieval.ragged import Documents, Ragged, bounds, neighbours, rows
 
-TABLE = 1 << 20
-"""Similarities held at once: 4 MB, which stay in the caches until they are reduced."""
+TABLE = 1 << 19
+"""Similarities held at once: 2 MB, which stay in the caches until they are reduced."""
 TABLE_DEVICE = 1 << 26
 COPIED = 4096
 """Tokens of listed documents copied behind each other at once."""
