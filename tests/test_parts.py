@@ -147,7 +147,7 @@ def test_nearest_in_blocks_and_without_anchors(monkeypatch):
     x = features(2, 50, 6)
     among = torch.zeros(2, 50, dtype=torch.bool)
     among[0, [3, 20, 41]] = True
-    monkeypatch.setattr(merge, "BLOCK", 7)
+    monkeypatch.setattr(merge, "HELD", 1)
     index, like = merge.nearest(x, among)
     u = normalize(x[0], dim=-1)
     value, slot = (u @ u[[3, 20, 41]].T).max(1)
