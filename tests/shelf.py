@@ -14,6 +14,14 @@ DIM = 16
 STOP = {"a", "the", "how", "do", "i", "is", "of"}
 
 
+def laid(folder, texts):
+    """Texts as files of a folder, by their names."""
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
 class Words:
     """Vectors of lower-cased words, markers first; like words are equal."""
 

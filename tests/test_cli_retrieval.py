@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from tests.shelf import Words
+from tests.shelf import Words, laid
 from tokensieve.cli import app
 from tokensieve.retrieval import IndexProblem, encode, evaluate, library, maxsim
 from tokensieve.retrieval.library import Library
@@ -33,10 +33,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def docs(tmp_path):
-    folder = tmp_path / "docs"
-    folder.mkdir()
-    for name, text in FILES.items():
-        (folder / name).write_text(text)
+    folder = laid(tmp_path / "docs", FILES)
     (folder / "image.png").write_bytes(b"\x89PNG\0")
     return folder
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.shelf import Words
+from tests.shelf import Words, laid
 from tests.test_shards import TEXTS, rounded
 from tokensieve.cli import app
 from tokensieve.retrieval import Incompatible, IndexProblem, encode, library
@@ -28,11 +28,7 @@ QUERIES = ["read a file", "note number 4", "word 7 7 here", "cat"]
 
 @pytest.fixture
 def docs(tmp_path):
-    folder = tmp_path / "docs"
-    for name, text in TEXTS.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    return folder
+    return laid(tmp_path / "docs", TEXTS)
 
 
 def test_by_command(tmp_path, docs):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.shelf import Words
+from tests.shelf import Words, laid
 from tokensieve.cli import app
 from tokensieve.retrieval import Damaged, Hit, Incompatible, Locked, encode, library
 from tokensieve.retrieval.library import Library
@@ -63,10 +63,7 @@ def small(monkeypatch):
 
 @pytest.fixture
 def docs(tmp_path):
-    folder = tmp_path / "docs"
-    for name, text in TEXTS.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
+    folder = laid(tmp_path / "docs", TEXTS)
     (folder / "image.png").write_bytes(b"\x89PNG\0")
     return folder
 
