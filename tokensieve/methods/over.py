@@ -48,8 +48,24 @@ def safe_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
     return score.together(inner.safe(each, keep.flatten()).float(), where, s) > 0
 
 
+class Inner:
+    """In front of :class:`Method`: reads what the method ``inner`` reads, and always keeps what it does."""
+
+    @property
+    def inner(self) -> Method:
+        raise NotImplementedError
+
+    @property
+    def needs(self):
+        return self.inner.needs
+
+    @property
+    def protected(self) -> int:
+        return self.inner.protected
+
+
 @dataclass(frozen=True)
-class Over:
+class Over(Inner):
     """Stands in front of :class:`Method`: all but the score comes from the method called ``scorer``.
 
     Attributes:
@@ -68,14 +84,6 @@ class Over:
     @property
     def inner(self) -> Method:
         return make(self.scorer, **dict(self.options)) if self.scorer else Last()
-
-    @property
-    def needs(self):
-        return self.inner.needs
-
-    @property
-    def protected(self) -> int:
-        return self.inner.protected
 
     def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
         return self.inner.of_layer(keep, seen, layer, depth)

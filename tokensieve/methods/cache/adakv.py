@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.methods.cache.snapkv import SnapKV
-from tokensieve.methods.over import of_heads, pairs, ranking, safe_of_heads
+from tokensieve.methods.over import Inner, of_heads, pairs, ranking, safe_of_heads
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import make, register
@@ -15,7 +15,7 @@ from tokensieve.signals import Signals
 
 @register("adakv")
 @dataclass(frozen=True)
-class AdaKV(SnapKV):
+class AdaKV(Inner, SnapKV):
     """SnapKV's votes, ranked over all heads of a layer at once: heads whose attention is spread out keep more entries.
 
     Source: arXiv 2407.11550. Every head is sure of its ``window`` last tokens and of the ``floor`` share of an even budget beyond
@@ -43,14 +43,6 @@ class AdaKV(SnapKV):
         return (
             make(self.scorer, **dict(self.options)) if self.scorer else SnapKV(self.window, self.kernel, self.pooling)
         )
-
-    @property
-    def needs(self):
-        return self.inner.needs
-
-    @property
-    def protected(self) -> int:
-        return self.inner.protected
 
     def score(self, s: Signals) -> Tensor:
         if self.scorer:
