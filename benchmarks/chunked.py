@@ -30,7 +30,6 @@ from tokensieve.bench.clocks import Peak
 from tokensieve.bench.results import environment
 
 TOKENS, CHUNK, KEEP, VOCAB, LIMIT = 65536, 1024, 0.25, 1000, 0.35
-"""Tells the GNU allocator to give what it frees back to the system."""
 NAMES = ("snapkv", "keydiff", "streamingllm", "adakv")
 
 
