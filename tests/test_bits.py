@@ -13,7 +13,7 @@ from tests.models import decoder, text
 from tests.strategies import features
 from tests.test_parity_cache import SIZES, attention, best, kept
 from tokensieve.parts.bits import Packed, pack, unpack
-from tokensieve.sites.entries import probes
+from tokensieve.sites.noted import probes
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 

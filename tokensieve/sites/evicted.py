@@ -11,9 +11,8 @@ from transformers.cache_utils import BaseQuantizedLayer, Cache, DynamicLayer
 
 from tokensieve.parts import select
 from tokensieve.parts.bits import Packed
-from tokensieve.parts.pages import Pages, attend, by_row
+from tokensieve.parts.pages import Pages
 from tokensieve.sites.cache import SievedLayer
-from tokensieve.sites.taps import Call
 
 
 class EvictedLayer(SievedLayer):
@@ -146,13 +145,13 @@ class EvictedLayer(SievedLayer):
         assert self.columns is not None
         real, self.packed = places >= 0, None
         self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
-        rows = [x.flatten(0, 1) for x in (keys, values, at, real)]
-        if bool((real == real[:, :1]).all()):
-            self.pages, self.holes = None, not bool(real.all())
-            self._hold(*(select.take(x, rows[2]).unflatten(0, at.shape[:2]) for x in rows[:2]))
-            return
+        k, v, which = (x.flatten(0, 1) for x in (keys, values, at))
         self.pages = None  # what is given are copies; both layouts are never held beside them
-        self.pages, self.holes = Pages.of(rows[0], rows[1], rows[2], rows[3]), False
+        if bool((real == real[:, :1]).all()):
+            self.holes = not bool(real.all())
+            self._hold(*(select.take(x, which).unflatten(0, at.shape[:2]) for x in (k, v)))
+            return
+        self.pages, self.holes = Pages.of(k, v, which, real.flatten(0, 1)), False
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
@@ -269,29 +268,6 @@ class QuantizedEntries(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
             raise ValueError("cannot crop a quantized cache from which tokens have left")
-
-
-def paged(held: Pages, call: Call) -> Tensor:
-    """Attention over kept entries in pages and those that have come since: ``(B, q, H, d)``."""
-    batch, queries, length, _ = call.query.shape
-    heads, late = call.key.shape[1], call.key.shape[2]
-    groups, dtype = queries // heads, call.query.dtype
-    mask = call.mask
-    if mask is None or mask.dim() == 2:
-        order = torch.arange(late, device=call.key.device)
-        allowed = (order <= order[late - length :, None])[None, None]
-        mask = allowed if mask is None else allowed & mask[:, None, None, -late:].bool()
-    if mask.dtype == torch.bool:
-        mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    bias = mask.expand(batch, heads, -1, -1).flatten(0, 1)
-    rows = call.query.unflatten(1, (heads, groups)).flatten(0, 1)
-    late_keys, late_values = call.key.flatten(0, 1), call.value.flatten(0, 1)
-    if length > 1:
-        out = by_row(rows, held, late_keys, late_values, call.scale, bias)
-    else:
-        bias = bias.expand(-1, groups, -1)
-        out = attend(rows.flatten(1, 2), held, held.real, late_keys, late_values, call.scale, bias)
-    return out.reshape(batch, queries, length, -1).transpose(1, 2).contiguous()
 
 
 def held_bytes(cache: Cache) -> int:

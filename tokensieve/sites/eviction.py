@@ -17,13 +17,14 @@ from tokensieve.parts import layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import decode, entries, quotas, readings, taps
+from tokensieve.sites import decode, entries, noted, quotas, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import alone, full_layers, padding
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
-from tokensieve.sites.evicted import EvictedLayer, paged
+from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.paged import paged
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.store import MORE, fingerprint
@@ -192,9 +193,9 @@ class CacheSite:
             self._note(stages, now, columns, module)
             prompt = call.query.shape[2] > 1
             due = [stage for stage in stages if (stage.prefill if prompt else since >= stage.every)]
-            for stage in due:
+            for order, stage in enumerate(due):
+                now = entries.here(layer, call, self._real) if order else now
                 self._evict(stage, index, now, module)
-                now = entries.here(layer, call, self._real) if len(due) > 1 else now
             layer.probes = [] if due else layer.probes
             layer.mark = layer.length if prompt else layer.mark
 
@@ -219,7 +220,7 @@ class CacheSite:
         ids = columns if ids is None else (ids[0] if ids.dim() == 3 else ids).expand(len(columns), -1)
         table = self._pass.get("position_embeddings")
         for need in quotas.needs(stages):
-            entries.note(now, need, columns, self._real, table, ids, self._words, module)
+            noted.note(now, need, columns, self._real, table, ids, self._words, module)
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
         layer, method, heads = now.layer, stage.method, now.keys.shape[1]
