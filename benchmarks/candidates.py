@@ -22,14 +22,14 @@ from benchmarks import search_speed
 from benchmarks.pages import fill, table
 from benchmarks.retrieval import Bed
 from tokensieve.bench.results import environment
-from tokensieve.codec import codec
-from tokensieve.codec.base import Codec
-from tokensieve.codec.residual import Residual
 from tokensieve.retrieval import Ragged, maxsim
-from tokensieve.retrieval.maxsim import segment_max
-from tokensieve.retrieval.pool import pool
-from tokensieve.retrieval.ragged import bounds, spread
-from tokensieve.retrieval.sketch import FdeSketch, Mean, Sketch
+from tokensieve.retrieval.scoring.maxsim import segment_max
+from tokensieve.retrieval.scoring.pool import pool
+from tokensieve.retrieval.scoring.ragged import bounds, spread
+from tokensieve.retrieval.scoring.sketch import FdeSketch, Mean, Sketch
+from tokensieve.retrieval.storage import codec
+from tokensieve.retrieval.storage.residual import Residual
+from tokensieve.retrieval.storage.vector_format import Codec
 
 BLOCK, SAMPLE, EVERY, REPEATS, BEST, RECALL = 4096, 2**16, 10, 11, 10, 0.99
 COUNTS, PROBES = (1024, 4096), 32

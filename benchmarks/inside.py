@@ -20,10 +20,10 @@ import tokensieve as ts
 from benchmarks.pages import fill, table
 from benchmarks.retrieval import Bed
 from tokensieve.bench.results import environment
-from tokensieve.retrieval.encode import Encoded, load
-from tokensieve.retrieval.evaluate import measures, spread
-from tokensieve.retrieval.reduce import reduce
-from tokensieve.retrieval.tune import timed
+from tokensieve.retrieval.encoders.encoded import Encoded, load
+from tokensieve.retrieval.evaluation.evaluate import measures, spread
+from tokensieve.retrieval.index.tune import timed
+from tokensieve.retrieval.scoring.reduce import reduce
 
 PAGE = Path(__file__).parent.parent / "docs" / "encoders.md"
 FORMAT = "tokensieve.inside.1"

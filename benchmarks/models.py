@@ -1,4 +1,4 @@
-"""Check every architecture, for tokensieve/data/models.json and docs/models.md: `python -m benchmarks.models [NAME ...]`.
+"""Check every architecture, for tokensieve/bench/compat/models.json and docs/models.md: `python -m benchmarks.models [NAME ...]`.
 
 With names, only those are checked again, and the others keep what was found before.
 """
@@ -16,11 +16,11 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from tokensieve.bench import tiny
-from tokensieve.bench.models import Verdict, check, recorded
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.matrix import Verdict, check, recorded
 
 ROOT = Path(__file__).parent.parent
-RECORD = ROOT / "tokensieve" / "data" / "models.json"
+RECORD = ROOT / "tokensieve" / "bench" / "compat" / "models.json"
 HEAD = """# Models
 
 Every architecture of transformers' image-text-to-text mapping, built with a tiny random configuration and checked against the
@@ -55,8 +55,8 @@ def page(rows: Sequence[Verdict], versions: str) -> str:
 
 def main(names: Sequence[str] = ()) -> None:
     before = {row.name: row for row in recorded()} if RECORD.is_file() else {}
-    found = {name: check(name) for name in tqdm(names or tiny.names())}
-    rows = [row for name in tiny.names() if (row := found.get(name) or before.get(name))]
+    found = {name: check(name) for name in tqdm(names or tiny_models.names())}
+    rows = [row for name in tiny_models.names() if (row := found.get(name) or before.get(name))]
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     data = {"versions": versions, "models": [asdict(row) for row in rows]}
     RECORD.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

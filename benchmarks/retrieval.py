@@ -2,7 +2,7 @@
 
 `python -m benchmarks.retrieval` measures what `out/retrieval/` does not hold yet, some queries after the other, and after each
 slice of them writes docs/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings, passages what follows them
-(`tokensieve.retrieval.docstrings`).
+(`benchmarks.reference.docstrings`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from rich.progress import track
 from torch import Tensor
 
 import tokensieve as ts
+from benchmarks.reference.docstrings import Collection, collect
 from benchmarks.retrieval_page import joined, write
 from tokensieve.bench.results import environment
-from tokensieve.codec import CODECS, codec
-from tokensieve.retrieval import evaluate
-from tokensieve.retrieval.docstrings import Collection, collect
-from tokensieve.retrieval.encode import Encoded, Encoder, load
-from tokensieve.retrieval.maxsim import best_matches, sums
-from tokensieve.retrieval.reduce import Frequencies, as_matrix, reduce
+from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, load
+from tokensieve.retrieval.evaluation import evaluate
+from tokensieve.retrieval.scoring.maxsim import best_matches, sums
+from tokensieve.retrieval.scoring.reduce import Frequencies, as_matrix, reduce
+from tokensieve.retrieval.storage import CODECS, codec
 
 FORMAT = "tokensieve.retrieval.1"
 CACHE = Path("out/encoded")

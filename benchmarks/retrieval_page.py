@@ -12,7 +12,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from tokensieve.retrieval.evaluate import measures, spread
+from tokensieve.retrieval.evaluation.evaluate import measures, spread
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

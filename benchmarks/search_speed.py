@@ -26,10 +26,10 @@ from torch.nn.functional import normalize
 from benchmarks.pages import fill
 from benchmarks.search_page import page
 from tokensieve.bench.results import environment
-from tokensieve.codec import CODECS
 from tokensieve.retrieval import Index, Ragged, maxsim
-from tokensieve.retrieval.ragged import bounds
-from tokensieve.retrieval.tune import timed
+from tokensieve.retrieval.index.tune import timed
+from tokensieve.retrieval.scoring.ragged import bounds
+from tokensieve.retrieval.storage import CODECS
 
 PAGE = Path(__file__).parent.parent / "docs" / "retrieval.md"
 SMALL, LARGE, LENGTH, DIM, QUERY, TOPICS, SEED = 2_000, 10_000, 64, 128, 32, 1_000, 0

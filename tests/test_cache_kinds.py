@@ -8,8 +8,8 @@ from transformers import QuantizedCache
 import tokensieve as ts
 from tests.models import decoder, text
 from tests.test_cache import GREEDY, SMALL, masked, steps
-from tokensieve.bench import tiny
-from tokensieve.bench.crossing import CrossCase
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.cross import CrossCase
 from tokensieve.sites.decoder import decoder as site
 from tokensieve.sites.decoder import full_layers
 from tokensieve.sites.evicted import EvictedLayer
@@ -87,7 +87,7 @@ TERMS = {"gpt_oss", "vaultgemma"}  # in attention, that ragged heads cannot have
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MANY)
 def test_many_architectures(name):
-    model, inputs = tiny.causal(name), text(33, 48)
+    model, inputs = tiny_models.causal(name), text(33, 48)
     language, plain = site(model), model.generate(**inputs, **GREEDY)
     for method, options in (("snapkv", SMALL), ("adakv", SMALL), ("expected-attention", {"future": 9})):
         if method == "adakv" and name in TERMS:

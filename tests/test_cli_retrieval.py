@@ -9,10 +9,13 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.shelf import Words, laid
-from tokensieve.cli import app
-from tokensieve.retrieval import IndexProblem, encode, evaluate, library, maxsim
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.measure import measure, read_queries
+from tokensieve.cli.main import app
+from tokensieve.retrieval import IndexProblem, maxsim
+from tokensieve.retrieval.encoders import encoded
+from tokensieve.retrieval.evaluation import evaluate
+from tokensieve.retrieval.evaluation.measure import measure, read_queries
+from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.shards import build
 
 FILES = {
@@ -26,7 +29,7 @@ FILES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     build._encoder.cache_clear()
-    monkeypatch.setattr(encode, "load", lambda source=None, **_: Words())
+    monkeypatch.setattr(encoded, "load", lambda source=None, **_: Words())
     yield
     build._encoder.cache_clear()
 
@@ -133,12 +136,12 @@ def test_what_is_damaged_is_named(tmp_path, docs, shards):
 def test_words_are_highlighted_on_the_screen(tmp_path, docs, monkeypatch):
     from rich.console import Console
 
-    from tokensieve import cli
+    from tokensieve.cli import main
 
     call("index", docs, "--out", tmp_path / "my.index", "--codec", "float32")
     screens = []
     monkeypatch.setattr(
-        cli, "_console", lambda: screens.append(Console(record=True, width=100, force_terminal=True)) or screens[-1]
+        main, "_console", lambda: screens.append(Console(record=True, width=100, force_terminal=True)) or screens[-1]
     )
     call("search", tmp_path / "my.index", "file", "-k", "1")
     assert "\x1b[1;7mfile\x1b[0m" in screens[0].export_text(styles=True)

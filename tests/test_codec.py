@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from tokensieve.codec import CODECS, codec
-from tokensieve.codec.integer import levels, pack, quantize, unpack
-from tokensieve.codec.product import integer_query, product
+from tokensieve.retrieval.storage import CODECS, codec
+from tokensieve.retrieval.storage.integer import levels, pack, quantize, unpack
+from tokensieve.retrieval.storage.product import integer_query, product
 
 # Squared error relative to the vectors', for Gaussian directions: twice the theory's at most.
 ERROR = {"float32": 0.0, "float16": 1e-6, "int8": 2e-4, "int4": 0.024, "residual2": 0.24, "binary": 0.75}

@@ -15,7 +15,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 import tokensieve as ts
 from tests.strategies import features
-from tokensieve.bench import tiny
+from tokensieve.bench.compat import tiny_models
 from tokensieve.sites.cache import SievedLayer
 
 CROSS, LENGTH, TILES, PATCHES, NEW = (1, 3, 4), 14, 2, 17, 4
@@ -303,7 +303,7 @@ def test_a_prompt_without_images_passes_through():
     [
         (lambda: ts.sieve(build(), "divprune", keep=4), "cross-attention"),
         (lambda: ts.sieve(build(), "fastv", keep=4), "site='cross'"),
-        (lambda: ts.sieve(tiny.model("llava"), "trimmed-llama", keep=4), "0 layers"),
+        (lambda: ts.sieve(tiny_models.model("llava"), "trimmed-llama", keep=4), "0 layers"),
         (lambda: ts.sieve(build(), "trimmed-llama", keep=ts.Keep(average=0.5)), "per image"),
         (lambda: ts.sieve(build(), "trimmed-llama", keep=ts.Keep(tokens=9, per="prompt")), "per image"),
         (lambda: ts.sieve(build(), "trimmed-llama", keep=4, layers=(3,)), "leave it out"),

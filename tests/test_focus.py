@@ -14,7 +14,7 @@ from tests.strategies import features
 from tokensieve.methods.vlm.fastv import FastV
 from tokensieve.methods.vlm.lvlm_csp import Scatter
 from tokensieve.parts import select
-from tokensieve.search import heads
+from tokensieve.planner import heads
 
 NEW, N = 4, SIDE * SIDE
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
@@ -238,7 +238,7 @@ def test_it_goes_together_with_tokens_that_leave():
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "gemma3", "llava_next", "qwen3_5"])
 def test_other_architectures(name):
-    from tokensieve.bench.case import Case
+    from tokensieve.bench.compat.check import Case
 
     case = Case(name)
     plain = case.generate()
@@ -409,7 +409,7 @@ def model_layer(stage):
 
 
 def test_more_tokens_come_back_in_models_with_positions_of_their_own():
-    from tokensieve.bench.case import Case
+    from tokensieve.bench.compat.check import Case
 
     for name in ("qwen2_5_vl", "qwen3_vl", "gemma3"):
         case = Case(name)

@@ -15,21 +15,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from tokensieve.codec import CODECS
-from tokensieve.retrieval import (
-    Damaged,
-    Document,
-    Hit,
-    Incompatible,
-    Index,
-    Locked,
-    Ragged,
-    Store,
-    files,
-    maxsim,
-    snapshot,
-)
-from tokensieve.retrieval import writer as writing
+from tokensieve.retrieval import Damaged, Document, Hit, Incompatible, Index, Locked, Ragged, Store, maxsim
+from tokensieve.retrieval.index import snapshot
+from tokensieve.retrieval.index import writer as writing
+from tokensieve.retrieval.storage import CODECS, files
 
 DIM = 8
 
@@ -155,7 +144,7 @@ def test_filters_come_before_scores(tmp_path):
 
 
 def test_a_stream_is_committed_piece_by_piece(tmp_path, monkeypatch):
-    monkeypatch.setattr("tokensieve.retrieval.index.SEGMENT", 50)
+    monkeypatch.setattr("tokensieve.retrieval.index.index.SEGMENT", 50)
     index = Index.create(tmp_path / "i", DIM, "int8")
     most = 0
 
@@ -358,7 +347,7 @@ def place_of(path, tensor, share):
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_damaged_block_is_named_and_the_rest_searched(tmp_path, monkeypatch, share):
-    monkeypatch.setattr("tokensieve.retrieval.rows.BLOCK", 64)
+    monkeypatch.setattr("tokensieve.retrieval.index.rows.BLOCK", 64)
     index, vectors = filled(tmp_path)
     index.close()
     (file,) = index.folder.glob("*.safetensors")

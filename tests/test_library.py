@@ -13,15 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.shelf import Words
-from tokensieve.retrieval import Damaged, Incompatible, Locked, files, library, maxsim
-from tokensieve.retrieval.folder import Folder, Text
-from tokensieve.retrieval.found import whole
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.mirror import mirror
-from tokensieve.retrieval.passages import MOST, Page, cut
-from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval import Damaged, Incompatible, Locked, maxsim
+from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.index.results import whole
 from tokensieve.retrieval.shards import Shards, build
 from tokensieve.retrieval.shards import mirror as mirror_shards
+from tokensieve.retrieval.sources.folder import Folder, Text
+from tokensieve.retrieval.sources.passages import MOST, Page, cut
+from tokensieve.retrieval.sources.sync import mirror
+from tokensieve.retrieval.storage import files
 
 POEM = {
     "read.md": "# Reading\n\nOpen a file and read it line by line.\n",

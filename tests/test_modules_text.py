@@ -7,13 +7,13 @@ import torch
 from torch.nn.functional import normalize
 from transformers import BertModel, LlamaConfig, LlamaModel
 
-from tokensieve.modules.dupmae import DupMAE, Joint
-from tokensieve.modules.encoder import Vocabulary, batch, masked, tiny
-from tokensieve.modules.inceptive import Inceptive
-from tokensieve.modules.lotlip import LoTLIP, summary_mask
-from tokensieve.modules.mexma import Mexma, koleo
-from tokensieve.retrieval.sticky import inserted, scan
-from tokensieve.sites.temperature import high_frequency, likeness, slope, tempered
+from benchmarks.reference.dupmae_21 import DupMAE, Joint
+from benchmarks.reference.inceptive_160 import Inceptive
+from benchmarks.reference.lotlip_338 import LoTLIP, summary_mask
+from benchmarks.reference.mexma_382 import Mexma, koleo
+from benchmarks.reference.sticky_tokens_307 import inserted, scan
+from benchmarks.reference.tempscale_122 import high_frequency, likeness, slope, tempered
+from benchmarks.reference.text_encoder import Vocabulary, batch, masked, tiny
 
 SEQUENCES = [[5, 6, 7, 8, 9, 5], [10, 11], [12, 13, 14, 15]]
 

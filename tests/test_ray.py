@@ -13,12 +13,14 @@ from typer.testing import CliRunner
 
 from tests.shelf import Words, laid
 from tests.test_shards import TEXTS, rounded
-from tokensieve.cli import app
-from tokensieve.retrieval import Incompatible, IndexProblem, encode, library
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.mirror import mirror as mirror_whole
-from tokensieve.retrieval.recipe import Recipe
+from tokensieve.cli.main import app
+from tokensieve.retrieval import Incompatible, IndexProblem
+from tokensieve.retrieval.encoders import encoded
+from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.shards import Collection, Shards, build, mirror
+from tokensieve.retrieval.sources.sync import mirror as mirror_whole
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
@@ -36,11 +38,11 @@ def test_by_command(tmp_path, docs):
     import torch
     from transformers import BertConfig, BertModel
 
-    from tokensieve.retrieval import encode_folder
+    from tokensieve.retrieval.encoders import folder
 
     (tmp_path / "model").mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(encode_folder._minilm() / name, tmp_path / "model" / name)
+        shutil.copy(folder._minilm() / name, tmp_path / "model" / name)
     torch.manual_seed(0)
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     BertModel(config).save_pretrained(tmp_path / "model")
@@ -92,7 +94,7 @@ def by_words(work, diary: Path, dies=lambda job: False):
 
     def done(job):
         build._encoder.cache_clear()
-        encode.load = lambda source=None, **_: Words()
+        encoded.load = lambda source=None, **_: Words()
         library.COMMIT = 4
         with open(diary, "a") as file:
             file.write(f"{job.number} {os.getpid()}\n")

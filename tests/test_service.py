@@ -13,12 +13,12 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
 from tests.shelf import Words
-from tokensieve.retrieval.folder import Text
-from tokensieve.retrieval.index import Index
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.recipe import Recipe
+from tokensieve.retrieval.index.index import Index
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.service import app as service
 from tokensieve.retrieval.service import application
+from tokensieve.retrieval.sources.folder import Text
 
 TOKEN = "a secret"
 LINES = {"Content-Type": "application/x-ndjson"}

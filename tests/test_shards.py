@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from tests.shelf import Words, laid
-from tokensieve.cli import app
-from tokensieve.retrieval import Damaged, Hit, Incompatible, Locked, encode, library
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.mirror import mirror as mirror_whole
-from tokensieve.retrieval.recipe import Recipe
-from tokensieve.retrieval.reduce import Frequencies
+from tokensieve.cli.main import app
+from tokensieve.retrieval import Damaged, Hit, Incompatible, Locked
+from tokensieve.retrieval.encoders import encoded as encode
+from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.scoring.reduce import Frequencies
 from tokensieve.retrieval.shards import SHARDS, Collection, Shards, build, merged, mirror
+from tokensieve.retrieval.sources.sync import mirror as mirror_whole
 
 QUERIES = ["read a file", "note number 4", "word 7 7 here", "cat"]
 TEXTS = {

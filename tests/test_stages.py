@@ -9,7 +9,7 @@ from tokensieve import registry
 from tokensieve.bench.cost import cost
 from tokensieve.parts import budget, rows
 from tokensieve.plan import plan
-from tokensieve.search.drift import drift, tune
+from tokensieve.planner.drift import drift, tune
 from tokensieve.signals import Signals
 from tokensieve.sites.resolve import solve
 

@@ -120,7 +120,7 @@ def card(name: str) -> Card:
 
 def systems(family: str | None = None, tier: int | None = None) -> list[System]:
     """The rows of the table of published systems, in the order of their ids."""
-    text = resources.files("tokensieve").joinpath("data/systems.tsv").read_text(encoding="utf-8")
+    text = resources.files("tokensieve").joinpath("catalog/systems.tsv").read_text(encoding="utf-8")
     rows = csv.DictReader(text.splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
     made = [System(**{**row, "id": int(row["id"]), "tier": int(row["tier"])}) for row in rows]  # type: ignore[arg-type]
     return [s for s in made if (family is None or s.family == family) and (tier is None or s.tier == tier)]
@@ -134,12 +134,12 @@ def entries(system: int) -> list[str]:
 
 @cache
 def _others() -> dict[str, list[str]]:
-    return json.loads(resources.files("tokensieve").joinpath("data/entries.json").read_text(encoding="utf-8"))
+    return json.loads(resources.files("tokensieve").joinpath("catalog/entries.json").read_text(encoding="utf-8"))
 
 
 def record() -> dict[str, Any]:
     """What `make systems` last measured: ``rows`` by system id, each with status, check and numbers."""
-    file = resources.files("tokensieve").joinpath("data/record.json")
+    file = resources.files("tokensieve").joinpath("catalog/record.json")
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"rows": {}}
 
 

@@ -26,7 +26,7 @@ for found in pkgutil.iter_modules(systems.__path__, systems.__name__ + "."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)  # its checks register themselves
 
-RECORD = Path(ts.__file__).parent / "data" / "record.json"
+RECORD = Path(ts.__file__).parent / "catalog" / "record.json"
 
 
 def write(rows: dict[str, dict[str, Any]], questions: int) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.reference.block_transformer_184 import BlockTransformer
+from benchmarks.reference.decoder import Decoder, Held, Shape
 from benchmarks.systems import small
 from benchmarks.systems.bed import Bed, Outcome, check
-from tokensieve.modules.block_transformer import BlockTransformer
-from tokensieve.modules.tiny import Decoder, Held, Shape
 
 LENGTH, STEPS, BATCH, BLOCK = 256, 200, 8, 4
 VANILLA = Shape(width=128, layers=4, heads=4, groups=4, head=32, mlp=384)

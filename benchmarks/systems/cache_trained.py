@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.reference.decoder import Attend, Decoder, causal, full
+from benchmarks.reference.nats_79 import NAtS, Ragged
+from benchmarks.reference.pod_291 import PoD, blocks, similarity
 from benchmarks.systems import small
 from benchmarks.systems.bed import SEED, Bed, Outcome, check
-from tokensieve.modules.nats import NAtS, Ragged
-from tokensieve.modules.pod import PoD, blocks, similarity
-from tokensieve.modules.tiny import Attend, Decoder, causal, full
 from tokensieve.testbed import lm
 
 LENGTH, EACH, SINKS = 1024, 6, 4

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from benchmarks.reference.lotlip_338 import LoTLIP
+from benchmarks.reference.text_encoder import Vocabulary, batch, tiny
 from benchmarks.systems.bed import SEED, Bed, Outcome, check
 from benchmarks.trained import mean
-from tokensieve.modules.contrast import fit
-from tokensieve.modules.encoder import Vocabulary, batch, tiny
-from tokensieve.modules.lotlip import LoTLIP
-from tokensieve.retrieval.evaluate import ranks
+from tokensieve.retrieval.evaluation.evaluate import ranks
+from tokensieve.retrieval.heads.contrast import fit
 from tokensieve.testbed.scenes import generate
 
 TRAIN, TEST, SIDE, OUT = 2000, 300, 48, 64

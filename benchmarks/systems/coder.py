@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.reference.decoder import Decoder
+from benchmarks.reference.longcoder_178 import LongCoder, definitions
 from benchmarks.systems import small
 from benchmarks.systems.bed import Bed, Outcome, check
 from benchmarks.systems.cache_trained import masked_by, seen_within
-from tokensieve.modules.longcoder import LongCoder, definitions
-from tokensieve.modules.tiny import Decoder
 from tokensieve.testbed import lm
 
 LENGTH, WINDOW, NAME = 1024, 128, re.compile(r"[A-Za-z_]\w{2,}")

@@ -18,7 +18,7 @@ from tokensieve.methods.vlm.lvlm_csp import Scatter
 from tokensieve.methods.vlm.yopo import YOPO
 from tokensieve.parts import flops
 from tokensieve.plan import Plan, Stage, plan
-from tokensieve.search import heads
+from tokensieve.planner import heads
 
 TEXT = 12
 

@@ -12,8 +12,8 @@ from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
 from tokensieve import testbed
 from tokensieve.parts.budget import Keep
 from tokensieve.plan import Plan
-from tokensieve.search import schedule, stages
-from tokensieve.search.drift import drift
+from tokensieve.planner import schedule, stages
+from tokensieve.planner.drift import drift
 
 EARLY = {"layers": 1}
 
@@ -94,7 +94,7 @@ def gsearch(bed: Bed) -> Outcome:
 
 def _constant(bed: Bed, asked: list[dict[str, Any]]) -> Plan:
     """The smallest count, the same from layer 1 on, that holds 95% of the accuracy on these prompts."""
-    from tokensieve.search.quality import answered, quality
+    from tokensieve.planner.quality import answered, quality
 
     full = answered(bed.model, asked)
     least = 0.95 * quality(bed.model, full).accuracy - 1e-9

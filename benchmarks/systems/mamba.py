@@ -12,9 +12,9 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
+from benchmarks.reference.longmamba_265 import SelectiveSSM, thresholds
 from benchmarks.systems.bed import SEED, Bed, Outcome, check
 from benchmarks.systems.cache import model
-from tokensieve.modules.longmamba import SelectiveSSM, thresholds
 from tokensieve.testbed.lm.evaluate import stream
 
 SHORT, LONG, DIM, LAYERS, BATCH, STEPS, VALUES = 64, 512, 64, 2, 16, 900, 32

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attention
 
+from benchmarks.reference.cats_148 import calibrate, cats, gated
+from benchmarks.reference.token_ring_149 import token_ring
 from benchmarks.systems.bed import SEED, Bed, Outcome, check
 from benchmarks.systems.cache import model
-from tokensieve.modules.cats import calibrate, cats, gated
-from tokensieve.parts.ring import token_ring
 from tokensieve.testbed.lm.evaluate import stream
 
 WINDOW, WINDOWS = 512, 12

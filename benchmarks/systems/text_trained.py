@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
+from benchmarks.reference.docstrings import Passage, collect
+from benchmarks.reference.dupmae_21 import DupMAE, Joint
+from benchmarks.reference.inceptive_160 import Inceptive
+from benchmarks.reference.mexma_382 import Mexma
+from benchmarks.reference.sticky_tokens_307 import scan
+from benchmarks.reference.tempscale_122 import high_frequency, likeness, slope, tempered
+from benchmarks.reference.text_encoder import Vocabulary, batch, tiny
 from benchmarks.systems.bed import Bed, Outcome, check
 from benchmarks.trained import mean
-from tokensieve.modules.contrast import fit, in_batch
-from tokensieve.modules.dupmae import DupMAE, Joint
-from tokensieve.modules.encoder import Vocabulary, batch, tiny
-from tokensieve.modules.inceptive import Inceptive
-from tokensieve.modules.mexma import Mexma
-from tokensieve.retrieval.docstrings import Passage, collect
-from tokensieve.retrieval.encode import load
-from tokensieve.retrieval.evaluate import ranks
-from tokensieve.retrieval.sticky import scan
-from tokensieve.sites.temperature import high_frequency, likeness, slope, tempered
+from tokensieve.retrieval.encoders.encoded import load
+from tokensieve.retrieval.evaluation.evaluate import ranks
+from tokensieve.retrieval.heads.contrast import fit, in_batch
 
 Ids = list[list[int]]
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.reference.decoder import Decoder, Shape
+from benchmarks.reference.mta_348 import MultiTokenAttention
+from benchmarks.reference.tree_cross_attention_274 import TreeCrossAttention, Walk, retreever_loss
 from benchmarks.systems import small
 from benchmarks.systems.bed import SEED, Bed, Outcome, check
-from tokensieve.modules.mta import MultiTokenAttention
-from tokensieve.modules.tiny import Decoder, Shape
-from tokensieve.modules.tree import TreeCrossAttention, Walk, retreever_loss
 
 COPIED, SYMBOLS, WIDTH, ASKED = 256, 10, 64, 64
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks import retrieval
+from benchmarks.reference.token_hits_132_135 import token_hits, xtr
 from benchmarks.systems.bed import SEED, Outcome, check
 from benchmarks.systems.bed import Bed as Testbed
-from tokensieve.retrieval.encode import Encoded
-from tokensieve.retrieval.evaluate import late_interaction, measures, ranks, several, single_vector
-from tokensieve.retrieval.fde import Fde
-from tokensieve.retrieval.hits import token_hits, xtr
-from tokensieve.retrieval.maxsim import maxsim
-from tokensieve.retrieval.ragged import Ragged
+from tokensieve.retrieval.encoders.encoded import Encoded
+from tokensieve.retrieval.evaluation.evaluate import late_interaction, measures, ranks, several, single_vector
+from tokensieve.retrieval.scoring.fde import Fde
+from tokensieve.retrieval.scoring.maxsim import maxsim
+from tokensieve.retrieval.scoring.ragged import Ragged
 
 PASSAGES, QUERIES, DRAWS = 1500, 300, 3
 

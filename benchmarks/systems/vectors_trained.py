@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from benchmarks.reference.poly_encoder_188 import PolyEncoder
 from benchmarks.systems.bed import Bed, Outcome, check
 from benchmarks.trained import (
     OUT,
@@ -26,15 +27,14 @@ from benchmarks.trained import (
     train,
     training,
 )
-from tokensieve.modules.colberter import ColBERTer, lexical
-from tokensieve.modules.contrast import chamfer, fit, in_batch, pad
-from tokensieve.modules.crisp import Crisp
-from tokensieve.modules.poly import PolyEncoder
-from tokensieve.modules.projection import Projection
-from tokensieve.retrieval.encode import Encoded, load
-from tokensieve.retrieval.encode_head import through
-from tokensieve.retrieval.evaluate import late_interaction, ranks, single_vector
-from tokensieve.retrieval.reduce import reduce
+from tokensieve.retrieval.encoders.encoded import Encoded, load
+from tokensieve.retrieval.encoders.head import through
+from tokensieve.retrieval.evaluation.evaluate import late_interaction, ranks, single_vector
+from tokensieve.retrieval.heads.colberter import ColBERTer, lexical
+from tokensieve.retrieval.heads.contrast import chamfer, fit, in_batch, pad
+from tokensieve.retrieval.heads.crisp import Crisp
+from tokensieve.retrieval.heads.projection import Projection
+from tokensieve.retrieval.scoring.reduce import reduce
 
 SEEDS = 5
 

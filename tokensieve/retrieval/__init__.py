@@ -1,11 +1,11 @@
 """Retrieval: late-interaction search over token vectors."""
 
-from tokensieve.retrieval.errors import Damaged, Incompatible, IndexProblem, Locked
-from tokensieve.retrieval.index import Document, Index
-from tokensieve.retrieval.maxsim import align, maxsim
-from tokensieve.retrieval.ragged import Ragged
-from tokensieve.retrieval.search import Hit
-from tokensieve.retrieval.store import Store
+from tokensieve.retrieval.index.errors import Damaged, Incompatible, IndexProblem, Locked
+from tokensieve.retrieval.index.index import Document, Index
+from tokensieve.retrieval.index.search import Hit
+from tokensieve.retrieval.scoring.maxsim import align, maxsim
+from tokensieve.retrieval.scoring.ragged import Ragged
+from tokensieve.retrieval.stores.protocol import Store
 
 __all__ = [
     "Damaged", "Document", "Hit", "Incompatible", "Index", "IndexProblem", "Locked", "Ragged", "Store", "align", "maxsim",

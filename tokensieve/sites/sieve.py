@@ -99,7 +99,7 @@ class _Sites:
         if any(s.site == "vectors" for s in plan.stages):
             raise ValueError(
                 "site='vectors' reduces what an encoder has put out, outside of any model; use tokensieve.reduce, or "
-                "tokensieve.retrieval.reduce.reduce on encoded texts"
+                "tokensieve.retrieval.scoring.reduce.reduce on encoded texts"
             )
         if any(s.site == "cross" for s in plan.stages):
             if len(plan.stages) > 1:

@@ -26,7 +26,7 @@ class BTP(Method):
     those among the first M of the N tokens taken first (M is the whole budget). The defaults are the public code's first
     stage; its schedule halves the tokens before layers 3 and 6 of 32, thirds them before 14 and drops them all before 22,
     a mean of 22%: :meth:`stages` keeps the same share at each, whatever the mean;
-    `tokensieve.search.stages.btp` chooses the layers on a calibration batch. Deviations: that code also picks tokens by
+    `tokensieve.planner.stages.btp` chooses the layers on a calibration batch. Deviations: that code also picks tokens by
     diversity alone before the union of all picks is filled up, which may overrun the budget; the even spread is a grid of
     cells, where it picks greedily by Manhattan distance.
     """

@@ -24,7 +24,7 @@ class VFlowOpt(Method):
     so many times the average. Pruned tokens are averaged by importance within cells of ``cell`` x ``cell`` on the grid,
     and stand at the best one's place; they count towards the budget. As a system this stage keeps ``first`` times the
     mean that is asked for, and ``vflowopt-l`` prunes by the same importance at the shares ``at`` of the depth. The paper
-    tunes these values for each model (:func:`tokensieve.search.drift.tune`); the defaults are ours. Deviations: exact
+    tunes these values for each model (:func:`tokensieve.planner.drift.tune`); the defaults are ours. Deviations: exact
     budgets; attention is a mean over the tokens that attend, as in the public code (the paper writes a sum); under a
     threshold it is that of the keys to each other, since queries are not kept; later stages keep equal shares.
     """

@@ -18,7 +18,7 @@ class YOPO(Method):
 
     Source: arXiv 2410.06169. At ``site="focus"``, ``keep`` is the number (or share) of visual tokens that each of them may see:
     the largest odd window of the grid that holds as many (25 is 5 x 5); text sees all. The heads in ``off`` show no visual token
-    to anyone and compute nothing for them; :func:`tokensieve.search.heads.yopo` finds them on calibration prompts, once for a
+    to anyone and compute nothing for them; :func:`tokensieve.planner.heads.yopo` finds them on calibration prompts, once for a
     model. Skipped visual computation is the same method as a prefill stage: from there on ``keep`` evenly spaced tokens remain.
     Deviations: training-free (the public checkpoints are fine-tuned, and use a quarter of the feed-forward neurons for vision);
     attention stays causal within a window; a head that is off is masked before the softmax, where the public code zeroes its

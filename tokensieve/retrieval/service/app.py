@@ -15,10 +15,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse
 from pydantic import ValidationError
 
-from tokensieve.retrieval.folder import Text
-from tokensieve.retrieval.library import Library
+from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.service import wire
 from tokensieve.retrieval.service.guard import LOOPBACK, Guard, Refused, bearer, word_errors, worded
+from tokensieve.retrieval.sources.folder import Text
 
 BODY = 64 << 20
 LINE = 8 << 20

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from tokensieve.retrieval.filters import check
-from tokensieve.retrieval.found import OWN, Found
+from tokensieve.retrieval.index.filters import check
+from tokensieve.retrieval.index.results import OWN, Found
 
 QUERY, MOST, TEXT, NAME = 1000, 100, 1_000_000, 512
 """Characters of a query, passages of an answer, characters of a document and of its id."""

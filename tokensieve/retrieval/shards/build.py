@@ -12,19 +12,19 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from tokensieve.codec import CODECS, Codec
-from tokensieve.retrieval import encode
-from tokensieve.retrieval.encode import Encoder
-from tokensieve.retrieval.errors import Locked
-from tokensieve.retrieval.files import map_tensors, write_tensors
-from tokensieve.retrieval.folder import FILE, Folder, Text
-from tokensieve.retrieval.index import Index
-from tokensieve.retrieval.library import Library
-from tokensieve.retrieval.mirror import Report, bring, refuse_empty, refuse_other
-from tokensieve.retrieval.recipe import Recipe
-from tokensieve.retrieval.reduce import Frequencies
+from tokensieve.retrieval.encoders import encoded
+from tokensieve.retrieval.encoders.encoded import Encoder
+from tokensieve.retrieval.index.errors import Locked
+from tokensieve.retrieval.index.index import Index
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.index.snapshot import MANIFEST
+from tokensieve.retrieval.scoring.reduce import Frequencies
 from tokensieve.retrieval.shards.manifest import Shards
-from tokensieve.retrieval.snapshot import MANIFEST
+from tokensieve.retrieval.sources.folder import FILE, Folder, Text
+from tokensieve.retrieval.sources.sync import Report, bring, refuse_empty, refuse_other
+from tokensieve.retrieval.storage import CODECS, Codec
+from tokensieve.retrieval.storage.files import map_tensors, write_tensors
 
 CODEC = "codec.safetensors"
 
@@ -177,4 +177,4 @@ def _held(shards: Shards) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def _encoder(source: str | None) -> Encoder:
     """Workers do several jobs."""
-    return encode.load(source)
+    return encoded.load(source)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokensieve.retrieval.errors import IndexProblem
+from tokensieve.retrieval.index.errors import IndexProblem
 from tokensieve.retrieval.shards.build import Job
 from tokensieve.retrieval.shards.search import Part
 

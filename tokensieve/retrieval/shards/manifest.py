@@ -7,11 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokensieve.retrieval.errors import Incompatible
-from tokensieve.retrieval.files import read_json, write_json
-from tokensieve.retrieval.recipe import Recipe
-from tokensieve.retrieval.segment import keys_of
-from tokensieve.retrieval.snapshot import vacant
+from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.index.segment import keys_of
+from tokensieve.retrieval.index.snapshot import vacant
+from tokensieve.retrieval.storage.files import read_json, write_json
 
 SHARDS = "shards.json"
 FORMAT, VERSION = "tokensieve-shards", 1

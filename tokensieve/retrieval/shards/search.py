@@ -8,13 +8,13 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tokensieve.retrieval import encode
-from tokensieve.retrieval.encode import Encoder
-from tokensieve.retrieval.errors import Incompatible
-from tokensieve.retrieval.filters import Where
-from tokensieve.retrieval.found import CANDIDATES, Found, asked, question, shown, with_vectors
-from tokensieve.retrieval.index import Index
-from tokensieve.retrieval.search import Hit
+from tokensieve.retrieval.encoders import encoded
+from tokensieve.retrieval.encoders.encoded import Encoder
+from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.index.filters import Where
+from tokensieve.retrieval.index.index import Index
+from tokensieve.retrieval.index.results import CANDIDATES, Found, asked, question, shown, with_vectors
+from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.shards.manifest import Shards
 
 
@@ -93,7 +93,7 @@ class Collection:
             raise Incompatible(
                 f"{len(shards.built)} of the {shards.count} shards in {folder} are built; the command that began goes on"
             )
-        encoder = encoder or encode.load(shards.recipe.encoder)
+        encoder = encoder or encoded.load(shards.recipe.encoder)
         opened = parts([shards.at(number).absolute() for number in range(shards.count)])
         for number, model in enumerate(opened.ask("model")):
             if model != encoder.identity.label:

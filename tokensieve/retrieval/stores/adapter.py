@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from tokensieve.retrieval.filters import Where
-from tokensieve.retrieval.incoming import Puts, check_names, incoming, listed, numbered, query_of, refuse_held
-from tokensieve.retrieval.index import Document
-from tokensieve.retrieval.ragged import Documents, Ragged
-from tokensieve.retrieval.search import Hit
+from tokensieve.retrieval.index.filters import Where
+from tokensieve.retrieval.index.index import Document
+from tokensieve.retrieval.index.search import Hit
+from tokensieve.retrieval.index.validation import Puts, check_names, incoming, listed, numbered, query_of, refuse_held
+from tokensieve.retrieval.scoring.ragged import Documents, Ragged
 
 
 class Adapter(Puts, ABC):

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.errors import Incompatible
-from tokensieve.retrieval.filters import OPERATORS, Where
-from tokensieve.retrieval.index import Document
-from tokensieve.retrieval.ragged import Ragged
-from tokensieve.retrieval.search import Hit
+from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.index.filters import OPERATORS, Where
+from tokensieve.retrieval.index.index import Document
+from tokensieve.retrieval.index.search import Hit
+from tokensieve.retrieval.scoring.ragged import Ragged
 from tokensieve.retrieval.stores.adapter import Adapter
 
 try:

@@ -1,0 +1,1 @@
+"""Which architectures a sieve runs on, checked on tiny models."""

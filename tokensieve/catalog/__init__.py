@@ -1,0 +1,1 @@
+"""The table of published systems, and what answers to each."""

@@ -1,0 +1,113 @@
+"""What the commands of retrieval do with a collection in shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tokensieve.retrieval.index.recipe import Recipe
+    from tokensieve.retrieval.shards import Collection
+    from tokensieve.retrieval.sources.sync import Report
+
+
+def sharded(out: Path) -> bool:
+    """Whether a folder holds a collection in shards."""
+    from tokensieve.retrieval.shards import SHARDS
+
+    return (out / SHARDS).exists()
+
+
+def build(
+    docs: Path, out: Path, recipe: Recipe, count: int | None, ray: str | None, quiet: bool
+) -> tuple[Report, dict[str, int], int]:
+    """Make or update shards; returns what was done, their size, and how many there are."""
+    from tokensieve.retrieval.shards import Shards, mirror
+    from tokensieve.retrieval.shards.build import here
+
+    _refuse_whole(out)
+    refuse_nothing(docs)
+    with _cluster(ray) as cluster:
+        if sharded(out):
+            shards = Shards.open(out)
+            refuse_change(out, shards.recipe, recipe)
+            if count not in (None, shards.count):
+                raise ValueError(f"{out} has {shards.count} shards; say the same, or choose another --out")
+        else:
+            shards = Shards.create(out, recipe, cluster.cpus() if count is None else count)
+        try:
+            with _bar(shards.count, quiet) as step:
+                report = mirror(shards, docs, cluster.run if cluster else here, step)
+        except KeyboardInterrupt:
+            typer.echo(
+                f"\ninterrupted; {len(shards.built)} of {shards.count} shards in {out} are built, the same command goes on "
+                "from there", err=True,
+            )  # fmt: skip
+            raise SystemExit(130) from None
+    return report, shards.size, shards.count
+
+
+@contextmanager
+def opened(at: Path, ray: str | None) -> Iterator[Collection]:
+    """A collection to be searched, here or by actors."""
+    from tokensieve.retrieval.shards import Collection
+    from tokensieve.retrieval.shards.search import Here
+
+    _refuse_whole(at)
+    with _cluster(ray) as cluster, Collection.open(at, cluster.Actors if cluster else Here) as collection:
+        yield collection
+
+
+def refuse_nothing(docs: Path) -> None:
+    """Say that there is nothing to index before an index is made."""
+    from tokensieve.retrieval.sources.folder import Folder
+    from tokensieve.retrieval.sources.sync import refuse_empty
+
+    folder = Folder(docs)
+    refuse_empty(folder, folder.files())
+
+
+def refuse_change(out: Path, made: Recipe, asked: Recipe) -> None:
+    """Refuse to bring an index up to date by another recipe than its own."""
+    if made != asked:
+        old, new = asdict(made), asdict(asked)
+        differ = ", ".join(f"--{k} {'none' if v is None else v}" for k, v in old.items() if v != new[k])
+        raise ValueError(f"{out} was made with {differ}; say the same, or choose another --out")
+
+
+def _refuse_whole(out: Path) -> None:
+    from tokensieve.retrieval.index.errors import Incompatible
+    from tokensieve.retrieval.index.snapshot import MANIFEST
+
+    if (out / MANIFEST).exists():
+        raise Incompatible(f"{out} is no collection in shards, but one index; leave out --shards and --ray")
+
+
+@contextmanager
+def _cluster(ray: str | None) -> Iterator[Any]:
+    """Ray's side of shards, joined while this lasts; None without Ray."""
+    if ray is None:
+        yield None
+        return
+    try:
+        from tokensieve.retrieval.shards import cluster
+    except ImportError as error:
+        raise ValueError(str(error)) from None
+    with cluster.joined(ray):
+        yield cluster
+
+
+@contextmanager
+def _bar(count: int, quiet: bool) -> Iterator[Any]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
+        task = bar.add_task("", total=count)
+        yield lambda done, of: bar.update(task, completed=done, total=of)

@@ -1,0 +1,1 @@
+"""Texts and pages as token vectors."""

@@ -1,0 +1,1 @@
+"""Trained heads behind an encoder, and the loop that trains them."""

@@ -1,0 +1,1 @@
+"""The index in a folder, and the library of texts around it."""

@@ -1,0 +1,91 @@
+"""Recipe: how texts become vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from tokensieve.parts.budget import check
+from tokensieve.registry import make
+from tokensieve.retrieval.encoders.encoded import lasting
+from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.scoring.sketch import SKETCHES
+from tokensieve.retrieval.storage import CODECS
+
+PLAIN = "agglomerative"
+"""A method that reads nothing but vectors."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How texts become vectors: all texts of a library alike.
+
+    Attributes:
+        encoder: what :func:`~tokensieve.retrieval.encoders.encoded.load` is given; None for the embedded MiniLM.
+            A folder is remembered by its whole path: an index is opened from anywhere.
+        method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
+        codec: one of ``tokensieve.retrieval.storage.CODECS``.
+        sketch: what candidates are found by, one of ``tokensieve.retrieval.scoring.sketch.SKETCHES``; None to score all passages.
+    """
+
+    encoder: str | None = None
+    method: str = PLAIN
+    keep: int | float = 1.0
+    codec: str = "int8"
+    sketch: str | None = "pooled"
+
+    def __post_init__(self) -> None:
+        if self.encoder is not None:
+            object.__setattr__(self, "encoder", lasting(self.encoder))
+        check(self.keep, "keep")
+        if self.codec not in CODECS:
+            raise ValueError(f"unknown codec {self.codec!r}; there are {', '.join(CODECS)}")
+        if self.sketch is not None and self.sketch not in SKETCHES:
+            raise ValueError(f"unknown sketch {self.sketch!r}; there are {', '.join(SKETCHES)}")
+        sites = make(self.method).sites
+        if "vectors" not in sites:
+            raise ValueError(
+                f"method={self.method!r} runs at {', '.join(sites)}; `tokensieve methods --site vectors` lists what fits"
+            )
+
+    @classmethod
+    def read(cls, held: Mapping[str, Any], folder: Path) -> Recipe:
+        """That of a folder, as it was written.
+
+        Raises:
+            Incompatible: another release wrote it, and says more or less.
+        """
+        names = {f.name for f in fields(cls)}
+        if held.keys() != names:
+            other = sorted(held.keys() ^ names)[0]
+            raise Incompatible(
+                f"{folder} was written by another release (recipe: {other}); index anew, or use that release"
+            )
+        return cls(**held)
+
+    @property
+    def whole(self) -> bool:
+        """Whether every vector is stored."""
+        return isinstance(self.keep, float) and self.keep == 1
+
+    @property
+    def counts(self) -> bool:
+        """Whether the method asks how rare tokens are."""
+        return any(need.name == "idf" for need in make(self.method).needs)
+
+    @property
+    def plain(self) -> str:
+        """What reduces stored vectors further: the method, where it reads nothing but them."""
+        return PLAIN if make(self.method).needs else self.method
+
+    @property
+    def reduction(self) -> str:
+        """For people: "all vectors", "50% of vectors by agglomerative", "8 vectors per passage by agglomerative"."""
+        if self.whole:
+            return "all vectors"
+        kept = (
+            f"{100 * self.keep:g}% of vectors" if isinstance(self.keep, float) else f"{self.keep} vectors per passage"
+        )
+        return f"{kept} by {self.method}"

@@ -1,0 +1,86 @@
+"""Rows: the encoded vectors of a segment's documents, checked block by block when they are first used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokensieve.retrieval.scoring.maxsim import runs
+from tokensieve.retrieval.scoring.ragged import bounds, spread
+from tokensieve.retrieval.storage import Fields
+from tokensieve.retrieval.storage.files import crc
+
+BLOCK = 4096
+"""Vectors checked together: what is lost where a byte is."""
+
+
+def lay_out(kind: str, fields: Fields, lengths: Tensor, order: Tensor) -> dict[str, Tensor]:
+    """The tensors of one kind of rows, documents taken in ``order``."""
+    starts, lengths = bounds(lengths)[:-1][order], lengths[order]
+    place, offsets = spread(starts, lengths), bounds(lengths)
+    out = {f"{kind}.{k}": v[place] for k, v in fields.items()}
+    cuts = offsets.tolist()
+    blocks = [0, *(last for _, last in runs(cuts, BLOCK))]
+    sums = [[crc(v[cuts[a] : cuts[b]]) for _, v in sorted(out.items())] for a, b in pairwise(blocks)]
+    return out | {
+        f"{kind}:offsets": offsets,
+        f"{kind}:blocks": torch.tensor(blocks),
+        f"{kind}:sums": torch.tensor(sums),
+    }
+
+
+class Rows:
+    """Vectors of one kind ("token", "sketch")."""
+
+    def __init__(self, kind: str, segment: str, tensors: Mapping[str, Tensor], get: Callable[[str], Tensor]) -> None:
+        self._segment = segment
+        self._fields = {k.removeprefix(kind + "."): v for k, v in sorted(tensors.items()) if k.startswith(kind + ".")}
+        self.offsets, blocks, self._sums = (get(f"{kind}:{name}") for name in ("offsets", "blocks", "sums"))
+        self._kind, self._blocks, self._ends = kind, blocks.tolist(), blocks[1:].contiguous()
+        self._seen = torch.zeros(len(self._sums), dtype=torch.int8)
+        """0 not looked at, 1 sound, -1 damaged."""
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.offsets.diff()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(v.nbytes for v in self._fields.values())
+
+    def bytes_of(self, alive: Tensor) -> int:
+        """Bytes of some documents' vectors, ``(D,)`` bool; all vectors are of one size."""
+        every = int(self.offsets[-1])
+        return self.nbytes // every * int(self.lengths[alive].sum()) if every else 0
+
+    def sound(self, docs: Tensor) -> Tensor:
+        """``(n,)`` bool: which of these documents lie in blocks that are what was written."""
+        block = torch.bucketize(docs, self._ends, right=True)
+        if not bool((self._seen == 1).all()):
+            for i in block.unique().tolist():
+                if self._seen[i] == 0:
+                    rows = slice(int(self.offsets[self._blocks[i]]), int(self.offsets[self._blocks[i + 1]]))
+                    self._seen[i] = 1 if [crc(v[rows]) for v in self._fields.values()] == self._sums[i].tolist() else -1
+        return self._seen[block] == 1
+
+    def take(self, docs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The fields of some documents behind each other, without a copy where they are neighbours, and offsets."""
+        lengths = self.offsets[docs + 1] - self.offsets[docs]
+        pick: Any
+        if len(docs) and int(docs[-1]) - int(docs[0]) == len(docs) - 1:
+            pick = slice(int(self.offsets[docs[0]]), int(self.offsets[docs[-1] + 1]))
+        else:
+            pick = spread(self.offsets[docs], lengths)
+        return {k: v[pick] for k, v in self._fields.items()}, bounds(lengths)
+
+    @property
+    def damaged(self) -> list[str]:
+        """The blocks found damaged so far."""
+        return [
+            f"{self._segment}: {self._kind} block {i} (documents {self._blocks[i]} to {self._blocks[i + 1] - 1})"
+            for i in (self._seen < 0).nonzero()[:, 0].tolist()
+        ]

@@ -1,0 +1,172 @@
+"""Segment: an immutable file of documents, their encoded tokens, ids and metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokensieve.retrieval.index.errors import Damaged
+from tokensieve.retrieval.index.rows import Rows, lay_out
+from tokensieve.retrieval.storage import Fields
+from tokensieve.retrieval.storage.files import crc, map_tensors, write_tensors
+
+
+def write_segment(
+    path: Path, rows: Mapping[str, tuple[Fields, Tensor]], ids: Sequence[str], metadata: Sequence[bytes]
+) -> dict[str, Any]:
+    """Write one, documents in the order of their lengths, and return its entry in the manifest.
+
+    Args:
+        rows: by kind, the fields of all vectors behind each other, and how many each document has, ``(D,)``.
+        metadata: JSON objects.
+    """
+    order = rows["token"][1].argsort(stable=True)
+    out: dict[str, Tensor] = {}
+    for kind, (fields, lengths) in rows.items():
+        out |= lay_out(kind, fields, lengths, order)
+    names = [ids[i].encode() for i in order.tolist()]
+    out["id"], out["id_ends"] = _pack(names)
+    out["meta"], out["meta_ends"] = _pack([metadata[i] for i in order.tolist()])
+    out["key"], out["key_doc"] = torch.from_numpy(_keys(names)).sort(stable=True)
+    write_tensors(path, out)
+    # Vectors have checksums block by block.
+    sums = {k: crc(v) for k, v in out.items() if "." not in k}
+    tokens = int(rows["token"][1].sum())
+    return {"file": path.name, "size": path.stat().st_size, "docs": len(ids), "tokens": tokens, "crc": sums}
+
+
+class Segment:
+    """One segment, memory-mapped; every tensor is checked when it is first used."""
+
+    def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
+        self.name, self.docs = entry["file"], entry["docs"]
+        path = folder / self.name
+        if not path.exists() or path.stat().st_size != entry["size"]:
+            raise Damaged(f"{path} is missing or not {entry['size']} bytes long")
+        self._sums = entry["crc"]
+        self._tensors = map_tensors(path)
+        self._checked: set[str] = set()
+        self._problems: list[str] = []
+        self._lock = threading.Lock()
+        self._columns: dict[str, tuple[list[Any], np.ndarray]] = {}
+        kinds = [k.removesuffix(":offsets") for k in self._sums if k.endswith(":offsets")]
+        self.rows = {kind: Rows(kind, self.name, self._tensors, self.get) for kind in kinds}
+
+    def get(self, name: str) -> Tensor:
+        """A tensor that is not of vectors."""
+        if name not in self._checked:
+            if name not in self._tensors or crc(self._tensors[name]) != self._sums.get(name):
+                problem = f"{self.name}: {name} is damaged"
+                if problem not in self._problems:
+                    self._problems.append(problem)
+                raise Damaged(problem)
+            self._checked.add(name)
+        return self._tensors[name]
+
+    @property
+    def tokens(self) -> Rows:
+        return self.rows["token"]
+
+    @property
+    def sketch(self) -> Rows | None:
+        return self.rows.get("sketch")
+
+    @property
+    def damaged(self) -> list[str]:
+        """What has been found damaged so far."""
+        return [*self._problems, *(b for r in self.rows.values() for b in r.damaged)]
+
+    def sound(self) -> bool:
+        """Whether all of it is what was written; reads everything that no search has read."""
+        every = torch.arange(self.docs)
+        try:
+            for name in self._sums:
+                self.get(name)
+        except Damaged:
+            return False
+        return all(bool(r.sound(every).all()) for r in self.rows.values())
+
+    def named(self) -> bool:
+        """Whether the documents' ids can be read."""
+        try:
+            return all(self.get(name) is not None for name in ("id", "id_ends", "key", "key_doc"))
+        except Damaged:
+            return False
+
+    def id(self, doc: int) -> str:
+        return _slice(self.get("id"), self.get("id_ends"), doc).decode()
+
+    def metadata_bytes(self, doc: int) -> bytes:
+        return _slice(self.get("meta"), self.get("meta_ends"), doc)
+
+    def metadata(self, doc: int) -> dict[str, Any]:
+        """Empty where it is damaged."""
+        try:
+            return json.loads(self.metadata_bytes(doc))
+        except Damaged:
+            return {}
+
+    def find(self, ids: Sequence[str], wanted: np.ndarray) -> Tensor:
+        """``(n,)``: the document of each id, whose :func:`keys_of` are ``wanted``; -1 where there is none."""
+        keys, places = self.get("key").numpy(), self.get("key_doc")
+        out = torch.full((len(ids),), -1)
+        low, high = np.searchsorted(keys, wanted, "left"), np.searchsorted(keys, wanted, "right")
+        for i in np.flatnonzero(low < high).tolist():
+            for doc in places[low[i] : high[i]].tolist():
+                if self.id(doc) == ids[i]:
+                    out[i] = doc
+        return out
+
+    def column(self, name: str) -> tuple[list[Any], np.ndarray]:
+        """The distinct values of a metadata field, absent ones as None, and ``(D,)`` the one of each document."""
+        with self._lock:
+            if name not in self._columns:
+                place: dict[str, int] = {}
+                values: list[Any] = []
+                codes = np.empty(self.docs, np.int32)
+                for doc in range(self.docs):
+                    value = self.metadata(doc).get(name)
+                    key = json.dumps(value, sort_keys=True)
+                    if key not in place:
+                        place[key] = len(values)
+                        values.append(value)
+                    codes[doc] = place[key]
+                self._columns[name] = values, codes
+            return self._columns[name]
+
+
+def _pack(parts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    body = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8) if any(parts) else torch.empty(0).byte()
+    return body, torch.tensor([len(p) for p in parts], dtype=torch.long).cumsum(0)
+
+
+def _slice(body: Tensor, ends: Tensor, i: int) -> bytes:
+    return body[int(ends[i - 1]) if i else 0 : int(ends[i])].numpy().tobytes()
+
+
+def keys_of(ids: Sequence[str]) -> np.ndarray:
+    """``(n,)`` hashes that documents are found by; what no id can be finds nothing."""
+    return _keys([i.encode(errors="surrogatepass") for i in ids])
+
+
+def _keys(names: Sequence[bytes]) -> np.ndarray:
+    return np.frombuffer(b"".join(hashlib.blake2b(n, digest_size=8).digest() for n in names), "<i8").copy()
+
+
+def metadata_json(document: int, metadata: Mapping[str, Any]) -> bytes:
+    """Metadata as a segment stores it."""
+    try:
+        fields = dict(metadata)
+        if not all(isinstance(name, str) for name in fields):
+            raise TypeError("names of fields are strings")
+        return json.dumps(fields, separators=(",", ":"), allow_nan=False).encode()
+    except (TypeError, ValueError) as problem:
+        raise ValueError(f"metadata of document {document} must be a dict of JSON values: {problem}") from problem

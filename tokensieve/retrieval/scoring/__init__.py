@@ -1,0 +1,1 @@
+"""MaxSim and what stands in for it; fewer vectors."""

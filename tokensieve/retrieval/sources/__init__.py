@@ -1,0 +1,1 @@
+"""What texts come from, and how they are cut."""

@@ -1,0 +1,111 @@
+"""Mirror: make a library hold what a folder holds; only what has changed is encoded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.sources.folder import FILE, Folder, Text
+
+
+@dataclass
+class Report:
+    """What a mirroring did: files by what became of them, and the passages that the library now holds."""
+
+    files: int = 0
+    written: int = 0
+    unchanged: int = 0
+    removed: int = 0
+    passages: int = 0
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Files that are no text, and folders that were not entered, and why."""
+
+    def __add__(self, other: Report) -> Report:
+        sums = {
+            k: getattr(self, k) + getattr(other, k) for k in ("files", "written", "unchanged", "removed", "passages")
+        }
+        return Report(**sums, skipped=self.skipped | other.skipped)
+
+
+def mirror(
+    library: Library, root: Path, step: Callable[[int, int, int], None] = lambda files, of, passages: None
+) -> Report:
+    """Files that are new or changed are written, those that are gone are removed; texts that came from elsewhere stay, and
+    so do those of files that cannot be read now.
+
+    Interrupted, it goes on from there when called again.
+
+    Args:
+        step: called with the files read, their number, and the passages encoded since the last call.
+
+    Raises:
+        ValueError: no such folder, an empty one, or one that shares no file with what the library mirrors.
+        Locked: another process writes the library.
+    """
+    library.index.begin()
+    folder = Folder(root, without=library.index.folder)
+    files = folder.files()
+    refuse_other(held(library), {f.relative_to(root).as_posix() for f in files}, library.index.folder, root)
+    refuse_empty(folder, files)
+    library.count(folder.texts(files))
+    return bring(library, folder, files, step)
+
+
+def bring(
+    library: Library, folder: Folder, files: list[Path],
+    step: Callable[[int, int, int], None] = lambda files, of, passages: None,
+) -> Report:  # fmt: skip
+    """Make a library hold the texts of these files of a folder, and of no others."""
+    before = held(library)
+    seen: set[str] = set()
+    done = 0
+
+    def each() -> Iterator[Path]:
+        nonlocal done
+        for file in files:
+            yield file
+            done += 1
+            step(done, len(files), 0)
+
+    def texts() -> Iterator[Text]:
+        for text in folder.texts(each()):
+            seen.add(text.name)
+            yield text
+
+    written = library.put(texts(), lambda passages: step(done, len(files), passages))
+    removed = library.remove(name for name in before - seen if folder.gone(name))
+    plan = library.index.plan
+    if plan is None or len(library) > 2 * plan["documents"]:
+        library.index.tune()
+    return Report(len(files), written, len(seen) - written, removed, len(library), folder.passed | folder.skipped)
+
+
+def held(library: Library) -> set[str]:
+    """The names of a library's texts that came from files."""
+    names = sorted(library.names())
+    first = library.index.metadata([f"{n}#0" for n in names])
+    return {n for n, m in zip(names, first, strict=True) if m and m.get("kind") == FILE}
+
+
+def refuse_other(held: Iterable[str], names: Collection[str], out: Path, root: Path) -> None:
+    """Refuse to replace all that is held: none of it is in the folder."""
+    first = None
+    for name in held:
+        if name in names:
+            return
+        first = first or name
+    if first is not None:
+        raise ValueError(f"{out} mirrors another folder than {root} ({first} is not in it); choose another --out")
+
+
+def refuse_empty(folder: Folder, files: list[Path]) -> None:
+    """Refuse a folder in which no file is text."""
+    if next(folder.texts(files), None) is None:
+        raise ValueError(f"{folder.root} holds no text: {_named(folder.passed | folder.skipped)}")
+
+
+def _named(skipped: dict[str, str], most: int = 5) -> str:
+    shown = [f"{name} ({why})" for name, why in list(skipped.items())[:most]]
+    return ", ".join(shown) + (f" and {len(skipped) - most} more" if len(skipped) > most else "")
