@@ -48,8 +48,8 @@ def safe_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
     return score.together(inner.safe(each, keep.flatten()).float(), where, s) > 0
 
 
-class Inner:
-    """In front of :class:`Method`: reads what the method ``inner`` reads, and always keeps what it does."""
+class Inner(Method):
+    """Reads what the method ``inner`` reads, and always keeps what it does."""
 
     @property
     def inner(self) -> Method:
@@ -66,7 +66,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Over(Inner):
-    """Stands in front of :class:`Method`: all but the score comes from the method called ``scorer``.
+    """All but the score comes from the method called ``scorer``.
 
     Attributes:
         scorer: a registered cache method that ranks entries and protects some, such as "h2o", "snapkv" or "tova"; "" for the
@@ -78,6 +78,7 @@ class Over(Inner):
     options: Any = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "options", pairs(self.options))
         object.__setattr__(self, "unit", ranking(self.scorer, self.inner).unit)
 

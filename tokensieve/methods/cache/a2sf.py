@@ -19,6 +19,7 @@ class A2SF(H2O):
     factor: float = 0.99
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.factor <= 1:
             raise ValueError(f"factor={self.factor}; it must be above 0 and at most 1, which forgets nothing")
 

@@ -32,6 +32,7 @@ class AdaKV(Inner, SnapKV):
     options: Any = ()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "options", pairs(self.options))
         if self.scorer and ranking(self.scorer, self.inner).unit != "head":
             raise ValueError(

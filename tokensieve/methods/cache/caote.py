@@ -2,7 +2,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.method import Method
 from tokensieve.methods.over import Over
 from tokensieve.needs import Values, WindowAttention
 from tokensieve.parts import score
@@ -12,7 +11,7 @@ from tokensieve.signals import Signals
 
 @register("caote", systems=[366])
 @dataclass(frozen=True)
-class CAOTE(Over, Method):
+class CAOTE(Over):
     """Keeps the entries whose loss would change the attention output most, by the closed form of that change.
 
     Source: arXiv 2504.14051. Losing entry j changes an output V a by a_j / (1 - a_j) * |V a - v_j|. With ``scorer=""`` a is the

@@ -2,7 +2,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.method import Method
 from tokensieve.methods.over import Over
 from tokensieve.needs import Values
 from tokensieve.parts import select
@@ -12,7 +11,7 @@ from tokensieve.signals import Signals
 
 @register("vatp", systems=[336])
 @dataclass(frozen=True)
-class VATP(Over, Method):
+class VATP(Over):
     """Attention times the length of the value: another method's score, multiplied by the L1 norm of each entry's value.
 
     Source: arXiv 2406.12335. Works over `h2o` as published, or over any other ``scorer`` whose score is not negative. The first

@@ -31,6 +31,7 @@ class ZipCache(Method):
     probes: float = 0.1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.high not in BITS or self.low not in BITS or not self.low <= self.high:
             raise ValueError(f"high={self.high}, low={self.low}; they must be among {BITS}, low at most high")
         if not 0 < self.probes <= 1:

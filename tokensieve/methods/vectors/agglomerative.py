@@ -26,6 +26,7 @@ class Agglomerative(Method):
     linkage: str = "ward"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         cluster.known(self.linkage)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:

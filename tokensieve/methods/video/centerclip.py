@@ -36,6 +36,7 @@ class CenterCLIP(Method):
     sigma: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm={self.algorithm!r}; it must be one of {', '.join(ALGORITHMS)}")
         if self.segment < 1:

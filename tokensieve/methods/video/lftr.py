@@ -26,6 +26,7 @@ class LFTR(Method):
     window: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.window < 1:
             raise ValueError(f"window={self.window}; it must be at least 1 (frames)")
 

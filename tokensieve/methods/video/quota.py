@@ -31,6 +31,7 @@ class QuoTA(Method):
     power: float = 2.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.within not in WITHIN:
             raise ValueError(f"within={self.within!r}; it must be one of {', '.join(WITHIN)}")
 

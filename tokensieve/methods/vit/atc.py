@@ -29,6 +29,7 @@ class ATC(Method):
     linkage: str = "average"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         cluster.known(self.linkage)
 
     @property

@@ -40,6 +40,7 @@ class BTP(Method):
     rebalance: float = 3.7
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if min(self.balance, self.spatial) < 0 or self.balance + self.spatial > 1 or self.rebalance < 1:
             raise ValueError(
                 f"balance={self.balance}, spatial={self.spatial}, rebalance={self.rebalance}: balance and spatial are shares "

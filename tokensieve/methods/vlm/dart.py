@@ -30,6 +30,7 @@ class DART(Method):
     text_pivots: int = 4
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.pivots < 1 or self.text_pivots < 0:
             raise ValueError(f"pivots={self.pivots}, text_pivots={self.text_pivots}; they must be at least 1 and 0")
 

@@ -31,6 +31,7 @@ class FoPru(Method):
     encoder_layer: int = -2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mode not in MODES:
             raise ValueError(f"mode={self.mode!r}; it must be one of {', '.join(MODES)}")
 

@@ -29,6 +29,7 @@ class PruMerge(Method):
     encoder_layer: int = -2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "adaptive", not self.plus)
 
     @property

@@ -33,6 +33,7 @@ class SparseVLM(Method):
     rank: float = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "adaptive", self.rank > 0)
 
     @property

@@ -29,6 +29,7 @@ class VisPruner(Method):
     encoder_layer: int = -2
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.step < 1:
             raise ValueError(f"step={self.step}; it must be at least 1 (tokens per round)")
 
