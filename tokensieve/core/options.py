@@ -11,7 +11,8 @@ from numbers import Integral, Real
 from typing import Any, get_args, get_origin, get_type_hints
 
 KINDS: dict[Any, str] = {bool: "True or False", int: "an int", float: "a finite number", str: "a string"}
-"""What a value of a type is, in words."""
+PLURALS: dict[Any, str] = {bool: "bools", int: "ints", float: "finite numbers", str: "strings"}
+"""What a value of a type is, in words, and what several are."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,10 @@ class Range:
     below: float | None = None
     choices: tuple[Any, ...] = ()
     odd: bool = False
-    filled: bool = False
 
     def __contains__(self, value: Any) -> bool:
         if isinstance(value, tuple):
-            return bool(value or not self.filled) and all(v in self for v in value)
+            return all(v in self for v in value)
         return not (
             (self.choices and value not in self.choices)
             or (self.lo is not None and value < self.lo)
@@ -39,10 +39,17 @@ class Range:
         )
 
     def __str__(self) -> str:
-        bounds = {"at least": self.lo, "above": self.above, "at most": self.hi, "below": self.below}
-        said = ["odd"] * self.odd + [f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None]
-        said += ["one of " + ", ".join(map(repr, self.choices))] if self.choices else []
-        return ", ".join(["not empty"] * self.filled + said)
+        both = self.lo is not None and self.hi is not None
+        told = {
+            "odd": self.odd,
+            f"{self.lo} to {self.hi}": both,
+            f"at least {self.lo}": self.lo is not None and not both,
+            f"above {self.above}": self.above is not None,
+            f"at most {self.hi}": self.hi is not None and not both,
+            f"below {self.below}": self.below is not None,
+            f"one of {', '.join(map(str, self.choices))}": bool(self.choices),
+        }
+        return ", ".join(words for words, holds in told.items() if holds)
 
 
 @dataclass(frozen=True)
@@ -93,8 +100,7 @@ def option(
         odd: whether it must be an odd number.
         unit: what it counts: "tokens", "layers", "share", ...
     """
-    filled = isinstance(default, tuple) and bool(default)
-    span = Range(lo, hi, above, below, tuple(choices), odd, filled)
+    span = Range(lo, hi, above, below, tuple(choices), odd)
     return field(default=default, metadata={"meaning": meaning, "unit": unit, "range": span})
 
 
@@ -111,16 +117,15 @@ def check_options(instance: Any) -> None:
             range; it names the method, the option, the value, what it may be, and what it means.
     """
     for known, hint, span in _declared(instance.__class__):
-        value = getattr(instance, known.name)
+        value, wanted = getattr(instance, known.name), known.range
         try:
             plain = _fitted(value, hint)
-            fits = plain in span
+            fits = plain in span and not (plain == () and known.default)
         except TypeError:
-            fits = False
+            fits, wanted = False, known.range if span.choices else ", ".join(filter(None, (_kind(hint), known.range)))
         if not fits:
             who = getattr(instance, "name", "") or type(instance).__name__
-            wanted = known.range if span.choices else ", ".join(t for t in (_kind(hint), known.range) if t)
-            what = ": ".join(t for t in (known.unit, known.meaning) if t)
+            what = ": ".join(filter(None, (known.unit, known.meaning)))
             raise ValueError(f"{who}: {known.name}={value!r}; it must be {wanted}" + (f" ({what})" if what else ""))
         if plain is not value:
             object.__setattr__(instance, known.name, plain)
@@ -138,8 +143,11 @@ def _declared(cls: Any) -> tuple[tuple[Option, Any, Range], ...]:
     for f in fields(cls):
         hint, span = hints[f.name], f.metadata.get("range", Range())
         default = None if f.default is MISSING else f.default
-        name = hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint).removeprefix("typing.")
-        told = Option(f.name, name, default, str(span), f.metadata.get("unit", ""), f.metadata.get("meaning", ""))
+        name = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+        said = str(span)
+        if _is_row(hint):
+            said = ", ".join(["not empty"] * bool(default) + [f"each {said}"] * bool(said))
+        told = Option(f.name, name, default, said, f.metadata.get("unit", ""), f.metadata.get("meaning", ""))
         out.append((told, hint, span))
     return tuple(out)
 
@@ -176,5 +184,5 @@ def _is_row(hint: Any) -> bool:
 def _kind(hint: Any) -> str:
     """What a value of this type is, in words."""
     if _is_row(hint):
-        return f"a tuple, each {_kind(get_args(hint)[0])}"
+        return f"a tuple of {PLURALS.get(get_args(hint)[0], 'values')}"
     return KINDS.get(hint, f"of type {getattr(hint, '__name__', hint)}")

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.methods.over import Over
 from tokensieve.needs import Values, WindowAttention
 from tokensieve.parts import score
@@ -23,7 +24,7 @@ class CAOTE(Over):
 
     site = "cache"
     sites = ("cache",)
-    fast: bool = False
+    fast: bool = option(False, "whether the mean value stands for the attention output")
 
     @property
     def needs(self):

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.methods.over import Over
 from tokensieve.needs import Values
 from tokensieve.parts import select
@@ -21,8 +22,8 @@ class VATP(Over):
 
     site = "cache"
     sites = ("cache",)
-    scorer: str = "h2o"
-    sinks: int = 20
+    scorer: str = option("h2o", 'the cache method whose score is multiplied; "" for the attention of the last token')
+    sinks: int = option(20, "the first tokens, which always stay", lo=0, unit="tokens")
 
     @property
     def needs(self):
