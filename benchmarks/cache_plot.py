@@ -8,6 +8,8 @@ from pathlib import Path
 import matplotlib
 import matplotlib.pyplot as plt
 
+from tokensieve.core.files import write
+
 Row = Mapping[str, float]
 PANELS = {"bits per byte": "bits per byte of held-out Python (less is better)", "facts": "facts recalled (%)"}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -35,7 +37,5 @@ def plot(full: Row, rows: Mapping[str, Mapping[float, Row]], file: Path) -> None
         axis.grid(color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
-    part = file.with_name(f"part-{file.name}")
-    figure.savefig(part, dpi=110)
-    part.replace(file)
+    write(file, lambda part: figure.savefig(part, dpi=110, format="png"))
     plt.close(figure)

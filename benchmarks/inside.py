@@ -20,6 +20,7 @@ import tokensieve as ts
 from benchmarks.pages import fill, table
 from benchmarks.retrieval import Bed
 from tokensieve.bench.results import environment
+from tokensieve.core.files import write_json
 from tokensieve.retrieval.encoders.encoded import Encoded, load
 from tokensieve.retrieval.evaluation.evaluate import measures, spread
 from tokensieve.retrieval.index.tune import timed
@@ -70,9 +71,7 @@ def measure(file: Path) -> dict[str, Any]:
             data["cells"][name] = {
                 "ranks": bed.ranks(kept).tolist(), "vectors": len(kept.vectors) / len(kept), "over": over
             }  # fmt: skip
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        part.replace(file)
+        write_json(file, data)
     return data
 
 

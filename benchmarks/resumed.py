@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tokensieve.bench.results import environment
+from tokensieve.core.files import write_json
 
 
 @dataclass(frozen=True)
@@ -52,9 +53,7 @@ class Resumed:
         except ValueError as error:
             self.data["left"][kind] = str(error)
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        part = self.file.with_suffix(".part")
-        part.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.file)
+        write_json(self.file, self.data)
         return True
 
 

@@ -24,6 +24,7 @@ import tokensieve as ts
 from benchmarks.reference.docstrings import Collection, collect
 from benchmarks.retrieval_page import joined, write
 from tokensieve.bench.results import environment
+from tokensieve.core.files import write_json
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, load
 from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.scoring.maxsim import best_matches, sums
@@ -151,9 +152,7 @@ def measure(bed: Bed, file: Path) -> dict[str, Any]:
             continue
         for key, (ranks, vectors, size) in run().items():
             data["cells"][key] = {"ranks": ranks, "vectors": vectors, "bytes": size}
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        part.replace(file)
+        write_json(file, data)
     return data
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from tokensieve.core.files import write_json
 from tokensieve.method import Method
 from tokensieve.parts import budget
 from tokensieve.parts.place import POLICIES
@@ -138,11 +139,8 @@ class Plan:
         object.__setattr__(self, "stages", tuple(met))
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON (to a temporary name first, then renamed)."""
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-        part.replace(path)
+        """Write as JSON (whole or not at all)."""
+        write_json(path, self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:

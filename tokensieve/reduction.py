@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tokensieve.core.files import write
+
 
 class Reduction:
     """Maps ``(B, N, D)`` to ``(B, M, D)``.
@@ -224,14 +226,12 @@ class Reduction:
     # ---- files ------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file (to a temporary name first, then renamed)."""
+        """Write to a safetensors file (whole or not at all)."""
         from safetensors.torch import save_file
 
         tensors = {k: _dense(t).contiguous() for k, t in self._tensors().items() if t is not None}
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        save_file(tensors, part, metadata={"format": "tokensieve.reduction.1", "n": str(self.n)})
-        part.replace(path)
+        meta = {"format": "tokensieve.reduction.1", "n": str(self.n)}
+        write(path, lambda part: save_file(tensors, part, metadata=meta))
 
     @classmethod
     def load(cls, path: str | Path) -> Reduction:

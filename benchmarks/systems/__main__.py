@@ -21,6 +21,7 @@ from rich.table import Table
 import tokensieve as ts
 from benchmarks import systems
 from benchmarks.systems.bed import CHECKS, SEED, Bed
+from tokensieve.core.files import write_json
 
 for found in pkgutil.iter_modules(systems.__path__, systems.__name__ + "."):
     if not found.name.endswith("__main__"):
@@ -30,7 +31,7 @@ RECORD = Path(ts.__file__).parent / "catalog" / "record.json"
 
 
 def write(rows: dict[str, dict[str, Any]], questions: int) -> None:
-    """The record, to a temporary name first, then renamed."""
+    """The record."""
     record = {
         "format": "tokensieve.record.1",
         "date": datetime.now(UTC).date().isoformat(),
@@ -40,9 +41,7 @@ def write(rows: dict[str, dict[str, Any]], questions: int) -> None:
         "questions": questions,
         "rows": dict(sorted(rows.items(), key=lambda row: int(row[0]))),
     }
-    part = RECORD.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    part.replace(RECORD)
+    write_json(RECORD, record)
 
 
 def main(asked: Sequence[int] = ()) -> int:

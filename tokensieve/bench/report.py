@@ -12,6 +12,7 @@ from PIL import Image
 
 from tokensieve.bench.results import beats_random
 from tokensieve.bench.tables import even, note, ordered
+from tokensieve.core.files import write_text
 
 
 def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str, Image.Image]] = ()) -> Path:
@@ -35,9 +36,7 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
         losers=[f"{r['method']} at {r['keep']}" for r in ordered(rows) if beats_random(rows, r) is False],
     )
     file = folder / "report.html"
-    part = file.with_name(file.name + ".part")
-    part.write_text(html, encoding="utf-8")
-    part.replace(file)
+    write_text(file, html)
     return file
 
 

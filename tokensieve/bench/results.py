@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from tokensieve.core.files import write_json
+
 FORMAT = "tokensieve.results.1"
 
 
@@ -76,11 +78,9 @@ class Results:
         return self.data["rows"]
 
     def add(self, key: str, row: dict[str, Any]) -> None:
-        """Add a finished cell and write the file (to a temporary name first, then renamed)."""
+        """Add a finished cell and write the file (whole or not at all)."""
         self.rows[key] = row
-        part = self.file.with_name(self.file.name + ".part")
-        part.write_text(json.dumps(self.data, indent=1) + "\n", encoding="utf-8")
-        part.replace(self.file)
+        write_json(self.file, self.data)
 
 
 def load(file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import BaseQuantizedLayer, DummyLayer
 
+from tokensieve.core.files import write
 from tokensieve.parts.pages import Pages
 from tokensieve.sites.cache import SIEVABLE
 from tokensieve.sites.evicted import EvictedLayer
@@ -116,11 +117,8 @@ def save_cache(cache: Cache, path: str | Path) -> None:
                 "saved, and none that hold a state of one size"
             )
         tensors |= {f"{i}.{k}": v.contiguous() for k, v in held.items() if v is not None}
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     meta = {"format": FORMAT, "model": " ".join(models), "layers": json.dumps(facts)}
-    save_file({k: v.clone() for k, v in tensors.items()}, part, metadata=meta)
-    part.replace(path)
+    write(path, lambda part: save_file({k: v.clone() for k, v in tensors.items()}, part, metadata=meta))
 
 
 def load_cache(path: str | Path, model: nn.Module) -> Cache:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
+
+from tokensieve.core.files import write
 
 
 @dataclass(frozen=True)
@@ -154,14 +155,12 @@ def _log(out: Path, name: str, record: dict, values: dict) -> None:
 
 
 def _save(out: Path, name: str, modules: nn.ModuleDict, optimizers: list, record: dict) -> None:
-    """Write to a temporary name first, so that an interrupted save never replaces a good checkpoint."""
     tensors = {f"module/{k}": v.detach().contiguous().clone() for k, v in modules.state_dict().items()}
     for n, optimizer in enumerate([] if record["done"] else optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{n}/{i}/{k}": torch.as_tensor(v).contiguous() for k, v in state.items()}
-    partial = out / f"{name}.partial"
-    save_file(tensors, partial, metadata={"record": json.dumps(record)})
-    os.replace(partial, out / f"{name}.safetensors")
+    meta = {"record": json.dumps(record)}
+    write(out / f"{name}.safetensors", lambda part: save_file(tensors, part, metadata=meta))
 
 
 def _restore(out: Path, name: str, modules: nn.ModuleDict, optimizers: list) -> dict | None:

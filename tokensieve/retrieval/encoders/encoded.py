@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokensieve.core.files import write
 from tokensieve.retrieval.scoring.ragged import Ragged, array
 
 FORMAT = "tokensieve.encoded.1"
@@ -112,14 +113,12 @@ class Encoded:
         return replace(self, signals={**self.signals, **more})
 
     def save(self, path: str | Path) -> None:
-        """Write to a safetensors file (to a temporary name first, then renamed)."""
+        """Write to a safetensors file (whole or not at all)."""
         tensors = {"vectors": self.vectors, "offsets": self.offsets, "spans": self.spans}
         tensors |= {f"signals.{k}": v for k, v in self.signals.items()}
         tensors |= {} if self.single is None else {"single": self.single}
-        path = Path(path)
-        part = path.with_name(path.name + ".part")
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part, metadata={"format": FORMAT})
-        part.replace(path)
+        whole = {k: v.contiguous() for k, v in tensors.items()}
+        write(path, lambda part: save_file(whole, part, metadata={"format": FORMAT}))
 
     @classmethod
     def load(cls, path: str | Path) -> Encoded:

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import mmap
-import os
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokensieve.core.files import write, write_text
 from tokensieve.retrieval.index.errors import Damaged
 
-TYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1", "BOOL": "?"}
+TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+"""Every dtype that is stored, by its name in a safetensors file."""
 
 
 def crc(x: Tensor) -> int:
@@ -32,16 +35,18 @@ def sum_of(tensors: Mapping[str, Tensor]) -> int:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """All or nothing: the file has its name only once its bytes are on disk."""
-    part = path.with_name(path.name + ".part")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, part)
-        _flush(part)
-        os.replace(part, path)
-    except (OSError, SafetensorError) as problem:
-        part.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {problem}; what was committed before is intact") from problem
-    _flush(path.parent)
+    """All or nothing: the file has its name only once its bytes are on disk.
+
+    Raises:
+        ValueError: a tensor's dtype is none that :func:`map_tensors` reads.
+        OSError: the file could not be written; what was committed before is intact.
+    """
+    odd = sorted(f"{k} ({v.dtype})" for k, v in tensors.items() if v.dtype not in TYPES.values())
+    if odd:
+        raise ValueError(
+            f"{path.name}: {', '.join(odd)} cannot be stored; take one of {', '.join(map(str, TYPES.values()))}"
+        )
+    write(path, lambda part: save_file({k: v.contiguous() for k, v in tensors.items()}, part))
 
 
 def write_small(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -53,15 +58,7 @@ def write_small(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def write_json(path: Path, value: object) -> None:
     """All or nothing; a checksum of the value goes with it."""
     body = json.dumps(value, separators=(",", ":"), sort_keys=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(f'{{"crc":{zlib.crc32(body.encode())},"body":{body}}}')
-        _flush(part)
-        os.replace(part, path)
-    except OSError as problem:
-        part.unlink(missing_ok=True)
-        raise OSError(f"could not write {path}: {problem}; what was committed before is intact") from problem
-    _flush(path.parent)
+    write_text(path, f'{{"crc":{zlib.crc32(body.encode())},"body":{body}}}')
 
 
 def read_json(path: Path) -> dict:
@@ -86,20 +83,14 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
             if name == "__metadata__":
                 continue
             a, b = about["data_offsets"]
-            kind = np.dtype(TYPES[about["dtype"]])
-            flat = np.frombuffer(data, kind, (b - a) // kind.itemsize, start + a)
-            out[name] = torch.from_numpy(flat.reshape(about["shape"]))
+            kind = TYPES[about["dtype"]]
+            count = (b - a) // kind.itemsize
+            flat = (
+                torch.frombuffer(data, dtype=kind, count=count, offset=start + a)
+                if count
+                else torch.empty(0, dtype=kind)
+            )
+            out[name] = flat.view(about["shape"])
         return out
-    except (OSError, ValueError, KeyError, TypeError) as problem:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as problem:
         raise Damaged(f"{path} cannot be read: {problem}") from problem
-
-
-def _flush(path: Path) -> None:
-    """To disk; also the entries of a folder."""
-    if path.is_dir() and os.name == "nt":
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
