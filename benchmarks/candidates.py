@@ -27,9 +27,9 @@ from tokensieve.retrieval.scoring.maxsim import segment_max
 from tokensieve.retrieval.scoring.pool import pool
 from tokensieve.retrieval.scoring.ragged import bounds, spread
 from tokensieve.retrieval.scoring.sketch import FdeSketch, Mean, Sketch
-from tokensieve.retrieval.storage import codec
+from tokensieve.retrieval.storage import vector_format
 from tokensieve.retrieval.storage.residual import Residual
-from tokensieve.retrieval.storage.vector_format import Codec
+from tokensieve.retrieval.storage.vector_format import VectorFormat
 
 BLOCK, SAMPLE, EVERY, REPEATS, BEST, RECALL = 4096, 2**16, 10, 11, 10, 0.99
 COUNTS, PROBES = (1024, 4096), 32
@@ -43,7 +43,7 @@ class Way(NamedTuple):
     score: Callable[[Tensor], Tensor]
 
 
-def coded(name: str, vectors: Ragged, how: Codec) -> Way:
+def coded(name: str, vectors: Ragged, how: VectorFormat) -> Way:
     """MaxSim over codes of some vectors of each document."""
     fields = how.encode(vectors.tokens)
 
@@ -57,7 +57,7 @@ def coded(name: str, vectors: Ragged, how: Codec) -> Way:
 
 
 def sketched(made: Sketch, docs: Ragged) -> Way:
-    plain = coded(f"{made.name}, int8", made.documents(docs), codec("int8", made.size))
+    plain = coded(f"{type(made).__name__.lower()}, int8", made.documents(docs), vector_format("int8", made.size))
     return plain._replace(score=lambda query: plain.score(made.queries(Ragged.of([query])).tokens))
 
 
@@ -96,8 +96,8 @@ def centroids(docs: Ragged, count: int) -> Iterator[Way]:
 
 def ways(docs: Ragged) -> Iterator[Way]:
     for factor in (4, 8, 16):
-        yield coded(f"one vector for {factor}, int8", pool(docs, factor), codec("int8", docs.dim))
-    yield coded("one vector for 8, binary", pool(docs, 8), codec("binary", docs.dim))
+        yield coded(f"one vector for {factor}, int8", pool(docs, factor), vector_format("int8", docs.dim))
+    yield coded("one vector for 8, binary", pool(docs, 8), vector_format("binary", docs.dim))
     yield sketched(Mean(docs.dim), docs)
     yield sketched(FdeSketch(docs.dim), docs)
     for count in COUNTS:

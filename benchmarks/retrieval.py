@@ -29,7 +29,7 @@ from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, load
 from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.scoring.maxsim import best_matches, sums
 from tokensieve.retrieval.scoring.reduce import Frequencies, as_matrix, reduce
-from tokensieve.retrieval.storage import CODECS, codec
+from tokensieve.retrieval.storage import FORMATS, vector_format
 
 FORMAT = "tokensieve.retrieval.1"
 CACHE = Path("out/encoded")
@@ -108,7 +108,7 @@ class Bed:
 
     def coded(self, documents: Encoded, name: str) -> tuple[np.ndarray, int]:
         """Scores ``(Q, D)`` with passages stored by a codec, as an index scores them, and the bytes of a vector."""
-        made = codec(name, documents.vectors.shape[1])
+        made = vector_format(name, documents.vectors.shape[1])
         # A sample spread over the collection: what a codec learns must not depend on its order.
         made = made.fit(documents.vectors[:: max(len(documents.vectors) // SAMPLE, 1)])
         parts = [made.encode(part) for part in documents.vectors.split(SAMPLE)]
@@ -185,7 +185,7 @@ def groups(bed: Bed) -> list[tuple[list[str], Callable[[], Cells]]]:
     out: list[tuple[list[str], Callable[[], Cells]]] = [(["bm25", "single", "full"], whole)]
     out += [(list(cells(keep)), partial(fewer, keep)) for keep in BUDGETS]
     for name, keep in STORED:
-        out += [([f"{name}@{keep}+{how}"], partial(coded, name, keep, how)) for how in CODECS if how != EXACT]
+        out += [([f"{name}@{keep}+{how}"], partial(coded, name, keep, how)) for how in FORMATS if how != EXACT]
     return out
 
 

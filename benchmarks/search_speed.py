@@ -29,7 +29,7 @@ from tokensieve.bench.results import environment
 from tokensieve.retrieval import Index, Ragged, maxsim
 from tokensieve.retrieval.index.tune import timed
 from tokensieve.retrieval.scoring.ragged import bounds
-from tokensieve.retrieval.storage import CODECS
+from tokensieve.retrieval.storage import FORMATS
 
 PAGE = Path(__file__).parent.parent / "docs" / "retrieval.md"
 SMALL, LARGE, LENGTH, DIM, QUERY, TOPICS, SEED = 2_000, 10_000, 64, 128, 32, 1_000, 0
@@ -114,7 +114,7 @@ def codecs() -> list[dict[str, Any]]:
     asked = queries(docs)
     truth = [[str(i) for i in row] for row in maxsim(asked, docs).topk(BEST).indices.tolist()]
     out = []
-    for name in CODECS:
+    for name in FORMATS:
         with tempfile.TemporaryDirectory() as folder, Index.create(folder, DIM, name) as index:
             _, spent = timed(index.add, docs)
             bare, ours = turns(lambda: (docs @ asked[0].T).amax(1).sum(1), lambda: index.search(asked[0], rerank=0))

@@ -87,7 +87,7 @@ def test_a_sketch_is_chosen_once(tmp_path, docs, sketch):
         assert (index.size["sketch_bytes"] > 0) == (sketch != "none")
     assert json.loads(call("search", out, "read a file", "--json"))[0]["document"] == "read.md"
     assert f"was made with --sketch {sketch};" in problem("index", docs, "--out", out)
-    assert "unknown sketch 'haiku'" in problem("index", docs, "--out", tmp_path / "x", "--sketch", "haiku")
+    assert "no sketch is called 'haiku'" in problem("index", docs, "--out", tmp_path / "x", "--sketch", "haiku")
 
 
 def test_a_passage_tells_the_terminal_nothing(tmp_path, docs):
@@ -161,7 +161,7 @@ def test_what_cannot_be_done_is_said(tmp_path, docs):
     assert sorted(p.name for p in docs.iterdir()) == sorted([*FILES, "image.png"])
     assert "there is no index" in problem("search", out, "x")
     assert "--keep" in problem("index", docs, "--out", out, "--keep", "1.5")
-    assert "unknown codec 'zip'" in problem("index", docs, "--out", out, "--codec", "zip")
+    assert "no vector format is called 'zip'" in problem("index", docs, "--out", out, "--codec", "zip")
     call("index", docs, "--out", out)
     assert "query is empty" in problem("search", out, " ")
     assert "give a --token-file" in problem("serve", out, "--host", "0.0.0.0")

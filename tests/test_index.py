@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tokensieve.retrieval import Damaged, Document, Hit, Incompatible, Index, Locked, Ragged, Store, maxsim
 from tokensieve.retrieval.index import snapshot
 from tokensieve.retrieval.index import writer as writing
-from tokensieve.retrieval.storage import CODECS, files
+from tokensieve.retrieval.storage import FORMATS, files
 
 DIM = 8
 
@@ -108,7 +108,7 @@ TestAnyOrder = Machine.TestCase
 TestAnyOrder.settings = settings(max_examples=8, stateful_step_count=20, deadline=None)
 
 
-@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("codec", FORMATS)
 def test_a_search_scores_what_is_stored(tmp_path, codec):
     index, _ = filled(tmp_path, 60, codec)
     stored = [index.get(f"d{i}").vectors for i in range(60)]
@@ -299,9 +299,9 @@ def test_other_refusals(tmp_path):
     assert Index.open(index.folder, model="minilm", dim=8).model == "minilm"
     assert Index.create(tmp_path / "empty", DIM).search(torch.ones(1, DIM)) == []
     assert Index.create(tmp_path / "none", DIM).search(torch.ones(3, 1, DIM), rerank=5) == [[], [], []]
-    with pytest.raises(ValueError, match="unknown codec"):
+    with pytest.raises(ValueError, match="no vector format is called"):
         Index.create(tmp_path / "x", DIM, "zip")
-    with pytest.raises(ValueError, match="unknown sketch"):
+    with pytest.raises(ValueError, match="no sketch is called"):
         Index.create(tmp_path / "x", DIM, sketch="haiku")
     assert not (tmp_path / "x").exists()
 

@@ -42,7 +42,7 @@ def index(
     method: Annotated[
         str, typer.Option(help="What makes them fewer: `tokensieve methods --site vectors`.")
     ] = "agglomerative",
-    codec: Annotated[str, typer.Option(help="float32, float16, int8, int4, residual2 or binary.")] = "int8",
+    codec: Annotated[str, typer.Option(help="How vectors are stored; `tokensieve formats` lists them.")] = "int8",
     sketch: Annotated[
         str, typer.Option(help="What candidates are found by: pooled, mean or fde; none to score all passages.")
     ] = "pooled",

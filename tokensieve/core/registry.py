@@ -85,6 +85,10 @@ class Registry(Generic[T]):
 
         return add
 
+    def forget(self, name: str) -> None:
+        """Take a name out again."""
+        del self._entries[name]
+
     def deprecate(self, old: str, new: str) -> None:
         """Have an old name mean a new one, with a warning."""
         self._old[old] = new

@@ -27,8 +27,7 @@ from tokensieve.retrieval.index.validation import (
 from tokensieve.retrieval.index.writer import SEGMENT, Writer
 from tokensieve.retrieval.scoring.ragged import Documents, Ragged
 from tokensieve.retrieval.scoring.sketch import sketch as make_sketch
-from tokensieve.retrieval.storage import Codec
-from tokensieve.retrieval.storage import codec as make_codec
+from tokensieve.retrieval.storage import VectorFormat, vector_format
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Index(Puts):
 
         Args:
             dim: dimensions of a vector.
-            codec: how vectors are stored, one of ``tokensieve.retrieval.storage.CODECS``.
+            codec: how vectors are stored, one of ``tokensieve.retrieval.storage.FORMATS``.
             model: the name of the encoder, which :meth:`open` compares.
             sketch: what candidates are found by, one of ``retrieval.scoring.sketch.SKETCHES``; None for exact search
                 only.
@@ -81,7 +80,7 @@ class Index(Puts):
             beside: names of files that may be in the folder; where there are others, it is refused.
         """
         folder = Path(folder)
-        made = make_codec(codec, dim)
+        made = vector_format(codec, dim)
         if sketch is not None:
             make_sketch(sketch, made.dim)
         snapshot.start(snapshot.vacant(folder, beside), fitted, dim=dim, codec=codec, model=model, sketch=sketch)
@@ -199,7 +198,7 @@ class Index(Puts):
         return self._state.manifest["dim"]
 
     @property
-    def codec(self) -> Codec:
+    def codec(self) -> VectorFormat:
         return self._state.codec
 
     @property

@@ -12,7 +12,7 @@ from tokensieve.registry import make
 from tokensieve.retrieval.encoders.encoded import lasting
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.scoring.sketch import SKETCHES
-from tokensieve.retrieval.storage import CODECS
+from tokensieve.retrieval.storage import FORMATS
 
 PLAIN = "agglomerative"
 """A method that reads nothing but vectors."""
@@ -26,7 +26,7 @@ class Recipe:
         encoder: what :func:`~tokensieve.retrieval.encoders.encoded.load` is given; None for the embedded MiniLM.
             A folder is remembered by its whole path: an index is opened from anywhere.
         method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
-        codec: one of ``tokensieve.retrieval.storage.CODECS``.
+        codec: the vector format, a name from ``tokensieve.retrieval.storage.list_formats()``.
         sketch: what candidates are found by, one of ``tokensieve.retrieval.scoring.sketch.SKETCHES``; None to score all passages.
     """
 
@@ -40,10 +40,9 @@ class Recipe:
         if self.encoder is not None:
             object.__setattr__(self, "encoder", lasting(self.encoder))
         check(self.keep, "keep")
-        if self.codec not in CODECS:
-            raise ValueError(f"unknown codec {self.codec!r}; there are {', '.join(CODECS)}")
-        if self.sketch is not None and self.sketch not in SKETCHES:
-            raise ValueError(f"unknown sketch {self.sketch!r}; there are {', '.join(SKETCHES)}")
+        FORMATS.entry(self.codec)
+        if self.sketch is not None:
+            SKETCHES.entry(self.sketch)
         sites = make(self.method).sites
         if "vectors" not in sites:
             raise ValueError(

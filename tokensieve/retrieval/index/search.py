@@ -14,8 +14,7 @@ from tokensieve.retrieval.index.snapshot import View
 from tokensieve.retrieval.scoring.maxsim import best_matches, sums
 from tokensieve.retrieval.scoring.ragged import Ragged, bounds
 from tokensieve.retrieval.scoring.sketch import Sketch
-from tokensieve.retrieval.storage import Codec
-from tokensieve.retrieval.storage import codec as make_codec
+from tokensieve.retrieval.storage import VectorFormat, vector_format
 
 SCORED = 4096
 """Vectors scored at once, so that what their codec makes of them stays in the cache."""
@@ -30,13 +29,13 @@ class Hit:
     metadata: dict[str, Any]
 
 
-def exact(views: Sequence[View], codec: Codec, queries: Ragged, admitted: Sequence[Tensor]) -> list[Tensor]:
+def exact(views: Sequence[View], codec: VectorFormat, queries: Ragged, admitted: Sequence[Tensor]) -> list[Tensor]:
     """MaxSim of all admitted documents, ``(D, B)`` for each view; minus infinity for the others and for damaged ones."""
     return _scores([v.segment.tokens for v in views], codec, queries, admitted, -torch.inf)
 
 
 def two_stage(
-    views: Sequence[View], codec: Codec, sketch: Sketch, queries: Ragged, admitted: Sequence[Tensor], rerank: int
+    views: Sequence[View], codec: VectorFormat, sketch: Sketch, queries: Ragged, admitted: Sequence[Tensor], rerank: int
 ) -> list[Tensor]:
     """MaxSim of the ``rerank`` documents of each query whose sketches score best; minus infinity for all others.
 
@@ -61,13 +60,13 @@ def two_stage(
     return out
 
 
-def sketch_codec(sketch: Sketch) -> Codec:
+def sketch_codec(sketch: Sketch) -> VectorFormat:
     """How sketches are stored."""
-    return make_codec("int8", sketch.size)
+    return vector_format("int8", sketch.size)
 
 
 def _scores(
-    rows: Sequence[Rows], codec: Codec, queries: Ragged, admitted: Sequence[Tensor], damaged: float
+    rows: Sequence[Rows], codec: VectorFormat, queries: Ragged, admitted: Sequence[Tensor], damaged: float
 ) -> list[Tensor]:
     prepared = codec.prepare(queries.tokens)
     out = []
@@ -79,7 +78,7 @@ def _scores(
     return out
 
 
-def score(rows: Rows, codec: Codec, prepared: Any, queries: Ragged, docs: Tensor, damaged: float) -> Tensor:
+def score(rows: Rows, codec: VectorFormat, prepared: Any, queries: Ragged, docs: Tensor, damaged: float) -> Tensor:
     """MaxSim of some documents, ascending, ``(D, B)``; ``damaged`` where they are."""
     out = torch.full((len(docs), len(queries)), damaged)
     sound = rows.sound(docs)

@@ -16,7 +16,7 @@ from tokensieve.retrieval.index.filters import Where, allowed
 from tokensieve.retrieval.index.segment import Segment, keys_of
 from tokensieve.retrieval.scoring.sketch import Sketch
 from tokensieve.retrieval.scoring.sketch import sketch as make_sketch
-from tokensieve.retrieval.storage import Codec, codec
+from tokensieve.retrieval.storage import VectorFormat, vector_format
 from tokensieve.retrieval.storage.files import map_tensors, read_json, sum_of, write_json, write_small
 
 MANIFEST = "manifest.json"
@@ -48,7 +48,7 @@ class Snapshot:
     """The manifest, what it names, and the segments that it names but that cannot be read."""
 
     manifest: Mapping[str, Any]
-    codec: Codec
+    codec: VectorFormat
     sketch: Sketch | None
     views: Sequence[View]
     lost: Mapping[str, str]
@@ -127,7 +127,7 @@ def read(folder: Path, before: Snapshot | None = None) -> Snapshot:
     state = _checked(folder, **manifest["codec_state"]) if manifest["codec_state"] else {}
     dim, small = manifest["dim"], manifest["sketch"]
     made = make_sketch(small, dim) if small else None
-    return Snapshot(manifest, codec(manifest["codec"], dim, **state), made, views, lost)
+    return Snapshot(manifest, vector_format(manifest["codec"], dim, **state), made, views, lost)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

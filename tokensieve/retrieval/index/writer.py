@@ -18,7 +18,7 @@ from tokensieve.retrieval.index.segment import write_segment
 from tokensieve.retrieval.index.snapshot import LOCK, MANIFEST, OWN, Snapshot, View
 from tokensieve.retrieval.scoring.maxsim import runs
 from tokensieve.retrieval.scoring.ragged import Ragged, bounds
-from tokensieve.retrieval.storage import Codec
+from tokensieve.retrieval.storage import VectorFormat
 from tokensieve.retrieval.storage.files import write_json, write_small
 
 SEGMENT = 1 << 17
@@ -89,7 +89,7 @@ class Writer:
         return self.state
 
     def _write(
-        self, number: int, codec: Codec, docs: Ragged, ids: Sequence[str], metadata: Sequence[bytes]
+        self, number: int, codec: VectorFormat, docs: Ragged, ids: Sequence[str], metadata: Sequence[bytes]
     ) -> dict[str, Any]:
         rows = {"token": (_encode(codec, docs.tokens), docs.lengths)}
         if self.state.sketch:
@@ -151,7 +151,7 @@ class Writer:
                     path.unlink()
 
 
-def _encode(codec: Codec, x: Tensor) -> dict[str, Tensor]:
+def _encode(codec: VectorFormat, x: Tensor) -> dict[str, Tensor]:
     parts = [codec.encode(part) for part in x.split(ENCODED)]
     return {k: torch.cat([p[k] for p in parts]) for k in parts[0]}
 

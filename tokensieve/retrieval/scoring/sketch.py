@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 
+from tokensieve.core.registry import Registry
 from tokensieve.retrieval.scoring.fde import Fde
 from tokensieve.retrieval.scoring.pool import pool
 from tokensieve.retrieval.scoring.ragged import Ragged
@@ -15,21 +17,23 @@ from tokensieve.retrieval.scoring.ragged import Ragged
 class Sketch(Protocol):
     """Turns documents and queries into smaller sets of vectors, ``size`` dimensions each, compared by MaxSim."""
 
-    name: ClassVar[str]
-
     @property
     def size(self) -> int: ...
     def documents(self, docs: Ragged) -> Ragged: ...
     def queries(self, queries: Ragged) -> Ragged: ...
 
 
+SKETCHES: Registry[Callable[[int], Sketch]] = Registry("sketch", "tokensieve.retrieval.scoring")
+register_sketch = SKETCHES.register
+
+
+@register_sketch("pooled")
 @dataclass(frozen=True)
 class Pooled:
     """A vector for every eight tokens, by clustering."""
 
     dim: int
     factor: int = 8
-    name: ClassVar[str] = "pooled"
 
     @property
     def size(self) -> int:
@@ -42,12 +46,12 @@ class Pooled:
         return queries
 
 
+@register_sketch("mean")
 @dataclass(frozen=True)
 class Mean:
     """The mean vector of the document with the mean vector of the query."""
 
     dim: int
-    name: ClassVar[str] = "mean"
 
     @property
     def size(self) -> int:
@@ -62,6 +66,7 @@ class Mean:
     queries = documents
 
 
+@register_sketch("fde")
 @dataclass(frozen=True)
 class FdeSketch:
     """A fixed dimensional encoding (MUVERA)."""
@@ -70,7 +75,6 @@ class FdeSketch:
     planes: int = 4
     repetitions: int = 10
     width: int = 8
-    name: ClassVar[str] = "fde"
 
     @property
     def size(self) -> int:
@@ -87,11 +91,10 @@ class FdeSketch:
         return Ragged(self._fde.queries(queries), torch.arange(len(queries) + 1))
 
 
-SKETCHES: dict[str, type[Pooled] | type[Mean] | type[FdeSketch]] = {s.name: s for s in (Pooled, Mean, FdeSketch)}
-
-
 def sketch(name: str, dim: int) -> Sketch:
-    """A sketch by name."""
-    if name not in SKETCHES:
-        raise ValueError(f"unknown sketch {name!r}; there are {', '.join(SKETCHES)}")
-    return SKETCHES[name](dim)
+    """A sketch by name, for vectors of ``dim`` dimensions.
+
+    Raises:
+        ValueError: no such name.
+    """
+    return SKETCHES.get(name)(dim)

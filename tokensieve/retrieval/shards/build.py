@@ -23,7 +23,7 @@ from tokensieve.retrieval.scoring.reduce import Frequencies
 from tokensieve.retrieval.shards.manifest import Shards
 from tokensieve.retrieval.sources.folder import FILE, Folder, Text
 from tokensieve.retrieval.sources.sync import Report, bring, refuse_empty, refuse_other
-from tokensieve.retrieval.storage import CODECS, Codec
+from tokensieve.retrieval.storage import FORMATS, VectorFormat
 from tokensieve.retrieval.storage.files import map_tensors, write_tensors
 
 CODEC = "codec.safetensors"
@@ -152,7 +152,7 @@ def _mirror(shards: Shards, folder: Folder, names: Sequence[str], run: Run, step
     if shards.recipe.counts:
         counts = sum(run(count, jobs), Frequencies())
         whole, jobs = replace(whole, counts=counts), [replace(job, counts=counts) for job in jobs]
-    learns = CODECS[shards.recipe.codec].fit is not Codec.fit
+    learns = FORMATS.get(shards.recipe.codec).fit is not VectorFormat.fit
     if learns and not (shards.folder / CODEC).exists():
         for state in run(fit, [whole]):
             write_tensors(shards.folder / CODEC, state)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.storage.vector_format import Codec, Fields
+from tokensieve.retrieval.storage.vector_format import Fields, VectorFormat, register_format
 
 
-class Float32(Codec):
+@register_format("float32")
+class Float32(VectorFormat):
     """Lossless: 4 bytes a dimension."""
-
-    name: ClassVar[str] = "float32"
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
         return {"codes": x.float()}
@@ -22,10 +19,9 @@ class Float32(Codec):
         return fields["codes"]
 
 
-class Float16(Codec):
+@register_format("float16")
+class Float16(VectorFormat):
     """2 bytes a dimension, 11 bits of each value; values beyond 65,504 are refused."""
-
-    name: ClassVar[str] = "float16"
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
         codes = x.half()

@@ -8,16 +8,15 @@ import torch
 from torch import Tensor
 
 from tokensieve.retrieval.storage.product import IntegerQuery, integer_query, product
-from tokensieve.retrieval.storage.vector_format import Codec, Fields
+from tokensieve.retrieval.storage.vector_format import Fields, VectorFormat, register_format
 
 TRIES = 8
 FINE = 1e-6
 
 
-class Int8(Codec):
+@register_format("int8")
+class Int8(VectorFormat):
     """One byte a dimension and a float16 scale: 255 levels up to the vector's largest value."""
-
-    name: ClassVar[str] = "int8"
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
         scale = half_up(x.float().abs().amax(1) / 127)
@@ -35,7 +34,7 @@ class Int8(Codec):
         return out.mul_(fields["scale"].float()[:, None]).mul_(prepared.scale)
 
 
-class Packed(Codec):
+class Packed(VectorFormat):
     """``bits`` a dimension: codes c stand for the odd values 2 c - (2^bits - 1), times a float16 scale per vector.
 
     The scale with the least squared error of a few is taken, then fitted to the codes. Dimension j lies in byte
@@ -59,17 +58,17 @@ class Packed(Codec):
         return out.mul_(fields["scale"].float()[:, None]).mul_(prepared.scale)
 
 
+@register_format("int4")
 class Int4(Packed):
     """Half a byte a dimension and a float16 scale."""
 
-    name: ClassVar[str] = "int4"
     bits: ClassVar[int] = 4
 
 
+@register_format("binary")
 class Binary(Packed):
     """One bit a dimension, its sign; vectors come back with unit length."""
 
-    name: ClassVar[str] = "binary"
     bits: ClassVar[int] = 1
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:

@@ -11,22 +11,22 @@ from torch import Tensor
 
 from tokensieve.retrieval.storage.integer import levels, pack, packed_product, quantize, unpack
 from tokensieve.retrieval.storage.product import IntegerQuery, integer_query
-from tokensieve.retrieval.storage.vector_format import Codec, Fields
+from tokensieve.retrieval.storage.vector_format import Fields, VectorFormat, register_format
 
 MOST = 1024
 PER_CENTROID = 32
 BLOCK = 8192
 
 
+@register_format("residual2")
 @dataclass(frozen=True)
-class Residual(Codec):
+class Residual(VectorFormat):
     """The compression of ColBERTv2 (arXiv 2112.01488) and PLAID, with a scale per vector instead of global buckets.
 
     The number of centroids is the largest power of two up to 16 sqrt(sample), a 32nd of the sample and ``MOST``; without
     :meth:`fit` there is one, at zero.
     """
 
-    name: ClassVar[str] = "residual2"
     centroids: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     bits: ClassVar[int] = 2
 

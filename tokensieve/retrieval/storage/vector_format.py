@@ -1,24 +1,31 @@
-"""Codec: how one token vector is stored, and how a query is compared with stored vectors."""
+"""VectorFormat: how one token vector is stored, and how a query is compared with stored vectors."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
+
+from tokensieve.core.registry import Registry
 
 Fields = Mapping[str, Tensor]
 """Stored vectors: named tensors whose first dimension is the token."""
 
 
 @dataclass(frozen=True)
-class Codec:
+class VectorFormat:
     """Stores vectors ``(n, dim)`` as :data:`Fields` and scores them against queries without leaving their form where faster.
 
     Subclasses implement :meth:`encode` and :meth:`decode`, and may bring a faster :meth:`score`. One that learns from data
-    overrides :meth:`fit` and :meth:`state`; one built from ``state`` decodes what the fitted one encoded.
+    overrides :meth:`fit` and :meth:`state`; one built from ``state`` decodes what the fitted one encoded. Register them with
+    ``@register_format("name")``; ``tokensieve.testing.check_format("name")`` checks what an index relies on.
+
+    Attributes:
+        dim: dimensions of a vector.
+        name: what it is called in an index's manifest.
     """
 
     dim: int
@@ -28,13 +35,13 @@ class Codec:
         if not isinstance(self.dim, int) or isinstance(self.dim, bool) or self.dim < 1:
             raise ValueError(f"dim must be at least 1 and whole, not {self.dim!r}")
 
-    def fit(self, sample: Tensor) -> Codec:
-        """A codec adapted to a sample of vectors ``(n, dim)``."""
+    def fit(self, sample: Tensor) -> VectorFormat:
+        """A format adapted to a sample of vectors ``(n, dim)``."""
         return self
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """What :meth:`fit` has learnt; empty for a codec that learns nothing."""
+        """What :meth:`fit` has learnt; empty for a format that learns nothing."""
         return {}
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
@@ -57,3 +64,32 @@ class Codec:
     def bytes_per_token(self) -> int:
         fields = self.encode(torch.ones(1, self.dim))
         return sum(v.nbytes for v in fields.values())
+
+
+FORMATS: Registry[type[VectorFormat]] = Registry("vector format", "tokensieve.retrieval.storage")
+F = TypeVar("F", bound=type[VectorFormat])
+
+
+def register_format(name: str) -> Callable[[F], F]:
+    """Class decorator: give a vector format its name, by which indexes, recipes and the command line find it."""
+
+    def add(cls: F) -> F:
+        FORMATS.register(name)(cls)
+        cls.name = name
+        return cls
+
+    return add
+
+
+def list_formats() -> list[str]:
+    """The names of all vector formats, sorted."""
+    return FORMATS.names()
+
+
+def vector_format(name: str, dim: int, **state: Any) -> VectorFormat:
+    """A format by name, for vectors of ``dim`` dimensions; ``state`` is what a fitted one gave.
+
+    Raises:
+        ValueError: no such name, or ``dim`` below 1.
+    """
+    return FORMATS.get(name)(dim, **state)

@@ -1,4 +1,4 @@
-"""Codecs: what comes back, and that scores are those of what comes back."""
+"""Vector formats: what comes back, and that scores are those of what comes back."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
-from tokensieve.retrieval.storage import CODECS, codec
+from tokensieve.retrieval.storage import vector_format
 from tokensieve.retrieval.storage.integer import levels, pack, quantize, unpack
 from tokensieve.retrieval.storage.product import integer_query, product
 
@@ -18,10 +18,10 @@ def vectors(n, dim, seed=0):
     return normalize(torch.randn(n, dim, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", ERROR)
 def test_what_comes_back(name):
     x = vectors(3000, 128)
-    made = codec(name, 128).fit(x)
+    made = vector_format(name, 128).fit(x)
     back = made.decode(made.encode(x))
     assert back.dtype == torch.float32
     error = float((back - x).square().sum() / x.square().sum())
@@ -29,24 +29,25 @@ def test_what_comes_back(name):
 
 
 def test_the_fewer_bytes_the_larger_the_error():
+    """Of the packaged ones."""
     x = vectors(2000, 128)
     sizes, errors = [], []
-    for name in CODECS:
-        made = codec(name, 128).fit(x)
+    for name in ERROR:
+        made = vector_format(name, 128).fit(x)
         sizes.append(made.bytes_per_token)
         errors.append(float((made.decode(made.encode(x)) - x).square().sum()))
     assert sizes == sorted(sizes, reverse=True)
     assert errors == sorted(errors)
-    assert dict(zip(CODECS, sizes, strict=True)) == {
+    assert dict(zip(ERROR, sizes, strict=True)) == {
         "float32": 512, "float16": 256, "int8": 130, "int4": 66, "residual2": 36, "binary": 16,
     }  # fmt: skip
 
 
-@given(st.sampled_from(list(CODECS)), st.integers(1, 40), st.integers(1, 50), st.integers(1, 9), st.integers(0, 99))
+@given(st.sampled_from(list(ERROR)), st.integers(1, 40), st.integers(1, 50), st.integers(1, 9), st.integers(0, 99))
 @settings(max_examples=80, deadline=None)
 def test_scores_are_those_of_the_decoded_vectors(name, dim, n, queries, seed):
     x, query = vectors(n, dim, seed) * 3, vectors(queries, dim, seed + 1)
-    made = codec(name, dim).fit(x)
+    made = vector_format(name, dim).fit(x)
     fields = made.encode(x)
     score = made.score(fields, made.prepare(query))
     assert score.shape == (n, queries)
@@ -57,9 +58,9 @@ def test_scores_are_those_of_the_decoded_vectors(name, dim, n, queries, seed):
     assert all(torch.equal(alone[k][0], fields[k][-1]) for k in fields)
 
 
-@pytest.mark.parametrize("name", CODECS)
+@pytest.mark.parametrize("name", ERROR)
 def test_zeros_large_and_half_precision(name):
-    made = codec(name, 16)
+    made = vector_format(name, 16)
     x = torch.cat([torch.zeros(1, 16), 1000 * vectors(2, 16)])
     back = made.decode(made.encode(x.half()))
     assert bool(back.isfinite().all())
@@ -68,11 +69,11 @@ def test_zeros_large_and_half_precision(name):
         assert float(back[0].abs().max()) < 1e-3
 
 
-@pytest.mark.parametrize("name", [n for n in CODECS if n != "float32"])
+@pytest.mark.parametrize("name", [n for n in ERROR if n != "float32"])
 def test_a_fitted_codec_is_restored_from_its_state(name):
     x = vectors(4000, 24) + 2 * vectors(1, 24, 5)
-    made = codec(name, 24).fit(x)
-    again = codec(name, 24, **made.state)
+    made = vector_format(name, 24).fit(x)
+    again = vector_format(name, 24, **made.state)
     fields = made.encode(x)
     assert torch.equal(again.decode(fields), made.decode(fields))
 
@@ -80,7 +81,7 @@ def test_a_fitted_codec_is_restored_from_its_state(name):
 def test_centroids_pay_on_clustered_vectors():
     centres = vectors(20, 64)
     x = normalize(centres[torch.arange(4000) % 20] + 0.3 * vectors(4000, 64, 3), dim=1)
-    made = codec("residual2", 64)
+    made = vector_format("residual2", 64)
     bare = (made.decode(made.encode(x)) - x).square().sum()
     fitted = made.fit(x)
     assert (fitted.decode(fitted.encode(x)) - x).square().sum() < bare / 4
@@ -121,9 +122,9 @@ def test_the_integer_product_is_exact(dim):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="unknown codec 'zip'"):
-        codec("zip", 8)
+    with pytest.raises(ValueError, match="no vector format is called 'zip'"):
+        vector_format("zip", 8)
     with pytest.raises(ValueError, match="at least 1"):
-        codec("int8", 0)
+        vector_format("int8", 0)
     with pytest.raises(ValueError, match="65,504"):
-        codec("float16", 2).encode(torch.full((1, 2), 1e6))
+        vector_format("float16", 2).encode(torch.full((1, 2), 1e6))
