@@ -10,10 +10,11 @@ from typing import Any
 import tokensieve as ts
 from benchmarks.pages import fill
 from tokensieve.bench import overlay
+from tokensieve.bench.columns import columns
 from tokensieve.bench.data import from_testbed
 from tokensieve.bench.results import load
 from tokensieve.bench.subject import Subject
-from tokensieve.bench.tables import note, ordered
+from tokensieve.bench.tables import ordered
 
 ROOT = Path(__file__).parent.parent
 SHOWN = (192, 64, 32)
@@ -21,21 +22,13 @@ SHOWN = (192, 64, 32)
 
 def table(data: dict[str, Any]) -> str:
     """A Markdown table of the demo at some budgets, with what it was measured on."""
-    rows, kinds = data["rows"], list(data["rows"]["full"]["accuracy"])
-    head = ["method", "keep", "mean", *kinds, "all", "FLOPs", "selection ms", "prefill ms", ""]
-    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 2) + "---|"]
+    rows = data["rows"]
+    shown = columns("readme", list(rows["full"]["accuracy"]))
+    lines = ["| " + " | ".join(c.title for c in shown) + " |"]
+    lines.append("|" + "|".join("---" if c.text else "---:" for c in shown) + "|")
     for row in ordered(rows):
-        if row["keep"] is not None and row["keep"] not in SHOWN:
-            continue
-        cells = [row["method"], str(row["keep"] or "all"), f"{row['mean_tokens']:.0f}"]
-        cells += [f"{100 * row['accuracy'][k]:.0f}" for k in kinds] + [f"**{100 * row['accuracy_mean']:.1f}**"]
-        cells += [
-            f"{100 * row['flops_share']:.0f}%",
-            f"{row['ms']['selection']:.1f}",
-            f"{row['ms']['prefill']:.1f}",
-            note(rows, row),
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
+        if row["keep"] is None or row["keep"] in SHOWN:
+            lines.append("| " + " | ".join(c.show(row, rows) for c in shown) + " |")
     settings, env = data["settings"], data["environment"]
     about = (
         f"Accuracy in %, {settings['samples']} held-out questions (so a few percent are noise), seed {settings['seed']}. "

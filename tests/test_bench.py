@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tokensieve as ts
 from tests.asking import fake_subject, noise
 from tests.models import SIDE, llava
-from tokensieve.bench import overlay, plots, report, results, run, tables
+from tokensieve.bench import columns, overlay, plots, report, results, run, tables
 from tokensieve.bench.data import from_folder
 from tokensieve.bench.measure import break_even, measure
 from tokensieve.bench.subject import prepare
@@ -185,14 +185,45 @@ def test_table_plot_and_page(done):
     assert html.count("data:image/") == 2
 
 
+def test_a_column_from_outside_stands_on_the_terminal_the_page_and_in_the_readme(tmp_path, monkeypatch):
+    """One function is all it takes."""
+    from benchmarks import readme
+
+    row = {"method": "full", "keep": None, "accuracy": {"count": 0.5}, "accuracy_mean": 0.5, "mean_tokens": 64}
+    row |= {
+        "final_tokens": 64,
+        "flops_share": 1.0,
+        "kv_bytes": 1000,
+        "ms": dict.fromkeys(("encoder", "selection", "prefill", "decode"), 1),
+    }
+    other = {**row, "method": "x", "keep": 64, "accuracy_mean": 0.25}
+    env = {"cpu": "c", "cores": 2, "threads": 1, "versions": {"torch": "1", "transformers": "5", "tokensieve": "0"}}
+    data = {"rows": {"full": row, "x@64": other}, "samples": [], "environment": env}
+    data["settings"] = {"model": "m", "samples": 0, "seed": 0, "batch": 1, "data": "d", "dtype": "f", "device": "cpu"}
+
+    @columns.register_column("of full", "of the full model", "{:.2f}")
+    def of_full(row, rows):
+        return row["accuracy_mean"] / rows["full"]["accuracy_mean"]
+
+    try:
+        console = Console(record=True, width=200)
+        console.print(tables.table(data))
+        (tmp_path / "pareto.svg").write_text("<svg/>")
+        for text in (console.export_text(), readme.table(data), report.write(data, tmp_path).read_text()):
+            assert "of full" in text or "of the full model" in text
+            assert "0.50" in text
+    finally:
+        columns.COLUMNS.forget("of full")
+
+
 def test_a_method_below_random_is_named():
     base = {"accuracy_mean": 0.5, "keep": 16, "mean_tokens": 16}
     rows = {"random@16": {**base, "method": "random"}, "x@16": {**base, "method": "x"}}
     rows["in@16"] = {**base, "method": "in", "accuracy_mean": 0.9, "mean_tokens": 40}
     assert results.beats_random(rows, rows["x@16"]) is False
     assert results.beats_random(rows, rows["random@16"]) is None
-    assert tables.note(rows, rows["x@16"]) == "not above random"
-    assert tables.note(rows, rows["in@16"]) == "2.5x random's tokens"
+    assert columns.note(rows["x@16"], rows) == "not above random"
+    assert columns.note(rows["in@16"], rows) == "2.5x random's tokens"
 
 
 @pytest.mark.parametrize("name", ["visionzip", "fastervlm", "divprune", "fastv", "tome"])

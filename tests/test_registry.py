@@ -47,7 +47,9 @@ def test_a_wrong_name_offers_the_nearest_and_another_kinds_name_its_kind(kinds):
 
 def test_a_taken_name_says_by_what(kinds):
     fruit, _ = kinds
-    with pytest.raises(ValueError, match=r"the fruit 'apple' is taken by builtins\.int; register builtins\.float under"):
+    with pytest.raises(
+        ValueError, match=r"the fruit 'apple' is taken by builtins\.int; register builtins\.float under"
+    ):
         fruit.register("apple")(float)
     fruit.register("apple")(int)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from PIL import Image
 
+from tokensieve.bench.columns import columns
 from tokensieve.bench.results import beats_random
-from tokensieve.bench.tables import even, note, ordered
+from tokensieve.bench.tables import ordered
 from tokensieve.core.files import write_text
 
 
@@ -25,11 +26,13 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
 
     page = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("report.html")
     rows = data["rows"]
+    shown = columns("page", list(rows["full"]["accuracy"]))
     svg = (folder / "pareto.svg").read_bytes()
     html = page.render(
         data=data,
-        rows=[_shown(rows, r) for r in ordered(rows)],
         kinds=list(rows["full"]["accuracy"]),
+        columns=shown,
+        cells=[(r["method"], [(c.show(r, rows), c) for c in shown]) for r in ordered(rows)],
         plot="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
         overlays=[(name, caption, _uri(picture)) for name, caption, picture in overlays],
         failures=_failures(data),
@@ -38,10 +41,6 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
     file = folder / "report.html"
     write_text(file, html)
     return file
-
-
-def _shown(rows: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
-    return row | {"note": note(rows, row), "even": even(row)}
 
 
 def _failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:

@@ -1,0 +1,196 @@
+"""Columns: what a bench says of each cell. One list, for the terminal, the page and the README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tokensieve.bench.results import beats_random
+from tokensieve.core.registry import Registry
+
+Row = Mapping[str, Any]
+Value = Callable[[Row, Mapping[str, Row]], Any]
+PLACES = ("terminal", "page", "readme")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        name: what it is called by; its head on the terminal.
+        title: its head on the page and in the README.
+        value: from a row, and all rows by key, to what is shown; None or a missing key is an empty cell.
+        format: how the value is written, as for `str.format`.
+        places: where it stands, of "terminal", "page" and "readme".
+        text: whether it holds words, which stand on the left.
+    """
+
+    name: str
+    title: str
+    value: Value
+    format: str = "{}"
+    places: tuple[str, ...] = PLACES
+    text: bool = False
+
+    def show(self, row: Row, rows: Mapping[str, Row]) -> str:
+        """The cell in words."""
+        try:
+            value = self.value(row, rows)
+        except KeyError:
+            return ""
+        return "" if value is None else self.format.format(value)
+
+
+COLUMNS: Registry[Column] = Registry("column")
+
+
+def register_column(
+    name: str, title: str = "", format: str = "{}", places: tuple[str, ...] = PLACES, text: bool = False
+) -> Callable[[Value], Value]:
+    """Decorator: a function of a row, and of all rows by key, becomes a column behind those that are there.
+
+    Example:
+        >>> @register_column("of full", format="{:.2f}")  # doctest: +SKIP
+        ... def of_full(row, rows): return row["accuracy_mean"] / rows["full"]["accuracy_mean"]
+    """
+    unknown = sorted(set(places) - set(PLACES))
+    if unknown:
+        raise ValueError(f"places={places!r}; they are {', '.join(PLACES)}")
+
+    def add(value: Value) -> Value:
+        COLUMNS.register(name)(Column(name, title or name, value, format, places, text))
+        return value
+
+    return add
+
+
+def columns(place: str, kinds: list[str]) -> list[Column]:
+    """Those of one place, in order; ``kinds`` of questions stand in front of their mean."""
+    out: list[Column] = []
+    for name in COLUMNS:
+        column = COLUMNS.get(name)
+        if place not in column.places or (name in QUALITY) > bool(kinds):
+            continue
+        if name == "all":
+            digits = "{:.1f}" if place == "page" else "{:.0f}"
+            out += [Column(k, k, lambda row, _, k=k: 100 * row["accuracy"][k], digits) for k in kinds]
+        if name in NO_KINDS and kinds and place != "page":
+            continue
+        out.append(column)
+    return out
+
+
+QUALITY = ("all",)
+"""Only where the answers are known."""
+NO_KINDS = ("agree", "KL")
+"""Where they are not; the page shows both."""
+
+
+@register_column("method", text=True)
+def _method(row: Row, _: Any) -> str:
+    return row["method"]
+
+
+@register_column("site", places=("page",), text=True)
+def _site(row: Row, _: Any) -> str:
+    return row["site"]
+
+
+@register_column("keep")
+def _keep(row: Row, _: Any) -> str:
+    return "all" if row["keep"] is None else str(row["keep"])
+
+
+@register_column("mean tok", "mean tokens", "{:.0f}")
+def _mean(row: Row, _: Any) -> float:
+    return row["mean_tokens"]
+
+
+@register_column("final tok", "final", "{:.0f}", ("terminal", "page"))
+def _final(row: Row, _: Any) -> float:
+    return row["final_tokens"]
+
+
+@register_column("all", "all kinds", "{:.1f}")
+def _all(row: Row, _: Any) -> float:
+    return 100 * row["accuracy_mean"]
+
+
+@register_column("agree", "agreement", "{:.1f}", ("terminal", "page"))
+def _agree(row: Row, _: Any) -> float:
+    return 100 * row["agreement"]
+
+
+@register_column("KL", "KL", "{:.3f}", ("terminal", "page"))
+def _kl(row: Row, _: Any) -> float:
+    return row["kl"]
+
+
+@register_column("FLOPs", "FLOPs", "{:.0f}%")
+def _flops(row: Row, _: Any) -> float:
+    return 100 * row["flops_share"]
+
+
+@register_column("KV kB", "KV kB", "{:.0f}", ("terminal", "page"))
+def _kv(row: Row, _: Any) -> float:
+    return row["kv_bytes"] / 1000
+
+
+@register_column("peak MB", "peak MB", "{:.0f}", ("page",))
+def _peak(row: Row, _: Any) -> float | None:
+    return None if row["peak_bytes"] is None else row["peak_bytes"] / 1e6
+
+
+def _time(part: str) -> Value:
+    return lambda row, _: row["ms"][part]
+
+
+register_column("encode", "encoder", "{:.1f}", ("terminal", "page"))(_time("encoder"))
+register_column("select", "selection", "{:.1f}")(_time("selection"))
+register_column("prefill", "prefill", "{:.1f}")(_time("prefill"))
+register_column("decode", "decode", "{:.1f}", ("terminal", "page"))(_time("decode"))
+register_column("total", "total", "{:.1f}", ("page",))(_time("total"))
+
+
+@register_column("floor", "floor", "{:.1f}", ("page",))
+def _floor(row: Row, _: Any) -> float:
+    return row["ms_floor"]
+
+
+@register_column("x floor", "overhead", "{:.2f}", ("terminal", "page"))
+def _overhead(row: Row, _: Any) -> float:
+    return row["overhead"]
+
+
+@register_column("pays", places=("terminal", "page"), text=True)
+def even(row: Row, _: Any = None) -> str:
+    """The break-even in words."""
+    b = row.get("break_even")
+    if not b:
+        return ""
+    if b["min_tokens"] is None:
+        return "never"
+    far = "" if b["max_answer"] is None else f", to {b['max_answer']} of answer"
+    return f"from {b['min_tokens']}{far}"
+
+
+@register_column("note", text=True)
+def note(row: Row, rows: Mapping[str, Row]) -> str:
+    """What must not be overlooked about a row."""
+    notes = []
+    if beats_random(rows, row) is False:
+        notes.append("not above random")
+    more = _beside_random(rows, row)
+    if more is not None and more > 1.05:
+        notes.append(f"{more:.1f}x random's tokens")
+    if row.get("break_even") and not row["break_even"]["pays"]:
+        notes.append("does not pay")
+    return ", ".join(notes)
+
+
+def _beside_random(rows: Mapping[str, Row], row: Row) -> float | None:
+    """Mean tokens over those of random at the same label: methods inside the language model keep more."""
+    other = rows.get(f"random@{row['keep']}")
+    return None if other is None else row["mean_tokens"] / other["mean_tokens"]
