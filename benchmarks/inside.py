@@ -21,7 +21,8 @@ from benchmarks.pages import fill, table
 from benchmarks.retrieval import Bed
 from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
-from tokensieve.retrieval.encoders.encoded import Encoded, load
+from tokensieve.retrieval.encoders.encoded import Encoded
+from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.evaluation.evaluate import measures, spread
 from tokensieve.retrieval.index.tune import timed
 from tokensieve.retrieval.scoring.reduce import reduce
@@ -46,7 +47,7 @@ CELLS: dict[str, tuple[tuple[str, float] | None, tuple[str, float] | None]] = {
 
 
 def encoder(inside: tuple[str, float] | None) -> Any:
-    return load() if inside is None else load(plan=ts.plan.plan(*inside, site="encoder"))
+    return load_encoder() if inside is None else load_encoder(plan=ts.plan.plan(*inside, site="encoder"))
 
 
 def measure(file: Path) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from benchmarks.reference.docstrings import Collection, collect
 from benchmarks.retrieval_page import joined, write
 from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
-from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, load
+from tokensieve.retrieval.encoders.encoded import Encoded, Encoder
+from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.scoring.maxsim import best_matches, sums
 from tokensieve.retrieval.scoring.reduce import Frequencies, as_matrix, reduce
@@ -52,7 +53,7 @@ class Bed:
     """
 
     def __init__(self, passages: int | None = None, queries: slice = slice(None), held_out: bool = True):
-        self.encoder: Encoder = load()
+        self.encoder: Encoder = load_encoder()
         whole = collect()
         self.collection = Collection(whole.passages[:passages], whole.sources)
         texts, places = self.collection.queries(held_out)

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from tests.shelf import Words, laid
 from tokensieve.cli.main import app
 from tokensieve.retrieval import IndexProblem, maxsim
-from tokensieve.retrieval.encoders import encoded
+from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.evaluation.measure import measure, read_queries
 from tokensieve.retrieval.index import library
@@ -29,7 +29,7 @@ FILES = {
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     build._encoder.cache_clear()
-    monkeypatch.setattr(encoded, "load", lambda source=None, **_: Words())
+    monkeypatch.setattr(loading, "load_encoder", lambda source=None, **_: Words())
     yield
     build._encoder.cache_clear()
 
@@ -136,12 +136,14 @@ def test_what_is_damaged_is_named(tmp_path, docs, shards):
 def test_words_are_highlighted_on_the_screen(tmp_path, docs, monkeypatch):
     from rich.console import Console
 
-    from tokensieve.cli import main
+    from tokensieve.cli import retrieval
 
     call("index", docs, "--out", tmp_path / "my.index", "--codec", "float32")
     screens = []
     monkeypatch.setattr(
-        main, "_console", lambda: screens.append(Console(record=True, width=100, force_terminal=True)) or screens[-1]
+        retrieval,
+        "console",
+        lambda: screens.append(Console(record=True, width=100, force_terminal=True)) or screens[-1],
     )
     call("search", tmp_path / "my.index", "file", "-k", "1")
     assert "\x1b[1;7mfile\x1b[0m" in screens[0].export_text(styles=True)

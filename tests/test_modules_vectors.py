@@ -11,10 +11,10 @@ from torch.nn.functional import normalize, softplus
 
 from benchmarks.reference.poly_encoder_188 import PolyEncoder
 from tokensieve.registry import make
-from tokensieve.retrieval.encoders import encoded as encode
 from tokensieve.retrieval.encoders import head as encode_head
 from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends
 from tokensieve.retrieval.encoders.head import Headed, through
+from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.heads.colberter import ColBERTer, lexical, word_means
 from tokensieve.retrieval.heads.contrast import batches, chamfer, fit, in_batch, pad
 from tokensieve.retrieval.heads.crisp import Crisp, reduced
@@ -250,7 +250,7 @@ TEXTS = ["Open a file and read it, line by line.", "Close a socket.", "Sort numb
 
 @pytest.fixture(scope="module")
 def minilm():
-    return encode.load()
+    return load_encoder()
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -258,7 +258,7 @@ def test_a_saved_head_is_an_encoder(kind, minilm, tmp_path):
     torch.manual_seed(0)
     made = Headed(minilm, HEADS[kind]())
     made.save(tmp_path / "head")
-    again = encode.load(tmp_path / "head")
+    again = load_encoder(tmp_path / "head")
     assert again.identity == made.identity != minilm.identity
     assert made.identity.dim == 16
     for mine, other in ((made.documents(TEXTS), again.documents(TEXTS)), (made.queries(TEXTS), again.queries(TEXTS))):
@@ -292,7 +292,7 @@ def test_heads_of_other_encoders_are_refused(minilm, tmp_path):
     card = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(card | {"format": "other"}))
     with pytest.raises(ValueError, match="holds no head"):
-        encode.load(tmp_path)
+        load_encoder(tmp_path)
 
 
 def test_arrays_go_through_a_projection_without_words():

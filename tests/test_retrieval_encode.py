@@ -38,8 +38,9 @@ from transformers import (
 
 from tokensieve.plan import plan
 from tokensieve.retrieval.encoders import encoded as encode
-from tokensieve.retrieval.encoders import folder as encode_folder
-from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends, join, load
+from tokensieve.retrieval.encoders import loading
+from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends, join
+from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.encoders.pages import PageEncoder
 from tokensieve.retrieval.encoders.reading import Reading
 from tokensieve.retrieval.encoders.text import TextEncoder
@@ -55,13 +56,13 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def minilm():
-    return load()
+    return load_encoder()
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A small BERT under MiniLM's tokenizer, as transformers saves it."""
-    source = encode_folder._minilm()
+    source = loading._minilm()
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
         shutil.copy(source / name, tmp_path / name)
     torch.manual_seed(0)
@@ -156,7 +157,7 @@ def test_subwords_share_a_word(minilm):
 
 def test_received_attention_is_that_of_the_last_layer(minilm):
     text = TEXTS[0]
-    model = AutoModel.from_pretrained(encode_folder._minilm(), attn_implementation="eager")
+    model = AutoModel.from_pretrained(loading._minilm(), attn_implementation="eager")
     given = minilm.tokenizer([text], return_tensors="pt")
     with torch.no_grad():
         last = model(**given, output_attentions=True).attentions[-1]
@@ -187,8 +188,8 @@ def test_like_texts_are_alike(minilm):
 
 
 def test_the_identity_is_of_weights_and_reading(minilm):
-    assert load().identity == minilm.identity
-    assert load(reading=Reading(document_length=64)).identity.digest != minilm.identity.digest
+    assert load_encoder().identity == minilm.identity
+    assert load_encoder(reading=Reading(document_length=64)).identity.digest != minilm.identity.digest
     assert minilm.identity.dim == minilm.documents(["a"]).vectors.shape[1] == 384
 
 
@@ -212,7 +213,7 @@ def test_only_strings_are_read(minilm):
 
 
 def test_a_plain_transformers_encoder(folder):
-    encoder = load(folder)
+    encoder = load_encoder(folder)
     assert encoder.documents(TEXTS).single is None
     assert encoder.identity.name == folder.name
     assert encoder.identity.dim == 32
@@ -228,7 +229,7 @@ def test_pylate(folder, attend):
         folder / "config_sentence_transformers.json",
         {**how, "attend_to_expansion_tokens": attend, "skiplist_words": list(string.punctuation)},
     )
-    encoder = load(folder)
+    encoder = load_encoder(folder)
     assert encoder.identity.dim == 8
     queries = encoder.queries(["read a file", "x"])
     assert queries.lengths.tolist() == [12, 12]
@@ -253,12 +254,12 @@ def test_colbert(folder):
     """The original layout: BERT under a prefix, with the linear layer in one file."""
     tensors = {f"bert.{k}": v for k, v in load_file(folder / "model.safetensors").items()}
     weight = torch.randn(6, 32, generator=torch.Generator().manual_seed(1))
-    plain = load(folder).documents(["a b"])
+    plain = load_encoder(folder).documents(["a b"])
     save_file({**tensors, "linear.weight": weight}, folder / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     write(folder / "config.json", {**config, "architectures": ["HF_ColBERT"]})
     write(folder / "artifact.metadata", {"query_maxlen": 9, "doc_maxlen": 20, "mask_punctuation": False})
-    encoder = load(folder)
+    encoder = load_encoder(folder)
     assert encoder.queries(["a"]).lengths.tolist() == [9]
     documents = encoder.documents(["a . b"])
     assert pieces(encoder, documents, 0) == ["[CLS]", "[unused1]", "a", ".", "b", "[SEP]"]
@@ -276,7 +277,7 @@ def test_sentence_transformers_with_prompts_pooling_and_dense(folder):
     weight = dense(folder / "2_Dense", 8, "Tanh")
     write(folder / "sentence_bert_config.json", {"max_seq_length": 20})
     write(folder / "config_sentence_transformers.json", {"prompts": {"query": "query: ", "passage": "passage: "}})
-    encoder = load(folder)
+    encoder = load_encoder(folder)
     encoded = encoder.documents(["a file"])
     assert pieces(encoder, encoded, 0) == ["[CLS]", "passage", ":", "a", "file", "[SEP]"]
     assert encoded.spans.tolist() == [[-1, -1], [-1, -1], [-1, -1], [0, 1], [2, 6], [-1, -1]]
@@ -292,7 +293,7 @@ def test_sentence_transformers_with_prompts_pooling_and_dense(folder):
 
 
 def test_pooling_by_the_largest_value(folder):
-    model = load(folder)
+    model = load_encoder(folder)
     encoder = TextEncoder(model.model, model.tokenizer, Reading(pooling="max"))
     with torch.no_grad():
         hidden = model.model(torch.tensor([model.tokenizer("a b")["input_ids"]])).last_hidden_state[0]
@@ -309,10 +310,10 @@ def test_pooling_by_the_last_token(folder, said):
         folder, ("sentence_transformers.models.Transformer", ""), ("sentence_transformers.models.Pooling", "1_Pooling")
     )
     write(folder / "1_Pooling" / "config.json", said)
-    encoded = load(folder).documents(["a b", "a file"])
+    encoded = load_encoder(folder).documents(["a b", "a file"])
     torch.testing.assert_close(encoded.single, encoded.vectors[encoded.offsets[1:] - 1])
     write(folder / "1_Pooling" / "config.json", {"pooling_mode_weightedmean_tokens": True})
-    again = load(folder).documents(["a b", "a file"])
+    again = load_encoder(folder).documents(["a b", "a file"])
     assert again.single is None
     assert torch.equal(again.vectors, encoded.vectors)
 
@@ -336,7 +337,7 @@ def test_of_encoders_with_decoders_the_encoder_reads(folder, make):
     torch.manual_seed(0)
     model = make(vocab_size=30522, pad_token_id=0).eval()
     model.save_pretrained(folder)
-    encoder = load(folder)
+    encoder = load_encoder(folder)
     with torch.no_grad():
         hidden = model.get_encoder()(torch.tensor([encoder.tokenizer("a b")["input_ids"]])).last_hidden_state[0]
     torch.testing.assert_close(encoder.documents(["a b"])[0], normalize(hidden, dim=-1), atol=2e-5, rtol=1e-4)
@@ -348,7 +349,7 @@ def test_what_reads_no_texts_is_refused(folder):
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
     ViTModel(ViTConfig(**size)).save_pretrained(folder)
     with pytest.raises(ValueError, match=r"ViTModel in .* encodes no texts by themselves"):
-        load(folder)
+        load_encoder(folder)
 
 
 def test_no_code_of_a_folder_is_run(folder, monkeypatch):
@@ -359,7 +360,7 @@ def test_no_code_of_a_folder_is_run(folder, monkeypatch):
     write(folder / "config.json", config | mine)
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(ValueError, match="no code of a folder is run"):
-        load(folder)
+        load_encoder(folder)
     assert not ran.exists()
 
 
@@ -367,16 +368,16 @@ def test_pickled_weights_are_refused(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="holds no weights in safetensors"):
-        load(folder)
+        load_encoder(folder)
 
 
 def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="is no folder and no name on the Hugging Face hub"):
-        load("/nowhere")
+        load_encoder("/nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"config.json is missing"):
-        load(tmp_path / "empty")
-    model = load(folder)
+        load_encoder(tmp_path / "empty")
+    model = load_encoder(folder)
     with pytest.raises(ValueError, match=r"the marker '\[Q\]' is not in the vocabulary"):
         TextEncoder(model.model, model.tokenizer, Reading(query_marker="[Q]"))
     with pytest.raises(ValueError, match="other sites than 'encoder'"):
@@ -388,10 +389,10 @@ def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
     modules(folder, ("sentence_transformers.models.Transformer", ""), ("pylate.models.Dense.Dense", "1_Dense"))
     dense(folder / "1_Dense", 8, use_residual=True)
     with pytest.raises(ValueError, match="asks for a residual"):
-        load(folder)
-    monkeypatch.setattr(encode_folder, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
+        load_encoder(folder)
+    monkeypatch.setattr(loading, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
     with pytest.raises(ValueError, match=r"pip install 'tokensieve\[retrieval\]'"):
-        load()
+        load_encoder()
 
 
 # ---- pages
@@ -462,7 +463,7 @@ def test_a_colpali_from_its_folder(tmp_path):
     model = colpali(4)
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    encoder, pages = load(tmp_path), [Image.new("RGB", (30, 20), (v, v, 99)) for v in (0, 90, 200, 40, 250)]
+    encoder, pages = load_encoder(tmp_path), [Image.new("RGB", (30, 20), (v, v, 99)) for v in (0, 90, 200, 40, 250)]
     encoded = encoder.documents(pages)
     with torch.no_grad():
         direct = model.eval()(**processor.process_images(pages[1:2])).embeddings[0]

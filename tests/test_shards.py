@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from tests.shelf import Words, laid
 from tokensieve.cli.main import app
 from tokensieve.retrieval import Damaged, Hit, Incompatible, Locked
-from tokensieve.retrieval.encoders import encoded as encode
+from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.index import library
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
@@ -58,7 +58,7 @@ class Counted(Words):
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     build._encoder.cache_clear()
-    monkeypatch.setattr(encode, "load", lambda source=None, **_: Counted())
+    monkeypatch.setattr(loading, "load_encoder", lambda source=None, **_: Counted())
     yield
     build._encoder.cache_clear()
 

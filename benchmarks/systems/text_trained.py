@@ -20,7 +20,7 @@ from benchmarks.reference.tempscale_122 import high_frequency, likeness, slope, 
 from benchmarks.reference.text_encoder import Vocabulary, batch, tiny
 from benchmarks.systems.bed import Bed, Outcome, check
 from benchmarks.trained import mean
-from tokensieve.retrieval.encoders.encoded import load
+from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.evaluation.evaluate import ranks
 from tokensieve.retrieval.heads.contrast import fit, in_batch
 
@@ -49,7 +49,7 @@ def halves(held_out: bool, longest: int = 48) -> tuple[Ids, Ids]:
 def temperature(_: Bed) -> Outcome:
     """MiniLM, 150 passages cut to 16, 32, 64 and 128 tokens: their mean cosine rises with length, less steeply at temperature
     0.9, where the last states hold more high-frequency energy."""
-    encoder: Any = load()
+    encoder: Any = load_encoder()
     long = [p.body for p in texts(True)]
     ids = [i for i in encoder.tokenizer(long, truncation=True, max_length=256)["input_ids"] if len(i) >= 128][:150]
     n: dict[str, Any] = {"texts": len(ids)}

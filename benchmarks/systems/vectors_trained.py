@@ -27,8 +27,9 @@ from benchmarks.trained import (
     train,
     training,
 )
-from tokensieve.retrieval.encoders.encoded import Encoded, load
+from tokensieve.retrieval.encoders.encoded import Encoded
 from tokensieve.retrieval.encoders.head import through
+from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.evaluation.evaluate import late_interaction, ranks, single_vector
 from tokensieve.retrieval.heads.colberter import ColBERTer, lexical
 from tokensieve.retrieval.heads.contrast import chamfer, fit, in_batch, pad
@@ -197,7 +198,7 @@ def cross_seconds() -> float:
     queries, documents, _ = held_out()
     long = int(queries.lengths.float().mean() + documents.lengths.float().mean())
     ids = torch.randint(1000, 20000, (20, long))
-    model = load().model  # type: ignore[attr-defined]
+    model = load_encoder().model  # type: ignore[attr-defined]
     return seconds(lambda: model(input_ids=ids)) / len(ids)
 
 

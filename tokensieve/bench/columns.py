@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tokensieve.bench.results import beats_random
 from tokensieve.core.registry import Registry
 
-Row = Mapping[str, Any]
-Value = Callable[[Row, Mapping[str, Row]], Any]
+Row = dict[str, Any]
+Value = Callable[[Row, dict[str, Row]], Any]
 PLACES = ("terminal", "page", "readme")
 
 
@@ -34,7 +34,7 @@ class Column:
     places: tuple[str, ...] = PLACES
     text: bool = False
 
-    def show(self, row: Row, rows: Mapping[str, Row]) -> str:
+    def show(self, row: Row, rows: dict[str, Row]) -> str:
         """The cell in words."""
         try:
             value = self.value(row, rows)
@@ -75,11 +75,15 @@ def columns(place: str, kinds: list[str]) -> list[Column]:
             continue
         if name == "all":
             digits = "{:.1f}" if place == "page" else "{:.0f}"
-            out += [Column(k, k, lambda row, _, k=k: 100 * row["accuracy"][k], digits) for k in kinds]
+            out += [Column(k, k, _kind(k), digits) for k in kinds]
         if name in NO_KINDS and kinds and place != "page":
             continue
         out.append(column)
     return out
+
+
+def _kind(kind: str) -> Value:
+    return lambda row, _: 100 * row["accuracy"][kind]
 
 
 QUALITY = ("all",)
@@ -177,7 +181,7 @@ def even(row: Row, _: Any = None) -> str:
 
 
 @register_column("note", text=True)
-def note(row: Row, rows: Mapping[str, Row]) -> str:
+def note(row: Row, rows: dict[str, Row]) -> str:
     """What must not be overlooked about a row."""
     notes = []
     if beats_random(rows, row) is False:
@@ -190,7 +194,7 @@ def note(row: Row, rows: Mapping[str, Row]) -> str:
     return ", ".join(notes)
 
 
-def _beside_random(rows: Mapping[str, Row], row: Row) -> float | None:
+def _beside_random(rows: dict[str, Row], row: Row) -> float | None:
     """Mean tokens over those of random at the same label: methods inside the language model keep more."""
     other = rows.get(f"random@{row['keep']}")
     return None if other is None else row["mean_tokens"] / other["mean_tokens"]

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokensieve.cli import shards as cli_shards
+from tokensieve.cli.common import Json, budget, console, print_table
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
     from tokensieve.retrieval.sources.sync import Report
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 Ray = Annotated[
     str | None,
     typer.Option(help="A Ray cluster that works on shards: its address, or 'local' for processes of this machine."),
@@ -119,9 +119,7 @@ def search(
         for a, b in hit.highlights:
             text.stylize("bold reverse", a, b)
         table.add_row(f"{hit.score:.2f}", Text(f"{CONTROLS.sub('', hit.document)}\n{hit.span[0]}-{hit.span[1]}"), text)
-    from tokensieve.cli.main import _console
-
-    _console().print(table if found else "nothing found")
+    console().print(table if found else "nothing found")
 
 
 def bench_index(
@@ -141,10 +139,8 @@ def bench_index(
     if json_:
         typer.echo(json.dumps([asdict(r) for r in rows], indent=2))
         return
-    from tokensieve.cli.main import _print
-
     head = ("search", "vectors", "MB", "recall@10 of exact", "nDCG@10", "MRR", "recall@100", "ms, median", "ms, 95%")
-    _print(head, [r.cells for r in rows])
+    print_table(head, [r.cells for r in rows])
 
 
 def serve(
@@ -199,13 +195,6 @@ def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[Report, 
     finally:
         library.close()
     return report, library.index.size
-
-
-def budget(text: str) -> int | float:
-    """A budget as it is typed."""
-    from tokensieve.cli.main import _budget
-
-    return _budget(text)
 
 
 def _conditions(where: str) -> dict[str, Any]:

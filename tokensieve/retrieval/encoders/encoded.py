@@ -1,6 +1,7 @@
 """Encode: texts (or pages) as ragged token vectors, and what is known of each token.
 
-An encoder is anything with the members of :class:`Encoder`. The embedded default is MiniLM (:func:`load` without arguments).
+An encoder is anything with the members of :class:`Encoder`; :func:`~tokensieve.retrieval.encoders.loading.load_encoder` makes
+one by name or from a folder, without arguments the embedded MiniLM.
 """
 
 from __future__ import annotations
@@ -222,19 +223,3 @@ def _stacked(parts: Sequence[Tensor], dim: int) -> Encoded:
 def lasting(source: str | Path) -> str:
     """A source as it means the same from everywhere: folders by their whole path."""
     return str(Path(source).absolute() if Path(source).is_dir() else source)
-
-
-def load(source: str | Path | None = None, *, device: str = "cpu", **options: Any) -> Encoder:
-    """An encoder by name or folder.
-
-    Args:
-        source: None for the embedded MiniLM; a folder of a sentence-transformers, PyLate, ColBERT or ColPali-style model, or
-            of any transformers encoder of texts; or a name on the Hugging Face hub, whose files are fetched.
-        options: passed on to :class:`~tokensieve.retrieval.encoders.text.TextEncoder`.
-
-    Raises:
-        ValueError: the folder does not hold a model that can be read, or weights that would have to be unpickled.
-    """
-    from tokensieve.retrieval.encoders import folder
-
-    return folder.load(source, device, **options)

@@ -76,7 +76,7 @@ class Headed:
         encoder: the one whose vectors the head was trained on.
         head: a :class:`~tokensieve.retrieval.heads.projection.Projection`, :class:`~tokensieve.retrieval.heads.crisp.Crisp`,
             :class:`~tokensieve.retrieval.heads.colberter.ColBERTer`, or a module with the members of :class:`Head`.
-        source: what :func:`tokensieve.retrieval.encoders.encoded.load` makes the encoder from; None for the embedded one.
+        source: what :func:`tokensieve.retrieval.encoders.loading.load_encoder` makes the encoder from; None for the embedded one.
 
     Raises:
         ValueError: a head for vectors of another width.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.registry import make
-from tokensieve.retrieval.encoders import encoded as encode
+from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, ends
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
@@ -60,7 +60,7 @@ class Library:
     ) -> Library:  # fmt: skip
         """A new, empty one; ``fitted`` as :meth:`Index.create` takes it."""
         folder, recipe = Path(folder), recipe or Recipe()
-        encoder = encoder or encode.load(recipe.encoder)
+        encoder = encoder or loading.load_encoder(recipe.encoder)
         write_json(vacant(folder, BESIDE) / RECIPE, asdict(recipe))
         made = encoder.identity
         index = Index.create(folder, made.dim, recipe.codec, made.label, recipe.sketch, fitted, BESIDE)
@@ -80,7 +80,7 @@ class Library:
             raise Incompatible(f"the index in {folder} holds vectors without texts; Index.open reads it")
         read_manifest(folder)
         recipe = Recipe.read(read_json(folder / RECIPE), folder)
-        encoder = encoder or encode.load(recipe.encoder)
+        encoder = encoder or loading.load_encoder(recipe.encoder)
         return cls(Index.open(folder, encoder.identity.label), recipe, encoder)
 
     # ---- writing ----------------------------------------------------------------------------------------------------

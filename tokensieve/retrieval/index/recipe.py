@@ -23,7 +23,7 @@ class Recipe:
     """How texts become vectors: all texts of a library alike.
 
     Attributes:
-        encoder: what :func:`~tokensieve.retrieval.encoders.encoded.load` is given; None for the embedded MiniLM.
+        encoder: what :func:`~tokensieve.retrieval.encoders.loading.load_encoder` is given; None for the embedded MiniLM.
             A folder is remembered by its whole path: an index is opened from anywhere.
         method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
         codec: the vector format, a name from ``tokensieve.retrieval.storage.list_formats()``.

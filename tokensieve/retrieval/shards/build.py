@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from tokensieve.retrieval.encoders import encoded
+from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.index.errors import Locked
 from tokensieve.retrieval.index.index import Index
@@ -177,4 +177,4 @@ def _held(shards: Shards) -> Iterator[str]:
 @lru_cache(maxsize=1)
 def _encoder(source: str | None) -> Encoder:
     """Workers do several jobs."""
-    return encoded.load(source)
+    return loading.load_encoder(source)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from tokensieve.retrieval.encoders import encoded
+from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
@@ -93,7 +93,7 @@ class Collection:
             raise Incompatible(
                 f"{len(shards.built)} of the {shards.count} shards in {folder} are built; the command that began goes on"
             )
-        encoder = encoder or encoded.load(shards.recipe.encoder)
+        encoder = encoder or loading.load_encoder(shards.recipe.encoder)
         opened = parts([shards.at(number).absolute() for number in range(shards.count)])
         for number, model in enumerate(opened.ask("model")):
             if model != encoder.identity.label:

@@ -1,4 +1,4 @@
-"""Encoders from folders: sentence-transformers, PyLate, ColBERT, ColPali-style, plain transformers encoders, and saved heads.
+"""Encoders by name or from folders: sentence-transformers, PyLate, ColBERT, ColPali-style, plain encoders, and saved heads.
 
 Weights are read from safetensors only; nothing is unpickled, and no code of a folder is run.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import string
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import transformers
 from safetensors import safe_open
 from torch import nn
 
+from tokensieve.core.registry import Registry
 from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.encoders.head import CARD, card_of
 from tokensieve.retrieval.encoders.head import load as load_head
@@ -28,10 +30,32 @@ POOLINGS = {"mean": "mean", "cls": "cls", "max": "max", "lasttoken": "last"}
 ACTIVATIONS = ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid")
 
 
-def load(source: str | Path | None, device: str, **options: Any) -> Encoder:
-    """See :func:`tokensieve.retrieval.encoders.encoded.load`."""
-    if source is None or source == MINILM:
-        return _text(_minilm(), device, {"name": MINILM, **options})
+ENCODERS: Registry[Callable[..., Encoder]] = Registry("encoder")
+"""Encoders that are called by a name of their own: ``(device, **options) -> Encoder``."""
+register_encoder = ENCODERS.register
+
+
+@register_encoder(MINILM)
+def minilm(device: str, **options: Any) -> TextEncoder:
+    """The embedded MiniLM, from the package that carries its weights."""
+    return _text(_minilm(), device, {"name": MINILM, **options})
+
+
+def load_encoder(source: str | Path | None = None, *, device: str = "cpu", **options: Any) -> Encoder:
+    """An encoder by name or folder.
+
+    Args:
+        source: None for the embedded MiniLM; a registered name; a folder of a sentence-transformers, PyLate, ColBERT or
+            ColPali-style model, or of any transformers encoder of texts; or a name on the Hugging Face hub, whose files are
+            fetched.
+        device: where its weights go.
+        options: passed on to :class:`~tokensieve.retrieval.encoders.text.TextEncoder`.
+
+    Raises:
+        ValueError: the folder does not hold a model that can be read, or weights that would have to be unpickled.
+    """
+    if source is None or str(source) in ENCODERS:
+        return ENCODERS.get(str(source or MINILM))(device, **options)
     folder = Path(source)
     if not folder.is_dir():
         if folder.is_absolute() or str(source).startswith(".") or str(source).count("/") != 1:
@@ -41,7 +65,7 @@ def load(source: str | Path | None, device: str, **options: Any) -> Encoder:
         folder = Path(snapshot_download(str(source), allow_patterns=list(FILES)))
     if (folder / CARD).is_file():
         base = card_of(folder)["encoder"]["source"]
-        return load_head(folder, load(base, device, **options))
+        return load_head(folder, load_encoder(base, device=device, **options))
     options.setdefault("name", Path(str(source)).name)
     config = _json(folder / "config.json")
     kind = next(iter(config.get("architectures") or []), "")

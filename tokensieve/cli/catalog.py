@@ -1,0 +1,94 @@
+"""The commands that list: methods, vector formats, published systems, architectures."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from tokensieve.cli.common import Json, print_table
+
+
+def add(app: typer.Typer) -> None:
+    """Make these commands part of an application."""
+    for command in (methods, formats, systems, models):
+        app.command()(command)
+
+
+def methods(
+    site: Annotated[
+        str | None, typer.Option(help="Only those that run there: encoder, handoff, prefill, cross, cache.")
+    ] = None,
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    json_: Json = False,
+) -> None:
+    """List the registered methods."""
+    from tokensieve import registry
+
+    cards = [registry.card(name) for name in registry.methods(site, family)]
+    if json_:
+        typer.echo(json.dumps([registry.as_dict(c) for c in cards], indent=2))
+        return
+    rows = [(c.name, c.family, "/".join(c.sites), ", ".join(map(str, c.systems)), c.summary) for c in cards]
+    print_table(("name", "family", "sites", "systems", "what it does"), rows)
+
+
+def formats(json_: Json = False) -> None:
+    """List the vector formats of an index, and what a vector of 128 dimensions takes in each."""
+    from tokensieve.retrieval.storage import FORMATS, list_formats, vector_format
+
+    rows = [(name, vector_format(name, 128).bytes_per_token, FORMATS.entry(name).summary) for name in list_formats()]
+    if json_:
+        typer.echo(json.dumps([{"name": n, "bytes": b, "summary": s} for n, b, s in rows], indent=2))
+        return
+    print_table(("format", "bytes of 128 dimensions", "what it is"), [(n, str(b), s) for n, b, s in rows])
+
+
+def systems(
+    family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
+    tier: Annotated[int | None, typer.Option(min=1, max=4, help="Only this tier (1 is the core).")] = None,
+    json_: Json = False,
+) -> None:
+    """List the published systems, what answers to each here, and its last recorded check."""
+    from tokensieve import registry
+
+    record = registry.record()["rows"]
+    rows = registry.systems(family, tier)
+    if json_:
+        full = [
+            registry.as_dict(s) | {"entries": registry.entries(s.id), "record": record.get(str(s.id))} for s in rows
+        ]
+        typer.echo(json.dumps(full, indent=2))
+        return
+    lines = [
+        (str(s.id), s.name, s.family, str(s.tier), ", ".join(registry.entries(s.id)), *_checked(record, s.id))
+        for s in rows
+    ]
+    print_table(("id", "system", "family", "tier", "entry", "status", "numbers"), lines)
+
+
+def models(
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Model types to check now; the last record if none.")
+    ] = None,
+    json_: Json = False,
+) -> None:
+    """List the architectures that a sieve runs on, what was checked of each, and why others are refused."""
+    from tokensieve.bench.compat import matrix
+
+    rows = matrix.matrix(names) if names else matrix.recorded()
+    if json_:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    print_table(
+        ("architecture", "status", "checked", "note"), [(r.name, r.status, ", ".join(r.checked), r.why) for r in rows]
+    )
+
+
+def _checked(record: dict[str, Any], system: int) -> tuple[str, str]:
+    row = record.get(str(system))
+    if row is None:
+        return "missing", ""
+    return row["status"], ", ".join(f"{k} {v}" for k, v in row["numbers"].items())
