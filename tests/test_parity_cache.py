@@ -203,7 +203,7 @@ def test_attention_over_pages(groups):
     at = torch.stack([torch.randperm(128, generator=g) for _ in range(5)])
     first_keys, first_values = (torch.zeros_like(x).scatter_(1, at[..., None].expand_as(x), x) for x in (keys, values))
     held = pages.Pages.of(first_keys, first_values, at, real)
-    assert held.keys.shape[0] == 1 + 2 + 2 + 1
+    assert held.keys.shape[0] == 1 + 9 + 16 + 1
     order = torch.tensor([2, 2, 0, 4, 1, 3])
     for p, index in ((held, torch.arange(5)), (held.rows(order), order)):
         allowed = torch.zeros(1, 1, 4).masked_fill(
@@ -222,6 +222,15 @@ def test_attention_over_pages(groups):
             assert torch.equal(back_k[row][: counts[i]], keys[i, : counts[i]])
             assert torch.equal(back_v[row][: counts[i]], values[i, : counts[i]])
             assert not back_k[row][counts[i] :].any()
+
+
+@given(st.lists(st.integers(0, 5000), min_size=1, max_size=9))
+def test_pages_leave_little_empty(counts):
+    """At most one place in 64, but for what no page of 8 can help."""
+    page, counts = pages.fitting(torch.tensor(counts)), np.array(counts)
+    empty = {size: int((-counts % size).sum()) for size in (8, 16, 32, 64)}
+    fine = [size for size, none in empty.items() if none <= counts.sum() / 64]
+    assert page == max(fine, default=8)
 
 
 # ---- in a model: the same loops over the maps of eager attention

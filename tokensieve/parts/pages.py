@@ -8,7 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-PAGE = 64
+PAGES = (64, 32, 16, 8)
+EMPTY = 64
+"""Pages are as long as they can be with one place in so many empty."""
+
+
+def fitting(counts: Tensor) -> int:
+    """The longest page that leaves few places empty in rows of ``counts`` entries, ``(R,)``; the shortest where none does."""
+    counts = counts.cpu()
+    empty = {page: int((-counts % page).sum()) for page in PAGES}
+    return next((page for page in PAGES if empty[page] * EMPTY <= int(counts.sum())), PAGES[-1])
 
 
 @dataclass(frozen=True)
@@ -27,9 +36,10 @@ class Pages:
     counts: Tensor
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, at: Tensor, real: Tensor, page: int = PAGE) -> Pages:
+    def of(cls, keys: Tensor, values: Tensor, at: Tensor, real: Tensor) -> Pages:
         """From rows ``(R, N, d)`` those at ``(R, M)`` long, where ``real``: ``(R, M)`` bool, True at the front of each row."""
         counts = real.sum(1)
+        page = fitting(counts)
         number = (counts + page - 1) // page
         owner = torch.arange(len(counts), device=counts.device).repeat_interleave(number)
         row, place = real.nonzero(as_tuple=True)

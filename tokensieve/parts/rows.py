@@ -48,11 +48,12 @@ def sampled(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
     and the query in the middle of each counts for it.
 
     Args:
-        weight: ``(B, T)``, what each query counts; with no more than ``count`` of them all are taken, as they are.
+        weight: ``(B, T)``, what each query counts, 0 at padding; of a row in which no more than ``count`` count, all of these
+            are taken, as they are.
 
     Returns:
         ``(B, M)`` positions in order, at most ``count``, and what each counts; fewer where some outweigh a stretch. Where rows
-        have different numbers, what is behind counts for nothing.
+        have different numbers, what is behind counts for nothing. Of each row it is the same, whatever it is padded with.
     """
     if weight.shape[1] <= count:
         return torch.arange(weight.shape[1], device=weight.device).expand_as(weight), weight
@@ -61,6 +62,7 @@ def sampled(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
     middle = (torch.arange(count, device=weight.device) + 0.5) * share
     at = torch.searchsorted(ends, middle, right=True).clamp(max=weight.shape[1] - 1)
     counts = torch.zeros_like(weight).scatter_add_(1, at, share.to(weight.dtype).expand_as(at))
+    counts = torch.where((weight > 0).sum(1, keepdim=True) <= count, weight, counts)
     place, _ = compact(counts > 0)
     return place, counts.gather(1, place)
 

@@ -14,7 +14,7 @@ from tokensieve.needs import Need
 from tokensieve.parts import rows, select
 from tokensieve.parts.budget import Budget
 from tokensieve.reduction import Reduction
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.evicted import EvictedLayer, alike
 from tokensieve.sites.positions import rotary, tables_of, turned, turns
 from tokensieve.sites.resolve import share
 from tokensieve.sites.taps import Call
@@ -145,7 +145,8 @@ class Entries:
                 out[need.name] = laid(self.layer.shares, unit, heads)
             elif need.name == "token_ids":
                 assert self.layer.named is not None
-                out[need.name] = self.layer.named[:, 0] if unit == "token" else vectors(self.layer.named, unit)
+                named = self.layer.named
+                out[need.name] = named[:, 0] if unit == "token" else vectors(named.expand(-1, heads, -1), unit)
             elif need.name == "values":
                 out[need.name] = vectors(self._made(self.values, self.call.value), unit)
         return out
@@ -161,16 +162,16 @@ class Entries:
             kept, mask = select.compact(chosen.view(batch * heads, n))
         if not step.drops and unit != "head":
             raise ValueError(f"a method that merges entries needs the unit 'head'; this one has {unit!r}")
+        at = kept.unflatten(0, (batch, heads))
         named = self.columns.masked_fill(~self.valid, -1).flatten(0, 1)
         places = named.gather(1, kept).masked_fill_(~mask, -1).unflatten(0, (batch, heads))
 
         def taken(x: Tensor | None) -> Tensor | None:
-            each = None if x is None else kept.repeat_interleave(x.shape[1] // heads, 0)
-            return None if x is None or each is None else x.flatten(0, 1).gather(1, each).unflatten(0, (batch, -1))
+            return None if x is None else x.expand(-1, heads, -1).gather(2, at)
 
         layer, keys, values = self.layer, self.keys, self.values
         layer.carried, layer.named, layer.shares = (taken(x) for x in (layer.carried, layer.named, layer.shares))
-        at = kept.unflatten(0, (batch, heads))
+        layer.named = None if layer.named is None else alike(layer.named)
         if not step.drops:
             keys, values, lengths = (
                 step.apply(x.flatten(0, 1)).unflatten(0, (batch, heads))
@@ -183,9 +184,8 @@ class Entries:
 
     def pack(self, step: Reduction, bits: tuple[int, int]) -> None:
         """Hold what stays in the first precision and all the rest in the second."""
-        rest, real = select.compact(self.valid[:, 0] & (step.owner < 0))
-        parts = [step.kept, torch.where(real, rest, rest[:, :1])]
-        self.layer.pack(self.keys, self.values, self.columns.masked_fill(~self.valid, -1), parts, bits)
+        places = self.columns.masked_fill(~self.valid, -1)
+        self.layer.pack(self.keys, self.values, places, step.owner >= 0, bits)
 
     def expected(self, ahead: int, language: nn.Module, hidden: Tensor, module: nn.Module) -> Tensor:
         """``(B, H, N)``: log of the expected attention of normal queries at the next ``ahead`` positions."""
@@ -193,7 +193,11 @@ class Entries:
         number, total, square, last = self.layer.moments
         count = number.clamp(min=1)[:, None, None]
         mean = total / count
-        spread = square / count[..., None] - mean[..., None] * mean[..., None, :]
+        size = mean.shape[-1]
+        row, column = torch.triu_indices(size, size, device=square.device)
+        whole = square.new_empty(*square.shape[:2], size, size)
+        whole[..., row, column] = whole[..., column, row] = square
+        spread = whole / count[..., None] - mean[..., None] * mean[..., None, :]
         if turns(module, tables_of(language)):
             ids = last[:, None] + torch.arange(1, ahead + 1, device=last.device)
             kinds: Any = getattr(module.config, "layer_types", None)

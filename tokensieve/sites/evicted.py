@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -24,24 +25,28 @@ class EvictedLayer(SievedLayer):
 
     Attributes:
         places: ``(B, G, M)`` int, the column of the full mask that each kept entry stands for; -1 at padding, always behind.
+            ``(B, 1, M)`` where all heads hold the same.
         columns: ``(B, T)``, those of what has come since, the same in all heads.
         pages: the kept entries, where heads hold different numbers; rows are those of the batch times heads.
         packed: the kept keys and values of one precision after another, in pairs; None where they are as they were.
-        spots: ``(B, P)`` int, which kept entry each of what is packed is; padding repeats one.
-        carried: ``(B, H, M + T)`` attention accumulated by each entry; None where nobody asked.
-        named: ``(B, G, M + T)`` int, the token id of each entry; None where nobody asked.
+        salient: ``(B, M)`` bool, which kept entries are packed in the first precision.
+        carried: ``(B, G, M + T)`` attention accumulated by each entry, the mean over the query heads of its own; None where
+            nobody asked.
+        named: ``(B, G, M + T)`` int, the token id of each entry, or ``(B, 1, M + T)`` likewise; None where nobody asked.
         shown: ``(B, C)`` bool, which columns up to the end of the last prompt are visual tokens; None where nobody asked.
-        shares: ``(B, H, M + T)``, how much of each entry's own attention went to visual tokens; None where nobody asked.
+        shares: ``(B, G, M + T)``, how much of each entry's own attention went to visual tokens, likewise; None where nobody
+            asked.
         queries: the latest queries ``(B, H, t, d)`` and their columns ``(B, t)``, pass by pass.
         probes: likewise those drawn among all of a pass.
-        moments: of all queries before their rotation: their number, sum, and sum of squares; None where nobody asked.
+        moments: of all queries before their rotation: their number ``(B,)``, sum ``(B, H, d)`` and sum of squares, of which the
+            upper triangle ``(B, H, d (d + 1) / 2)``, and the last position ``(B,)``; None where nobody asked.
         mark: the length at which entries last left.
         model: the fingerprint of the model that it belongs to.
         awaited: whether the sieve has seen to the mask of the coming pass.
     """
 
     places: Tensor
-    spots: Tensor
+    salient: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +95,7 @@ class EvictedLayer(SievedLayer):
         assert self.columns is not None
         keys, values = self.late()
         late = self.columns[:, None].expand(-1, keys.shape[1], -1)
-        columns = torch.cat([self.places.long(), late], 2)
+        columns = torch.cat([self.places.long().expand(-1, keys.shape[1], -1), late], 2)
         if self.pages is None:
             return keys, values, columns
         whole = [x.unflatten(0, keys.shape[:2]) for x in self.pages.padded(columns.shape[2])]
@@ -105,33 +110,28 @@ class EvictedLayer(SievedLayer):
     def _opened(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         if self.packed is None:
             return keys, values
-        out, width, sizes = [], self.places.shape[2], [k.codes.shape[1] for k, _ in self.packed]
+        out, first = [], self.packed[0][0].codes.shape[1]
+        rest = ~self.salient & (self.places[:, 0] >= 0)
+        at = torch.where(self.salient, self.salient.cumsum(1), first + rest.cumsum(1)) - 1
         for late, parts in zip((keys, values), zip(*self.packed, strict=True), strict=True):
-            batch, heads, more, dim = late.shape
-            whole = late.new_zeros(batch, width + more, heads * dim)
-            first = torch.arange(batch, device=late.device)[:, None] * (width + more)
-            for part, at in zip(parts, self.spots.split(sizes, 1), strict=True):
-                whole.flatten(0, 1).index_copy_(0, (first + at).flatten(), part.open().flatten(0, 1))
-            whole = whole.unflatten(2, (heads, dim)).transpose(1, 2)
-            whole[:, :, width:] = late
-            out.append(whole)
+            whole = select.take(torch.cat([part.open() for part in parts], 1), at.clamp(min=0))
+            out.append(torch.cat([whole.unflatten(2, (late.shape[1], -1)).transpose(1, 2), late], 2))
         return out[0], out[1]
 
-    def pack(self, keys: Tensor, values: Tensor, places: Tensor, parts: list[Tensor], bits: tuple[int, ...]) -> None:
+    def pack(self, keys: Tensor, values: Tensor, places: Tensor, salient: Tensor, bits: tuple[int, int]) -> None:
         """Hold these entries, ``(B, G, N, d)``, in few bits.
 
         Args:
-            places: ``(B, G, N)``, their columns, -1 at padding.
-            parts: ``(B, m)`` each, the entries of one precision, which ``bits`` names; padding repeats one of them.
+            places: ``(B, G, N)``, their columns, -1 at padding, the same in all heads.
+            salient: ``(B, N)`` bool, which of them get the first precision; all the rest get the second.
         """
-        assert self.columns is not None
-        self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
-        self.packed = []
+        self._left(places)
+        self.salient, self.packed = salient, []
         flat = [x.transpose(1, 2).flatten(2) for x in (keys, values)]
-        for part, each in zip(parts, bits, strict=True):
-            k, v = (select.take(x, part) for x in flat)
+        for some, each in zip((salient, ~salient & (places[:, 0] >= 0)), bits, strict=True):
+            part, real = select.compact(some)
+            k, v = (select.take(x, torch.where(real, part, part[:, :1])) for x in flat)
             self.packed.append((Packed.by_channel(k, each), Packed.by_vector(v, each)))
-        self.spots = torch.cat(parts, 1).to(torch.int32)
         self.pages, self.holes = None, bool((places < 0).any())
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
@@ -142,9 +142,8 @@ class EvictedLayer(SievedLayer):
             keys, values: ``(B, G, N, d)``; at: ``(B, G, M)`` long, which of them.
             places: ``(B, G, M)``, the columns of those, -1 at padding, which is behind.
         """
-        assert self.columns is not None
         real, self.packed = places >= 0, None
-        self.places, self.columns, self.mark = places.to(torch.int32), self.columns[:, :0], self.length
+        self._left(places)
         k, v, which = (x.flatten(0, 1) for x in (keys, values, at))
         self.pages = None  # what is given are copies; both layouts are never held beside them
         if bool((real == real[:, :1]).all()):
@@ -153,6 +152,12 @@ class EvictedLayer(SievedLayer):
             return
         self.pages, self.holes = Pages.of(k, v, which, real.flatten(0, 1)), False
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
+
+    def _left(self, places: Tensor) -> None:
+        """Entries of these columns stay, and no others."""
+        assert self.columns is not None
+        # Views of what was would keep all of it.
+        self.places, self.columns, self.mark = alike(places.to(torch.int32)), self.columns[:, :0].clone(), self.length
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -230,7 +235,7 @@ class EvictedLayer(SievedLayer):
             self.pages = self.pages.rows(change(row, 0).flatten())
         if self.packed is not None:
             self.packed = [(k.rows(change), v.rows(change)) for k, v in self.packed]
-            self.spots = change(self.spots, 0)
+            self.salient = change(self.salient, 0)
         self.places = change(self.places, 0)
         each = (self.carried, self.named, self.shown, self.shares)
         self.carried, self.named, self.shown, self.shares = (None if x is None else change(x, 0) for x in each)
@@ -270,8 +275,13 @@ class QuantizedEntries(DynamicLayer):
             raise ValueError("cannot crop a quantized cache from which tokens have left")
 
 
+def alike(x: Tensor) -> Tensor:
+    """``(B, 1, N)`` of ``(B, G, N)`` where all heads are the same."""
+    return x[:, :1].clone() if bool((x == x[:, :1]).all()) else x
+
+
 def held_bytes(cache: Cache) -> int:
-    """Bytes of all tensors that a cache holds, whatever they are for."""
+    """Bytes of all tensors that a cache holds, whatever they are for, with the room behind them."""
     seen: dict[int, int] = {}
 
     def count(x: object) -> None:
@@ -280,7 +290,7 @@ def held_bytes(cache: Cache) -> int:
         elif isinstance(x, (tuple, list)):
             for one in x:
                 count(one)
-        elif isinstance(x, (Pages, Packed)):
+        elif is_dataclass(x):
             count(tuple(vars(x).values()))
 
     for layer in cache.layers:

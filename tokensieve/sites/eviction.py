@@ -175,8 +175,9 @@ class CacheSite:
                 "leave"
             )
         self._met.add(index)
-        stages = [s for s in self.stages if index in self.layers[id(s)] and (s.every or call.query.shape[2] > 1)]
-        if not stages:
+        stages = [s for s in self.stages if index in self.layers[id(s)]]
+        asleep = call.query.shape[2] == 1 and not any(s.every for s in stages)
+        if not stages or (asleep and not noted.lasting(self._held(index), quotas.needs(stages))):
             return
         with self.clock:
             held = getattr(self._cache.layers[index], "keys", None)
@@ -190,7 +191,9 @@ class CacheSite:
             module = self.language.attentions[index]
             assert module is not None
             now = entries.here(layer, call, self._real)
-            self._note(stages, now, columns, module)
+            self._note(stages, now, columns, module, asleep)
+            if asleep:
+                return
             prompt = call.query.shape[2] > 1
             due = [stage for stage in stages if (stage.prefill if prompt else since >= stage.every)]
             for order, stage in enumerate(due):
@@ -210,8 +213,10 @@ class CacheSite:
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _note(self, stages: Sequence[Stage], now: Entries, columns: Tensor, module: nn.Module) -> None:
-        """Remember what any stage will read, before one has evicted."""
+    def _note(
+        self, stages: Sequence[Stage], now: Entries, columns: Tensor, module: nn.Module, asleep: bool = False
+    ) -> None:
+        """Remember what any stage will read, before one has evicted; where all are asleep, only what no later pass can tell."""
         if now.latent and len(stages) > 1:
             raise ValueError(
                 f"a layer that caches less than its attention reads takes one stage; here are {len(stages)}"
@@ -219,7 +224,8 @@ class CacheSite:
         ids = self._pass.get("position_ids")
         ids = columns if ids is None else (ids[0] if ids.dim() == 3 else ids).expand(len(columns), -1)
         table = self._pass.get("position_embeddings")
-        for need in quotas.needs(stages):
+        needs = quotas.needs(stages)
+        for need in noted.lasting(now.layer, needs) if asleep else needs:
             noted.note(now, need, columns, self._real, table, ids, self._words, module)
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,6 +15,15 @@ from tokensieve.sites.positions import turned, turns
 
 OUTLIERS = 4
 """Queries of the first tokens are unlike all others and tell nothing of those to come."""
+
+
+LASTING = {"token_ids": "named", "visual_share": "shares"}
+"""Needs that ask what each entry was as it came, and where a layer remembers it: no later pass can tell."""
+
+
+def lasting(layer: Any, needs: Sequence[Need]) -> list[Need]:
+    """Those of the needs that ask for what a layer remembers of each entry, and so has to remember of the next one too."""
+    return [need for need in needs if getattr(layer, LASTING.get(need.name, ""), None) is not None]
 
 
 def probes(real: Tensor, share: float) -> Tensor:
@@ -46,14 +56,14 @@ def note(
     """
     layer, query = entries.layer, entries.call.query
     if need.name == "window_attention":
-        layer.queries.append((query[:, :, -need.window :].clone(), columns[:, -need.window :]))
+        layer.queries.append((query[:, :, -need.window :].clone(), columns[:, -need.window :].clone()))
         while sum(q.shape[2] for q, _ in layer.queries[1:]) >= need.window:
             layer.queries.pop(0)
         return
     if need.name == "token_ids":
-        named = words if words is None else words.to(torch.int32)[:, None].expand(-1, entries.keys.shape[1], -1)
+        named = words if words is None else words.to(torch.int32)[:, None]
         if named is not None and layer.named is not None:
-            named = torch.cat([layer.named, named], 2)
+            named = torch.cat([layer.named, named.expand(-1, layer.named.shape[1], -1)], 2)
         if named is None or named.shape[2] != entries.keys.shape[2]:
             raise ValueError(
                 "the method reads token ids, which are not known of every cached token; call the model with input_ids, from the "
@@ -68,7 +78,8 @@ def note(
             torch.einsum("bhtn,bhn->bht", entries.attention(query[:, :, part], columns[:, part]), shown)
             for part in (slice(start, start + step) for start in range(0, query.shape[2], step))
         ]
-        layer.shares = torch.cat(([] if layer.shares is None else [layer.shares]) + parts, 2)
+        share = _grouped(torch.cat(parts, 2), entries)
+        layer.shares = share if layer.shares is None else torch.cat([layer.shares, share], 2)
         return
     here = torch.ones_like(columns, dtype=torch.float32)
     if real is not None:
@@ -83,18 +94,27 @@ def note(
         at, weight = rows.sampled(here * need.rate**age, need.window)
         # The pass's own entries are the last, in order; of what stands before them, it sees all that is real.
         total = entries.gathered(_some(query, at), (at + entries.keys.shape[2] - query.shape[2])[:, None], weight)
+        total = _grouped(total, entries)
         if layer.carried is not None:
-            total[..., : layer.carried.shape[2]] += layer.carried * need.rate ** query.shape[2]
+            known = layer.carried.shape[2]
+            total[..., :known] += layer.carried * need.rate ** (total.shape[2] - known)
         layer.carried = total
     elif need.name == "expected_logits":
         plain = turned(module, query.float(), table, back=True) if turns(module, table) else query.float()
         first = columns if real is None else real.long().cumsum(1).gather(1, columns.clamp(min=0)) - 1
         weight = here * (first >= OUTLIERS)
         plain = plain * weight[:, None, :, None]
-        new: tuple[Tensor, ...] = (weight.sum(1), plain.sum(2), plain.transpose(2, 3) @ plain)
+        row, column = torch.triu_indices(query.shape[3], query.shape[3], device=query.device)
+        square = (plain.transpose(2, 3) @ plain)[..., row, column]
+        new: tuple[Tensor, ...] = (weight.sum(1), plain.sum(2), square)
         old = layer.moments
         new = new if old is None else tuple(a + b for a, b in zip(old[:3], new, strict=True))
         layer.moments = (*new, ids.amax(1))
+
+
+def _grouped(x: Tensor, entries: Entries) -> Tensor:
+    """``(B, G, N)``: the mean of ``(B, H, N)`` over the query heads of each key-value head."""
+    return x.unflatten(1, (entries.keys.shape[1], -1)).mean(2)
 
 
 def _some(query: Tensor, at: Tensor) -> Tensor:

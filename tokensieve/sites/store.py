@@ -17,7 +17,7 @@ from tokensieve.parts.pages import Pages
 from tokensieve.sites.cache import SIEVABLE
 from tokensieve.sites.evicted import EvictedLayer
 
-FORMAT = "tokensieve.cache.1"
+FORMAT = "tokensieve.cache.2"
 ASIDE = ("carried", "named", "shown", "shares")
 """What methods note of each entry."""
 
