@@ -13,7 +13,7 @@ from tokensieve.parts import budget, rows
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import taps
+from tokensieve.sites import recomputed, taps
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import StageTrace, Trace
@@ -114,7 +114,7 @@ class EncoderSite:
         self.watch.seen.clear()
 
     def attach(self) -> list[Detach]:
-        out = self.watch.attach()
+        out = [*recomputed.attach(self.stack), *self.watch.attach()]
         for i, layer in enumerate(self.stack.layers):
             if i in self.layers:
                 out.append(layer.register_forward_hook(self._after(i), prepend=True).remove)

@@ -156,13 +156,13 @@ class CacheSite:
         layers = () if self._cache is None else self._cache.layers
         return layers[index] if len(layers) > index else None
 
-    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
+    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         layer = self._held(index)
         if not isinstance(layer, EvictedLayer) or layer.pages is None:
             return None
         what = "heads that hold different numbers of entries cannot; take a method that keeps equally many in each ('snapkv')"
         taps.refuse(kwargs, index, what)
-        return paged(layer.pages, call)
+        return partial(paged, layer.pages)
 
     @torch.no_grad()
     def _observe(self, index: int, call: taps.Call) -> None:

@@ -12,7 +12,7 @@ from tokensieve.focus import Focus
 from tokensieve.parts import select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, readings, taps
+from tokensieve.sites import masks, readings, recomputed, taps
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.stack import Stack, neurons
@@ -176,7 +176,7 @@ class FocusSite:
     def _fire(self, index: int, stage: Stage) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any) -> Any:
             seen, (x, *rest) = self._now.get(index), args
-            if seen is None or not bool((seen.entry >= 0).any()):
+            if recomputed.again() or seen is None or not bool((seen.entry >= 0).any()):
                 return None
             stream = self._at[index][0]
             if stream is None:

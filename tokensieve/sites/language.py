@@ -15,7 +15,7 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import decode, masks, positions, readings, taps
+from tokensieve.sites import decode, masks, positions, readings, recomputed, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
@@ -103,6 +103,7 @@ class LanguageSite:
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
         out.append(language.root.register_forward_hook(self._done, always_call=True).remove)
         out += self.focus.attach()
+        out += recomputed.attach(language)
         for i, stages in self.prefill.items():
             out += [] if i == 0 else readings.listen(self._calls, i, language, stages, lambda: self._stream is not None)
         return out

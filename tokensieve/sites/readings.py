@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tokensieve.needs import Need
 from tokensieve.parts import rows
 from tokensieve.plan import Stage
+from tokensieve.sites import recomputed
 from tokensieve.sites.encoder import ENCODER_SIGNALS
 from tokensieve.sites.masks import gather
 from tokensieve.sites.stack import Stack, neurons
@@ -64,7 +65,7 @@ def listen(
             calls[index] = call
 
     def fire(module: nn.Module, args: Any) -> None:
-        if on() and index in calls:
+        if on() and index in calls and not recomputed.again():
             calls[index] = replace(calls[index], neurons=args[0])
 
     attention = language.attentions[index - 1]

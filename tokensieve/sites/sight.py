@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokensieve.needs import Need
 from tokensieve.parts import score
 from tokensieve.parts.budget import Keep
+from tokensieve.sites import recomputed
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite, Watch
@@ -48,6 +49,7 @@ class Sight:
             out += _around(base, f"get_{kind}_features", functools.partial(self._look, kind))
         out += _around(base, "pack_image_features", self._pack)
         for stack in self.towers:
+            out += recomputed.attach(stack)
             out.append(stack.layers[0].register_forward_pre_hook(self._shape(stack), with_kwargs=True).remove)
         return out
 
