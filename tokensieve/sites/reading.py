@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.parts import rows, select
+from tokensieve.parts import budget, rows, select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
 from tokensieve.sites import entries, taps
@@ -36,7 +36,7 @@ class ReadingSite:
         self._read: tuple[Tensor, Tensor] | None = None
 
     def attach(self) -> list[Detach]:
-        if self.stage.keep == 1.0:
+        if budget.whole(self.stage.keep):
             return []
         out = [self.language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove]
         for i in self.full:

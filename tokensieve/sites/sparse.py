@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokensieve.parts import select
+from tokensieve.parts import budget, select
 from tokensieve.plan import Stage
 from tokensieve.sites import recomputed, taps
 from tokensieve.sites.clock import Clock
@@ -35,7 +35,7 @@ class SparseSite:
         self._real: Tensor | None = None
 
     def attach(self) -> list[Detach]:
-        if self.stage.keep == 1.0:
+        if budget.whole(self.stage.keep):
             return []
         out = [self.language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove]
         out += recomputed.attach(self.language)
