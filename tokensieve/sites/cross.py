@@ -14,7 +14,7 @@ from tokensieve.parts.budget import Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, readings, taps
+from tokensieve.sites import masks, readings, recomputed, taps
 from tokensieve.sites.anatomy import crossing
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
@@ -59,6 +59,7 @@ class CrossSite:
             root.register_forward_pre_hook(self._enter, with_kwargs=True).remove,
             root.register_forward_hook(self._done, always_call=True).remove,
             taps.attach(first, observe=self._choose),
+            *recomputed.attach(self.language),
         ]
         for i in self.layers[1:]:
             out.append(self.language.layers[i].register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
