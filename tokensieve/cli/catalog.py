@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokensieve.cli.common import Json, print_table
+
+if TYPE_CHECKING:
+    from tokensieve.registry import Card
 
 
 def add(app: typer.Typer) -> None:
@@ -18,21 +21,38 @@ def add(app: typer.Typer) -> None:
 
 
 def methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Methods to tell all about, with their options.")] = None,
     site: Annotated[
         str | None, typer.Option(help="Only those that run there: encoder, handoff, prefill, cross, cache.")
     ] = None,
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     json_: Json = False,
 ) -> None:
-    """List the registered methods."""
+    """List the registered methods, or tell what options some have."""
     from tokensieve import registry
 
-    cards = [registry.card(name) for name in registry.methods(site, family)]
+    if names and (site or family):
+        raise ValueError("--site and --family choose among all methods; they do not go with names")
+    cards = [registry.card(name) for name in names or registry.methods(site, family)]
     if json_:
         typer.echo(json.dumps([registry.as_dict(c) for c in cards], indent=2))
         return
+    if names:
+        for c in cards:
+            _print_card(c)
+        return
     rows = [(c.name, c.family, "/".join(c.sites), ", ".join(map(str, c.systems)), c.summary) for c in cards]
     print_table(("name", "family", "sites", "systems", "what it does"), rows)
+
+
+def _print_card(card: Card) -> None:
+    typer.echo(f"{card.name} ({card.family}; at {', '.join(card.sites)}): {card.summary}")
+    typer.echo(f"reads {', '.join(card.needs) or 'no signal but the features'}")
+    if not card.options:
+        typer.echo("no options")
+        return
+    rows = [(o.name, o.type, o.range, o.unit, repr(o.default), o.meaning) for o in card.options.values()]
+    print_table(("option", "type", "range", "unit", "default", "meaning"), rows)
 
 
 def formats(json_: Json = False) -> None:

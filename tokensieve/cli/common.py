@@ -14,11 +14,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows under a head."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*head, header_style="bold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console().print(table)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
@@ -131,10 +131,10 @@ def check_options(instance: Any) -> None:
             object.__setattr__(instance, known.name, plain)
 
 
-def near(wrong: str, known: Iterable[str]) -> str:
-    """The known names nearest to a wrong one, for an error: "a, b"; all of them where none is near, "none" if there are none."""
-    known = sorted(known)
-    return ", ".join(difflib.get_close_matches(wrong, known, n=3) or known) or "none"
+def documented(cls: type) -> str:
+    """The docstring of a dataclass with what its options mean behind it, as a section "Attributes" (where it has none)."""
+    text, lines = inspect.cleandoc(cls.__doc__ or ""), [f"    {known}" for known in options_of(cls)]
+    return "\n".join([text, "", "Attributes:", *lines]) if lines and "\nAttributes:" not in text else text
 
 
 @cache
