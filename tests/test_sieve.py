@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
@@ -409,8 +410,18 @@ def test_text_is_looked_for_only_where_a_method_reads_it(sdpa, monkeypatch):
             sdpa(**prompt((1,)))
 
 
+def forgets() -> bool:
+    """Whether plain cache layers drop their entries at a reset; in some releases they stay, as zeros."""
+    layer = DynamicLayer()
+    layer.update(torch.ones(1, 1, 2, 4), torch.ones(1, 1, 2, 4))
+    layer.reset()
+    return layer.get_seq_length() == 0
+
+
 @pytest.mark.parametrize(("name", "where", "layer"), SETTINGS)
 def test_a_cache_that_was_reset_begins_anew(sdpa, name, where, layer):
+    if layer and not forgets():
+        pytest.skip("the layers that nothing leaves are plain ones, and those of this release keep their length")
     cache, inputs, other = DynamicCache(config=sdpa.config.text_config), prompt((1, 1)), prompt((2,), seed=3)
     with ts.sieve(sdpa, name, keep=16, **where):
         sdpa.generate(**inputs, **GREEDY, past_key_values=cache)
