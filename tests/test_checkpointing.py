@@ -6,10 +6,10 @@ import threading
 
 import pytest
 import torch
+from tokensieve.bench.case import Case
 
 import tokensieve as ts
 from tokensieve.bench import tiny
-from tokensieve.bench.case import Case
 
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 ENCODERS = ("llava", "vipllava", "paligemma", "deepseek_vl")  # between whose encoder's blocks tokens can leave

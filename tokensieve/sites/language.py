@@ -24,6 +24,7 @@ from tokensieve.sites.clock import Clock
 from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.focus import FocusSite
+from tokensieve.sites.model import compatibility
 from tokensieve.sites.passes import Pass
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
@@ -135,7 +136,7 @@ class LanguageSite:
         shared = [s.keep for s in self.stages if isinstance(s.keep, Keep) and s.keep.per == "prompt"]
         if shared and self.encoder is not None:
             raise ValueError("Keep(per='prompt') cannot follow an encoder stage, whose budget is per image")
-        cache = kwargs.get("past_key_values")
+        cache = compatibility.cache_of(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         sequence = masks.packed(self.language.root, x, kwargs)
         images = self.sight.images(kinds, now.pictures, shared, sequence)
@@ -265,7 +266,12 @@ class LanguageSite:
             return x
         if total is None:
             raise ValueError(f"{type(self.anatomy.model).__name__}: {self._strange()}")
-        if source is None or source.shape[1] != total.n or not bool(stream.images.mask.all()) or any(not k.encoded for k in looks):
+        if (
+            source is None
+            or source.shape[1] != total.n
+            or not bool(stream.images.mask.all())
+            or any(not k.encoded for k in looks)
+        ):
             raise ValueError(
                 f"{type(self.anatomy.model).__name__} does not hand on its encoder's {total.n} tokens of an image as they are; "
                 "use site='handoff'"
@@ -283,7 +289,9 @@ class LanguageSite:
         prompt = self.asked.prompt
         if prompt is not None and prompt.chunk is not None:
             return f"prefill_chunk_size={prompt.chunk} cuts the encoder's features into pieces; leave it out"
-        return "the features that enter are not those that the encoder gave under this sieve; encode the pictures under it"
+        return (
+            "the features that enter are not those that the encoder gave under this sieve; encode the pictures under it"
+        )
 
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
@@ -334,7 +342,7 @@ class LanguageSite:
             ids, out["position_embeddings"] = stream.renumbered
             if out.get("position_ids") is not None:
                 out["position_ids"] = ids[0] if ids.dim() == 3 and out["position_ids"].dim() == 2 else ids
-        cache = kwargs.get("past_key_values")
+        cache = compatibility.cache_of(kwargs)
         columns, past = stream.entry, 0
         holes = thinned and stream.holes
         source = self.language.sources[index]

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_masks_for_generate, find_packed_sequence_indices
+
+from tokensieve.sites.model import compatibility
 
 
 def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -75,14 +76,14 @@ def packed(language: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor | N
         ValueError: under flash attention, which is told the borders by position ids without gaps.
     """
     ids, config = _text_ids(language, kwargs.get("position_ids")), language.config
-    caches, cache = kwargs.get("use_cache"), kwargs.get("past_key_values")
+    caches, cache = kwargs.get("use_cache"), compatibility.cache_of(kwargs)
     if caches is None:
         caches = getattr(config, "use_cache", False)
     if language.training and getattr(language, "gradient_checkpointing", False):
         caches = False
     if ids is None or caches or cache is not None or kwargs.get("attention_mask") is not None:
         return None
-    found = find_packed_sequence_indices(ids.expand(len(x), -1))
+    found = compatibility.find_packed_sequence_indices(ids.expand(len(x), -1))
     if found is not None and "flash" in str(config._attn_implementation):
         raise ValueError(
             f"position_ids start anew {int(found.max())} times in a row; under flash attention the borders of packed prompts get "
@@ -116,7 +117,7 @@ def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int, 
     config: Any = language.config
     if sequence is not None:
         ids = _text_ids(language, kwargs["position_ids"])
-        return create_masks_for_generate(config, x, None, None, ids)
+        return compatibility.create_masks_for_generate(config, x, None, None, ids)
     if ready or size is None or size >= past + x.shape[1]:
         return given
     if "flash" in str(config._attn_implementation):
@@ -126,7 +127,7 @@ def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int, 
         )
     if given is None:  # without one, masks are guessed from gaps in position ids
         given = torch.ones(len(x), past + x.shape[1], dtype=torch.long, device=x.device)
-    return create_masks_for_generate(config, x, given, kwargs.get("past_key_values"))
+    return compatibility.create_masks_for_generate(config, x, given, compatibility.cache_of(kwargs))
 
 
 def entering(whole: Mask, index: Tensor, real: Tensor, x: Tensor, past: int, kind: str) -> Mask:
@@ -175,7 +176,8 @@ def causal(columns: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor
 def arguments(kwargs: dict[str, Any], index: Tensor, n: int) -> dict[str, Any]:
     """A layer's keyword arguments with every per-token tensor but the mask gathered from ``n`` tokens to ``index``.
 
-    Knows rotary tables ``(B or 1, n, d)``, ids ``(B, n)``, M-RoPE ids ``(3 or 4, B, n)`` and inputs of layers ``(B, n, l, d)``.
+    Knows rotary tables ``(B or 1, n, d)``, or by axis ``(3, B or 1, n, d)``, ids ``(B, n)``, M-RoPE ids ``(3 or 4, B, n)`` and
+    inputs of layers ``(B, n, l, d)``.
     """
     out = dict(kwargs)
     for name, value in kwargs.items():
@@ -191,6 +193,7 @@ def _one(x: Tensor, index: Tensor, n: int) -> Tensor:
         return gather(x, index, 1)
     if x.dim() in (3, 4) and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
         return gather(x, index, 1)
-    if x.dim() == 3 and x.shape[2] == n and not x.is_floating_point():
+    axes = x.dim() == 4 or (x.dim() == 3 and not x.is_floating_point())
+    if axes and x.shape[2] == n and x.shape[1] in (1, index.shape[0]):
         return torch.stack([gather(part, index, 1) for part in x])
     return x

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import BaseQuantizedLayer, DynamicLayer
+
+from tokensieve.sites.model.compatibility import BaseQuantizedLayer, DynamicLayer
 
 ROOM = 64
 """A layer that has to grow takes room for one more in so many entries."""
@@ -29,6 +30,12 @@ class RoomyLayer(DynamicLayer):
     def __init__(self) -> None:
         super().__init__()
         self.room: tuple[int, ...] = ()
+
+    def reset(self) -> None:
+        # Not left to the base class, of which some releases fill the entries with zeros instead.
+        state: dict[str, Any] = {"keys": None, "values": None, "is_initialized": False}
+        vars(self).update(state)
+        super().reset()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         more = key_states.shape[-2]

@@ -130,7 +130,9 @@ class Sight:
     def _heard(self, look: Look, heard: Sequence[Heard]) -> dict[str, dict[int, Tensor]]:
         """The recorded signals, ``(rows, ...)``, in the order in which the rows entered the encoder."""
         out: dict[str, dict[int, Tensor]] = {}
-        for stack, name, layers in ((t, n, x) for t, said in zip(self.towers, heard, strict=True) for n, x in said.items()):
+        for stack, name, layers in (
+            (t, n, x) for t, said in zip(self.towers, heard, strict=True) for n, x in said.items()
+        ):
             for layer, calls in layers.items():
                 parts = [c.movedim(1 if name in ("keys", "values") else -1, 1) for c in calls]
                 if self.encoder is not None and self.encoder.stack is stack:
@@ -181,11 +183,15 @@ class Sight:
         if found and all(found):
             return [picture for part in found for picture in part]
         every, made = self._known.get(output, ([], None)) if not isinstance(output, Tensor) else ([], None)
-        if made is features or (isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))):
+        if made is features or (
+            isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))
+        ):
             return every
         if isinstance(made, Tensor) and isinstance(features, Tensor) and len(made) == len(every):
             # Beams are given copies of each prompt's pictures in one new tensor.
-            same = [next((p for p, one in zip(every, made, strict=True) if torch.equal(one, new)), None) for new in features]
+            same = [
+                next((p for p, one in zip(every, made, strict=True) if torch.equal(one, new)), None) for new in features
+            ]
             return None if None in same else same  # type: ignore[return-value]
         return None
 
