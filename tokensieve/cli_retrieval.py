@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from tokensieve import cli_shards
+from tokensieve.extras import install
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.library import Library
@@ -165,7 +166,7 @@ def serve(
         from tokensieve.retrieval.service import application
         from tokensieve.retrieval.service.guard import LOOPBACK
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; pip install 'tokensieve[serve]'") from None
+        raise ValueError(f"{error.name} is not installed; {install('serve')}") from None
 
     token = token_file.read_text(encoding="utf-8").strip() if token_file else None
     if token == "" or (token is None and host not in LOOPBACK):

