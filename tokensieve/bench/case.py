@@ -12,6 +12,7 @@ from tokensieve.bench import tiny
 from tokensieve.bench.prompts import TEXT_FROM, Prompts
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.model.compatibility import cache_in, cache_of
 from tokensieve.sites.sieve import Sieve, sieve
 
 NEW = 4
@@ -74,7 +75,7 @@ class Case:
         with sieve(self.model, "divprune", keep=self.keep, **where) as s:
             out = self.generate(return_dict_in_generate=True, output_logits=True)
         gone = self.gone(s)
-        self._cached(out.past_key_values, gone, layer)
+        self._cached(cache_in(out), gone, layer)
         if any(a is None for a in self.anatomy.language.attentions):  # a state remembers what a mask would hide
             return True
         expected = self.masked(gone, layer)
@@ -173,7 +174,7 @@ def _hiding(gone: Tensor, layer: int, source: int, sizes: dict[int, tuple[int, i
     """
 
     def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        hidden, mask, cache = args[0], kwargs.get("attention_mask"), kwargs["past_key_values"]
+        hidden, mask, cache = args[0], kwargs.get("attention_mask"), cache_of(kwargs)
         query = hidden.shape[1]
         if source == layer:
             sizes[layer] = cache.get_mask_sizes(query, layer)

@@ -12,6 +12,7 @@ from tokensieve.bench import tiny
 from tokensieve.bench.prompts import TEXT_FROM
 from tokensieve.sites.anatomy import crossing
 from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.model.compatibility import cache_in
 from tokensieve.sites.sieve import Sieve, sieve
 
 METHOD, NEW, KEEP = "trimmed-llama", 4, 5
@@ -86,7 +87,7 @@ class CrossCase:
         with sieve(self.model, METHOD, keep=KEEP) as s:
             out = self.generate()
         seen = self.seen(s)
-        for i, held in enumerate(out.past_key_values.layers):
+        for i, held in enumerate(cache_in(out).layers):
             sieved = isinstance(held, SievedLayer)
             if sieved != (i in self.layers[1:]) or (sieved and held.keys.shape[2] != int(seen.sum(1).max())):
                 return f"layer {i} caches {held.keys.shape[2]} entries"

@@ -17,6 +17,7 @@ from tokensieve.bench.data import Sample
 from tokensieve.bench.floor import turns
 from tokensieve.bench.subject import Batch, Subject, prepare
 from tokensieve.plan import Plan
+from tokensieve.sites.model.compatibility import cache_in
 from tokensieve.sites.sieve import Sieve
 from tokensieve.sites.stack import Stack
 
@@ -69,7 +70,7 @@ def measure(
                 splits.append(split)
                 answers += subject.texts(batch.inputs, out)
                 first.append(out.logits[0].float().log_softmax(-1).cpu())
-                kv += held(out.past_key_values)
+                kv += held(cache_in(out))
                 if sieve is not None:
                     assert sieve.last is not None, "the prompts of a bench hold images"
                     tokens.append(sieve.last.of_prompts(len(batch.samples)))

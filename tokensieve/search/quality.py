@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+
+from tokensieve.sites.model.compatibility import DynamicCache, cache_argument
 
 Inputs = Mapping[str, Any]
 """Keyword arguments of one forward pass, as a processor makes them: ``input_ids``, ``pixel_values``, ..."""
@@ -65,7 +66,7 @@ def quality(model: nn.Module, batches: Sequence[Inputs]) -> Quality:
             mask = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"]))
             mask = torch.cat([mask, real[:, :-1].to(mask.dtype)], 1)
             answer = labels[:, :-1].masked_fill(~real[:, :-1], 0)
-            logits.append(model(input_ids=answer, attention_mask=mask, past_key_values=cache).logits)
+            logits.append(model(input_ids=answer, attention_mask=mask, **cache_argument(model, cache)).logits)
         log = torch.cat(logits, 1).float().log_softmax(-1)
         right.append(((log.argmax(-1) == labels) | ~real).all(1).float())
         each = log.gather(2, labels.masked_fill(~real, 0)[..., None])[..., 0]
@@ -74,4 +75,4 @@ def quality(model: nn.Module, batches: Sequence[Inputs]) -> Quality:
 
 
 def _prompt(model: nn.Module, inputs: dict[str, Any], cache: DynamicCache) -> Tensor:
-    return model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1:]
+    return model(**inputs, **cache_argument(model, cache), use_cache=True).logits[:, -1:]

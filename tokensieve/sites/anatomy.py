@@ -8,12 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DummyLayer, LinearAttentionLayer
-from transformers.generation import GenerationMixin
 
 from tokensieve.sites.cache import SIEVABLE
 from tokensieve.sites.known import REFUSED
+from tokensieve.sites.model.compatibility import EMPTY, GenerationMixin, LinearAttentionLayer, check_hooks, layers_of
 from tokensieve.sites.stack import Stack, blocks, encoder_of, specials, stack_of
 
 
@@ -86,6 +84,7 @@ def find(model: nn.Module) -> Anatomy:
     video = None if video == image else video  # one placeholder serves for both
     if image is None and video is None:
         raise ValueError(f"{name} has no image_token_id in its config; visual tokens cannot be found")
+    check_hooks(language.root, language.attending)
     return Anatomy(model, base, vision, language, block, image, video, film, _resampled(base, towers, language.root))
 
 
@@ -112,6 +111,7 @@ def crossing(model: nn.Module) -> tuple[nn.Module, Stack, tuple[int, ...]]:
             f"{type(model).__name__} has {len(found)} layers in which text attends to images by cross-attention; site='cross' "
             "needs two (in other models, methods such as 'text-attention' run at site='prefill')"
         )
+    check_hooks(language.root, language.attending)
     return next(m for m in model.modules() if _child(m, language.root)), language, found
 
 
@@ -132,8 +132,8 @@ def refused(model: nn.Module) -> str | None:
             "its language model attends to images by cross-attention; no visual token stands in the prompt (site='cross' "
             "applies to it)"
         )
-    kinds = {type(layer) for layer in DynamicCache(config=language.config).layers}
-    other = sorted(k.__name__ for k in kinds if k not in SIEVABLE and k not in (LinearAttentionLayer, DummyLayer))
+    kinds = {type(layer) for layer in layers_of(language.config) if layer is not None}
+    other = sorted(k.__name__ for k in kinds if k not in (*SIEVABLE, LinearAttentionLayer, *EMPTY))
     if other:
         return f"its cache holds layers of kind {', '.join(other)}, whose entries cannot leave"
     return None

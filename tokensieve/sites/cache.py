@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
+from tokensieve.sites.model.compatibility import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from tokensieve.sites.room import RoomyLayer
 
 SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)

@@ -19,6 +19,7 @@ from tokensieve.sites.anatomy import crossing
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.model import compatibility
 from tokensieve.sites.trace import StageTrace, Trace
 
 STATES, MASK, SEEING = "cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"
@@ -107,7 +108,7 @@ class CrossSite:
 
     def _layer(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-            cache: Any = kwargs.get("past_key_values")
+            cache: Any = compatibility.cache_of(kwargs)
             states: Any = kwargs.get(STATES)
             columns, changed = self._columns, dict(kwargs)
             held: Any = None if cache is None or len(cache.layers) <= index else cache.layers[index]

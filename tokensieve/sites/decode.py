@@ -11,12 +11,8 @@ from torch import Tensor, nn
 from tokensieve.sites import masks, positions, taps
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.model import compatibility
 from tokensieve.sites.stack import Stack
-
-
-def cache_of(kwargs: dict[str, Any]) -> Any:
-    """The cache among a layer's arguments; older models have another name for it."""
-    return kwargs.get("past_key_values", kwargs.get("layer_past"))
 
 
 def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], ids: Tensor | None) -> dict[str, Any]:
@@ -25,7 +21,7 @@ def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], i
     Args:
         ids: the position ids that the language model was given; None where the layer is told them.
     """
-    cache = cache_of(kwargs)
+    cache = compatibility.cache_of(kwargs)
     source = language.sources[index]
     layer = cache.layers[source] if cache is not None and len(cache.layers) > source else None
     if not isinstance(layer, SievedLayer) or layer.columns is None:

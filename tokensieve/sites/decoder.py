@@ -8,17 +8,25 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from tokensieve.sites.anatomy import language_of
+from tokensieve.sites.model.compatibility import (
+    EMPTY,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionLayer,
+    PreTrainedModel,
+    check_hooks,
+    layers_of,
+)
 from tokensieve.sites.stack import Stack, stack_of
 
 KINDS = {
     DynamicLayer: "full_attention",
     DynamicSlidingWindowLayer: "sliding_attention",
     LinearAttentionLayer: "linear_attention",
-    DummyLayer: "dummy",  # it attends to the keys of another layer, or has no attention
+    # It attends to the keys of another layer, or has no attention.
+    **dict.fromkeys((*EMPTY, type(None)), "dummy"),
 }
 
 
@@ -51,7 +59,9 @@ def decoder(model: nn.Module) -> Stack:
         )
     # The innermost model around the layers: some are called past what stands around it.
     inner = [m for m in owner.modules() if isinstance(m, PreTrainedModel) and stack.layers[0] in m.modules()]
-    return replace(stack, root=inner[-1]) if inner else stack
+    stack = replace(stack, root=inner[-1]) if inner else stack
+    check_hooks(stack.root, stack.attending)
+    return stack
 
 
 def alone(owner: nn.Module, index: int, kind: str) -> ValueError:
@@ -69,7 +79,7 @@ def full_layers(language: Stack) -> list[int]:
         ValueError: a layer of another kind, or none that sees every token.
     """
     name, config = type(language.root).__name__, language.config
-    kinds = DynamicCache(config=config).layers
+    kinds = layers_of(config)
     names = getattr(config, "layer_types", None) or [KINDS.get(type(k), type(k).__name__) for k in kinds]
     if len(kinds) < len(language.layers):
         raise ValueError(f"{name}: layer {len(kinds)} has no cache of its own; its entries cannot leave")

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import BaseQuantizedLayer, Cache, DynamicLayer
 
 from tokensieve.parts import select
 from tokensieve.parts.bits import Packed
 from tokensieve.parts.pages import Pages
 from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.model.compatibility import BaseQuantizedLayer, Cache, DynamicLayer
 
 
 class EvictedLayer(SievedLayer):

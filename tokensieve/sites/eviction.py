@@ -24,6 +24,7 @@ from tokensieve.sites.decoder import alone, full_layers, padding
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.model import compatibility
 from tokensieve.sites.paged import paged
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
@@ -101,7 +102,7 @@ class CacheSite:
             raise RuntimeError("this model is running in another thread under the same sieve; let one at a time run it")
         self._thread = get_ident()
         (x, self._past), self._met = self.language.begun(args, kwargs), set()
-        cache, length = kwargs.get("past_key_values"), self._past + x.shape[1]
+        cache, length = compatibility.cache_of(kwargs), self._past + x.shape[1]
         most = getattr(self.language.config, "max_position_embeddings", None)
         if most is not None and length > most:
             raise ValueError(
@@ -142,7 +143,7 @@ class CacheSite:
                 kwargs = decode.adapt(self.language, index, hidden, kwargs, self._ids)
             if index in self._read and index in self.full:
                 self._masks[index] = kwargs.get("attention_mask")
-            self._cache, self._pass = decode.cache_of(kwargs), kwargs
+            self._cache, self._pass = compatibility.cache_of(kwargs), kwargs
             layer = self._held(index)
             if isinstance(layer, EvictedLayer):
                 layer.awaited = True
@@ -205,7 +206,7 @@ class CacheSite:
         self._thread = None
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
         self._visual, self._masks = None, {}
-        if self.stages and not self._met and getattr(output, "past_key_values", None) is not None:
+        if self.stages and not self._met and compatibility.cache_in(output) is not None:
             raise alone(self.language.root, self.full[0], type(self.language.attentions[self.full[0]]).__name__)
 
     # ---- the steps --------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from tokensieve.signals import Signals
 from tokensieve.sites import masks, readings, taps
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.model import compatibility
 from tokensieve.sites.stack import Stack, neurons
 from tokensieve.sites.stream import Images, Stream
 
@@ -81,7 +82,7 @@ class FocusSite:
         """
         if index not in self.layers:
             return
-        cache = kwargs.get("past_key_values")
+        cache = compatibility.cache_of(kwargs)
         layer = cache.layers[index] if cache is not None and len(cache.layers) > index else None
         layer = layer if isinstance(layer, SievedLayer) else None
         shape = None

@@ -22,6 +22,7 @@ from tokensieve.sites.clock import Clock
 from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.focus import FocusSite
+from tokensieve.sites.model import compatibility
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Stream
@@ -135,7 +136,7 @@ class LanguageSite:
         images = self.sight.images(kinds, shared)
         stream = self._stream = Stream(images, real)
         self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers), images.place)
-        cache = kwargs.get("past_key_values")
+        cache = compatibility.cache_of(kwargs)
         past = 0 if cache is None else int(cache.get_seq_length())
         ids = kwargs.get("position_ids")
         if ids is None:
@@ -283,7 +284,7 @@ class LanguageSite:
             ids, out["position_embeddings"] = stream.renumbered
             if out.get("position_ids") is not None:
                 out["position_ids"] = ids[0] if ids.dim() == 3 and out["position_ids"].dim() == 2 else ids
-        cache = kwargs.get("past_key_values")
+        cache = compatibility.cache_of(kwargs)
         columns, past = stream.entry, 0
         holes = thinned and stream.holes
         source = self.language.sources[index]

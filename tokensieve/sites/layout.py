@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
 
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.known import ROW_BY_ROW
+from tokensieve.sites.model.compatibility import get_vision_window_index
 
 
 class Unmapped(ValueError):

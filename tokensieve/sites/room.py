@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import BaseQuantizedLayer, DynamicLayer
+
+from tokensieve.sites.model.compatibility import BaseQuantizedLayer, DynamicLayer
 
 ROOM = 64
 """A layer that has to grow takes room for one more in so many entries."""

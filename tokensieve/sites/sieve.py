@@ -16,6 +16,7 @@ from tokensieve.sites.decoder import decoder
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.eviction import CacheSite
 from tokensieve.sites.language import LanguageSite
+from tokensieve.sites.model.compatibility import warn_untested
 from tokensieve.sites.reading import ReadingSite
 from tokensieve.sites.sparse import SparseSite
 from tokensieve.sites.trace import Trace
@@ -69,6 +70,7 @@ class Sieve:
         if self in around:
             raise RuntimeError("this sieve is attached already; detach() it first, or make a second one to nest")
         _settle(self.model, [*around, self])
+        warn_untested()
         return self
 
     def detach(self) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokensieve.sites.model import compatibility
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -31,6 +33,11 @@ class Stack:
     @property
     def config(self) -> Any:
         return self.root.config
+
+    @property
+    def attending(self) -> list[nn.Module]:
+        """The blocks that have attention."""
+        return [layer for layer, attention in zip(self.layers, self.attentions, strict=True) if attention is not None]
 
     @cached_property
     def ragged(self) -> bool:
@@ -63,7 +70,7 @@ class Stack:
         """What a pass of a language model is given, embeddings or ids, and how many tokens its cache has seen."""
         x: Any = kwargs.get("inputs_embeds")
         x = kwargs.get("input_ids", args[0] if args else None) if x is None else x
-        cache = kwargs.get("past_key_values")
+        cache = compatibility.cache_of(kwargs)
         return x, 0 if cache is None else int(cache.get_seq_length())
 
     def layer(self, index: int | float) -> int:

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache
-from transformers.cache_utils import BaseQuantizedLayer, DummyLayer
 
 from tokensieve.parts.pages import Pages
 from tokensieve.sites.cache import SIEVABLE
 from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.model import compatibility
+from tokensieve.sites.model.compatibility import EMPTY, BaseQuantizedLayer, Cache, DynamicCache
 
 FORMAT = "tokensieve.cache.1"
 ASIDE = ("carried", "named", "shown", "shares")
@@ -56,7 +56,7 @@ def prefill(model: nn.Module, inputs: Any, chunk: int | None = None, cache: Cach
         model(
             input_ids=part,
             attention_mask=upto,
-            past_key_values=cache,
+            **compatibility.cache_argument(model, cache),
             use_cache=True,
             logits_to_keep=1,
             **extra,
@@ -108,7 +108,7 @@ def save_cache(cache: Cache, path: str | Path) -> None:
         elif models and type(layer) in SIEVABLE and layer.is_initialized:
             facts.append({"length": int(layer.get_seq_length()), "plain": True})
             held = {"keys": layer.keys, "values": layer.values}
-        elif models and isinstance(layer, DummyLayer):
+        elif models and isinstance(layer, EMPTY):
             facts.append({})
         else:
             raise ValueError(

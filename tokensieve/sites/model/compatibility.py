@@ -1,15 +1,64 @@
-"""Compatibility: the one file that knows what differs between releases of transformers, told apart by names and signatures."""
+"""Compatibility: the one file that knows what differs between releases of transformers.
+
+Nothing else compares releases or imports what has moved between them. Features are told apart by names and signatures; the
+number of a release is read for the warning about untested ones, and for error messages, and decides nothing.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers import masking_utils
+import transformers
+from torch import nn
+
+TESTED = (
+    "5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.20.0", "5.20.1", "5.20.2", "5.21.0", "5.21.1", "5.22.0", "5.22.1", "5.22.2",
+    "5.23.0", "5.24.0",
+)  # fmt: skip
+"""Releases on which the sites', models' and cache's tests have passed."""
+
+RELEASE = f"transformers {transformers.__version__}"
+
+try:
+    from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel, cache_utils
+    from transformers.cache_utils import (
+        Cache,
+        DynamicLayer,
+        DynamicSlidingWindowLayer,
+        LinearAttentionLayer,
+        QuantizedLayer,
+    )
+    from transformers.generation import GenerationMixin
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_masks_for_generate
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.vision_utils import get_vision_window_index
+except ImportError as error:
+    raise ImportError(
+        f"{RELEASE} lacks what tokensieve hooks into ({error}); install one that was tested, {TESTED[0]} to {TESTED[-1]}"
+    ) from error
+
+__all__ = [
+    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "RELEASE", "TESTED", "AttentionInterface",
+    "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
+    "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of", "check_hooks",
+    "create_masks_for_generate", "get_vision_window_index", "layers_of", "warn_untested",
+]  # fmt: skip
+
+BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
+"""What every layer of a quantized cache is; in releases whose layers are all quantized group by group, the class of those."""
+
+EMPTY: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLayer",) if hasattr(cache_utils, name))
+"""Cache layers that hold nothing, since theirs attends to the keys of another layer or not at all."""
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""
+
+
+# ---- the cache among arguments and outputs ------------------------------------------------------------------------------
 
 
 def cache_of(kwargs: Mapping[str, Any]) -> Any:
@@ -17,14 +66,83 @@ def cache_of(kwargs: Mapping[str, Any]) -> Any:
     return next((kwargs[name] for name in CACHE if kwargs.get(name) is not None), None)
 
 
-def cache_argument(module: Any, cache: Any) -> dict[str, Any]:
-    """The argument by which a module's forward takes a cache, under the name that it has there."""
-    taken = inspect.signature(module.forward).parameters
-    own = inspect.signature(masking_utils.create_causal_mask).parameters  # of wrappers that pass everything on
-    return {next((n for n in CACHE if n in taken), next(n for n in CACHE if n in own)): cache}
+def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument by which a module's forward takes a cache, under the name that it has there.
+
+    Raises:
+        ValueError: it has none that is known.
+    """
+    name = _cache_name(module)
+    if name is None:
+        raise ValueError(f"{RELEASE}: {type(module).__name__}.forward takes no cache as {' or '.join(CACHE)}")
+    return {name: cache}
 
 
 def cache_in(output: Any) -> Any:
     """The cache of a model's output; None where it has none."""
     names = output.keys() if hasattr(output, "keys") else ()
     return next((output[name] for name in CACHE if name in names), None)
+
+
+def _cache_name(module: nn.Module) -> str | None:
+    taken = _parameters(module)
+    if not _passes_on(taken) or set(CACHE) & set(taken):
+        return next((name for name in CACHE if name in taken), None)
+    # What passes everything on is called as the release calls its own.
+    own = inspect.signature(create_masks_for_generate).parameters
+    return next((name for name in CACHE if name in own), None)
+
+
+def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(module.forward).parameters
+
+
+def _passes_on(parameters: Mapping[str, inspect.Parameter]) -> bool:
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+# ---- the layers of a cache ----------------------------------------------------------------------------------------------
+
+
+def layers_of(config: Any) -> list[Any]:
+    """An empty cache's layer for each layer of a language model; None for one that shares another's, where a release leaves
+    those out."""
+    layers = list(DynamicCache(config=config).layers)
+    shared = getattr(config, "num_kv_shared_layers", None) or 0
+    return layers + [None] * shared if shared and len(layers) + shared == config.num_hidden_layers else layers
+
+
+# ---- what is not known of a release ---------------------------------------------------------------------------------------
+
+
+def check_hooks(root: nn.Module, layers: Sequence[nn.Module]) -> None:
+    """Check that a language model and its layers (those with attention) are called with what hooks look for.
+
+    Raises:
+        ValueError: names the release and what is missing.
+    """
+    taken = _parameters(root)
+    for name in ("inputs_embeds", "attention_mask"):
+        if name not in taken and not _passes_on(taken):
+            raise _unknown(f"{type(root).__name__}.forward takes no {name}")
+    for module in (root, *layers):
+        if _cache_name(module) is None:
+            raise _unknown(f"{type(module).__name__}.forward takes no cache as {' or '.join(CACHE)}")
+    for layer in layers:
+        if "attention_mask" not in _parameters(layer) and not _passes_on(_parameters(layer)):
+            raise _unknown(f"{type(layer).__name__}.forward takes no attention_mask")
+
+
+def _unknown(what: str) -> ValueError:
+    tested = "which was tested" if transformers.__version__ in TESTED else "which is untested"
+    return ValueError(
+        f"{RELEASE}, {tested}: {what}; without it no sieve can be attached. Install a release that was tested with this model, "
+        f"{TESTED[0]} to {TESTED[-1]}"
+    )
+
+
+@functools.cache
+def warn_untested() -> None:
+    """Warn, once in a process, where the release is not among the tested ones."""
+    if transformers.__version__ not in TESTED:
+        warnings.warn(f"{RELEASE} is untested; run `tokensieve doctor`", stacklevel=2)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 import torch
 
+from tokensieve.sites.model.compatibility import cache_argument, cache_in
+
 from . import tasks
 from .corpus import Document, read_held_out, tokens
 from .model import path
@@ -48,7 +50,7 @@ def follow(model, ids: np.ndarray, context: int) -> torch.Tensor:
     places = torch.arange(context, rows.shape[1] - 1, device=model.device).expand(len(rows), -1)
     rest = model(
         rows[:, context:-1],
-        past_key_values=first.past_key_values,
+        **cache_argument(model, cache_in(first)),
         attention_mask=seen,
         position_ids=places,
         use_cache=True,
