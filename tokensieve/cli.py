@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import typer
 
-from tokensieve import cli_retrieval
+from tokensieve import cli_doctor, cli_retrieval
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
 cli_retrieval.add(app)
+cli_doctor.add(app)
 Json = Annotated[bool, typer.Option("--json", help="Print JSON only.")]
 
 

@@ -149,7 +149,7 @@ def load(name: str, device: str) -> Checked:
         ValueError: it cannot be loaded, or what it takes is neither pictures nor text.
     """
     with _loading(name):
-        config = transformers.AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
         visual = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         built = next(iter(config.architectures or ()), "AutoModel")
         maker = transformers.AutoModelForImageTextToText if visual else getattr(transformers, built, None)
@@ -183,5 +183,6 @@ def _asked(name: str, model: Any) -> dict[str, Tensor]:
 def _loading(name: str) -> Any:
     try:
         yield
-    except (OSError, ImportError, ValueError) as error:
-        raise ValueError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever a foreign loader raises
+        said = (str(error).strip() or "no reason given").splitlines()[0]
+        raise ValueError(f"cannot load {name!r}: {type(error).__name__}: {said}") from error
