@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
+import yaml
 
 from tests.test_cli import call
 from tokensieve import extras, testbed
@@ -18,10 +19,11 @@ from tokensieve.sites.encoder import EncoderSite
 from tokensieve.sites.eviction import CacheSite
 from tokensieve.sites.language import LanguageSite
 from tokensieve.sites.sieve import Sieve
-from tokensieve.testing import doctor, subjects
-from tokensieve.testing.subjects import Checked
-from tokensieve.testing.trials import GONE, SHORT, WHOLE, trials
+from tokensieve.testing import doctor, doctor_models
+from tokensieve.testing.doctor_models import Checked
+from tokensieve.testing.doctor_sites import GONE, SHORT, WHOLE, trials
 
+ROOT = Path(__file__).parent.parent
 MISTRAL = transformers.MistralConfig(
     hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=48, vocab_size=64,
     sliding_window=8, pad_token_id=0, bos_token_id=1, eos_token_id=2,
@@ -35,7 +37,7 @@ T5 = transformers.T5Config(
 @pytest.fixture(autouse=True)
 def one_kernel(monkeypatch):
     """Tiny models under one kernel are enough for most tests."""
-    monkeypatch.setattr(subjects, "KERNELS", ("sdpa",))
+    monkeypatch.setattr(doctor_models, "KERNELS", ("sdpa",))
 
 
 def found(of):
@@ -43,7 +45,7 @@ def found(of):
 
 
 def tiny_model(kind):
-    return subjects.tiny_models("cpu")[f"tiny {kind} model, sdpa"]()
+    return doctor_models.tiny_models("cpu")[f"tiny {kind} model, sdpa"]()
 
 
 def wrong(findings):
@@ -231,14 +233,14 @@ def test_a_failure_is_exit_code_one_and_says_what_to_do(monkeypatch):
 
 @pytest.mark.slow
 def test_a_vision_language_model_of_a_folder_is_checked_at_every_site():
-    of = subjects.load(str(Path(testbed.__file__).parent / "llava"), "cpu")
+    of = doctor_models.load(str(Path(testbed.__file__).parent / "llava"), "cpu")
     assert Counter((f.site, f.status) for f in found(of)) == Counter(
         {(site, "ok"): 3 for site in ("handoff", "prefill", "encoder", "cache")}
     )
 
 
 def test_an_encoder_of_a_folder_is_checked(tmp_path):
-    of = subjects.load(saved(tmp_path, tiny_model("encoder").model), "cpu")
+    of = doctor_models.load(saved(tmp_path, tiny_model("encoder").model), "cpu")
     assert [(f.site, f.status) for f in found(of)] == [("encoder", "ok")] * 3
 
 
@@ -246,7 +248,7 @@ def test_an_encoder_of_text_is_checked(tmp_path):
     config = transformers.BertConfig(
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=64
     )
-    of = subjects.load(saved(tmp_path, transformers.BertModel(config)), "cpu")
+    of = doctor_models.load(saved(tmp_path, transformers.BertModel(config)), "cpu")
     assert [f.detail for f in found(of) if f.check == SHORT] == ["96 x 3 -> 96, 80, 64"]
 
 
@@ -269,7 +271,7 @@ def test_bad_usage_is_exit_code_two(monkeypatch, capsys, asked, said):
 
 
 def test_a_model_without_a_vision_part_is_checked_at_the_cache_alone(tmp_path):
-    of = subjects.load(saved(tmp_path, tiny.causal("llama")), "cpu")
+    of = doctor_models.load(saved(tmp_path, tiny.causal("llama")), "cpu")
     assert {f.site for f in found(of)} == {"cache"}
 
 
@@ -297,7 +299,7 @@ def test_what_takes_neither_pictures_nor_text_is_bad_usage(tmp_path):
     )  # fmt: skip
     name = saved(tmp_path, transformers.Wav2Vec2Model(config))
     with pytest.raises(ValueError, match="takes input_values"):
-        subjects.load(name, "cpu")
+        doctor_models.load(name, "cpu")
 
 
 def test_damaged_weights_are_bad_usage(tmp_path):
@@ -305,10 +307,17 @@ def test_damaged_weights_are_bad_usage(tmp_path):
     weights = tmp_path / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(ValueError, match="cannot load"):
-        subjects.load(name, "cpu")
+        doctor_models.load(name, "cpu")
 
 
 def test_a_vision_language_model_without_its_processor_is_bad_usage(tmp_path):
     name = saved(tmp_path, tiny.model("llava"))
     with pytest.raises(ValueError, match="cannot load"):
-        subjects.load(name, "cpu")
+        doctor_models.load(name, "cpu")
+
+
+def test_bug_reports_are_asked_for_what_the_doctor_says():
+    forms = {f.name: yaml.safe_load(f.read_text()) for f in (ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml")}
+    asked = {part["id"]: part for part in forms["bug.yml"]["body"]}
+    assert "tokensieve doctor" in asked["doctor"]["attributes"]["description"]
+    assert asked["doctor"]["validations"]["required"]

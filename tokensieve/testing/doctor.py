@@ -14,8 +14,8 @@ from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_ava
 
 from tokensieve.extras import Extra, extras
 from tokensieve.sites.model.compatibility import ALL_ATTENTION_FUNCTIONS, TESTED
-from tokensieve.testing.subjects import Checked, load, tiny_models
-from tokensieve.testing.trials import Finding, trials
+from tokensieve.testing.doctor_models import Checked, load, tiny_models
+from tokensieve.testing.doctor_sites import Finding, trials
 
 FORMAT = "tokensieve.doctor.1"
 PACKAGES = ("tokensieve", "torch", "transformers", "tokenizers", "safetensors")

@@ -16,7 +16,7 @@ from tokensieve.parts import budget
 from tokensieve.sites.anatomy import crossing, find
 from tokensieve.sites.decoder import decoder, full_layers
 from tokensieve.sites.sieve import Sieve, sieve
-from tokensieve.testing.subjects import NEW, Checked
+from tokensieve.testing.doctor_models import NEW, Checked
 
 KEEP = 0.5
 """The budget that has to shorten."""
