@@ -17,49 +17,18 @@ import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import tokensieve as ts
+from benchmarks.llava300 import TEXT, build, inputs
 from tokensieve.bench.clocks import Watchmaker, now
 from tokensieve.bench.floor import Free
 from tokensieve.bench.results import environment
 from tokensieve.registry import card
 from tokensieve.sites.anatomy import find
 
-KEEP, TEXT, IMAGE, REPEATS = 64, 32, 9, 5
+KEEP, REPEATS = 64, 5
 LIMITS = {True: 1.10, False: 1.15}
 """Over the floor, for methods at the handoff and for those inside the language model."""
-
-
-def build() -> LlavaForConditionalGeneration:
-    """CLIP-L geometry at half width in front of a Llama of 16 layers; SDPA throughout."""
-    vision = CLIPVisionConfig(
-        hidden_size=512,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        intermediate_size=2048,
-        image_size=336,
-        patch_size=14,
-    )
-    text = LlamaConfig(
-        hidden_size=1024, num_hidden_layers=16, num_attention_heads=16, num_key_value_heads=16, intermediate_size=2752,
-        vocab_size=16000, max_position_embeddings=2048,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=IMAGE, attn_implementation="sdpa")
-    return LlavaForConditionalGeneration(config).eval()
-
-
-def inputs(device: str) -> dict[str, torch.Tensor]:
-    g = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, 16000, (1, TEXT + 576), generator=g)
-    ids[:, 8 : 8 + 576] = IMAGE
-    pixels = torch.randn(1, 3, 336, 336, generator=g)
-    return {
-        "input_ids": ids.to(device),
-        "attention_mask": torch.ones_like(ids).to(device),
-        "pixel_values": pixels.to(device),
-    }
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from PIL import Image
 from tests.models import llava, prompt
 from tokensieve.bench.data import Sample
 from tokensieve.bench.subject import Subject
-from tokensieve.sites.anatomy import find
 
 
 class FakeProcessor:
@@ -42,7 +41,7 @@ class Inputs(dict):
 
 def fake_subject() -> Subject:
     model = llava()
-    return Subject("fake", model, FakeProcessor(), find(model))
+    return Subject("fake", model, FakeProcessor())
 
 
 def noise(count: int) -> list[Sample]:

@@ -6,10 +6,10 @@ import threading
 
 import pytest
 import torch
-from tokensieve.bench.case import Case
 
 import tokensieve as ts
-from tokensieve.bench import tiny
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.check import Case
 
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 ENCODERS = ("llava", "vipllava", "paligemma", "deepseek_vl")  # between whose encoder's blocks tokens can leave
@@ -45,7 +45,7 @@ def gradients(case, site, reentrant=None, inside=True, thread=False, between=Non
         if reentrant:
             model.enable_input_require_grads()
     ids = case.inputs["input_ids"]
-    gone = (case.inputs["attention_mask"] == 0) | (ids == tiny.IMAGE)
+    gone = (case.inputs["attention_mask"] == 0) | (ids == tiny_models.IMAGE)
     asked = {**case.inputs, "labels": ids.masked_fill(gone, -100), "use_cache": False}
     if case.name == "paligemma":
         asked["token_type_ids"] = torch.zeros_like(ids)

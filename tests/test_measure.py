@@ -55,7 +55,7 @@ def test_tokens_are_those_of_a_prompt_not_of_a_tile():
         def __call__(self, images, text, padding, return_tensors):
             return Inputs(prompts.batch((1,) * len(images)))
 
-    tiled = Subject("tiled", model, Tiles(), find(model))
+    tiled = Subject("tiled", model, Tiles())
     picture = Image.new("RGB", (8, 8))
     batches = prepare(tiled, [Sample(picture, "what ?", name=str(i)) for i in range(3)], 2)
     tiles = 2

@@ -14,7 +14,7 @@ import tokensieve as ts
 from tokensieve import testbed
 from tokensieve.bench.compat import cross, matrix, tiny_models
 from tokensieve.bench.compat.check import NEW, Case, _hiding
-from tokensieve.bench.subject import _processor
+from tokensieve.bench.subject import processor_of
 from tokensieve.sites import taps
 
 REQUIRED = (
@@ -272,7 +272,7 @@ def test_a_processor_loads_without_torchvision(tmp_path):
     settings = tmp_path / "tokenizer_config.json"
     plain = {k: v for k, v in json.loads(settings.read_text()).items() if k != "processor_class"}
     settings.write_text(json.dumps(plain))
-    processor = _processor(str(tmp_path))
+    processor = processor_of(str(tmp_path))
     out = processor(images=[Image.new("RGB", (112, 112))], text=["<|image_pad|> red"], return_tensors="pt")
     assert out["image_grid_thw"].tolist() == [[1, 8, 8]]
     assert (out["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 16

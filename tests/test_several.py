@@ -185,7 +185,7 @@ def test_methods_learn_of_frames_and_crops(packaged, form, name, places):
 def test_the_bench_asks_about_several_pictures(packaged, which):
     samples = from_testbed(len(SETS[which]), 3, which)
     assert [s.kind for s in samples] == list(SETS[which])
-    subject = Subject("testbed", *packaged, find(packaged[0]))
+    subject = Subject("testbed", *packaged)
     batches = prepare(subject, samples[:2], 2)
     _, full = measure(subject, batches, None, None, 4, 0)
     row, _ = measure(subject, batches, ts.Plan(ts.plan.Stage(ts.registry.make("random"), 40)), full, 4, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,11 @@ class Subject:
     name: str
     model: Any
     processor: Any
-    anatomy: Anatomy
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        """Where its encoder and language model are."""
+        return find(self.model)
 
     @classmethod
     def load(cls, name: str, device: str = "cpu", dtype: str = "float32", several: bool = False) -> Subject:
@@ -44,15 +49,15 @@ class Subject:
             from transformers import AutoModelForImageTextToText
 
             try:
-                processor = _processor(name)
+                processor = processor_of(name)
                 model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, use_safetensors=True)
             except OSError as error:
                 raise ValueError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
             model = model.to(device).eval()
-        anatomy = find(model)
-        if anatomy.language is None:
+        subject = cls(name, model, processor)
+        if subject.anatomy.language is None:
             raise ValueError(f"{name} is an encoder without a language model; the bench asks vision-language models")
-        return cls(name, model, processor, anatomy)
+        return subject
 
     def inputs(self, samples: list[Sample]) -> Any:
         """Model inputs of a batch, padded on the left."""
@@ -109,7 +114,7 @@ def prepare(subject: Subject, samples: list[Sample], size: int) -> list[Batch]:
     return [Batch(g, subject.inputs(g)) for g in groups]
 
 
-def _processor(name: str) -> Any:
+def processor_of(name: str) -> Any:
     """A model's processor; made of tokenizer and PIL image processor where its video processor asks for torchvision."""
     from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
     from transformers.models.auto.processing_auto import PROCESSOR_MAPPING

@@ -7,12 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tokensieve.cli import bench, catalog, retrieval
+from tokensieve.cli import bench, catalog, doctor, retrieval
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
-for group in (bench, catalog, retrieval):
+for group in (bench, catalog, doctor, retrieval):
     group.add(app)
 
 

@@ -12,6 +12,7 @@ import typer
 
 from tokensieve.cli import shards as cli_shards
 from tokensieve.cli.common import Json, budget, console, print_table
+from tokensieve.extras import install
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
@@ -161,7 +162,7 @@ def serve(
         from tokensieve.retrieval.service import application
         from tokensieve.retrieval.service.guard import LOOPBACK
     except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; pip install 'tokensieve[serve]'") from None
+        raise ValueError(f"{error.name} is not installed; {install('serve')}") from None
 
     token = token_file.read_text(encoding="utf-8").strip() if token_file else None
     if token == "" or (token is None and host not in LOOPBACK):

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from tokensieve.extras import install
 from tokensieve.method import Method
 from tokensieve.parts import flops as cost
 from tokensieve.parts.budget import check
@@ -98,7 +99,7 @@ def psigmoid(
     try:
         import optuna
     except ImportError as e:
-        raise ImportError("psigmoid searches with optuna: pip install 'tokensieve[search]'") from e
+        raise ImportError(f"psigmoid searches with optuna: {install('search')}") from e
     check(flops, "flops", whole=False, most=1.0)
     ranking, first = beginning(model, method, first)
     asked = answered(model, batches)

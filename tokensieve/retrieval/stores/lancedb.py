@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.extras import install
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.index.filters import OPERATORS, Where
 from tokensieve.retrieval.index.index import Document
@@ -22,7 +23,7 @@ try:
     import lancedb
     import pyarrow as pa
 except ImportError as error:
-    raise ImportError("lancedb is not installed; pip install 'tokensieve[lancedb]'") from error
+    raise ImportError(f"lancedb is not installed; {install('lancedb')}") from error
 
 ASKED = 1000
 """Ids of one condition."""

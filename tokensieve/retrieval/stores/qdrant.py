@@ -10,6 +10,7 @@ from uuid import UUID, uuid5
 import torch
 from torch import Tensor
 
+from tokensieve.extras import install
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Document
@@ -20,7 +21,7 @@ from tokensieve.retrieval.stores.adapter import Adapter
 try:
     from qdrant_client import QdrantClient, models
 except ImportError as error:
-    raise ImportError("qdrant-client is not installed; pip install 'tokensieve[qdrant]'") from error
+    raise ImportError(f"qdrant-client is not installed; {install('qdrant')}") from error
 
 NAMES = UUID("6f3f1c5e-6d0e-4f0e-9a51-2b8f3a1f7c11")
 SENT = 1 << 20

@@ -1,0 +1,154 @@
+"""What guards cost: this code against that of a commit before, on a randomly initialised LLaVA of about 300 M parameters.
+
+`python -m benchmarks.guards --before COMMIT` times the prefill of 576 visual tokens of which 64 are kept (without the vision
+encoder, selection included) and a decoded token over a cache of which a quarter is kept. The commit is checked out into a
+folder of its own for the time of the run. Each side is a process that stays alive and is asked for one round at a time, so
+that both meet every slow spell of the machine; who goes first changes from round to round. A third process runs this code
+once more: its ratio to the other of the same code, the A/A line, is what the machine makes of no difference at all.
+
+A ratio is the median over the rounds of "now / before" within a round, with the 95% interval of a bootstrap over rounds. It is
+fine up to 1.02, or where the interval contains 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tokensieve.bench.results import environment
+
+ROOT = Path(__file__).parent.parent
+ROUNDS, LEAST, LIMIT, DRAWS = 9, 7, 1.02, 10_000
+SIDES = ("before", "now", "again")
+COMMAND = [sys.executable, str(ROOT / "benchmarks" / "guards_child.py")]
+
+
+class Child:
+    """A side: a process that runs one round when asked."""
+
+    def __init__(self, tree: Path):
+        env = os.environ | {"PYTHONPATH": str(tree)}
+        self.process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.tree = tree
+
+    def begun(self) -> dict[str, Any]:
+        """What it says of itself once it is warm."""
+        said = self._answer()
+        if not Path(said["tokensieve"]).resolve().is_relative_to(self.tree.resolve()):
+            raise RuntimeError(f"{said['tokensieve']} was imported, and not what is in {self.tree}")
+        return said
+
+    def round(self) -> dict[str, float]:
+        """Seconds of each thing measured."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(
+                f"the process on {self.tree} ended with {self.process.wait()}; what it said stands above"
+            )
+        return json.loads(line)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@contextmanager
+def checked_out(commit: str) -> Iterator[Path]:
+    """The tree of a commit, in a folder that is there for a while.
+
+    Raises:
+        ValueError: there is no such commit.
+    """
+    found = subprocess.run(
+        ["git", "rev-parse", "--verify", "--quiet", f"{commit}^{{commit}}"], cwd=ROOT, capture_output=True, text=True
+    )
+    if found.returncode:
+        raise ValueError(f"--before {commit}: this repository has no such commit")
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "before"
+        subprocess.run(["git", "worktree", "add", "--quiet", "--detach", str(tree), commit], cwd=ROOT, check=True)
+        try:
+            yield tree
+        finally:
+            subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
+
+
+def measure(before: Path, rounds: int) -> tuple[dict[str, dict[str, list[float]]], int]:
+    """Seconds of each side, what was measured, and round; and the parameters of the model."""
+    with ExitStack() as stack:
+        children = {}
+        for side in SIDES:
+            children[side] = Child(before if side == "before" else ROOT)
+            stack.callback(children[side].end)
+            size = children[side].begun()[
+                "parameters"
+            ]  # one after the other: warming up, they would disturb each other
+        taken: dict[str, dict[str, list[float]]] = {side: {} for side in SIDES}
+        for turn in track(range(rounds), description="rounds", console=Console(stderr=True)):
+            first = turn % len(SIDES)
+            for side in SIDES[first:] + SIDES[:first]:
+                for what, seconds in children[side].round().items():
+                    taken[side].setdefault(what, []).append(seconds)
+    return taken, size
+
+
+def compared(over: list[float], under: list[float]) -> dict[str, float]:
+    """The median ratio of two sides within rounds, and its 95% interval."""
+    ratios = np.array(over) / np.array(under)
+    drawn = np.random.default_rng(0).choice(ratios, (DRAWS, len(ratios)))
+    low, high = np.quantile(np.median(drawn, axis=1), (0.025, 0.975))
+    return {"ratio": float(np.median(ratios)), "low": float(low), "high": float(high)}
+
+
+def fine(row: dict[str, float]) -> bool:
+    return row["ratio"] <= LIMIT or row["low"] <= 1 <= row["high"]
+
+
+def main(before: str, out: Path, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Measure, print a table, and write ``out``."""
+    if rounds < LEAST:
+        raise ValueError(f"--rounds {rounds}: an interval asks for {LEAST} or more")
+    with checked_out(before) as tree:
+        taken, size = measure(tree, rounds)
+    rows, table = {}, Table("", "ms before", "ms now", "now / before", "95%", "A/A", "95%", "")
+    table.title = f"{size / 1e6:.0f} M parameters, {rounds} rounds in turns, before: {before}"
+    for what in taken["now"]:
+        now, same = (compared(taken[a][what], taken[b][what]) for a, b in (("now", "before"), ("again", "now")))
+        rows[what] = {"ms": {side: [1e3 * s for s in taken[side][what]] for side in SIDES}, "before": now, "a/a": same}
+        times = (f"{np.median(rows[what]['ms'][side]):.1f}" for side in ("before", "now"))
+        shown = (text for r in (now, same) for text in (f"{r['ratio']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}"))
+        table.add_row(what, *times, *shown, "ok" if fine(now) else f"above {LIMIT}")
+    Console().print(table)
+    result = {"benchmark": "guards", "environment": environment(), "before": before, "rounds": rounds, "rows": rows}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="What guards cost, against the commit before them.")
+    parser.add_argument("--before", required=True, help="the commit to compare with")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "guards.json")
+    asked = parser.parse_args()
+    main(asked.before, asked.out, asked.rounds)

@@ -1,0 +1,52 @@
+"""Extras: optional parts of this package, and how they are installed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, metadata, requires, version
+
+from packaging.requirements import Requirement
+
+NAME = "tokensieve"
+TOOLS = ("dev", "docs")
+"""Extras of those who work on this package itself."""
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra."""
+    return f"pip install '{NAME}[{extra}]'"
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra as it is here.
+
+    Attributes:
+        name: its name.
+        missing: what is not installed of it, or in a version that it does not take.
+        install: the command that installs it; empty where nothing is missing.
+    """
+
+    name: str
+    missing: tuple[str, ...]
+    install: str
+
+
+def extras() -> tuple[Extra, ...]:
+    """Each extra that users may want, from the metadata of the installed package."""
+    needed = [Requirement(line) for line in requires(NAME) or ()]
+    out = []
+    for name in metadata(NAME).get_all("Provides-Extra") or ():
+        if name in TOOLS:
+            continue
+        own = [r for r in needed if r.marker is not None and r.marker.evaluate({"extra": name})]
+        missing = tuple(f"{r.name}{r.specifier}" for r in own if not _there(r))
+        out.append(Extra(name, missing, install(name) if missing else ""))
+    return tuple(out)
+
+
+def _there(needed: Requirement) -> bool:
+    try:
+        return needed.specifier.contains(version(needed.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
