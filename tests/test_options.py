@@ -182,6 +182,8 @@ def test_misspelt_options_are_answered_with_the_near_ones():
         ts.method("snapkv", 9, layer=3)
     with pytest.raises(ValueError, match=r"uniform has no option strange; its options are none$"):
         ts.make("uniform", strange=3)
+    with pytest.raises(ValueError, match="snapkv has no option unit;"):
+        ts.make("snapkv", unit="token")  # the method has it, but not as an option
     with pytest.raises(TypeError, match="windw"):
         SnapKV(windw=3)
 
