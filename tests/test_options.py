@@ -18,6 +18,7 @@ from tests.test_cli import call
 from tokensieve import registry
 from tokensieve.core.options import check_options, option, options_of
 from tokensieve.methods.cache.snapkv import SnapKV
+from tokensieve.plan import plan
 
 ROOT = Path(__file__).parent.parent
 EVERY = [(name, o) for name in ts.methods() for o in options_of(registry.get(name))]
@@ -181,6 +182,8 @@ def test_misspelt_options_are_answered_with_the_near_ones():
         ts.method("snapkv", 9, layer=3)
     with pytest.raises(ValueError, match=r"uniform has no option strange; its options are none$"):
         ts.make("uniform", strange=3)
+    with pytest.raises(ValueError, match="snapkv has no option unit;"):
+        ts.make("snapkv", unit="token")  # the method has it, but not as an option
     with pytest.raises(TypeError, match="windw"):
         SnapKV(windw=3)
 
@@ -205,6 +208,13 @@ def test_plans_keep_options(name, options, tmp_path):
     method = made.stages[0].method
     assert pickle.loads(pickle.dumps(method)) == method
     assert ts.make(name, **dataclasses.asdict(method)) == method
+
+
+@pytest.mark.parametrize("name", ["mustdrop", "pyramiddrop", "vflowopt", "visiondrop", "aim"])
+def test_shares_of_the_depth_come_in_any_order(name):
+    """What a stage keeps follows from its place among those behind it."""
+    down, up = (plan(name, 0.4, at=at).stages for at in ((0.75, 0.3, 0.5), (0.3, 0.5, 0.75)))
+    assert [(s.site, s.layers, s.keep) for s in down] == [(s.site, s.layers, s.keep) for s in up]
 
 
 def test_what_was_pickled_before_an_option_came_has_its_default():

@@ -188,7 +188,7 @@ def descent(made: Method, keep: budget.Budget, layers: Sequence[float]) -> list[
     """One method inside the language model at several shares of its depth, which together reach the mean ``keep``."""
     return [
         Stage(made, budget.mean(keep, len(layers) - i), site="prefill", layers=(layer,))
-        for i, layer in enumerate(layers)
+        for i, layer in enumerate(sorted(layers))
     ]
 
 

@@ -112,7 +112,9 @@ def check_names(name: str, given: Iterable[str], beside: Sequence[str] = ()) -> 
         ValueError: an unknown one; the message offers those nearest to it.
     """
     known = [option.name for option in options_of(get(name))]
-    for wrong in sorted(set(given) - {*known, *beside}):
+    unknown = [key for key in given if key not in known and key not in beside]
+    if unknown:
+        wrong = min(unknown)
         near = difflib.get_close_matches(wrong, [*known, *beside], n=3)
         meant = f", did you mean {', '.join(near)}?" if near else ";"
         more = f", beside {', '.join(beside)}" if beside else ""

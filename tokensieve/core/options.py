@@ -158,12 +158,11 @@ def _fitted(value: Any, hint: Any) -> Any:
     Raises:
         TypeError: it is none.
     """
+    if type(value) is hint and (hint is not float or math.isfinite(value)):
+        return value
     if hint in (int, float):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, Integral if hint is int else Real)
-            or not math.isfinite(value)
-        ):
+        number = Integral if hint is int else Real
+        if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
             raise TypeError
         if type(value) in (int, float):
             return value

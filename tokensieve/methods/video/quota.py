@@ -30,6 +30,7 @@ class QuoTA(Method):
 
     within: str = option("pool", "how a frame meets its quota", choices=WITHIN)
     power: float = option(2.0, "the power of relevance to which quotas are proportional", lo=0)
+    unranked = "relevance says how many tokens of a frame stay, and not which"
 
     @property
     def needs(self):
