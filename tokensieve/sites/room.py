@@ -34,7 +34,7 @@ class RoomyLayer(DynamicLayer):
     def reset(self) -> None:
         # Not left to the base class, of which some releases fill the entries with zeros instead.
         state: dict[str, Any] = {"keys": None, "values": None, "is_initialized": False}
-        vars(self).update(state)
+        self.__dict__.update(state)
         super().reset()
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
