@@ -12,10 +12,11 @@ from transformers import DynamicCache, QuantizedCache
 from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
-from tests.models import IMAGE, decoder, llava, prompt, text
+from tests.models import IMAGE, decoder, eight_bits, llava, prompt, text
 from tokensieve.sites.decoder import decoder as site
 from tokensieve.sites.decoder import full_layers
 from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.model.compatibility import cache_of
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 SMALL = {"window": 6}
@@ -250,7 +251,7 @@ def test_a_second_turn(model, name, options, every):
 def test_a_prompt_in_chunks_never_holds_it_all(model, name, options):
     inputs, most = text(150, 200), []
     handle = model.model.layers[2].register_forward_pre_hook(
-        lambda m, a, kw: most.append(held(kw["past_key_values"], 1, 2, 2).shape[2]), with_kwargs=True
+        lambda m, a, kw: most.append(held(cache_of(kw), 1, 2, 2).shape[2]), with_kwargs=True
     )
     with ts.sieve(model, name, keep=0.2, **options):
         cache = ts.prefill(model, inputs, chunk=30)
@@ -425,6 +426,7 @@ def test_nested_sieves_are_one_plan():
         assert torch.equal(model.generate(**inputs, **GREEDY), one)
 
 
+@eight_bits
 def test_a_quantized_cache(model):
     inputs = text(33, 48)
     with ts.sieve(model, "snapkv", keep=12, every=2, **SMALL):

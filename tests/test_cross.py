@@ -199,8 +199,9 @@ def direct(model: Any, inputs: dict[str, Any], keep: int) -> set[int]:
     handle = cross.register_forward_hook(lambda module, args, output: weights.append(output[1]))
     model(**inputs)
     handle.remove()
-    sees = inputs["cross_attention_mask"][0, :, -1].any(1)
-    return union(weights[0][0][:, sees, -N:].sum(1), keep)
+    (row,) = weights[0]
+    sees = inputs["cross_attention_mask"][0, -row.shape[1] :, -1].any(1)  # it may speak of earlier turns too
+    return union(row[:, sees, -N:].sum(1), keep)
 
 
 @pytest.mark.parametrize("keep", [1, 3, 10, 30])
@@ -253,11 +254,13 @@ def test_without_a_cache():
 def test_a_second_turn_with_a_new_image_goes_on(keep):
     """New image keys join those of the first turn, of which fewer are left."""
     model, first, inputs = build(), prompts(ONE), prompts([2])
+    earlier = torch.nn.functional.pad(first["cross_attention_mask"], (0, 0, 0, 1))
     before = first["cross_attention_mask"][:, -1:].expand(-1, LENGTH, -1, -1)
+    seen = torch.cat([before, inputs["cross_attention_mask"]], 2)
     later = {
         **inputs,
         "attention_mask": torch.cat([first["attention_mask"], torch.ones_like(inputs["attention_mask"])], 1),
-        "cross_attention_mask": torch.cat([before, inputs["cross_attention_mask"]], 2),
+        "cross_attention_mask": torch.cat([earlier, seen], 1),
     }
     with torch.no_grad(), ts.sieve(model, "trimmed-llama", keep=6) as s:
         cache = model(**first).past_key_values

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokensieve.bench.tiny import IMAGE, VIDEO, VOCAB, family
+from tokensieve.sites.model.compatibility import pixels_in, pixels_name
 
 TEXT_FROM = 8  # ids below are special
 
@@ -93,7 +94,7 @@ class Prompts:
             return torch.randn(*shape, generator=g)
 
         patch = self._patch()
-        name = "pixel_values_videos" if video else "pixel_values"
+        name = pixels_name(self.takes, "video" if video else "image")
         if "spatial_shapes" in self.takes:
             shapes = torch.tensor(grids)
             real = torch.arange(int(shapes.prod(1).max())) < shapes.prod(1)[:, None]
@@ -173,18 +174,22 @@ class Prompts:
         owner = next(m for m in (self.model.base_model, self.model) if hasattr(m, "get_image_features"))
         encode = owner.get_video_features if video else owner.get_image_features
         known = inspect.signature(encode).parameters
+        kind = "video" if video else "image"
+        given = {k: v for k, v in pictures.items() if k in known} | {
+            pixels_name(known, kind): pixels_in(pictures, kind)
+        }
         with torch.no_grad():
-            made = encode(**{k: v for k, v in pictures.items() if k in known}, return_dict=True)
+            made = encode(**given, return_dict=True)
         out = made.last_hidden_state if made.pooler_output is None else made.pooler_output
         if isinstance(out, Tensor) and out.dim() == 3 and len(out) % images == 0 and len(out) != images:
             return [[len(out) // images * out.shape[1]]] * images
         lengths = (
-            [f.shape[0] for f in out]
+            [f.shape[:-1].numel() for f in out]
             if not isinstance(out, Tensor) or out.dim() == 3
             else [len(out) // images] * images
         )
         if "pixel_attention_mask" in self.takes and "spatial_shapes" not in self.takes:
-            each = lengths[0] // pictures["pixel_values"].shape[1]
+            each = lengths[0] // pixels_in(pictures, "image").shape[1]
             return [[each, each]] * images
         if self.vision.model_type == "pixtral":
             step = self._patch() * getattr(self.config, "spatial_merge_size", 1)

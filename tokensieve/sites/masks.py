@@ -136,7 +136,8 @@ def causal(columns: Tensor, query: int, kind: str, dtype: torch.dtype) -> Tensor
 def arguments(kwargs: dict[str, Any], index: Tensor, n: int) -> dict[str, Any]:
     """A layer's keyword arguments with every per-token tensor but the mask gathered from ``n`` tokens to ``index``.
 
-    Knows rotary tables ``(B or 1, n, d)``, ids ``(B, n)``, M-RoPE ids ``(3 or 4, B, n)`` and inputs of layers ``(B, n, l, d)``.
+    Knows rotary tables ``(B or 1, n, d)``, or by axis ``(3, B or 1, n, d)``, ids ``(B, n)``, M-RoPE ids ``(3 or 4, B, n)`` and
+    inputs of layers ``(B, n, l, d)``.
     """
     out = dict(kwargs)
     for name, value in kwargs.items():
@@ -152,6 +153,7 @@ def _one(x: Tensor, index: Tensor, n: int) -> Tensor:
         return gather(x, index, 1)
     if x.dim() in (3, 4) and x.shape[1] == n and x.shape[0] in (1, index.shape[0]):
         return gather(x, index, 1)
-    if x.dim() == 3 and x.shape[2] == n and not x.is_floating_point():
+    axes = x.dim() == 4 or (x.dim() == 3 and not x.is_floating_point())
+    if axes and x.shape[2] == n and x.shape[1] in (1, index.shape[0]):
         return torch.stack([gather(part, index, 1) for part in x])
     return x

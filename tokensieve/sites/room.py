@@ -31,6 +31,12 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self.room: tuple[int, ...] = ()
 
+    def reset(self) -> None:
+        # Not left to the base class, of which some releases fill the entries with zeros instead.
+        state: dict[str, Any] = {"keys": None, "values": None, "is_initialized": False}
+        self.__dict__.update(state)
+        super().reset()
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         more = key_states.shape[-2]
         plain = self.is_initialized and self.keys.dim() == 4 and not isinstance(self, BaseQuantizedLayer)

@@ -18,6 +18,7 @@ from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite, Watch
 from tokensieve.sites.known import TILED
 from tokensieve.sites.layout import Look, Unmapped
+from tokensieve.sites.model.compatibility import pixels_in
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.stream import Images, Stream
 
@@ -65,7 +66,7 @@ class Sight:
             self._inside = False
         given = _named(encode, args, kwargs)
         features = out[1] if isinstance(out, tuple) else getattr(out, "pooler_output", None)
-        lengths = _videos(_lengths(features), given.get("pixel_values_videos"))
+        lengths = _videos(_lengths(features), pixels_in(given, kind) if kind == "video" else None)
         if lengths and self._shapes:
             look = Look(self.anatomy, kind, given, lengths, self._shapes, {}, self._packed)
             with self.clock:
@@ -108,7 +109,7 @@ class Sight:
 
     def _bits(self, look: Look) -> dict[str, dict[int, Tensor]]:
         """The entropy of each patch's pixels, where a stage asks for it and pictures come as pixels."""
-        pixels, patch = look.given.get("pixel_values"), getattr(self.towers[0].config, "patch_size", None)
+        pixels, patch = pixels_in(look.given, look.kind), getattr(self.towers[0].config, "patch_size", None)
         if not any(need.name == "entropy" for need in self.needs) or not isinstance(patch, int):
             return {}
         if not isinstance(pixels, Tensor) or pixels.dim() < 4:

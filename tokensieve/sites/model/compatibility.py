@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import transformers
@@ -45,7 +45,7 @@ __all__ = [
     "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "RELEASE", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
     "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of", "check_hooks",
-    "create_masks_for_generate", "get_vision_window_index", "layers_of", "warn_untested",
+    "create_masks_for_generate", "get_vision_window_index", "layers_of", "pixels_in", "pixels_name", "warn_untested",
 ]  # fmt: skip
 
 BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
@@ -56,6 +56,10 @@ EMPTY: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLa
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""
+
+
+PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos", "pixel_values")}
+"""What pictures and videos are called among the arguments of what encodes them, the newest name first."""
 
 
 # ---- the cache among arguments and outputs ------------------------------------------------------------------------------
@@ -99,6 +103,19 @@ def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
 
 def _passes_on(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+# ---- pictures among arguments --------------------------------------------------------------------------------------------
+
+
+def pixels_in(given: Mapping[str, Any], kind: str) -> Any:
+    """The pixels of an "image" or a "video" among the arguments of what encodes it; None where there are none."""
+    return next((given[name] for name in PIXELS[kind] if given.get(name) is not None), None)
+
+
+def pixels_name(taken: Container[str], kind: str) -> str:
+    """The name under which pixels of an "image" or a "video" are taken."""
+    return next((name for name in PIXELS[kind] if name in taken), PIXELS[kind][0])
 
 
 # ---- the layers of a cache ----------------------------------------------------------------------------------------------
