@@ -2,9 +2,10 @@
 
 `python -m benchmarks.guards --before COMMIT` times the prefill of 576 visual tokens of which 64 are kept (without the vision
 encoder, selection included) and a decoded token over a cache of which a quarter is kept. The commit is checked out into a
-folder of its own for the time of the run. Each side is a process that stays alive and is asked for one round at a time, so
-that both meet every slow spell of the machine; who goes first changes from round to round. A third process runs this code
-once more: its ratio to the other of the same code, the A/A line, is what the machine makes of no difference at all.
+folder of its own for the time of the run. Each side is a process that stays alive and is asked for one time at a time, the
+same of each side in turn, so that all meet every slow spell of the machine; who goes first changes from round to round. A
+third process runs this code once more: its ratio to the other of the same code, the A/A line, is what the machine makes of
+no difference at all.
 
 A ratio is the median over the rounds of "now / before" within a round, with the 95% interval of a bootstrap over rounds. It is
 fine up to 1.02, or where the interval contains 1.
@@ -37,7 +38,7 @@ COMMAND = [sys.executable, str(ROOT / "benchmarks" / "guards_child.py")]
 
 
 class Child:
-    """A side: a process that runs one round when asked."""
+    """A side: a process that times what it is asked for."""
 
     def __init__(self, tree: Path):
         env = os.environ | {"PYTHONPATH": str(tree)}
@@ -51,14 +52,14 @@ class Child:
             raise RuntimeError(f"{said['tokensieve']} was imported, and not what is in {self.tree}")
         return said
 
-    def round(self) -> dict[str, float]:
-        """Seconds of each thing measured."""
+    def seconds(self, what: str) -> float:
+        """Of one of the things that it said it can time."""
         assert self.process.stdin is not None
-        self.process.stdin.write("\n")
+        self.process.stdin.write(what + "\n")
         self.process.stdin.flush()
         return self._answer()
 
-    def _answer(self) -> dict[str, Any]:
+    def _answer(self) -> Any:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -100,16 +101,14 @@ def measure(before: Path, rounds: int) -> tuple[dict[str, dict[str, list[float]]
         for side in SIDES:
             children[side] = Child(before if side == "before" else ROOT)
             stack.callback(children[side].end)
-            size = children[side].begun()[
-                "parameters"
-            ]  # one after the other: warming up, they would disturb each other
-        taken: dict[str, dict[str, list[float]]] = {side: {} for side in SIDES}
+            said = children[side].begun()  # one after the other: warming up, they would disturb each other
+        taken: dict[str, dict[str, list[float]]] = {side: {what: [] for what in said["things"]} for side in SIDES}
         for turn in track(range(rounds), description="rounds", console=Console(stderr=True)):
             first = turn % len(SIDES)
-            for side in SIDES[first:] + SIDES[:first]:
-                for what, seconds in children[side].round().items():
-                    taken[side].setdefault(what, []).append(seconds)
-    return taken, size
+            for what in said["things"]:
+                for side in SIDES[first:] + SIDES[:first]:
+                    taken[side][what].append(children[side].seconds(what))
+    return taken, said["parameters"]
 
 
 def compared(over: list[float], under: list[float]) -> dict[str, float]:
@@ -131,14 +130,16 @@ def main(before: str, out: Path, rounds: int = ROUNDS) -> dict[str, Any]:
     with checked_out(before) as tree:
         taken, size = measure(tree, rounds)
     rows, table = {}, Table("", "ms before", "ms now", "now / before", "95%", "A/A", "95%", "")
-    table.title = f"{size / 1e6:.0f} M parameters, {rounds} rounds in turns, before: {before}"
+    table.title = (
+        f"{size / 1e6:.0f} M parameters, 576 -> 64 visual tokens, a quarter of 1,024 entries; before: {before}"
+    )
     for what in taken["now"]:
         now, same = (compared(taken[a][what], taken[b][what]) for a, b in (("now", "before"), ("again", "now")))
         rows[what] = {"ms": {side: [1e3 * s for s in taken[side][what]] for side in SIDES}, "before": now, "a/a": same}
         times = (f"{np.median(rows[what]['ms'][side]):.1f}" for side in ("before", "now"))
         shown = (text for r in (now, same) for text in (f"{r['ratio']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}"))
         table.add_row(what, *times, *shown, "ok" if fine(now) else f"above {LIMIT}")
-    Console().print(table)
+    (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
     result = {"benchmark": "guards", "environment": environment(), "before": before, "rounds": rounds, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One side of `benchmarks.guards`, in a process that stays alive: it runs a round for each line it is sent, and answers in JSON.
+"""One side of `benchmarks.guards`, in a process that stays alive: it times what it is asked for, line by line.
 
 It runs tokensieve from wherever PYTHONPATH says, and uses no more of it than every commit has.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from time import perf_counter
 
 import torch
@@ -79,20 +80,18 @@ class Side:
                 self._step(self.caches[name], self.ids[:, :1])
             return (perf_counter() - began) / STEPS
 
-    @torch.no_grad()
-    def round(self):
-        prefill = {f"prefill 576 -> {KEEP}, {name}": self.prefill(name) for name in PREFILL}
-        return prefill | {f"decoded token, {name}": self.decode(name) for name in DECODE}
-
 
 @torch.no_grad()
 def main():
     side = Side()
-    side.round()  # what a first round takes once and for all
+    things = {f"prefill, {name}": partial(side.prefill, name) for name in PREFILL}
+    things |= {f"decoded token, {name}": partial(side.decode, name) for name in DECODE}
+    for measure in things.values():
+        measure()  # what a first time takes once and for all
     size = sum(p.numel() for p in side.model.parameters())
-    print(json.dumps({"tokensieve": ts.__file__, "parameters": size}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(side.round()), flush=True)
+    print(json.dumps({"tokensieve": ts.__file__, "parameters": size, "things": list(things)}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(things[line.strip()]()), flush=True)
 
 
 if __name__ == "__main__":
