@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DummyLayer, LinearAttentionLayer
 from transformers.generation import GenerationMixin
 
@@ -53,6 +53,13 @@ class Anatomy:
             same = embedded == embed(torch.tensor(token or 0, device=embedded.device))
             out[kind] = same.all(-1) & (token is not None)
         return out
+
+
+def pretrained(model: nn.Module) -> nn.Module:
+    """The transformers model inside what wraps it (PEFT, data parallelism, torch.compile); the module itself where none is."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
 
 
 def find(model: nn.Module) -> Anatomy:

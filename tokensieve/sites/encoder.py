@@ -15,6 +15,7 @@ from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites import taps
 from tokensieve.sites.clock import Clock
+from tokensieve.sites.passes import Passes
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import StageTrace, Trace
 
@@ -47,6 +48,11 @@ class Watch:
                 return [name]
         return []
 
+    @property
+    def reads(self) -> bool:
+        """Whether there is anything to record."""
+        return bool(self._wanted)
+
     def attach(self) -> list[Detach]:
         return [self._tap(layer, names) for layer, names in self._wanted.items()]
 
@@ -76,21 +82,27 @@ class Watch:
 
 
 class EncoderSite:
-    """Reduces an encoder's tokens after some of its blocks; its outputs get their full length back at the root."""
+    """Reduces an encoder's tokens after some of its blocks; its outputs get their full length back at the root.
 
-    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, seed: int, scores: bool):
-        self.stack, self.stage, self.clock, self.seed, self.scores = stack, stage, clock, seed, scores
+    Args:
+        last: the block behind which features leave the encoder; alone: whether no language model stands behind it.
+    """
+
+    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, passes: Passes, scores: bool, alone: bool):
+        self.stack, self.stage, self.clock, self.passes, self.scores = stack, stage, clock, passes, scores
         self.layers = tuple(sorted({stack.layer(i) for i in stage.layers})) if stage.layers else tuple(range(last + 1))
         if isinstance(stage.keep, budget.Keep) and (stage.keep.average or stage.keep.flops):
             raise ValueError(f"{stage.keep}: an encoder takes tokens or a share; the others are of the language model")
         if max(self.layers) > last:
             raise ValueError(f"layers={stage.layers}; the features leave this encoder after layer {last}")
         method, kernel = stage.method, taps.kind(stack.config)
-        if (method.proportional or method.adaptive) and ("flash" in kernel or "flex" in kernel):
+        if (method.proportional or method.adaptive) and "flash" in kernel:
             raise ValueError(
                 f"{method.name} at site='encoder' weighs or hides keys through an attention mask, which {kernel} does not take; "
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
+        self.alone = alone
+        passes.every += [stage] if alone else []
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
         self._clear()
 
@@ -152,12 +164,14 @@ class EncoderSite:
             mask=None if whole else before.mask,
             grid=self.grid if whole else None,
             sizes=None if whole else before.sizes(),
-            seed=self.seed,
+            seed=self.passes.seed(self.stage),
             **{name: seen[index] for name, seen in self._seen(index).items()},
         )
         step = self.stage.method(signals, target)
         self.total = before.then(step)
         self.holes = not bool(self.total.mask.all())  # once: layers that ask would wait for the device
+        if self.alone:
+            self.passes.ran(self.stage)
         if whole and self.scores:
             self.score = self.stage.method.score(signals)
         self.by_length[first + step.m] = self.total

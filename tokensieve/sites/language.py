@@ -15,19 +15,19 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import decode, masks, positions, readings, taps
+from tokensieve.sites import calls, decode, masks, positions, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
+from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.focus import FocusSite
+from tokensieve.sites.passes import Passes, pictured
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.trace import StageTrace, Trace
-
-PICTURES = ("pixel_values", "mm_encoder", "image_patches")
 
 
 class LanguageSite:
@@ -44,12 +44,12 @@ class LanguageSite:
         stages: Sequence[Stage],
         encoder: EncoderSite | None,
         clock: Clock,
-        seed: int,
+        passes: Passes,
         scores: bool,
     ):
         assert anatomy.language is not None
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
-        self.stages, self.clock, self.seed, self.scores = stages, clock, seed, scores
+        self.stages, self.clock, self.passes, self.scores = stages, clock, passes, scores
         self.handoff = [s for s in stages if s.site == "handoff"]
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
@@ -72,12 +72,17 @@ class LanguageSite:
                 )
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
-        self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"])
+        self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"], passes)
+        passes.visual += [s for s in stages if s.site in ("encoder", "handoff")]
+        passes.visual += [s for here in self.prefill.values() for s in here]
         if any(s.method.recalls for here in self.prefill.values() for s in here):
             if any(s.positions == "compact" for s in stages):
                 raise ValueError("positions='compact': tokens that come back later need those they had; use 'original'")
             # What never entered the language model could not come back.
             self.prefill, self.handoff = {0: self.handoff, **self.prefill}, []
+        self.model = Fingerprint(self.language.root)
+        attentions = enumerate(self.language.attentions)
+        self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
         self.trace: Trace | None = None
         self._kinds: dict[str, Tensor] = {}
         self._padding: Tensor | None = None
@@ -96,8 +101,8 @@ class LanguageSite:
         anatomy, language = self.anatomy, self.language
         assert anatomy.base is not None
         out = self.sight.attach()
-        out.append(anatomy.base.register_forward_pre_hook(self._see, with_kwargs=True).remove)
-        out.append(language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+        out.append(calls.before(anatomy.base, self._see))
+        out.append(calls.before(language.root, self._enter))
         for i, layer in enumerate(language.layers):
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
@@ -111,11 +116,9 @@ class LanguageSite:
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._kinds, self._stream, self._around = {}, None, True
-        if not any(v is not None for k, v in kwargs.items() if k.startswith(PICTURES)):
+        if not pictured(kwargs):
             return
-        kinds = self.anatomy.placeholders(
-            kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
-        )
+        kinds = self.anatomy.placeholders(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         if any(bool(k.any()) for k in kinds.values()):
             self._kinds = kinds
             mask = kwargs.get("attention_mask")
@@ -123,6 +126,7 @@ class LanguageSite:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         kinds, self._kinds, self._ids = self._kinds, {}, kwargs.get("position_ids")
+        decode.begin(decode.cache_of(kwargs), self.model, self.own)
         if not kinds:
             self.sight.unseen(self._around)
             return None
@@ -251,7 +255,7 @@ class LanguageSite:
                 mask=None if bool(mask.all()) else mask,
                 grid=grid,
                 sizes=None if stream.reduction.drops else stream.reduction.sizes(),
-                seed=self.seed,
+                seed=self.passes.seed(stage),
                 **given,
             )
             keep = resolve(stage.keep, index, self.anatomy, stream)
@@ -273,6 +277,7 @@ class LanguageSite:
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
+        self.passes.ran(stage)
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
 
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -296,7 +301,7 @@ class LanguageSite:
             cache = None  # its state is of one size, whatever has left; or it has none of its own
         if cache is not None:
             layer = SievedLayer.of(cache, index, hidden.shape[0], hidden.device)
-            past, holes = layer.length, holes or layer.holes
+            past, holes, layer.model = layer.length, holes or layer.holes, self.model
             assert layer.columns is not None
             columns = torch.cat([layer.columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
             named = torch.where(stream.index >= 0, stream.index + past, -1)

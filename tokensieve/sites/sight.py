@@ -41,6 +41,11 @@ class Sight:
         self._shapes: list[tuple[int, ...]] = []
         self._packed: dict[str, Any] | None = None
 
+    @property
+    def watched(self) -> list[Stack]:
+        """The encoders whose attention is read."""
+        return [watch.stack for watch in self.watches if watch.reads]
+
     def attach(self) -> list[Detach]:
         base = self.anatomy.base
         out = [detach for watch in self.watches for detach in watch.attach()]
