@@ -75,6 +75,11 @@ GUARDS = {
             "continuous batching keeps entries in pages of its own, from which none can leave; use generate() under a sieve",
         ),
         Guard(
+            "ending", ("encoder",), "pass", RuntimeError,
+            "the prompt ends in an image whose last token, where the answer begins, has left in the encoder; end it with text, "
+            "or use site='handoff'",
+        ),
+        Guard(
             "unread", ("encoder", "handoff", "prefill", "cross", "cache"), "cache", RuntimeError,
             "tokens have left this cache; attach a sieve to the model that reads it (one that evicts nothing more: "
             "sieve(model, Plan([])))",

@@ -15,7 +15,7 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import calls, decode, masks, positions, readings, taps
+from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
@@ -235,6 +235,8 @@ class LanguageSite:
         total = total.rows(source[:, 0] // total.n)
         chosen = torch.zeros(total.batch, total.n, dtype=torch.bool, device=x.device)
         chosen.scatter_(1, total.kept, True)
+        if bool((ending.ends(stream) & ~chosen).any()):
+            raise guards.refusal("ending")
         x = stream.leave(Reduction.keep(chosen), x, merge=False)
         stream.reduction = total
         assert self.encoder is not None
@@ -259,7 +261,7 @@ class LanguageSite:
                 **given,
             )
             keep = resolve(stage.keep, index, self.anatomy, stream)
-            step = self._step(stage, signals, keep, stream.images.alone)
+            step = self._step(stage, signals, keep, stream)
             ranks = self.ranked and stage.site == "handoff"
             score = stage.method.score(signals) if ranks or self.scores else None
             if ranks and score is not None:
@@ -268,12 +270,14 @@ class LanguageSite:
         self._record(stage, stream, score, grid)
         return x
 
-    def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, alone: Tensor) -> Reduction:
-        if bool((budget.counts(keep, signals.valid) == signals.valid.sum(1)).all()):
+    def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, stream: Stream) -> Reduction:
+        counts, alone, last = budget.counts(keep, signals.valid), stream.images.alone, ending.ends(stream)
+        if bool((counts == signals.valid.sum(1)).all()):
             return Reduction.keep(signals.valid)
-        if not bool(alone.any()):
-            return stage.method(signals, keep)
-        return stage.method.reduce(signals, torch.where(alone, 1, budget.counts(keep, signals.valid)))
+        counts = torch.where(alone, 1, counts)
+        if bool(last.any()):
+            return ending.staying(stage.method, signals, counts, last)
+        return stage.method.reduce(signals, counts) if bool(alone.any()) else stage.method(signals, keep)
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
