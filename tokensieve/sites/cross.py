@@ -18,7 +18,7 @@ from tokensieve.sites.anatomy import crossing
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import Detach
-from tokensieve.sites.passes import Passes
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.trace import StageTrace, Trace
 
 STATES, MASK, SEEING = "cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"
@@ -32,10 +32,10 @@ class CrossSite:
     every candidate stays, the pass is left as it is.
     """
 
-    def __init__(self, model: nn.Module, stage: Stage, clock: Clock, passes: Passes, scores: bool):
+    def __init__(self, model: nn.Module, stage: Stage, clock: Clock, ledger: Ledger, scores: bool):
         self.base, self.language, self.layers = crossing(model)
-        self.stage, self.clock, self.passes, self.scores = stage, clock, passes, scores
-        passes.visual.append(stage)
+        self.stage, self.clock, self.ledger, self.scores = stage, clock, ledger, scores
+        ledger.visual.append(stage)
         keep = stage.keep
         if isinstance(keep, Keep) and (keep.per == "prompt" or (keep.tokens is None and keep.share is None)):
             # Of images that share one, all keys of the first might leave: text in front of the second would see only that.
@@ -79,7 +79,7 @@ class CrossSite:
         states = self._given.get(STATES)
         if states is None:
             return
-        self.passes.ran(self.stage)
+        self.ledger.ran(self.stage)
         with self.clock, torch.no_grad():
             keys = states.reshape(len(call.query) * self._images, -1, states.shape[-1])
             attention, seen, valid = self._read(call, keys.shape[1])
@@ -92,7 +92,7 @@ class CrossSite:
                 mask=None if bool(valid.all()) else valid,
                 text_attention=attention[real][:, :, None],
                 text_mask=seen[real][:, None],
-                seed=self.passes.seed(self.stage),
+                seed=self.ledger.seed(self.stage),
             )
             step = self._step(signals)
             score = self.stage.method.score(signals) if self.scores else None

@@ -1,4 +1,4 @@
-"""Passes over a cache that holds fewer entries than the sequence has tokens."""
+"""Ledger over a cache that holds fewer entries than the sequence has tokens."""
 
 from __future__ import annotations
 

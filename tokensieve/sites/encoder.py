@@ -15,7 +15,7 @@ from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites import taps
 from tokensieve.sites.clock import Clock
-from tokensieve.sites.passes import Passes
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import StageTrace, Trace
 
@@ -88,8 +88,8 @@ class EncoderSite:
         last: the block behind which features leave the encoder; alone: whether no language model stands behind it.
     """
 
-    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, passes: Passes, scores: bool, alone: bool):
-        self.stack, self.stage, self.clock, self.passes, self.scores = stack, stage, clock, passes, scores
+    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, ledger: Ledger, scores: bool, alone: bool):
+        self.stack, self.stage, self.clock, self.ledger, self.scores = stack, stage, clock, ledger, scores
         self.layers = tuple(sorted({stack.layer(i) for i in stage.layers})) if stage.layers else tuple(range(last + 1))
         if isinstance(stage.keep, budget.Keep) and (stage.keep.average or stage.keep.flops):
             raise ValueError(f"{stage.keep}: an encoder takes tokens or a share; the others are of the language model")
@@ -102,7 +102,7 @@ class EncoderSite:
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
         self.alone = alone
-        passes.every += [stage] if alone else []
+        ledger.every += [stage] if alone else []
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
         self._clear()
 
@@ -164,14 +164,14 @@ class EncoderSite:
             mask=None if whole else before.mask,
             grid=self.grid if whole else None,
             sizes=None if whole else before.sizes(),
-            seed=self.passes.seed(self.stage),
+            seed=self.ledger.seed(self.stage),
             **{name: seen[index] for name, seen in self._seen(index).items()},
         )
         step = self.stage.method(signals, target)
         self.total = before.then(step)
         self.holes = not bool(self.total.mask.all())  # once: layers that ask would wait for the device
         if self.alone:
-            self.passes.ran(self.stage)
+            self.ledger.ran(self.stage)
         if whole and self.scores:
             self.score = self.stage.method.score(signals)
         self.by_length[first + step.m] = self.total

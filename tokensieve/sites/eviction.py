@@ -24,8 +24,8 @@ from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.fingerprint import Fingerprint
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.paged import paged
-from tokensieve.sites.passes import Passes
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.store import MORE
@@ -45,12 +45,12 @@ class CacheSite:
         language: Stack,
         stages: Sequence[Stage],
         clock: Clock,
-        passes: Passes,
+        ledger: Ledger,
         alone: bool,
         anatomy: Anatomy | None = None,
     ):
         self._visual: Tensor | None = None
-        self.language, self.clock, self.passes, self.alone, self.anatomy = language, clock, passes, alone, anatomy
+        self.language, self.clock, self.ledger, self.alone, self.anatomy = language, clock, ledger, alone, anatomy
         self.full = full_layers(language)
         self._read = {source for i, source in enumerate(language.sources) if i != source}
         self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
@@ -59,7 +59,7 @@ class CacheSite:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
             share(stage.keep, torch.ones(1, dtype=torch.long))
         quotas.check(self.stages, self.layers, self.full, self._read)
-        passes.late += self.stages
+        ledger.late += self.stages
         self.model = Fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
@@ -173,7 +173,7 @@ class CacheSite:
         if not stages:
             return
         for stage in stages:
-            self.passes.ran(stage)
+            self.ledger.ran(stage)
         with self.clock:
             held = getattr(self._cache.layers[index], "keys", None)
             heads = held.shape[1] if held is not None and held.dim() == 4 else call.key.shape[1]
@@ -196,7 +196,7 @@ class CacheSite:
             layer.mark = layer.length if prompt else layer.mark
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.passes.elsewhere:
+        if self.ledger.elsewhere:
             return
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
         self._visual, self._masks = None, {}
@@ -247,7 +247,7 @@ class CacheSite:
         signals = Signals(
             features=now.features(method.unit),
             mask=None if bool(valid.all()) else valid,
-            seed=self.passes.seed(stage) + index,
+            seed=self.ledger.seed(stage) + index,
             **given,
         )
         if method.shared:

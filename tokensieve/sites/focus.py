@@ -15,7 +15,7 @@ from tokensieve.signals import Signals
 from tokensieve.sites import masks, readings, taps
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
-from tokensieve.sites.passes import Passes
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.stack import Stack, neurons
 from tokensieve.sites.stream import Images, Stream
 
@@ -32,8 +32,8 @@ class FocusSite:
     Methods get ``features``, the keys of the visual tokens (where neurons are read, their activations), and the grid.
     """
 
-    def __init__(self, language: Stack, stages: Sequence[Stage], passes: Passes):
-        self.language, self.passes = language, passes
+    def __init__(self, language: Stack, stages: Sequence[Stage], ledger: Ledger):
+        self.language, self.ledger = language, ledger
         self.layers: dict[int, list[Stage]] = {}
         for stage in stages:
             # All of it is the plain model, bit for bit.
@@ -48,7 +48,7 @@ class FocusSite:
                 )
             if language.attentions[layer] is None:
                 raise ValueError(f"layers={layer}: it has no attention to limit; name layers that have")
-        passes.visual += {id(s): s for here in self.layers.values() for s in here}.values()
+        ledger.visual += {id(s): s for here in self.layers.values() for s in here}.values()
         kind = taps.kind(language.config)
         if self.layers and kind not in KERNELS:
             raise ValueError(
@@ -113,7 +113,7 @@ class FocusSite:
             if stream is not None:
                 seen = _standing(stream, past)
                 for stage in self.layers[index]:
-                    self.passes.ran(stage)
+                    self.ledger.ran(stage)
                 if layer is not None:
                     layer.seen = seen
             elif seen is not None:

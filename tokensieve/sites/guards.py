@@ -1,6 +1,6 @@
 """Guards: what a sieve refuses instead of answering wrongly, site by site, and the sentence that names the way out.
 
-The table says where each guard stands and when it speaks; :mod:`passes`, :mod:`copies` and the cache's layers ask :func:`refusal`
+The table says where each guard stands and when it speaks; :mod:`ledger`, :mod:`copies` and the cache's layers ask :func:`refusal`
 for the error. A guard of one site holds at its neighbours: those it does not stand at have nothing to guard.
 """
 

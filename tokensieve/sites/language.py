@@ -23,7 +23,7 @@ from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.focus import FocusSite
-from tokensieve.sites.passes import Passes, pictured
+from tokensieve.sites.ledger import Ledger, pictured
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Stream
@@ -34,7 +34,7 @@ class LanguageSite:
     """Carries a :class:`Stream` through each pass of the language model that brings visual tokens.
 
     A pass runs: :meth:`_see` (find the visual tokens) -> :meth:`_enter` (handoff) -> :meth:`_layer` for every layer (prefill
-    stages, masks, caches) -> :meth:`_leave` (states back to full length) -> :meth:`_done`. Passes without visual tokens only
+    stages, masks, caches) -> :meth:`_leave` (states back to full length) -> :meth:`_done`. Ledger without visual tokens only
     get their masks gathered where the cache holds fewer entries than the sequence has tokens.
     """
 
@@ -44,12 +44,12 @@ class LanguageSite:
         stages: Sequence[Stage],
         encoder: EncoderSite | None,
         clock: Clock,
-        passes: Passes,
+        ledger: Ledger,
         scores: bool,
     ):
         assert anatomy.language is not None
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
-        self.stages, self.clock, self.passes, self.scores = stages, clock, passes, scores
+        self.stages, self.clock, self.ledger, self.scores = stages, clock, ledger, scores
         self.handoff = [s for s in stages if s.site == "handoff"]
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
@@ -72,9 +72,9 @@ class LanguageSite:
                 )
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
-        self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"], passes)
-        passes.visual += [s for s in stages if s.site in ("encoder", "handoff")]
-        passes.visual += [s for here in self.prefill.values() for s in here]
+        self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"], ledger)
+        ledger.visual += [s for s in stages if s.site in ("encoder", "handoff")]
+        ledger.visual += [s for here in self.prefill.values() for s in here]
         if any(s.method.recalls for here in self.prefill.values() for s in here):
             if any(s.positions == "compact" for s in stages):
                 raise ValueError("positions='compact': tokens that come back later need those they had; use 'original'")
@@ -257,7 +257,7 @@ class LanguageSite:
                 mask=None if bool(mask.all()) else mask,
                 grid=grid,
                 sizes=None if stream.reduction.drops else stream.reduction.sizes(),
-                seed=self.passes.seed(stage),
+                seed=self.ledger.seed(stage),
                 **given,
             )
             keep = resolve(stage.keep, index, self.anatomy, stream)
@@ -281,7 +281,7 @@ class LanguageSite:
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
-        self.passes.ran(stage)
+        self.ledger.ran(stage)
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
 
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tokensieve.sites import calls, entries, taps
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
-from tokensieve.sites.passes import Passes
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import Trace
@@ -24,11 +24,11 @@ from tokensieve.sites.trace import Trace
 class ReadingSite:
     """Some layers select entries at every decoded token, and the layers behind them read no others."""
 
-    def __init__(self, language: Stack, stage: Stage, clock: Clock, passes: Passes):
+    def __init__(self, language: Stack, stage: Stage, clock: Clock, ledger: Ledger):
         if stage.layers is not None:
             raise ValueError(f"layers={stage.layers}; {stage.method.name} says by its own options which layers select")
-        self.language, self.stage, self.clock, self.passes = language, stage, clock, passes
-        passes.every += [] if stage.keep == 1.0 else [stage]
+        self.language, self.stage, self.clock, self.ledger = language, stage, clock, ledger
+        ledger.every += [] if stage.keep == 1.0 else [stage]
         self.full = full_layers(language)
         self.roles = dict(zip(self.full, stage.method.roles(len(self.full)), strict=True))
         share(stage.keep, torch.ones(1, dtype=torch.long))
@@ -55,7 +55,7 @@ class ReadingSite:
 
     @torch.no_grad()
     def _observe(self, index: int, call: taps.Call) -> None:
-        self.passes.ran(self.stage)
+        self.ledger.ran(self.stage)
         if self.roles[index] != "select" or call.query.shape[2] > 1:
             return
         if call.key.shape[2] != self._length:
@@ -71,7 +71,7 @@ class ReadingSite:
                 entries.vectors(call.key, "head"),
                 None if real is None else real.repeat_interleave(heads, 0),
                 window_attention=entries.laid(attention, "head", heads),
-                seed=self.passes.seed(self.stage) + index,
+                seed=self.ledger.seed(self.stage) + index,
             )
             step = self.stage.method(signals, share(self.stage.keep, every).repeat_interleave(heads))
             self._read = None if step.is_identity else (step.kept, step.mask)

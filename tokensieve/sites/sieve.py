@@ -18,7 +18,7 @@ from tokensieve.sites.decoder import decoder
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.eviction import CacheSite
 from tokensieve.sites.language import LanguageSite
-from tokensieve.sites.passes import Passes
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.reading import ReadingSite
 from tokensieve.sites.sparse import SparseSite
 from tokensieve.sites.stack import Stack
@@ -101,7 +101,7 @@ class _Sites:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seeds: dict[int, int], scores: bool):
-        self.model, self.passes = model, (passes := Passes(seeds))
+        self.model, self.ledger = model, (ledger := Ledger(seeds))
         self.undo: list[Detach] = []
         self.encoder: EncoderSite | None = None
         self.language: LanguageSite | None = None
@@ -109,10 +109,10 @@ class _Sites:
         self.cache: CacheSite | None = None
         self.reading: ReadingSite | SparseSite | None = None
         self.anatomy: Anatomy | None = None
-        self._build(model, plan, clock, passes, scores)
+        self._build(model, plan, clock, ledger, scores)
         guards.attachable(model, (part.config for part in self._parts()))
 
-    def _build(self, model: nn.Module, plan: Plan, clock: Clock, passes: Passes, scores: bool) -> None:
+    def _build(self, model: nn.Module, plan: Plan, clock: Clock, ledger: Ledger, scores: bool) -> None:
         late = [s for s in plan.stages if s.site == "cache"]
         stages = [s for s in plan.stages if s.site != "cache"]
         if any(s.site == "vectors" for s in plan.stages):
@@ -123,7 +123,7 @@ class _Sites:
         if any(s.site == "cross" for s in plan.stages):
             if len(plan.stages) > 1:
                 raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")
-            self.cross = CrossSite(model, plan.stages[0], clock, passes, scores)
+            self.cross = CrossSite(model, plan.stages[0], clock, ledger, scores)
             return
         if late and any(s.site == "focus" for s in stages):
             raise ValueError(
@@ -136,11 +136,11 @@ class _Sites:
                     f"{len(plan.stages)} stages; {reading[0].method.name}, which reads a whole cache, stands alone"
                 )
             site = SparseSite if reading[0].method.group else ReadingSite
-            self.reading = site(decoder(model), reading[0], clock, passes)
+            self.reading = site(decoder(model), reading[0], clock, ledger)
             return
         if late or not stages:
             visual = any(n.name.startswith("visual") for s in late for n in s.method.needs)
-            self.cache = CacheSite(decoder(model), late, clock, passes, not stages, find(model) if visual else None)
+            self.cache = CacheSite(decoder(model), late, clock, ledger, not stages, find(model) if visual else None)
         if not stages:
             return
         anatomy = self.anatomy = find(model)
@@ -156,10 +156,10 @@ class _Sites:
                     "and borders of their own); use site='handoff'"
                 )
             self.encoder = EncoderSite(
-                anatomy.vision, inside, clock, anatomy.feature_layer, passes, scores, anatomy.language is None
+                anatomy.vision, inside, clock, anatomy.feature_layer, ledger, scores, anatomy.language is None
             )
         if anatomy.language is not None:
-            self.language = LanguageSite(anatomy, stages, self.encoder, clock, passes, scores)
+            self.language = LanguageSite(anatomy, stages, self.encoder, clock, ledger, scores)
 
     def _parts(self) -> list[Stack]:
         """The stacks whose attention is read or limited, or whose tokens leave; the language model last."""
@@ -181,7 +181,7 @@ class _Sites:
             whole, anatomy = self._parts()[-1].root, self.anatomy
             base = [] if anatomy is None or anatomy.base is None else [anatomy.base]
             towers = [] if self.language is None else [stack.root for stack in self.language.sight.towers]
-            self.undo += self.passes.attach([self.model, *base, whole], towers, anatomy)
+            self.undo += self.ledger.attach([self.model, *base, whole], towers, anatomy)
             self.undo.append(copies.forbid(self.model))
         except BaseException:
             self.detach()
@@ -195,7 +195,7 @@ class _Sites:
 def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
     """Make ``sieves``, outermost first, the ones that act on the model, as one plan; where that fails, those before it go on."""
     before: list[Sieve] = model.__dict__.get(NEST, [])
-    if before and before[-1]._sites.passes.elsewhere:
+    if before and before[-1]._sites.ledger.elsewhere:
         raise guards.refusal("settling")
     sites = None
     if sieves:

@@ -15,7 +15,7 @@ from tokensieve.sites import calls, taps
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
-from tokensieve.sites.passes import Passes
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import Trace
@@ -24,9 +24,9 @@ from tokensieve.sites.trace import Trace
 class SparseSite:
     """Computes the attention of prompts group by group; passes that fit into one group run as they are."""
 
-    def __init__(self, language: Stack, stage: Stage, clock: Clock, passes: Passes):
-        self.language, self.stage, self.clock, self.passes = language, stage, clock, passes
-        passes.every += [] if stage.keep == 1.0 else [stage]
+    def __init__(self, language: Stack, stage: Stage, clock: Clock, ledger: Ledger):
+        self.language, self.stage, self.clock, self.ledger = language, stage, clock, ledger
+        ledger.every += [] if stage.keep == 1.0 else [stage]
         full = full_layers(language)
         asked = full if stage.layers is None else sorted({language.layer(i) for i in stage.layers})
         if set(asked) - set(full):
@@ -54,7 +54,7 @@ class SparseSite:
             self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
 
     def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
-        self.passes.ran(self.stage)
+        self.ledger.ran(self.stage)
         (batch, heads, length, _), total = call.query.shape, call.key.shape[2]
         size = self.stage.method.group
         if length == 1 or total <= size:

@@ -1,4 +1,4 @@
-"""Passes: one at a time, in one thread, and the one place that counts which stages ran in it."""
+"""Ledger: one at a time, in one thread, and the one place that counts which stages ran in it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def pictured(kwargs: Mapping[str, Any]) -> bool:
     return any(v is not None for k, v in kwargs.items() if k.startswith(PICTURES))
 
 
-class Passes:
+class Ledger:
     """Stands around a model's forward, wherever that is entered (the model, the one inside it, its language model).
 
-    Where a stage that was to run did not, the pass is an error: nothing is answered by the plain model in silence. Passes that
+    Where a stage that was to run did not, the pass is an error: nothing is answered by the plain model in silence. Ledger that
     bring no pictures (for stages that thin them), or one token (for most that evict), call for none.
 
     Attributes:
