@@ -168,12 +168,12 @@ class Sight:
         self._inside = out = {}
         for kind in KINDS:
             output = given.get(kind) if isinstance(given, dict) else given if kind == "image" else None
-            pictures = None if output is None else self._pictures(output)
+            pictures = None if output is None else self.pictures(output)
             if pictures is not None:
                 out[kind] = pictures
         return out
 
-    def _pictures(self, output: Any) -> Pictures | None:
+    def pictures(self, output: Any) -> Pictures | None:
         """The pictures that features are of, by the tensors themselves; None where they are not known."""
         features = _features(output)
         parts = [features] if isinstance(features, Tensor) else features or []
