@@ -86,6 +86,13 @@ def check(value: object, name: str = "keep", whole: bool | None = None, most: fl
     return plain
 
 
+def whole(keep: Budget) -> bool:
+    """Whether a budget keeps every token, however many there are: a share of 1.0, not one token."""
+    if isinstance(keep, Keep):
+        return keep.share == 1.0 or keep.average == 1.0
+    return isinstance(keep, float) and keep == 1.0
+
+
 def times(keep: Budget, factor: float) -> Budget:
     """A budget of ``factor`` times as many tokens, for an early stage of a system that keeps ``keep`` on average.
 

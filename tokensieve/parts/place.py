@@ -12,7 +12,7 @@ from torch import Tensor
 POLICIES = ("original", "compact")
 
 
-def positions(ids: Tensor, index: Tensor, real: Tensor, policy: str) -> Tensor:
+def positions(ids: Tensor, index: Tensor, real: Tensor, policy: str, sequence: Tensor | None = None) -> Tensor:
     """Position ids of the tokens that are left.
 
     Args:
@@ -20,6 +20,7 @@ def positions(ids: Tensor, index: Tensor, real: Tensor, policy: str) -> Tensor:
         index: ``(B, L')`` long, the surviving tokens of each row, ascending.
         real: ``(B, L')`` bool, False at padding slots, which keep the id that stands where they point.
         policy: one of ``POLICIES``. Compact ids count up from the row's first; all axes of M-RoPE alike, as for text.
+        sequence: ``(B, L')`` long, ascending from 0: which of several sequences in a row each belongs to; each counts anew.
 
     Returns:
         ``(..., B, L')``.
@@ -27,9 +28,14 @@ def positions(ids: Tensor, index: Tensor, real: Tensor, policy: str) -> Tensor:
     out = ids.gather(-1, index.expand(*ids.shape[:-1], -1))
     if policy == "original":
         return out
-    start = real.long().argmax(-1, keepdim=True).expand(*ids.shape[:-1], 1)
-    first = out.gather(-1, start).flatten(0, -3).amin(0) if ids.dim() > 2 else out.gather(-1, start)
-    return torch.where(real, first + real.long().cumsum(-1) - 1, out)
+    start = real.long().argmax(-1, keepdim=True)
+    if sequence is not None:
+        each = real[:, None] & (sequence[:, None] == torch.arange(int(sequence.max()) + 1, device=real.device)[:, None])
+        start = each.long().argmax(-1).gather(-1, sequence)
+    first = out.gather(-1, start.expand(*ids.shape[:-1], -1))
+    first = first.flatten(0, -3).amin(0) if ids.dim() > 2 else first
+    rank = real.long().cumsum(-1) - 1
+    return torch.where(real, first + rank - rank.gather(-1, start), out)
 
 
 def shift(ids: Tensor, index: Tensor, real: Tensor, policy: str) -> Tensor:

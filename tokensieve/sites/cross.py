@@ -13,7 +13,7 @@ from tokensieve.parts.budget import Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import calls, masks, readings, taps
+from tokensieve.sites import calls, masks, readings, recomputed, taps
 from tokensieve.sites.anatomy import crossing
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
@@ -60,6 +60,7 @@ class CrossSite:
             calls.before(root, self._enter),
             root.register_forward_hook(self._done, always_call=True).remove,
             taps.attach(first, observe=self._choose),
+            *recomputed.attach(self.language),
         ]
         for i in self.layers[1:]:
             out.append(self.language.layers[i].register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)

@@ -13,13 +13,15 @@ from tokensieve.parts import budget, rows
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import taps
+from tokensieve.sites import recomputed, taps
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import StageTrace, Trace
 
 Detach = Callable[[], None]
+Heard = dict[str, dict[int, list[Tensor]]]
+"""Signals by name and layer, one of each call: a block may be called several times in one pass."""
 ENCODER_SIGNALS = ("cls_attention", "received_attention", "cls_similarity", "keys", "values")
 
 
@@ -28,7 +30,7 @@ class Watch:
 
     def __init__(self, stack: Stack, needs: Iterable[Need], clock: Clock, layers: tuple[int, ...] = ()):
         self.stack, self.clock = stack, clock
-        self.seen: dict[str, dict[int, list[Tensor]]] = {}  # a block may be called several times in one pass
+        self.seen: Heard | None = None  # only while somebody listens
         self._wanted: dict[int, dict[str, list[int]]] = {}
         for need in needs:
             for name in self.names(need):
@@ -61,6 +63,8 @@ class Watch:
         assert module is not None
 
         def observe(call: taps.Call) -> None:
+            if self.seen is None:
+                return
             with self.clock, torch.no_grad():
                 for name, asked in names.items():
                     value = self._read(name, call)
@@ -79,6 +83,38 @@ class Watch:
             return rows.attend(call.value[:, :, :1], call.value, 1.0, call.mask)[:, :, 0, first:]
         x = call.key if name == "keys" else call.value
         return x[:, :, first:].transpose(1, 2).flatten(2)
+
+
+class Encoded:
+    """What became of the tokens of one pass of an encoder.
+
+    Attributes:
+        grid: rows and columns of the patches of each image; None where that is not known.
+        total: from the patches to those that are left so far; None in front of the first stage.
+        targets: how many are left behind each of the site's blocks.
+        holes: whether ``total`` holds padding.
+        by_length: ``total`` as it was when the states held so many tokens, special ones included.
+        score: what the method ranked by at first; None where nobody asked.
+    """
+
+    def __init__(self, grid: tuple[int, int] | None):
+        self.grid = grid
+        self.total: Reduction | None = None
+        self.targets: list[int] = []
+        self.holes = False
+        self.by_length: dict[int, Reduction] = {}
+        self.score: Tensor | None = None
+
+    def widen(self, x: Tensor, first: int) -> Tensor:
+        """``(I, m, ...)`` recorded at some block -> ``(I, n, ...)``: each original token has what its slot had there.
+
+        Args:
+            first: special tokens in front of the patches.
+        """
+        if self.total is None or x.shape[1] == self.total.n:
+            return x
+        flat = x.reshape(*x.shape[:2], -1)
+        return self.by_length[first + x.shape[1]].restore(flat).reshape(x.shape[0], -1, *x.shape[2:])
 
 
 class EncoderSite:
@@ -104,29 +140,12 @@ class EncoderSite:
         self.alone = alone
         ledger.every += [stage] if alone else []
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
-        self._clear()
-
-    @property
-    def trace(self) -> Trace | None:
-        """What happened in the last pass of a bare encoder."""
-        if self.total is None:
-            return None
-        return Trace([StageTrace(self.stage, self.total, self.score, self.grid)], list(range(self.total.batch)), [])
-
-    def _clear(self, pixels: Tensor | None = None) -> None:
-        self.grid: tuple[int, int] | None = None
-        patch = getattr(self.stack.config, "patch_size", None)
-        if isinstance(pixels, Tensor) and pixels.dim() == 4 and isinstance(patch, int):
-            self.grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-        self.total: Reduction | None = None
-        self.holes = False
-        self.by_length: dict[int, Reduction] = {}
-        self.score: Tensor | None = None
-        self.targets: list[int] = []
-        self.watch.seen.clear()
+        self.trace: Trace | None = None
+        self.now: Encoded | None = None
+        self.made: list[Encoded] | None = None  # a list while somebody collects the passes
 
     def attach(self) -> list[Detach]:
-        out = self.watch.attach()
+        out = [*recomputed.attach(self.stack), *self.watch.attach()]
         for i, layer in enumerate(self.stack.layers):
             if i in self.layers:
                 out.append(layer.register_forward_hook(self._after(i), prepend=True).remove)
@@ -135,63 +154,64 @@ class EncoderSite:
                 if attention is not None:
                     out.append(taps.attach(attention, mask=self._weigh))
         out.append(self.stack.root.register_forward_pre_hook(self._start, with_kwargs=True).remove)
-        out.append(self.stack.root.register_forward_hook(self._restore).remove)
+        out.append(self.stack.root.register_forward_hook(self._restore, always_call=True).remove)
         return out
 
     def _start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._clear(kwargs.get("pixel_values", args[0] if args else None))
+        pixels, patch = (
+            kwargs.get("pixel_values", args[0] if args else None),
+            getattr(self.stack.config, "patch_size", None),
+        )
+        grid = None
+        if isinstance(pixels, Tensor) and pixels.dim() == 4 and isinstance(patch, int):
+            grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
+        self.now, self.watch.seen = Encoded(grid), {}
 
     def _after(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             hidden = output[0] if isinstance(output, tuple) else output
+            if self.now is None:
+                return None
             with self.clock:
-                new = self._reduce(index, hidden)
+                new = self._reduce(self.now, index, hidden)
             return (new, *output[1:]) if isinstance(output, tuple) else new
 
         return hook
 
-    def _reduce(self, index: int, hidden: Tensor) -> Tensor:
+    def _reduce(self, now: Encoded, index: int, hidden: Tensor) -> Tensor:
         first = self.stack.specials
         special, tokens = hidden[:, :first], hidden[:, first:]
-        if self.total is None:
+        if now.total is None:
             keep = budget.counts(self.stage.keep, torch.ones(1, tokens.shape[1], dtype=torch.bool))
-            self.targets = budget.steps(tokens.shape[1], int(keep), len(self.layers))
-        target = self.targets[self.layers.index(index)]
-        before = self.total or Reduction.identity(tokens.shape[0], tokens.shape[1], tokens.device)
+            now.targets = budget.steps(tokens.shape[1], int(keep), len(self.layers))
+        target = now.targets[self.layers.index(index)]
+        before = now.total or Reduction.identity(tokens.shape[0], tokens.shape[1], tokens.device)
         whole = before.is_identity
+        heard = self.watch.seen or {}
         signals = Signals(
             features=tokens,
             mask=None if whole else before.mask,
-            grid=self.grid if whole else None,
+            grid=now.grid if whole else None,
             sizes=None if whole else before.sizes(),
             seed=self.ledger.seed(self.stage),
-            **{name: seen[index] for name, seen in self._seen(index).items()},
+            **{name: {index: seen[index][-1]} for name, seen in heard.items() if index in seen},
         )
         step = self.stage.method(signals, target)
-        self.total = before.then(step)
-        self.holes = not bool(self.total.mask.all())  # once: layers that ask would wait for the device
+        now.total = before.then(step)
+        now.holes = not bool(now.total.mask.all())  # once: layers that ask would wait for the device
         if self.alone:
             self.ledger.ran(self.stage)
         if whole and self.scores:
-            self.score = self.stage.method.score(signals)
-        self.by_length[first + step.m] = self.total
+            now.score = self.stage.method.score(signals)
+        now.by_length[first + step.m] = now.total
         return torch.cat([special, step.apply(tokens)], 1)
-
-    def _seen(self, index: int) -> dict[str, dict[int, Tensor]]:
-        return {name: {index: seen[index][-1]} for name, seen in self.watch.seen.items() if index in seen}
-
-    def widen(self, x: Tensor) -> Tensor:
-        """``(I, m, ...)`` recorded at some block -> ``(I, n, ...)``: each original token has what its slot had there."""
-        first = self.stack.specials
-        if self.total is None or x.shape[1] == self.total.n:
-            return x
-        flat = x.reshape(*x.shape[:2], -1)
-        return self.by_length[first + x.shape[1]].restore(flat).reshape(x.shape[0], -1, *x.shape[2:])
 
     def _weigh(self, mask: Tensor | None, key: Tensor) -> Tensor | None:
         """Hide padding slots, and weigh merged tokens by their size where the method asks for it."""
-        total = self.total
-        if total is None or total.is_identity or not (self.holes or self.stage.method.proportional):
+        total = None if self.now is None else self.now.total
+        if self.now is None or total is None or total.is_identity:
+            return mask
+        if not (self.now.holes or self.stage.method.proportional):
             return mask
         first = self.stack.specials
         bias = torch.zeros(key.shape[0], 1, 1, key.shape[2], dtype=key.dtype, device=key.device)
@@ -203,21 +223,26 @@ class EncoderSite:
         return bias.masked_fill(~mask, torch.finfo(key.dtype).min) if mask.dtype == torch.bool else bias + mask
 
     def _restore(self, module: nn.Module, args: Any, output: Any) -> Any:
-        self.watch.seen.clear()
-        if self.total is None or not hasattr(output, "keys"):
+        now, self.now, self.watch.seen = self.now, None, None
+        if now is None or now.total is None or output is None:
             return output
-        full = self.stack.specials + self.total.n
+        if self.made is not None:
+            self.made.append(now)
+        self.trace = Trace([StageTrace(self.stage, now.total, now.score, now.grid)], list(range(now.total.batch)), [])
+        if not hasattr(output, "keys"):
+            return output
+        full = self.stack.specials + now.total.n
         for name in ("last_hidden_state", "hidden_states"):
             value = output.get(name)
             if isinstance(value, Tensor):
-                output[name] = self._widen(value, full)
+                output[name] = self._widen(now, value, full)
             elif isinstance(value, tuple):
-                output[name] = tuple(self._widen(v, full) for v in value)
+                output[name] = tuple(self._widen(now, v, full) for v in value)
         return output
 
-    def _widen(self, hidden: Tensor | None, full: int) -> Tensor | None:
-        if hidden is None or hidden.dim() != 3 or hidden.shape[1] == full or hidden.shape[1] not in self.by_length:
+    def _widen(self, now: Encoded, hidden: Tensor | None, full: int) -> Tensor | None:
+        if hidden is None or hidden.dim() != 3 or hidden.shape[1] == full or hidden.shape[1] not in now.by_length:
             return hidden
         first = self.stack.specials
-        tokens = self.by_length[hidden.shape[1]].restore(hidden[:, first:])
+        tokens = now.by_length[hidden.shape[1]].restore(hidden[:, first:])
         return torch.cat([hidden[:, :first], tokens], 1)

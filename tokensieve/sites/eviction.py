@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.method import Method
-from tokensieve.parts import layers, score
+from tokensieve.parts import budget, layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
@@ -53,7 +53,7 @@ class CacheSite:
         self.language, self.clock, self.ledger, self.alone, self.anatomy = language, clock, ledger, alone, anatomy
         self.full = full_layers(language)
         self._read = {source for i, source in enumerate(language.sources) if i != source}
-        self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
+        self.stages = [s for s in stages if not budget.whole(s.keep)]
         self.layers = {id(s): quotas.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
@@ -150,13 +150,13 @@ class CacheSite:
         layers = () if self._cache is None else self._cache.layers
         return layers[index] if len(layers) > index else None
 
-    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
+    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         layer = self._held(index)
         if not isinstance(layer, EvictedLayer) or layer.pages is None:
             return None
         what = "heads that hold different numbers of entries cannot; take a method that keeps equally many in each ('snapkv')"
         taps.refuse(kwargs, index, what)
-        return paged(layer.pages, call)
+        return partial(paged, layer.pages)
 
     @torch.no_grad()
     def _observe(self, index: int, call: taps.Call) -> None:

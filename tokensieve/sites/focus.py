@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.focus import Focus
-from tokensieve.parts import select
+from tokensieve.parts import budget, select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, readings, taps
+from tokensieve.sites import masks, readings, recomputed, taps
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.ledger import Ledger
@@ -39,7 +39,7 @@ class FocusSite:
             # All of it is the plain model, bit for bit.
             able = [i for i, attention in enumerate(language.attentions) if attention is not None]
             every = able if stage.layers is None else stage.layers
-            for layer in sorted({language.layer(i) for i in every}) if stage.keep != 1.0 else ():
+            for layer in sorted({language.layer(i) for i in every}) if not budget.whole(stage.keep) else ():
                 self.layers.setdefault(layer, []).append(stage)
         for layer, here in self.layers.items():
             if sum(bool(_names(s) & READS) for s in here) > 1:
@@ -182,7 +182,7 @@ class FocusSite:
     def _fire(self, index: int, stage: Stage) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any) -> Any:
             seen, (x, *rest) = self._now.get(index), args
-            if seen is None or not bool((seen.entry >= 0).any()):
+            if recomputed.again() or seen is None or not bool((seen.entry >= 0).any()):
                 return None
             stream = self._at[index][0]
             if stream is None:
@@ -195,13 +195,17 @@ class FocusSite:
                     neurons=stream.pick(x, at),
                     mask=None if bool(mask.all()) else mask,
                     text_neurons=masks.gather(x, text, 1)[stream.images.row],
-                    text_mask=real[stream.images.row],
+                    text_mask=stream.mine(text, real),
                 )
                 core = stage.method.focus(signals, _plain(stage)).neurons
                 if core is not None:
                     seen.neurons = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
                     seen.neurons[stream.images.row] = core
-            return None
+            if core is None or stream.asked == stream.length:
+                return None
+            late = stream.index >= stream.asked
+            assert seen.neurons is not None
+            return (torch.where(late[:, :, None], x * seen.neurons[:, None].to(x.dtype), x), *rest)
 
         return hook
 
@@ -218,7 +222,7 @@ def _plain(stage: Stage) -> int | float:
 def _standing(stream: Stream, past: int) -> Seen:
     """Where visual tokens and text stand among the keys, behind ``past`` cached ones."""
     at, mask = stream.slots()
-    text, real = stream.text()
+    text, real = stream.text(late=True)
     label = torch.full_like(stream.index, -1)
     row = stream.images.row
     number = torch.arange(len(row), device=row.device) - (row[:, None] > row).sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, taps
+from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, recomputed, taps
 from tokensieve.sites.anatomy import Anatomy
+from tokensieve.sites.asked import Asked
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.deepstack import Deepstack
@@ -24,6 +26,7 @@ from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.focus import FocusSite
 from tokensieve.sites.ledger import Ledger, pictured
+from tokensieve.sites.passes import Pass
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Stream
@@ -33,9 +36,9 @@ from tokensieve.sites.trace import StageTrace, Trace
 class LanguageSite:
     """Carries a :class:`Stream` through each pass of the language model that brings visual tokens.
 
-    A pass runs: :meth:`_see` (find the visual tokens) -> :meth:`_enter` (handoff) -> :meth:`_layer` for every layer (prefill
-    stages, masks, caches) -> :meth:`_leave` (states back to full length) -> :meth:`_done`. Ledger without visual tokens only
-    get their masks gathered where the cache holds fewer entries than the sequence has tokens.
+    A :class:`Pass` runs: :meth:`_see` (find the visual tokens) -> :meth:`_enter` (handoff) -> :meth:`_layer` for every layer
+    (prefill stages, masks, caches) -> :meth:`_leave` (states back to full length) -> :meth:`_done` -> :meth:`_end`. Passes
+    without visual tokens only get their masks gathered where the cache holds fewer entries than the sequence has tokens.
     """
 
     def __init__(
@@ -84,13 +87,8 @@ class LanguageSite:
         attentions = enumerate(self.language.attentions)
         self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
         self.trace: Trace | None = None
-        self._kinds: dict[str, Tensor] = {}
-        self._padding: Tensor | None = None
-        self._ids: Tensor | None = None
-        self._around = False
-        self._deep = Deepstack({})
-        self._stream: Stream | None = None
-        self._calls: dict[int, taps.Call] = {}
+        self.asked = Asked(anatomy.model)
+        self.now: Pass | None = None
 
     def _names(self, stage: Stage) -> list[str]:
         """The signals that a stage gets."""
@@ -100,55 +98,62 @@ class LanguageSite:
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
         assert anatomy.base is not None
-        out = self.sight.attach()
+        out = [*self.asked.attach(), *self.sight.attach(), self._end]
         out.append(calls.before(anatomy.base, self._see))
+        out.append(anatomy.base.register_forward_hook(self._end, always_call=True).remove)
         out.append(calls.before(language.root, self._enter))
         for i, layer in enumerate(language.layers):
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
         out.append(language.root.register_forward_hook(self._done, always_call=True).remove)
         out += self.focus.attach()
+        out += recomputed.attach(language)
         for i, stages in self.prefill.items():
-            out += [] if i == 0 else readings.listen(self._calls, i, language, stages, lambda: self._stream is not None)
+            out += [] if i == 0 else readings.listen(self._listening, i, language, stages)
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._kinds, self._stream, self._around = {}, None, True
+        now = self.now = Pass(around=True)
+        now.pictures = self.sight.begin(kwargs.get("mm_encoder_outputs"))
         if not pictured(kwargs):
             return
         kinds = self.anatomy.placeholders(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         if any(bool(k.any()) for k in kinds.values()):
-            self._kinds = kinds
+            now.kinds = kinds
             mask = kwargs.get("attention_mask")
-            self._padding = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+            now.padding = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        kinds, self._kinds, self._ids = self._kinds, {}, kwargs.get("position_ids")
+        now = self.now = self.now or Pass(around=False)
+        now.ids = kwargs.get("position_ids")
         decode.begin(decode.cache_of(kwargs), self.model, self.own)
+        kinds = now.kinds
         if not kinds:
-            self.sight.unseen(self._around)
+            self.sight.unseen(now.around)
             return None
         x = kwargs["inputs_embeds"]
         length = x.shape[1]
-        real = torch.ones_like(kinds["image"]) if self._padding is None else self._padding[:, -length:].bool()
+        real = torch.ones_like(kinds["image"]) if now.padding is None else now.padding[:, -length:].bool()
         shared = [s.keep for s in self.stages if isinstance(s.keep, Keep) and s.keep.per == "prompt"]
         if shared and self.encoder is not None:
             raise ValueError("Keep(per='prompt') cannot follow an encoder stage, whose budget is per image")
-        images = self.sight.images(kinds, shared)
-        stream = self._stream = Stream(images, real)
-        self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers), images.place)
         cache = kwargs.get("past_key_values")
         past = 0 if cache is None else int(cache.get_seq_length())
+        sequence = masks.packed(self.language.root, x, kwargs)
+        images = self.sight.images(kinds, now.pictures, shared, sequence)
+        self._uncut(past, length)
+        stream = now.stream = Stream(images, real, sequence, self.asked.upto(past, length))
+        self.trace = Trace([], images.row.tolist(), [0.0] * len(self.language.layers), images.place)
         ids = kwargs.get("position_ids")
         if ids is None:
             ids = torch.arange(past, past + length, device=x.device)[None]
         stream.ids = ids.expand(*ids.shape[:-2], len(x), length)
-        self._deep, changed = Deepstack.take(kwargs, stream, len(self.language.layers))
-        whole = masks.windowed(self.language.root, x, kwargs, past)
-        if self.encoder is not None and self.encoder.total is not None:
-            x = self._from_encoder(stream, self.encoder.total, x)
+        now.deep, changed = Deepstack.take(kwargs, stream, len(self.language.layers))
+        whole = masks.windowed(self.language.root, x, kwargs, past, sequence)
+        if self.encoder is not None:
+            x = self._from_encoder(stream, self.encoder.stage, x)
         for stage in self.handoff:
             x = self._thin(stream, stage, 0, x, None)
         if not stream.reduced:
@@ -167,18 +172,23 @@ class LanguageSite:
         stream.entered()
         return args, changed
 
+    def _listening(self) -> dict[int, taps.Call] | None:
+        """Where the attention calls of this pass are noted; None where it brings no visual tokens."""
+        return None if self.now is None or self.now.stream is None else self.now.calls
+
     def _layer(self, index: int) -> Callable[..., Any]:
         names = tuple(inspect.signature(self.language.layers[index].forward).parameters)
 
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
             hidden = kwargs.pop(names[0])
-            stream = self._stream
+            now = self.now or Pass(around=False)
+            stream = now.stream
             if stream is None:
                 self.focus.before(index, None, kwargs)
-                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, self._ids)
-            hidden = self._deep.add(index, hidden, stream)
-            call = self._calls.pop(index, None)
+                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, now.ids)
+            hidden = now.deep.add(index, hidden, stream)
+            call = now.calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
                 if stage.method.recalls:
                     hidden, call = stream.recall(hidden), None
@@ -191,43 +201,81 @@ class LanguageSite:
                 if call is not None and stream.index is not here:
                     call = call.among(stream.stayed)
             stream.held.append(stream.reduction.counts)
-            self.focus.before(index, stream, kwargs, self.sight.grid)
-            return (hidden,), self._gather(stream, index, hidden, kwargs) if stream.reduced else kwargs
+            self.focus.before(index, stream, kwargs, partial(self.sight.grid, stream.images))
+            if not stream.reduced:
+                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, now.ids)
+            return (hidden,), self._gather(stream, index, hidden, kwargs)
 
         return hook
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
-        if self._stream is None or not self._stream.reduced:
+        stream = None if self.now is None else self.now.stream
+        if stream is None or not stream.reduced:
             return output
         hidden = output[0] if isinstance(output, tuple) else output
-        last = self._stream.index[:, -hidden.shape[1] :]
-        if hidden.shape[1] < self._stream.index.shape[1]:  # some run their last layers on the last tokens only
-            if bool((last[:, 0] != self._stream.length - hidden.shape[1]).any()):
+        last = stream.index[:, -hidden.shape[1] :]
+        if hidden.shape[1] < stream.index.shape[1]:  # some run their last layers on the last tokens only
+            if bool((last[:, 0] != stream.length - hidden.shape[1]).any()):
                 raise ValueError(
                     f"{type(self.anatomy.model).__name__} computes its last tokens only, and some of them have left; end the "
                     "prompt with text"
                 )
             return output
-        full = self._stream.whole(hidden)
+        full = stream.whole(hidden)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
+        stream = None if self.now is None else self.now.stream
         states = getattr(output, "hidden_states", None)
-        if self._stream is not None and states is not None:
-            output.hidden_states = tuple(self._stream.restore(h) for h in states)
-        if self._stream is not None and self._stream.held and self.trace is not None and output is not None:
-            self.trace.layer_tokens = torch.stack(self._stream.held).float().mean(1).tolist()
-        self._stream, self._around, self._deep = None, False, Deepstack({})
-        self._calls.clear()
-        self.sight.forget()
+        if stream is not None and states is not None:
+            output.hidden_states = tuple(stream.restore(h) for h in states)
+        if stream is not None and stream.held and self.trace is not None and output is not None:
+            self.trace.layer_tokens = torch.stack(stream.held).float().mean(1).tolist()
+        self._end()
+
+    def _end(self, *_: object) -> None:
+        """The pass is over, however it ended."""
+        self.now = None
+        self.sight.end()
         self.focus.done()
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _from_encoder(self, stream: Stream, total: Reduction, x: Tensor) -> Tensor:
+    def _uncut(self, past: int, length: int) -> None:
+        """Raise ValueError where a pass holds part of a picture, and tokens of it are to leave."""
+        prompt = self.asked.prompt
+        if prompt is None or all(budget.whole(stage.keep) for stage in self.stages):
+            return
+        if prompt.cut(past, length, self._visual):
+            raise ValueError(
+                f"prefill_chunk_size={prompt.chunk} cuts through a picture, whose tokens are chosen together; leave it out, or "
+                "make it as large as the prompt"
+            )
+
+    def _visual(self, ids: Tensor) -> Tensor:
+        return torch.stack([*self.anatomy.placeholders(ids, None).values()]).any(0)
+
+    def _from_encoder(self, stream: Stream, stage: Stage, x: Tensor) -> Tensor:
         """The encoder's features came back at full length, merged tokens repeated: one of each goes on."""
-        source = stream.images.source
-        if source is None or source.shape[1] != total.n or not bool(stream.images.mask.all()):
+        assert self.encoder is not None
+        looks, source = stream.images.looks, stream.images.source
+        encoded = [one for look in looks for one in look.encoded]
+        parts = [one.total for one in encoded if one.total is not None]
+        if looks and not parts:  # these come from another encoder
+            self.ledger.ran(stage)
+            return x
+        total = Reduction.stack(parts) if len(parts) > 1 else parts[0] if parts else None
+        if budget.whole(stage.keep):
+            self._record(stage, stream, None, None)
+            return x
+        if total is None:
+            raise ValueError(f"{type(self.anatomy.model).__name__}: {self._strange()}")
+        if (
+            source is None
+            or source.shape[1] != total.n
+            or not bool(stream.images.mask.all())
+            or any(not k.encoded for k in looks)
+        ):
             raise ValueError(
                 f"{type(self.anatomy.model).__name__} does not hand on its encoder's {total.n} tokens of an image as they are; "
                 "use site='handoff'"
@@ -239,18 +287,31 @@ class LanguageSite:
             raise guards.refusal("ending")
         x = stream.leave(Reduction.keep(chosen), x, merge=False)
         stream.reduction = total
-        assert self.encoder is not None
-        self._record(self.encoder.stage, stream, self.encoder.score, self.encoder.grid)
+        self._record(stage, stream, encoded[0].score if len(encoded) == 1 else None, encoded[0].grid)
         return x
+
+    def _strange(self) -> str:
+        """Why features that enter cannot be told apart."""
+        prompt = self.asked.prompt
+        if prompt is not None and prompt.chunk is not None:
+            return f"prefill_chunk_size={prompt.chunk} cuts the encoder's features into pieces; leave it out"
+        return (
+            "the features that enter are not those that the encoder gave under this sieve; encode the pictures under it"
+        )
 
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
         with self.clock, torch.no_grad():
+            at, mask = stream.slots()
+            grid = self.sight.grid(stream.images, mask) if stream.reduction.is_identity else None
+            keep = resolve(stage.keep, index, self.anatomy, stream)
+            ranks = self.ranked and stage.site == "handoff"
+            if _everything(keep, mask) and not (ranks or self.scores):
+                self._record(stage, stream, None, grid)
+                return x
             names = self._names(stage)
             given: dict[str, Any] = dict(readings.read(names, stream, x, call))
-            given |= self.sight.signals(stream, stage.site == "handoff")
-            at, mask = stream.slots()
-            grid = self.sight.grid(mask) if stream.reduction.is_identity else None
+            given |= self.sight.signals(stream, stage.site == "handoff", self._strange)
             given = {k: v for k, v in given.items() if not (k == "spot" and grid)}
             signals = Signals(
                 features=stream.pick(x, at),
@@ -260,9 +321,7 @@ class LanguageSite:
                 seed=self.ledger.seed(stage),
                 **given,
             )
-            keep = resolve(stage.keep, index, self.anatomy, stream)
             step = self._step(stage, signals, keep, stream)
-            ranks = self.ranked and stage.site == "handoff"
             score = stage.method.score(signals) if ranks or self.scores else None
             if ranks and score is not None:
                 stream.rank(score)
@@ -271,10 +330,10 @@ class LanguageSite:
         return x
 
     def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, stream: Stream) -> Reduction:
-        counts, alone, last = budget.counts(keep, signals.valid), stream.images.alone, ending.ends(stream)
-        if bool((counts == signals.valid.sum(1)).all()):
+        if _everything(keep, signals.valid):
             return Reduction.keep(signals.valid)
-        counts = torch.where(alone, 1, counts)
+        alone, last = stream.images.alone, ending.ends(stream)
+        counts = torch.where(alone, 1, budget.counts(keep, signals.valid))
         if bool(last.any()):
             return ending.staying(stage.method, signals, counts, last)
         return stage.method.reduce(signals, counts) if bool(alone.any()) else stage.method(signals, keep)
@@ -322,3 +381,8 @@ class LanguageSite:
             mask: Any = masks.attention(kwargs.get("attention_mask"), rows, columns, width, holes, kind, hidden)
             out["attention_mask"] = mask if cache is None else layer.before(mask)
         return out
+
+
+def _everything(keep: Budget | Tensor, mask: Tensor) -> bool:
+    """Whether a budget keeps every token of ``mask``, ``(I, n)`` bool."""
+    return bool((budget.counts(keep, mask) == mask.sum(1)).all())

@@ -7,6 +7,7 @@ own code.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from tokensieve.sites.anatomy import Anatomy
+from tokensieve.sites.encoder import Encoded
 from tokensieve.sites.known import ROW_BY_ROW
 
 
@@ -23,7 +25,7 @@ class Unmapped(ValueError):
     """The encoder's rows do not correspond to the language model's visual tokens."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Look:
     """One pass of the encoder over the pictures of one kind.
 
@@ -35,6 +37,7 @@ class Look:
             or ``(tokens,)`` where pictures of all sizes stand in one row.
         seen: signals by name and layer, ``(rows, ...)``.
         packed: how the model joined crops into pictures (arguments of its ``pack_image_features``); None where it did not.
+        encoded: what became of the tokens between the encoder's blocks, call by call, where a stage reduces them there.
     """
 
     anatomy: Anatomy
@@ -44,6 +47,7 @@ class Look:
     shapes: list[tuple[int, ...]]
     seen: dict[str, dict[int, Tensor]]
     packed: dict[str, Any] | None = None
+    encoded: Sequence[Encoded] = ()
 
     @property
     def tokens(self) -> int:

@@ -1,4 +1,4 @@
-"""Ledger: one at a time, in one thread, and the one place that counts which stages ran in it."""
+"""Ledger: one pass at a time, in one thread, and the one place that counts which stages ran in it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def pictured(kwargs: Mapping[str, Any]) -> bool:
 class Ledger:
     """Stands around a model's forward, wherever that is entered (the model, the one inside it, its language model).
 
-    Where a stage that was to run did not, the pass is an error: nothing is answered by the plain model in silence. Ledger that
+    Where a stage that was to run did not, the pass is an error: nothing is answered by the plain model in silence. Passes that
     bring no pictures (for stages that thin them), or one token (for most that evict), call for none.
 
     Attributes:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.masking_utils import create_masks_for_generate
+from transformers.masking_utils import create_masks_for_generate, find_packed_sequence_indices
 
 
 def gather(x: Tensor, index: Tensor, dim: int) -> Tensor:
@@ -63,12 +63,49 @@ def attention(
     return out
 
 
-def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int) -> Mask:
-    """The mask that a language model is given; where its layers see a window, the masks it would make of that, since windows
-    are counted in tokens of the prompt.
+def packed(language: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+    """``(B, L)`` long: which of the sequences in its row each token belongs to, where several are packed into one.
+
+    As the model tells it: position ids start anew, and there is neither a mask nor a cache.
+
+    Args:
+        x: ``(B, L, D)`` embeddings; kwargs: what the language model is called with.
+
+    Raises:
+        ValueError: under flash attention, which is told the borders by position ids without gaps.
+    """
+    ids, config = _text_ids(language, kwargs.get("position_ids")), language.config
+    caches, cache = kwargs.get("use_cache"), kwargs.get("past_key_values")
+    if caches is None:
+        caches = getattr(config, "use_cache", False)
+    if language.training and getattr(language, "gradient_checkpointing", False):
+        caches = False
+    if ids is None or caches or cache is not None or kwargs.get("attention_mask") is not None:
+        return None
+    found = find_packed_sequence_indices(ids.expand(len(x), -1))
+    if found is not None and "flash" in str(config._attn_implementation):
+        raise ValueError(
+            f"position_ids start anew {int(found.max())} times in a row; under flash attention the borders of packed prompts get "
+            "lost when tokens leave: load the model with attn_implementation='sdpa', or pass one prompt a row"
+        )
+    return found
+
+
+def _text_ids(language: nn.Module, ids: Tensor | None) -> Tensor | None:
+    """``(B, L)``: the position ids that a model tells sequences apart by; None where it does not."""
+    config: Any = language.config
+    if ids is None or ids.dim() == 2:
+        return None if "mrope_section" in (getattr(config, "rope_parameters", None) or {}) else ids
+    return ids[0] if len(ids) == 4 else None
+
+
+def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int, sequence: Tensor | None) -> Mask:
+    """The mask that a language model is given; where its layers see a window, or rows hold several sequences, the masks it would
+    make of that, since windows are counted in tokens of the prompt, and sequences told apart by their position ids.
 
     Args:
         x: ``(B, L, D)`` embeddings of the whole prompt; past: tokens in the cache.
+        sequence: what :func:`packed` says.
 
     Raises:
         ValueError: a window under flash attention, which counts the tokens it is given.
@@ -76,9 +113,12 @@ def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int) 
     given = kwargs.get("attention_mask")
     ready = isinstance(given, dict) or (isinstance(given, Tensor) and given.dim() == 4)
     size = window(language)
+    config: Any = language.config
+    if sequence is not None:
+        ids = _text_ids(language, kwargs["position_ids"])
+        return create_masks_for_generate(config, x, None, None, ids)
     if ready or size is None or size >= past + x.shape[1]:
         return given
-    config: Any = language.config
     if "flash" in str(config._attn_implementation):
         raise ValueError(
             f"{type(language).__name__} has layers that see a window of {size} tokens, which flash attention would count after "

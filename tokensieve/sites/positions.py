@@ -18,7 +18,10 @@ from tokensieve.sites.stream import Stream
 def placed(stream: Stream, ids: Tensor, index: Tensor, policy: str) -> Tensor:
     """Position ids ``(..., B, l)`` of the survivors at ``index``; the stream remembers by how much later ids are lowered."""
     full = ids.expand(*ids.shape[:-2], index.shape[0], ids.shape[-1])
-    new = place.positions(full, index.clamp(min=0), index >= 0, policy)
+    sequence = None
+    if stream.sequence is not None:
+        sequence = stream.sequence_here()
+    new = place.positions(full, index.clamp(min=0), index >= 0, policy, sequence)
     if policy == "compact":
         lowered = place.shift(full, index.clamp(min=0), index >= 0, policy)
         stream.shift = lowered if stream.shift is None else stream.shift + lowered

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.parts import rows, select
+from tokensieve.parts import budget, rows, select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
 from tokensieve.sites import calls, entries, taps
@@ -38,7 +38,7 @@ class ReadingSite:
         self._read: tuple[Tensor, Tensor] | None = None
 
     def attach(self) -> list[Detach]:
-        if self.stage.keep == 1.0:
+        if budget.whole(self.stage.keep):
             return []
         out = [calls.before(self.language.root, self._enter)]
         for i in self.full:
@@ -76,15 +76,18 @@ class ReadingSite:
             step = self.stage.method(signals, share(self.stage.keep, every).repeat_interleave(heads))
             self._read = None if step.is_identity else (step.kept, step.mask)
 
-    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
+    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         if self._read is None or self.roles[index] != "read" or call.query.shape[2] > 1:
             return None
         taps.refuse(kwargs, index, "layers that read a few entries cannot")
-        (kept, mask), (batch, heads) = self._read, call.key.shape[:2]
+        assert self.trace is not None
+        self.trace.layer_tokens[index] = float(self._read[1].sum(1).float().mean())
+        return partial(self._attend, *self._read)
+
+    def _attend(self, kept: Tensor, mask: Tensor, call: taps.Call) -> Tensor:
+        batch, heads = call.key.shape[:2]
         key, value = (select.take(x.flatten(0, 1), kept).unflatten(0, (batch, heads)) for x in (call.key, call.value))
         allowed = mask.view(batch, heads, 1, -1).repeat_interleave(call.query.shape[1] // heads, 1)
-        assert self.trace is not None
-        self.trace.layer_tokens[index] = float(mask.sum(1).float().mean())
         attention = rows.attend(call.query, key, call.scale, allowed).to(value.dtype)
         out = attention.unflatten(1, (heads, -1))[:, :, :, 0] @ value
         return out.flatten(1, 2)[:, None]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from tokensieve.needs import Need
 from tokensieve.parts import rows
 from tokensieve.plan import Stage
+from tokensieve.sites import recomputed
 from tokensieve.sites.encoder import ENCODER_SIGNALS
 from tokensieve.sites.masks import gather
 from tokensieve.sites.stack import Stack, neurons
@@ -55,17 +56,19 @@ def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method
 
 
 def listen(
-    calls: dict[int, Call], index: int, language: Stack, stages: Sequence[Stage], on: Callable[[], bool]
+    calls: Callable[[], dict[int, Call] | None], index: int, language: Stack, stages: Sequence[Stage]
 ) -> list[Callable[[], None]]:
-    """Record in ``calls[index]`` what the layer in front of ``index`` does that these stages read, in passes where ``on()``."""
+    """Record at ``index`` of ``calls()``, where it is not None, what the layer in front of it does that these stages read."""
 
     def attend(call: Call) -> None:
-        if on():
-            calls[index] = call
+        noted = calls()
+        if noted is not None:
+            noted[index] = call
 
     def fire(module: nn.Module, args: Any) -> None:
-        if on() and index in calls:
-            calls[index] = replace(calls[index], neurons=args[0])
+        noted = None if recomputed.again() else calls()
+        if noted is not None and index in noted:
+            noted[index] = replace(noted[index], neurons=args[0])
 
     attention = language.attentions[index - 1]
     out = [] if attention is None else [attach(attention, observe=attend)]
@@ -87,11 +90,12 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
     out: dict[str, Tensor] = {}
     # Finding the text waits for the device.
     text, text_mask = stream.text() if TEXTUAL & set(names) else (place, mask)
+    mine = stream.mine(text, text_mask) if TEXTUAL & set(names) else mask
     if "text" in names:
         out["text"] = gather(hidden, text, 1)[row]
-        out["text_mask"] = text_mask[row]
+        out["text_mask"] = mine
     if "paired" in names:
-        out["paired"] = _paired(row, place, mask, text)
+        out["paired"] = _paired(row, place, mask, text) & (mine | (stream.sequence is None))
     if "ranking" in names and stream.ranking is not None:
         out["ranking"] = stream.reduction.take(stream.ranking)
     if call is None:
@@ -104,19 +108,22 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
         if "neurons" in names:
             out["neurons"] = call.neurons[row[:, None], place]
         if "text_neurons" in names:
-            out["text_neurons"], out["text_mask"] = gather(call.neurons, text, 1)[row], text_mask[row]
+            out["text_neurons"], out["text_mask"] = gather(call.neurons, text, 1)[row], mine
     if "last_attention" in names:
-        last = text.gather(1, _last(text_mask))
-        out["last_attention"] = _rows(call, last, past, row, place, mask)[:, :, 0]
+        out["last_attention"] = _from_last(call, text, text_mask, past, stream, place, mask)
     if "text_attention" in names:
-        out["text_attention"] = _rows(call, text, past, row, place, mask) * text_mask[row][:, None, :, None]
-        out["text_mask"] = text_mask[row]
+        out["text_attention"] = _rows(call, text, past, row, place, mask) * mine[:, None, :, None]
+        out["text_mask"] = mine
     if "received_attention" in names:
         out["received_attention"] = _received(call, past, row, place, mask)
     if "pagerank" in names:
-        here = stream.real_here()
+        here = stream.real_here() & (stream.index < stream.asked)
         columns = place[:, None].expand(-1, call.query.shape[1], -1)
-        out["pagerank"] = _pagerank(call, past, here)[row].gather(2, columns) * mask[:, None]
+        held = _pagerank(call, past, here)[row].gather(2, columns) * mask[:, None]
+        if stream.sequence is not None:  # each of several prompts has a share of the row
+            own = (stream.sequence_here()[row] == stream.numbers()[:, None]) & here[row]
+            held = held * (here[row].sum(1) / own.sum(1))[:, None, None]
+        out["pagerank"] = held
     return out
 
 
@@ -124,6 +131,20 @@ def _last(mask: Tensor) -> Tensor:
     """``(B, 1)``: the index of the last True of each row."""
     steps = torch.arange(mask.shape[1], device=mask.device)
     return torch.where(mask, steps, -1).amax(1, keepdim=True).clamp(min=0)
+
+
+def _from_last(
+    call: Call, text: Tensor, text_mask: Tensor, past: int, stream: Stream, place: Tensor, mask: Tensor
+) -> Tensor:
+    """Attention of the last text token of each image's prompt to its tokens: ``(I, H, m)``."""
+    row = stream.images.row
+    if stream.sequence is None:
+        return _rows(call, text.gather(1, _last(text_mask)), past, row, place, mask)[:, :, 0]
+    own, numbers = stream.sequence_here().gather(1, text), stream.numbers()
+    each = torch.arange(int(numbers.max()) + 1, device=row.device)
+    lasts = torch.cat([text.gather(1, _last(text_mask & (own == n))) for n in each], 1)
+    rows = _rows(call, lasts, past, row, place, mask)
+    return rows[torch.arange(len(row), device=row.device), :, numbers]
 
 
 def _rows(call: Call, positions: Tensor, past: int, row: Tensor, place: Tensor, mask: Tensor) -> Tensor:

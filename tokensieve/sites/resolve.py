@@ -40,9 +40,7 @@ def resolve(keep: Budget, index: int, anatomy: Anatomy, stream: Stream) -> Budge
     assert anatomy.language is not None
     depth, config = len(anatomy.language.layers), anatomy.language.config
     tokens, now = stream.images.mask.sum(1), stream.reduction.counts
-    visual = torch.zeros(len(stream.real), dtype=torch.long, device=tokens.device)
-    visual.index_add_(0, stream.images.row, tokens)
-    text = (stream.real.sum(1) - visual)[stream.images.row]
+    text = stream.words()
     before = torch.stack([*stream.held[:index], now])[:-1].T.tolist()
     each = zip(before, now.tolist(), tokens.tolist(), text.tolist(), strict=True)
     counts = [int(solve(keep, held, depth, n, all_, words, config)) for held, n, all_, words in each]  # type: ignore[arg-type]

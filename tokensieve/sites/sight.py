@@ -4,42 +4,61 @@ from __future__ import annotations
 
 import functools
 import inspect
+import operator
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
 from tokensieve.needs import Need
 from tokensieve.parts import score
 from tokensieve.parts.budget import Keep
+from tokensieve.sites import recomputed
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
-from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, EncoderSite, Watch
+from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, Encoded, EncoderSite, Heard, Watch
 from tokensieve.sites.known import TILED
 from tokensieve.sites.layout import Look, Unmapped
+from tokensieve.sites.passes import Pictures
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.stream import Images, Stream
 
 KINDS = ("image", "video")
 
 
+@dataclass
+class Encoding:
+    """A call that encodes pictures, while it is under way.
+
+    Attributes:
+        shapes: of the states in front of the encoder's first block, call by call.
+        packed: how the model joined crops into pictures; None where it did not.
+    """
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    packed: dict[str, Any] | None = None
+
+
 class Sight:
     """Listens to the encoder of a vision-language model, and lays out what it said as the prompt's pictures are grouped.
 
-    Models encode pictures in ``get_image_features`` and ``get_video_features``, called by `generate` or by the forward pass;
-    each call is a :class:`Look`.
+    Models encode pictures in ``get_image_features`` and ``get_video_features``, called by `generate`, by the forward pass or by
+    the caller; each call is a :class:`Look`. It belongs to the features that come out, and is found again by them.
     """
 
     def __init__(self, anatomy: Anatomy, needs: Sequence[Need], encoder: EncoderSite | None, clock: Clock):
         self.anatomy, self.encoder, self.needs, self.clock = anatomy, encoder, needs, clock
         self.towers = [stack for stack in (anatomy.vision, anatomy.film) if stack is not None]
         self.watches = [Watch(stack, needs, clock, (anatomy.feature_layer,)) for stack in self.towers]
-        self.looks: list[Look] = []
-        self._new: dict[str, Look] = {}
-        self._inside = False
-        self._shapes: list[tuple[int, ...]] = []
-        self._packed: dict[str, Any] | None = None
+        self._encoding: Encoding | None = None
+        # By the output and by each tensor of features in it, for as long as these live: which pictures those are.
+        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._waiting: WeakSet[Look] = WeakSet()
+        self._inside: dict[str, Pictures] | None = None
 
     @property
     def watched(self) -> list[Stack]:
@@ -50,55 +69,79 @@ class Sight:
         base = self.anatomy.base
         out = [detach for watch in self.watches for detach in watch.attach()]
         for kind in KINDS:
-            out += _around(base, f"get_{kind}_features", functools.partial(self._look, kind))
-        out += _around(base, "pack_image_features", self._pack)
+            out += around(base, f"get_{kind}_features", functools.partial(self._look, kind))
+        out += around(base, "pack_image_features", self._pack)
         for stack in self.towers:
+            out += recomputed.attach(stack)
             out.append(stack.layers[0].register_forward_pre_hook(self._shape(stack), with_kwargs=True).remove)
         return out
 
     # ---- listening --------------------------------------------------------------------------------------------------
 
     def _look(self, kind: str, encode: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._inside:  # some encode videos through the function for images
+        if self._encoding is not None:  # some encode videos through the function for images
             return encode(*args, **kwargs)
-        self._inside, self._shapes, self._packed = True, [], None
+        now = self._encoding = Encoding()
+        made: list[Encoded] = []
+        if self.encoder is not None:
+            self.encoder.made = made
         for watch in self.watches:
-            watch.seen.clear()
+            watch.seen = {}
         try:
             out = encode(*args, **kwargs)
+            heard = [watch.seen or {} for watch in self.watches]
         finally:
-            self._inside = False
+            self._encoding = None
+            if self.encoder is not None:
+                self.encoder.made = None
+            for watch in self.watches:
+                watch.seen = None
         given = _named(encode, args, kwargs)
-        features = out[1] if isinstance(out, tuple) else getattr(out, "pooler_output", None)
+        features = _features(out)
         lengths = _videos(_lengths(features), given.get("pixel_values_videos"))
-        if lengths and self._shapes:
-            look = Look(self.anatomy, kind, given, lengths, self._shapes, {}, self._packed)
+        if lengths and now.shapes:
+            look = Look(self.anatomy, kind, given, lengths, now.shapes, {}, now.packed, made)
             with self.clock:
-                look.seen = {**self._heard(look), **self._bits(look)}
-            self._new[kind] = look
-        for watch in self.watches:
-            watch.seen.clear()
+                look.seen = {**self._heard(look, heard), **self._bits(look)}
+            self._remember(look, out, features)
         return out
 
+    def _remember(self, look: Look, out: Any, features: Any) -> None:
+        every = [(look, i) for i in range(len(look.lengths))]
+        if isinstance(features, Tensor):
+            self._known[features] = every
+        elif len(features) == len(every):
+            for one, picture in zip(features, every, strict=True):
+                self._known[one] = [picture]
+        if self._inside is not None:
+            self._inside[look.kind] = every
+        else:
+            self._waiting.add(look)
+            if not isinstance(out, tuple):
+                self._known[out] = (every, features)
+
     def _pack(self, pack: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._inside:
-            self._packed = _named(pack, args, kwargs)
+        if self._encoding is not None:
+            self._encoding.packed = _named(pack, args, kwargs)
         return pack(*args, **kwargs)
 
     def _shape(self, stack: Stack) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-            self._shapes.append(stack.patches(stack.given(args, kwargs)))
+            if self._encoding is not None and not recomputed.again():
+                self._encoding.shapes.append(stack.patches(stack.given(args, kwargs)))
 
         return hook
 
-    def _heard(self, look: Look) -> dict[str, dict[int, Tensor]]:
+    def _heard(self, look: Look, heard: Sequence[Heard]) -> dict[str, dict[int, Tensor]]:
         """The recorded signals, ``(rows, ...)``, in the order in which the rows entered the encoder."""
         out: dict[str, dict[int, Tensor]] = {}
-        for name, layers in ((n, seen) for watch in self.watches for n, seen in watch.seen.items()):
+        for stack, name, layers in (
+            (t, n, x) for t, said in zip(self.towers, heard, strict=True) for n, x in said.items()
+        ):
             for layer, calls in layers.items():
                 parts = [c.movedim(1 if name in ("keys", "values") else -1, 1) for c in calls]
-                if self.encoder is not None:
-                    parts = [self.encoder.widen(p) for p in parts]
+                if self.encoder is not None and self.encoder.stack is stack:
+                    parts = [e.widen(p, stack.specials) for e, p in zip(look.encoded, parts, strict=True)]
                 rows = torch.cat([p.flatten(0, 1) for p in parts])
                 whole = torch.tensor(look.lengths) * look.rows // look.tokens
                 if name == "received_attention" and len(look.shapes[0]) == 1 and int(whole.sum()) == look.rows:
@@ -123,40 +166,82 @@ class Sight:
 
     # ---- telling ----------------------------------------------------------------------------------------------------
 
-    def images(self, kinds: dict[str, Tensor], shared: Sequence[Keep]) -> Images:
+    def begin(self, given: Any) -> dict[str, Pictures]:
+        """A pass begins: the pictures that it brings, by kind; those that it encodes itself are added as they are.
+
+        Args:
+            given: the encoder's outputs that the pass was given, by kind, or None.
+        """
+        self._inside = out = {}
+        for kind in KINDS:
+            output = given.get(kind) if isinstance(given, dict) else given if kind == "image" else None
+            pictures = None if output is None else self.pictures(output)
+            if pictures is not None:
+                out[kind] = pictures
+        return out
+
+    def pictures(self, output: Any) -> Pictures | None:
+        """The pictures that features are of, by the tensors themselves; None where they are not known."""
+        features = _features(output)
+        parts = [features] if isinstance(features, Tensor) else features or []
+        found = [self._known.get(part) for part in parts]
+        if found and all(found):
+            return [picture for part in found for picture in part]
+        every, made = self._known.get(output, ([], None)) if not isinstance(output, Tensor) else ([], None)
+        if made is features or (
+            isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))
+        ):
+            return every
+        if isinstance(made, Tensor) and isinstance(features, Tensor) and len(made) == len(every):
+            # Beams are given copies of each prompt's pictures in one new tensor.
+            same = [
+                next((p for p, one in zip(every, made, strict=True) if torch.equal(one, new)), None) for new in features
+            ]
+            return None if None in same else same  # type: ignore[return-value]
+        return None
+
+    def end(self) -> None:
+        self._inside = None
+
+    def images(
+        self, kinds: dict[str, Tensor], pictures: dict[str, Pictures], shared: Sequence[Keep], sequence: Tensor | None
+    ) -> Images:
         """Which visual tokens belong to which picture.
 
         Args:
             kinds: for "image" and "video", ``(B, L)`` bool, its placeholders.
+            pictures: by kind, what stands there.
             shared: budgets per prompt; with any, the pictures of a prompt are one group.
+            sequence: ``(B, L)`` long, which of the sequences in its row each token belongs to; None where rows hold one.
         """
-        self.looks, self._new = [self._new[k] for k in KINDS if k in self._new], {}
-        if len(self.looks) == 1 and self.looks[0].kind == "video" and not bool(kinds["video"].any()):
+        if list(pictures) == ["video"] and not bool(kinds["video"].any()):
             kinds = {"image": kinds["video"], "video": kinds["image"]}  # one placeholder serves for both
         visual = kinds["image"] | kinds["video"]
         source = torch.zeros_like(visual, dtype=torch.long)
         picture = torch.zeros_like(source)
-        runs = _runs(visual)
-        before, known = 0, True
+        runs = _runs(visual, sequence)
+        looks: list[Look] = []
+        known = True
         for kind in KINDS:
             here = kinds[kind]
             if not bool(here.any()):
                 continue
-            look = next((k for k in self.looks if k.kind == kind), None)
-            rank = None if look is None else _rank(here, look.tokens)
-            if look is None or rank is None:
+            order = _order(here, pictures.get(kind, []), looks)
+            if order is None:
                 known, picture = False, torch.where(here, 2 * runs, picture)
                 continue
-            ends = torch.tensor(look.lengths, device=here.device).cumsum(0)
-            label = torch.searchsorted(ends, rank[here], right=True)
+            label, at = order
             own = runs[here]
+            look = pictures[kind][0][0]
             if kind == "image" and (self._tiled(look) or _are_tiles(own, look.tile)):
                 label = own
             picture[here] = 2 * label + (kind == "video")
-            source[here] = before + rank[here]
-            before += look.tokens
-        self.looks = self.looks if known else []
-        return Images.of(visual, picture[visual], source[visual] if known else None, shared)
+            source[here] = at
+        for look in looks:
+            self._waiting.discard(look)
+        made = Images.of(visual, picture[visual], source[visual] if known else None, shared, sequence)
+        made.looks = tuple(looks) if known else ()
+        return made
 
     def unseen(self, around: bool) -> None:
         """The language model runs in a pass that brought no placeholders; ``around``: within the model's own forward pass.
@@ -164,36 +249,35 @@ class Sight:
         Raises:
             ValueError: pictures were encoded, and the language model is called past that.
         """
-        waiting, self._new = self._new, {}
-        if waiting and not around:
+        if self._waiting and not around:
             raise ValueError(
                 f"{type(self.anatomy.model).__name__} hands pictures to its language model outside its forward pass, where a "
                 "sieve cannot follow"
             )
 
-    def forget(self) -> None:
-        """At the end of a pass: what was recorded of its pictures has been read."""
-        for look in self.looks:
-            look.seen.clear()
-
-    def grid(self, mask: Tensor) -> tuple[int, int] | None:
+    def grid(self, images: Images, mask: Tensor) -> tuple[int, int] | None:
         """Rows and columns of a picture's tokens, where they lie on one grid that fits ``mask``, ``(I, n)`` bool."""
-        grid = self.looks[0].grid() if len(self.looks) == 1 else None
+        grid = images.looks[0].grid() if len(images.looks) == 1 else None
         fits = grid is not None and mask.shape[1] == grid[0] * grid[1] and bool(mask.all())
         return grid if fits else None
 
-    def signals(self, stream: Stream, heard: bool) -> dict[str, Any]:
-        """What it said, for the tokens still in the stream: crop, frame and spot, and encoder signals by layer (``heard``)."""
+    def signals(self, stream: Stream, heard: bool, strange: Callable[[], str]) -> dict[str, Any]:
+        """What it said, for the tokens still in the stream: crop, frame and spot, and encoder signals by layer (``heard``).
+
+        Args:
+            strange: says why features are not known.
+        """
         out: dict[str, Any] = self._places(stream)
         if not heard:
             return out
-        for name in {n for look in self.looks for n in look.seen}:
-            for layer in {i for look in self.looks for i in look.seen.get(name, ())}:
-                if any(layer not in look.seen.get(name, ()) for look in self.looks):
+        looks = stream.images.looks
+        for name in {n for look in looks for n in look.seen}:
+            for layer in {i for look in looks for i in look.seen.get(name, ())}:
+                if any(layer not in look.seen.get(name, ()) for look in looks):
                     self._missing(name, "only some of its pictures come with it")
                     continue
                 try:
-                    rows = torch.cat([look.tokens_of(look.seen[name][layer]) for look in self.looks])
+                    rows = torch.cat([look.tokens_of(look.seen[name][layer]) for look in looks])
                 except Unmapped as error:
                     self._missing(name, str(error))
                     continue
@@ -201,9 +285,9 @@ class Sight:
                 out.setdefault(name, {})[layer] = laid if name in ("keys", "values") else laid.movedim(1, -1)
         if "entropy" in out:
             out["entropy"] = out["entropy"][0]
-        if not self.looks:
+        if not looks:
             for name in {n for watch in self.watches for need in self.needs for n in watch.names(need)}:
-                self._missing(name, "the encoder did not run in this pass")
+                self._missing(name, strange())
         return out
 
     def _missing(self, name: str, why: str) -> None:
@@ -216,20 +300,21 @@ class Sight:
                 )
 
     def _places(self, stream: Stream) -> dict[str, Any]:
-        sheets = [look.sheet for look in self.looks]
+        looks = stream.images.looks
+        sheets = [look.sheet for look in looks]
         if not sheets or any(s is None for s in sheets):
             return {}
         images, device = stream.images, stream.index.device
-        count = [len(look.grids) for look in self.looks if look.grids is not None]
+        count = [len(look.grids) for look in looks if look.grids is not None]
         shifted = [s[0] + (s[0] >= 0) * sum(count[:i]) for i, s in enumerate(sheets) if s is not None]
         sheet = images.lay(torch.cat(shifted).to(device) + 1) - 1
         spot = images.lay(torch.cat([s[1] for s in sheets if s is not None]).to(device))
-        film = torch.cat([torch.full((k.tokens,), k.kind == "video") for k in self.looks]).to(device)
+        film = torch.cat([torch.full((k.tokens,), k.kind == "video") for k in looks]).to(device)
         video = images.lay(film) & (sheet >= 0)
         still = images.mask & ~images.lay(film)
         first = torch.where(sheet >= 0, sheet, sheet.max()).amin(1, keepdim=True)
         number = torch.where(sheet >= 0, sheet - first, -1)
-        tiled = any(self._tiled(look) for look in self.looks)
+        tiled = any(self._tiled(look) for look in looks)
         out: dict[str, Any] = {}
         if bool((number[still] > 0).any()) and bool((images.pictures == 1).all()):
             last = number.amax(1, keepdim=True)
@@ -246,7 +331,7 @@ class Sight:
         return look.kind == "image" and config.model_type in TILED
 
 
-def _around(base: Any, name: str, call: Callable[..., Any]) -> list[Detach]:
+def around(base: Any, name: str, call: Callable[..., Any]) -> list[Detach]:
     """Have ``call`` stand around a method of one module; [] where it has no such method."""
     plain = getattr(base, name, None)
     if plain is None:
@@ -263,6 +348,13 @@ def _around(base: Any, name: str, call: Callable[..., Any]) -> list[Detach]:
 def _named(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(function).bind_partial(*args, **kwargs).arguments
     return {**bound, **bound.pop("kwargs", {})}
+
+
+def _features(output: Any) -> Any:
+    """The features of pictures in what encodes them gave."""
+    if isinstance(output, Tensor):
+        return output
+    return output[1] if isinstance(output, tuple) else getattr(output, "pooler_output", None)
 
 
 def _lengths(features: Any) -> list[int]:
@@ -282,9 +374,11 @@ def _videos(lengths: list[int], pixels: Tensor | None) -> list[int]:
     return [sum(lengths[i : i + frames]) for i in range(0, len(lengths), frames)]
 
 
-def _runs(visual: Tensor) -> Tensor:
-    """``(B, L)`` long: the number of the run of neighbours that each visual token belongs to."""
+def _runs(visual: Tensor, sequence: Tensor | None) -> Tensor:
+    """``(B, L)`` long: the number of the run of neighbours, of one sequence, that each visual token belongs to."""
     before = torch.nn.functional.pad(visual[:, :-1], (1, 0))
+    if sequence is not None:
+        before = before & torch.nn.functional.pad(sequence[:, 1:] == sequence[:, :-1], (1, 0))
     return (visual & ~before).flatten().long().cumsum(0).view(visual.shape)
 
 
@@ -293,13 +387,27 @@ def _are_tiles(run: Tensor, tile: int | None) -> bool:
     return tile is not None and bool((run.unique_consecutive(return_counts=True)[1] == tile).all())
 
 
-def _rank(here: Tensor, tokens: int) -> Tensor | None:
-    """``(B, L)`` long: the rank of each placeholder among the encoder's ``tokens``, where every row may stand there several
-    times (beams); None where they do not fit."""
-    per_row = here.sum(1)
-    copies, rest = divmod(int(per_row.sum()), tokens)
-    if rest or not copies or len(per_row) % copies or bool((per_row.view(-1, copies) != per_row[::copies, None]).any()):
+def _order(here: Tensor, pictures: Pictures, looks: list[Look]) -> tuple[Tensor, Tensor] | None:
+    """For the V placeholders of a kind, ``here`` being ``(B, L)`` bool, which picture each belongs to, and its rank among the
+    tokens of all looks so far; both ``(V,)`` long. None where they do not fit.
+
+    Args:
+        looks: is added those that are new.
+    """
+    if not pictures:
         return None
-    once = per_row[::copies]
-    start = (once.cumsum(0) - once).repeat_interleave(copies)
-    return start[:, None] + here.long().cumsum(1) - 1
+    lengths = [look.lengths[i] for look, i in pictures]
+    if sum(lengths) != int(here.sum()):
+        return None
+    for look, _ in pictures:
+        if not any(look is one for one in looks):
+            looks.append(look)
+    first = {}
+    before = 0
+    for look in looks:
+        first[id(look)], before = before, before + look.tokens
+    starts = [first[id(look)] + sum(look.lengths[:i]) for look, i in pictures]
+    count = torch.tensor(lengths)
+    label = torch.arange(len(pictures)).repeat_interleave(count)
+    inside = torch.arange(len(label)) - (count.cumsum(0) - count)[label]
+    return label.to(here.device), (torch.tensor(starts)[label] + inside).to(here.device)

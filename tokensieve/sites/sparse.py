@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokensieve.parts import select
+from tokensieve.parts import budget, select
 from tokensieve.plan import Stage
-from tokensieve.sites import calls, taps
+from tokensieve.sites import calls, recomputed, taps
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
@@ -37,9 +37,10 @@ class SparseSite:
         self._real: Tensor | None = None
 
     def attach(self) -> list[Detach]:
-        if self.stage.keep == 1.0:
+        if budget.whole(self.stage.keep):
             return []
         out = [calls.before(self.language.root, self._enter)]
+        out += recomputed.attach(self.language)
         for i in self.layers:
             attention = self.language.attentions[i]
             assert attention is not None
@@ -53,11 +54,10 @@ class SparseSite:
         if x.shape[1] > 1:
             self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
 
-    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> Tensor | None:
+    def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         self.ledger.ran(self.stage)
-        (batch, heads, length, _), total = call.query.shape, call.key.shape[2]
-        size = self.stage.method.group
-        if length == 1 or total <= size:
+        (batch, _, length, _), total = call.query.shape, call.key.shape[2]
+        if length == 1 or total <= self.stage.method.group:
             return None
         taps.refuse(kwargs, index, "groups of queries that read a few keys cannot")
         real = self._real
@@ -66,6 +66,12 @@ class SparseSite:
             raise ValueError(
                 f"entries have left layer {index} of this cache; {self.stage.method.name} reads whole caches"
             )
+        assert self.trace is not None
+        return partial(self._attend, index, real, self.trace)
+
+    def _attend(self, index: int, real: Tensor, trace: Trace, call: taps.Call) -> Tensor:
+        (batch, heads, length, _), total = call.query.shape, call.key.shape[2]
+        size = self.stage.method.group
         key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (call.key, call.value))
         mask = call.mask if call.mask is not None and call.mask.dim() == 4 else None
         out, read = [], torch.zeros((), device=real.device)
@@ -76,8 +82,7 @@ class SparseSite:
             found, count = self._group(query, key[:, :, :upto], value[:, :, :upto], call.scale, real[:, :upto], seen)
             out.append(found)
             read += count * query.shape[2]
-        assert self.trace is not None
-        self.trace.layer_tokens[index] = float(read / length)
+        trace.layer_tokens[index] = float(read / length)
         return torch.cat(out, 2).transpose(1, 2).contiguous()
 
     def _group(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from tokensieve.parts import budget
 from tokensieve.parts.budget import Keep
 from tokensieve.reduction import Reduction
 from tokensieve.sites.masks import gather
+
+if TYPE_CHECKING:
+    from tokensieve.sites.layout import Look
 
 
 class Images:
@@ -24,7 +27,10 @@ class Images:
         source: ``(I, n)`` long, the rank of each token among those that the encoder gave; None where that is not known.
         pictures: ``(I,)`` long, how many pictures each group holds.
         alone: ``(I,)`` bool: a picture of a prompt whose budget is smaller than the number of its pictures; it keeps one token.
+        looks: the passes of the encoder that :attr:`source` counts through; empty where they are not known.
     """
+
+    looks: tuple[Look, ...] = ()
 
     def __init__(self, row: Tensor, place: Tensor, source: Tensor | None, pictures: Tensor, alone: Tensor):
         self.row, self.place, self.source, self.pictures, self.alone = row, place, source, pictures, alone
@@ -34,7 +40,14 @@ class Images:
         return self.place >= 0
 
     @classmethod
-    def of(cls, visual: Tensor, picture: Tensor, source: Tensor | None, shared: Sequence[Keep] = ()) -> Images:
+    def of(
+        cls,
+        visual: Tensor,
+        picture: Tensor,
+        source: Tensor | None,
+        shared: Sequence[Keep] = (),
+        sequence: Tensor | None = None,
+    ) -> Images:
         """Groups of visual tokens.
 
         Args:
@@ -42,20 +55,26 @@ class Images:
             picture: ``(V,)`` long, a label for each of them; where the label or the row changes, another picture begins.
             source: ``(V,)`` long, or None.
             shared: budgets per prompt; with any, the pictures of a prompt are one group, as long as each can keep a token.
+            sequence: ``(B, L)`` long, which prompt of its row each token belongs to; None where rows hold one.
         """
         where = visual.nonzero()
         row = where[:, 0]
         new = _new(row)
+        if sequence is not None:
+            new |= _new(sequence[visual])
         picture = _count(new | _new(picture))
-        group = _count(new)
-        pictures = picture.new_zeros(len(visual)).index_put((row[new],), _held(group, picture))
+        group = of_prompt = _count(new)
+        pictures = _held(group, picture)
         alone = torch.zeros_like(pictures, dtype=torch.bool)
         if not shared:
             group = picture
         else:
-            least = torch.stack([_least(keep, visual) for keep in shared]).amin(0)
+            prompts = visual[row[new]]
+            if sequence is not None:
+                prompts = prompts & (sequence[row[new]] == sequence[visual][new][:, None])
+            least = torch.stack([_least(keep, prompts) for keep in shared]).amin(0)
             alone = least < pictures
-            group = _count(new | (_new(picture) & alone[row]))
+            group = _count(new | (_new(picture) & alone[of_prompt]))
             if bool(alone.any()):
                 warnings.warn(
                     f"keep={int(least[alone].min())} for the {int(pictures[alone].max())} images of a prompt: every image keeps "
@@ -71,7 +90,7 @@ class Images:
             out[group, rank] = x
             return out
 
-        alone = alone[row[start]]
+        alone = alone[of_prompt[start]]
         return cls(
             row[start], lay(where[:, 1], -1), None if source is None else lay(source, 0), _held(group, picture), alone
         )
@@ -123,16 +142,19 @@ class Stream:
         held: ``(I,)`` visual tokens of each image in front of every layer so far.
         ranking: ``(I, n)``, what a stage in front of the language model last ranked the tokens by; None where none did.
         renumbered: position ids and rotary tables that layers after a compacting prefill stage get instead of theirs.
+        sequence: ``(B, L)`` long, which of the prompts packed into its row each token belongs to; None where rows hold one.
+        asked: how many of the L tokens are the prompt's own; behind them stand drafts, or the answer so far.
     """
 
-    def __init__(self, images: Images, real: Tensor):
+    def __init__(self, images: Images, real: Tensor, sequence: Tensor | None = None, asked: int | None = None):
         """``real`` is ``(B, L)`` bool, False at the prompt's own padding."""
         b, self.length = real.shape
         self.index = torch.arange(self.length, device=real.device).expand(b, -1)
         self.entry = self.index
         self.width, self.thinned = self.length, False
         self.ids: Tensor | None = None
-        self.images, self.real = images, real
+        self.images, self.real, self.sequence = images, real, sequence
+        self.asked = self.length if asked is None else asked
         self.reduction = Reduction.keep(images.mask)
         self.left: Tensor | None = None
         self.stayed = self.index
@@ -158,18 +180,65 @@ class Stream:
         inverse.scatter_(1, self.index.clamp(min=0), torch.where(self.index >= 0, here, 0))
         return inverse[self.images.row].gather(1, place.clamp(min=0)), mask
 
-    def text(self) -> tuple[Tensor, Tensor]:
-        """Stream positions ``(B, T)`` of the text tokens after the first visual one (all text, where none follows), and mask."""
+    def text(self, late: bool = False) -> tuple[Tensor, Tensor]:
+        """Stream positions ``(B, T)`` of the text tokens after the first visual one of their prompt (all of its text, where none
+        follows), and mask.
+
+        Args:
+            late: count what stands behind the prompt in too.
+        """
         place, mask = self.slots()
         visual = torch.zeros(self.index.shape, dtype=torch.bool, device=place.device)
         row = self.images.row[:, None].expand_as(place)
         visual[row[mask], place[mask]] = True
         text = self.real_here() & ~visual
-        after = text & (visual.long().cumsum(1) > 0)
-        text = torch.where(after.any(1, keepdim=True), after, text)
+        if self.asked < self.length and not late:
+            text &= self.index < self.asked
+        if self.sequence is None:
+            after = text & (visual.long().cumsum(1) > 0)
+            text = torch.where(after.any(1, keepdim=True), after, text)
+        else:
+            own = self.sequence_here()
+            each = (own[:, None] == torch.arange(int(own.max()) + 1, device=own.device)[:, None]) & (self.index >= 0)[
+                :, None
+            ]
+            after = text[:, None] & each & ((visual[:, None] & each).long().cumsum(2) > 0)
+            text = torch.where(after.any(2, keepdim=True), after, text[:, None] & each).any(1)
         most = max(int(text.sum(1).max()), 1)
         order = text.to(torch.uint8).argsort(dim=1, stable=True)[:, -most:]
         return order, text.gather(1, order)
+
+    def mine(self, text: Tensor, mask: Tensor) -> Tensor:
+        """``(I, T)`` bool: which of the text tokens at ``text``, ``(B, T)``, stand in the prompt of each image."""
+        row = self.images.row
+        if self.sequence is None:
+            return mask[row]
+        return mask[row] & (self.sequence_here().gather(1, text)[row] == self.numbers()[:, None])
+
+    def numbers(self) -> Tensor:
+        """``(I,)`` long: which prompt of its row each image belongs to."""
+        if self.sequence is None:
+            return torch.zeros_like(self.images.row)
+        return self.sequence[self.images.row, self.images.place[:, 0]]
+
+    def sequence_here(self) -> Tensor:
+        """``(B, l)`` long: which prompt of its row each token in the stream belongs to; 0 at padding."""
+        if self.sequence is None:
+            return torch.zeros_like(self.index)
+        return self.sequence.gather(1, self.index.clamp(min=0))
+
+    def words(self) -> Tensor:
+        """``(I,)`` long: how many text tokens each image's prompt holds."""
+        visual = torch.zeros_like(self.real)
+        place = self.images.place
+        row = self.images.row[:, None].expand_as(place)
+        visual[row[place >= 0], place[place >= 0]] = True
+        text = self.real & ~visual
+        text[:, self.asked :] = False
+        text = text[self.images.row]
+        if self.sequence is not None:
+            text = text & (self.sequence[self.images.row] == self.numbers()[:, None])
+        return text.sum(1)
 
     def real_here(self) -> Tensor:
         """``(B, l)`` bool: tokens in the stream that are no padding."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from tokensieve.sites import masks
+from tokensieve.sites import masks, recomputed
 
 PREFIX = "tokensieve_"
 STATE = "_tokensieve_taps"
@@ -56,7 +57,8 @@ class Call:
 Observer = Callable[[Call], None]
 Mask = Callable[[Tensor | None, Tensor], Tensor | None]
 Limit = Callable[[Call], tuple[Tensor | None, Tensor | None]]
-Kernel = Callable[[Call, dict[str, Any]], Tensor | None]
+Own = Callable[[Call], Tensor]
+Kernel = Callable[[Call, dict[str, Any]], Own | None]
 
 
 @dataclass
@@ -65,6 +67,21 @@ class Taps:
     masks: list[Mask]
     limits: list[Limit]
     kernels: list[Kernel]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the taps of a call say.
+
+    Attributes:
+        mask: the mask that the kernel gets.
+        heads: what its output is multiplied by, ``(B, q, H)`` each.
+        own: computes the output in place of the kernel; None where the kernel does.
+    """
+
+    mask: Tensor | None
+    heads: tuple[Tensor, ...] = ()
+    own: Own | None = None
 
 
 # By the id of a config (they do not hash): the config, kept alive while tapped, its plain implementation, and its taps.
@@ -89,8 +106,8 @@ def attach(
         observe: called with every :class:`Call`, behind the kernel.
         mask: maps (mask, keys) to the mask the kernel gets.
         limit: maps a :class:`Call` to the mask the kernel gets, and what its output is multiplied by, ``(B, q, H)`` or None.
-        kernel: maps a :class:`Call` and the kernel's other arguments to the output ``(B, q, H, d)``, or to None where the plain
-            kernel is to run.
+        kernel: maps a :class:`Call` and the kernel's other arguments to a function from the call to the output
+            ``(B, q, H, d)``, which holds all else that it reads; or to None where the plain kernel is to run.
     """
     taps = module.__dict__.setdefault(STATE, Taps([], [], [], []))
     _wrap(module.config)
@@ -119,6 +136,12 @@ def attach(
     return detach
 
 
+def _around(config: Any) -> Callable[[], None]:
+    """Have the attention of modules with this config tapped until the function that this returns is called."""
+    _wrap(config)
+    return partial(_unwrap, config)
+
+
 def _wrap(config: Any) -> None:
     _, plain, count = _attached.get(id(config), (config, config._attn_implementation, 0))
     if count == 0:
@@ -143,29 +166,44 @@ def _tapped(
 ) -> tuple[Tensor, Tensor | None]:
     inner = kind(module.config)
     function = ALL_ATTENTION_FUNCTIONS[inner] if inner != "eager" else _eager(module)
-    taps = module.__dict__.get(STATE)
-    if taps is None:
+    taps, run = module.__dict__.get(STATE), recomputed.run()
+    again = run is not None and run.again
+    if taps is None and not again:
         return function(module, query, key, value, attention_mask, **kwargs)
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
     call = Call(query, key, value, attention_mask, scale, bool(causal))
-    for change in taps.masks:
-        attention_mask = change(attention_mask, key)
-    working = []
-    for limit in taps.limits:
-        attention_mask, heads = limit(replace(call, mask=attention_mask))
-        working += [] if heads is None else [heads]
-    own = (kernel(call, kwargs) for kernel in taps.kernels)
-    found = next((out for out in own if out is not None), None)
-    out, weights = (found, None) if found is not None else function(module, query, key, value, attention_mask, **kwargs)
-    for heads in working:
+    if again:
+        assert run is not None
+        answer = run.told(module) or Answer(attention_mask)
+    else:
+        assert taps is not None
+        answer = _answer(taps, call, kwargs)
+        if run is not None and (taps.masks or taps.limits or answer.own is not None):
+            run.note(module, answer, partial(_around, module.config))
+    if answer.own is not None:
+        out, weights = answer.own(call), None
+    else:
+        out, weights = function(module, query, key, value, answer.mask, **kwargs)
+    for heads in answer.heads:
         out = out * heads[..., None].to(out.dtype)
-    if taps.observers:
+    if taps is not None and taps.observers and not again:
         for part in segments(call, kwargs.get("cu_seq_lens_q")):
             for observe in taps.observers:
                 observe(part)
     return out, weights
+
+
+def _answer(taps: Taps, call: Call, kwargs: dict[str, Any]) -> Answer:
+    mask, working = call.mask, []
+    for change in taps.masks:
+        mask = change(mask, call.key)
+    for limit in taps.limits:
+        mask, heads = limit(replace(call, mask=mask))
+        working += [] if heads is None else [heads]
+    own = (kernel(call, kwargs) for kernel in taps.kernels)
+    return Answer(mask, tuple(working), next((found for found in own if found is not None), None))
 
 
 def refuse(kwargs: dict[str, Any], index: int, what: str) -> None:

@@ -50,7 +50,7 @@ class LVLMCSP(Method):
     def stages(self, keep: budget.Budget) -> list[Stage]:
         per = keep.per if isinstance(keep, budget.Keep) else "image"
         return [
-            Stage(self, budget.times(keep, self.coarse)),
+            Stage(self, budget.times(keep, 1.0 if budget.whole(keep) else self.coarse)),
             Stage(Scatter(), budget.Keep(share=1.0, per=per), layers=(self.scatter,)),
             *descent(FastV(), keep, (self.prune,)),
         ]
