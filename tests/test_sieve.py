@@ -1,6 +1,7 @@
 """sieve on a LLaVA: against the plain model, and against the plain model with the dropped tokens masked."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -379,29 +380,34 @@ def test_scores_are_computed_a_second_time_only_where_they_are_asked_for(sdpa, m
 
 @pytest.mark.parametrize("name", ["visionzip", "fastv", "dart", "mustdrop"])
 def test_what_was_recorded_goes_with_the_pass(sdpa, name):
+    """However the pass ends, and wherever in it: in the encoder, in a layer, or where it should."""
+
     def left(s):
         site = s._sites.language
-        return [
-            *site._calls,
-            *(w.seen for w in site.sight.watches if w.seen),
-            *(k.seen for k in site.sight.looks if k.seen),
-        ]
+        return [site.now, site.asked.prompt, *(w.seen for w in site.sight.watches), *site.sight._known]
 
     def fails(module, args):
         raise KeyError("on purpose")
 
+    places = (sdpa.model.language_model.layers[1], sdpa.model.vision_tower, sdpa.model.language_model.layers[3].mlp)
     with ts.sieve(sdpa, name, keep=24) as s, torch.no_grad():
-        sdpa(**prompt((1,)))
-        assert not left(s)
-        handle = sdpa.model.language_model.layers[1].register_forward_pre_hook(fails)
-        with pytest.raises(KeyError, match="on purpose"):
-            sdpa(**prompt((1,)))
-        handle.remove()
-        assert not left(s)
-        assert s._sites.language._stream is None
+        expected = sdpa.generate(**prompt((1,)), **GREEDY)
+        gc.collect()
+        assert not any(left(s))
+        for place in places:
+            handle = place.register_forward_pre_hook(fails)
+            with pytest.raises(KeyError, match="on purpose"):
+                sdpa.generate(**prompt((1, 2)), **GREEDY)
+            handle.remove()
+            gc.collect()
+            assert not any(left(s))
+            assert torch.equal(sdpa.generate(**prompt((1,)), **GREEDY), expected)
+            text = sdpa.generate(**prompt((0,)), **GREEDY)
+    assert torch.equal(sdpa.generate(**prompt((0,)), **GREEDY), text)
     with ts.sieve(sdpa, "tome", keep=16, site="encoder") as s, torch.no_grad():
         sdpa(**prompt((1,)))
         assert not s._sites.encoder.watch.seen
+        assert s._sites.encoder.now is None
 
 
 def test_text_is_looked_for_only_where_a_method_reads_it(sdpa, monkeypatch):

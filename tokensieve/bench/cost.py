@@ -16,6 +16,7 @@ from tokensieve.plan import Plan, Stage
 from tokensieve.signals import Signals
 from tokensieve.sites.anatomy import Anatomy, find
 from tokensieve.sites.focus import FocusSite
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.resolve import layered, solve
 from tokensieve.sites.stack import Stack
 
@@ -87,7 +88,7 @@ def cost(
             now = _count(solve(stage.keep, per_layer, depth, now, tokens, text, anatomy.language.config), now)
     per_layer += [float(now)] * (depth - len(per_layer))
     made = of_tokens(anatomy, per_layer, in_encoder, tokens, text)
-    limited = FocusSite(anatomy.language, [s for s in stages if s.site == "focus"]).layers
+    limited = FocusSite(anatomy.language, [s for s in stages if s.site == "focus"], Ledger({})).layers
     hidden = sum(
         flops.of_layer(anatomy.language.config, text + per_layer[i])
         - _seen(anatomy.language.config, here, round(per_layer[i]), text)

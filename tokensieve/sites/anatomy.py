@@ -11,7 +11,14 @@ from torch import Tensor, nn
 
 from tokensieve.sites.cache import SIEVABLE
 from tokensieve.sites.known import REFUSED
-from tokensieve.sites.model.compatibility import EMPTY, GenerationMixin, LinearAttentionLayer, check_hooks, layers_of
+from tokensieve.sites.model.compatibility import (
+    EMPTY,
+    GenerationMixin,
+    LinearAttentionLayer,
+    PreTrainedModel,
+    check_hooks,
+    layers_of,
+)
 from tokensieve.sites.stack import Stack, blocks, encoder_of, specials, stack_of
 
 
@@ -51,6 +58,13 @@ class Anatomy:
             same = embedded == embed(torch.tensor(token or 0, device=embedded.device))
             out[kind] = same.all(-1) & (token is not None)
         return out
+
+
+def pretrained(model: nn.Module) -> nn.Module:
+    """The transformers model inside what wraps it (PEFT, data parallelism, torch.compile); the module itself where none is."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
 
 
 def find(model: nn.Module) -> Anatomy:

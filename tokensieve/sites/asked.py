@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import GenerationConfig
-from transformers.generation import GenerationMixin
+
+from tokensieve.sites.model.compatibility import GenerationConfig, GenerationMixin
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tokensieve.sites import guards
+from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.model.compatibility import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from tokensieve.sites.room import RoomyLayer
 
@@ -58,6 +60,8 @@ class SievedLayer(RoomyLayer):
         length: tokens of the sequence so far, kept or not.
         shift: ``(..., B)``, by how much the position ids of later tokens are lowered; None where they are not.
         seen: where its images stand, where a stage at site="focus" limits what is seen of them.
+        model: the one that filled it; None where that is not known.
+        awaited: whether a sieve has seen to the mask of the coming pass.
     """
 
     keys: Tensor
@@ -70,6 +74,8 @@ class SievedLayer(RoomyLayer):
         self.length = 0
         self.shift: Tensor | None = None
         self.seen: Seen | None = None
+        self.model: Fingerprint | None = None
+        self.awaited = False
         self._next: tuple[Tensor, int] | None = None
 
     @classmethod
@@ -117,12 +123,38 @@ class SievedLayer(RoomyLayer):
 
     def before(self, mask: Tensor | None) -> Tensor | None:
         """The mask of all entries, from that of those that ``columns`` speaks of; announces the coming pass."""
+        self.awaited |= self.seen is None
         return mask
+
+    def begin(self) -> None:
+        """Forget what was announced: a pass begins, and the one before may have broken off."""
+        self.awaited, self._next = False, None
+
+    @property
+    def held(self) -> int:
+        """Entries that are known of in ``keys``."""
+        return 0 if self.columns is None else self.columns.shape[1]
+
+    def _guard(self) -> None:
+        """Raise RuntimeError where a pass would read it wrongly."""
+        if self.columns is None or not self.is_initialized:
+            return
+        unseen = self.seen is not None or self.holes or self.held < self.length
+        if unseen and not self.awaited and self._next is None:
+            raise guards.refusal("unread" if self.seen is None else "unlimited")
+        rows, held = (
+            (self.keys.shape[0], self.keys.shape[-2]) if self.keys.dim() == 4 else (len(self.columns), self.held)
+        )
+        if (rows, held) != (len(self.columns), self.held):
+            facts = {"held": held, "rows": rows, "known": self.held, "batch": len(self.columns)}
+            raise guards.refusal("sliced", **facts)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
         query = key_states.shape[-2]
+        self._guard()
+        self.awaited = False
         if self.columns is None:
             self.columns = torch.empty(len(key_states), 0, dtype=torch.long, device=key_states.device)
         if self._next is None:
@@ -140,7 +172,7 @@ class SievedLayer(RoomyLayer):
 
     def reset(self) -> None:
         self.columns, self.holes, self.length, self.shift, self._next = None, False, 0, None, None
-        self.seen = None
+        self.seen, self.model = None, None
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:

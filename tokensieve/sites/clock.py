@@ -9,7 +9,7 @@ from torch import nn
 
 
 class Clock:
-    """Adds up the time spent inside ``with clock:``; runs only while ``on``."""
+    """Adds up the time spent inside ``with clock:``, while ``on``; autocast is off there, so that selection is exact."""
 
     def __init__(self, model: nn.Module) -> None:
         self.on = False
@@ -17,21 +17,31 @@ class Clock:
         self._model = model
         self._depth = 0
         self._since = 0.0
+        self._device = device(model)
 
     def __enter__(self) -> None:
+        if self._depth == 0:
+            # Precision is what each part asks for; an outer autocast is for the model.
+            self._exact = torch.autocast(self._device.type, enabled=False)
+            self._exact.__enter__()
         if self.on and self._depth == 0:
             self._since = now(device(self._model))
         self._depth += 1
 
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
+        if self._depth == 0:
+            self._exact.__exit__(None, None, None)
         if self.on and self._depth == 0:
             self.seconds += now(device(self._model)) - self._since
 
 
 def device(model: nn.Module) -> torch.device:
-    """Where a model computes."""
-    return next(model.parameters()).device
+    """Where a model computes; offloaded weights are elsewhere between its passes, and what moves them knows where."""
+    found = next(model.parameters()).device
+    moved = model.modules() if found.type == "meta" else ()
+    where = (getattr(getattr(m, "_hf_hook", None), "execution_device", None) for m in moved)
+    return next((torch.device(at) for at in where if at is not None), found)
 
 
 def now(device: torch.device) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +13,12 @@ from tokensieve.parts.budget import Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, readings, recomputed, taps
+from tokensieve.sites import calls, masks, readings, recomputed, taps
 from tokensieve.sites.anatomy import crossing
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.trace import StageTrace, Trace
 
@@ -33,9 +33,10 @@ class CrossSite:
     every candidate stays, the pass is left as it is.
     """
 
-    def __init__(self, model: nn.Module, stage: Stage, clock: Clock, seed: int, scores: bool):
+    def __init__(self, model: nn.Module, stage: Stage, clock: Clock, ledger: Ledger, scores: bool):
         self.base, self.language, self.layers = crossing(model)
-        self.stage, self.clock, self.seed, self.scores = stage, clock, seed, scores
+        self.stage, self.clock, self.ledger, self.scores = stage, clock, ledger, scores
+        ledger.visual.append(stage)
         keep = stage.keep
         if isinstance(keep, Keep) and (keep.per == "prompt" or (keep.tokens is None and keep.share is None)):
             # Of images that share one, all keys of the first might leave: text in front of the second would see only that.
@@ -56,8 +57,8 @@ class CrossSite:
         root, first = self.language.root, self.language.attentions[self.layers[0]]
         assert first is not None
         out = [
-            self.base.register_forward_pre_hook(self._see, with_kwargs=True).remove,
-            root.register_forward_pre_hook(self._enter, with_kwargs=True).remove,
+            calls.before(self.base, self._see),
+            calls.before(root, self._enter),
             root.register_forward_hook(self._done, always_call=True).remove,
             taps.attach(first, observe=self._choose),
             *recomputed.attach(self.language),
@@ -69,17 +70,18 @@ class CrossSite:
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        pixels = _named(module, args, kwargs).get("pixel_values")
+        pixels = kwargs.get("pixel_values")
         self._images = 1 if pixels is None else pixels.shape[1]
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._given, self._columns = _named(module, args, kwargs), None
+        self._given, self._columns = kwargs, None
 
     def _choose(self, call: taps.Call) -> None:
         """What the first layer attends to decides which columns of this pass's image keys go on."""
         states = self._given.get(STATES)
         if states is None:
             return
+        self.ledger.ran(self.stage)
         with self.clock, torch.no_grad():
             keys = states.reshape(len(call.query) * self._images, -1, states.shape[-1])
             attention, seen, valid = self._read(call, keys.shape[1])
@@ -92,7 +94,7 @@ class CrossSite:
                 mask=None if bool(valid.all()) else valid,
                 text_attention=attention[real][:, :, None],
                 text_mask=seen[real][:, None],
-                seed=self.seed,
+                seed=self.ledger.seed(self.stage),
             )
             step = self._step(signals)
             score = self.stage.method.score(signals) if self.scores else None
@@ -128,6 +130,8 @@ class CrossSite:
                 columns = past if states is None else held.upcoming(states.numel() // states.shape[-1] // len(past))
             else:
                 return None
+            if isinstance(held, SievedLayer):
+                held.awaited = True
             changed[MASK] = _over(kwargs.get(MASK), columns, args[0] if args else kwargs["hidden_states"])
             return args, changed
 
@@ -173,11 +177,6 @@ class CrossSite:
         if not step.drops:
             raise ValueError(f"{self.stage.method.name} merges tokens; at site='cross' they can only be dropped")
         return step
-
-
-def _named(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = inspect.signature(module.forward).parameters
-    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def _over(mask: Tensor | None, columns: Tensor, like: Tensor) -> Tensor:

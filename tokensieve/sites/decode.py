@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokensieve.sites import masks, positions, taps
-from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites import guards, masks, positions, taps
+from tokensieve.sites.cache import SIEVABLE, SievedLayer
 from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.stack import Stack
+
+
+def begin(cache: Any, model: Fingerprint, own: Sequence[int]) -> None:
+    """A pass of a model over a cache begins.
+
+    Args:
+        own: the layers that every pass of the model reaches.
+
+    Raises:
+        ValueError: the cache is another model's.
+        RuntimeError: the pass before broke off.
+    """
+    layers = [] if cache is None else cache.layers
+    for i, layer in enumerate(layers):
+        if isinstance(layer, SievedLayer):
+            layer.begin()
+            if layer.model is not None and not layer.model.fits(model):
+                raise guards.refusal("other model", layer=i)
+    there = [layers[i] for i in own if i < len(layers)]
+    seen = [x.get_seq_length() for x in there if isinstance(x, (SievedLayer, *SIEVABLE)) and x.is_initialized]
+    if any(isinstance(x, SievedLayer) for x in there) and len(set(seen)) > 1:
+        raise guards.refusal("broken", least=min(seen), most=max(seen))
 
 
 def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], ids: Tensor | None) -> dict[str, Any]:

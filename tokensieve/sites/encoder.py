@@ -15,6 +15,7 @@ from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites import recomputed, taps
 from tokensieve.sites.clock import Clock
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import StageTrace, Trace
 
@@ -48,6 +49,11 @@ class Watch:
             if name in ENCODER_SIGNALS and (not name.startswith("cls_") or self.stack.cls):
                 return [name]
         return []
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is anything to record."""
+        return bool(self._wanted)
 
     def attach(self) -> list[Detach]:
         return [self._tap(layer, names) for layer, names in self._wanted.items()]
@@ -112,21 +118,27 @@ class Encoded:
 
 
 class EncoderSite:
-    """Reduces an encoder's tokens after some of its blocks; its outputs get their full length back at the root."""
+    """Reduces an encoder's tokens after some of its blocks; its outputs get their full length back at the root.
 
-    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, seed: int, scores: bool):
-        self.stack, self.stage, self.clock, self.seed, self.scores = stack, stage, clock, seed, scores
+    Args:
+        last: the block behind which features leave the encoder; alone: whether no language model stands behind it.
+    """
+
+    def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, ledger: Ledger, scores: bool, alone: bool):
+        self.stack, self.stage, self.clock, self.ledger, self.scores = stack, stage, clock, ledger, scores
         self.layers = tuple(sorted({stack.layer(i) for i in stage.layers})) if stage.layers else tuple(range(last + 1))
         if isinstance(stage.keep, budget.Keep) and (stage.keep.average or stage.keep.flops):
             raise ValueError(f"{stage.keep}: an encoder takes tokens or a share; the others are of the language model")
         if max(self.layers) > last:
             raise ValueError(f"layers={stage.layers}; the features leave this encoder after layer {last}")
         method, kernel = stage.method, taps.kind(stack.config)
-        if (method.proportional or method.adaptive) and ("flash" in kernel or "flex" in kernel):
+        if (method.proportional or method.adaptive) and "flash" in kernel:
             raise ValueError(
                 f"{method.name} at site='encoder' weighs or hides keys through an attention mask, which {kernel} does not take; "
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
+        self.alone = alone
+        ledger.every += [stage] if alone else []
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
         self.trace: Trace | None = None
         self.now: Encoded | None = None
@@ -181,12 +193,14 @@ class EncoderSite:
             mask=None if whole else before.mask,
             grid=now.grid if whole else None,
             sizes=None if whole else before.sizes(),
-            seed=self.seed,
+            seed=self.ledger.seed(self.stage),
             **{name: {index: seen[index][-1]} for name, seen in heard.items() if index in seen},
         )
         step = self.stage.method(signals, target)
         now.total = before.then(step)
         now.holes = not bool(now.total.mask.all())  # once: layers that ask would wait for the device
+        if self.alone:
+            self.ledger.ran(self.stage)
         if whole and self.scores:
             now.score = self.stage.method.score(signals)
         now.by_length[first + step.m] = now.total

@@ -41,8 +41,6 @@ class EvictedLayer(SievedLayer):
         moments: of all queries before their rotation: their number ``(B,)``, sum ``(B, H, d)`` and sum of squares, of which the
             upper triangle ``(B, H, d (d + 1) / 2)``, and the last position ``(B,)``; None where nobody asked.
         mark: the length at which entries last left.
-        model: the fingerprint of the model that it belongs to.
-        awaited: whether the sieve has seen to the mask of the coming pass.
     """
 
     places: Tensor
@@ -60,8 +58,6 @@ class EvictedLayer(SievedLayer):
         self.probes: list[tuple[Tensor, Tensor]] = []
         self.moments: tuple[Tensor, ...] | None = None
         self.mark = 0
-        self.model = ""
-        self.awaited = False
 
     @classmethod
     def at(cls, cache: Cache, index: int, like: Tensor) -> EvictedLayer:
@@ -89,6 +85,10 @@ class EvictedLayer(SievedLayer):
     def width(self) -> int:
         """Kept entries in front of ``keys``."""
         return 0 if self.pages is not None else self.places.shape[2]
+
+    @property
+    def held(self) -> int:
+        return 0 if self.columns is None else self.columns.shape[1] + (0 if self.packed is not None else self.width)
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """Keys and values of all entries, ``(B, G, N, d)``, and their columns ``(B, G, N)``, -1 at padding."""
@@ -195,12 +195,6 @@ class EvictedLayer(SievedLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        if not self.awaited and self.places.shape[2]:
-            raise RuntimeError(
-                "tokens have left this cache; attach a sieve to the model that reads it (one that evicts nothing more: "
-                "sieve(model, Plan([])))"
-            )
-        self.awaited = False
         return self._opened(*super().update(key_states, value_states, *args, **kwargs))
 
     def reset(self) -> None:

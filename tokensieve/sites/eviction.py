@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from threading import get_ident
 from typing import Any
 
 import torch
@@ -17,18 +16,20 @@ from tokensieve.parts import budget, layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import decode, entries, noted, quotas, readings, taps
+from tokensieve.sites import calls, decode, entries, noted, quotas, readings, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import alone, full_layers, padding
 from tokensieve.sites.encoder import Detach
 from tokensieve.sites.entries import Entries
 from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.fingerprint import Fingerprint
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.paged import paged
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
-from tokensieve.sites.store import MORE, fingerprint
+from tokensieve.sites.store import MORE
 from tokensieve.sites.trace import Trace
 
 
@@ -45,12 +46,12 @@ class CacheSite:
         language: Stack,
         stages: Sequence[Stage],
         clock: Clock,
-        seed: int,
+        ledger: Ledger,
         alone: bool,
         anatomy: Anatomy | None = None,
     ):
         self._visual: Tensor | None = None
-        self.language, self.clock, self.seed, self.alone, self.anatomy = language, clock, seed, alone, anatomy
+        self.language, self.clock, self.ledger, self.alone, self.anatomy = language, clock, ledger, alone, anatomy
         self.full = full_layers(language)
         self._read = {source for i, source in enumerate(language.sources) if i != source}
         self.stages = [s for s in stages if not budget.whole(s.keep)]
@@ -59,7 +60,8 @@ class CacheSite:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
             share(stage.keep, torch.ones(1, dtype=torch.long))
         quotas.check(self.stages, self.layers, self.full, self._read)
-        self.model = fingerprint(language.root)
+        ledger.late += self.stages
+        self.model = Fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
         self._real: Tensor | None = None
@@ -71,19 +73,16 @@ class CacheSite:
         self._hidden: Any = None
         self._met: set[int] = set()
         self._masks: dict[int, Any] = {}
-        self._thread: int | None = None
 
     def attach(self) -> list[Detach]:
         root = self.language.root
         # In front of other sites: they may hand on a mask of fewer tokens.
         out = [
-            root.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True).remove,
+            calls.before(root, self._enter, prepend=True),
             root.register_forward_hook(self._done, always_call=True).remove,
         ]
         if self.anatomy is not None and self.anatomy.base is not None:
-            out.append(
-                self.anatomy.base.register_forward_pre_hook(partial(self._see, self.anatomy), with_kwargs=True).remove
-            )
+            out.append(calls.before(self.anatomy.base, partial(self._see, self.anatomy)))
         for i, layer in enumerate(self.language.layers):
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
             attention = self.language.attentions[i]
@@ -94,13 +93,10 @@ class CacheSite:
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
 
     def _see(self, anatomy: Anatomy, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        self._visual = torch.stack([*anatomy.placeholders(ids, kwargs.get("inputs_embeds")).values()]).any(0)
+        kinds = anatomy.placeholders(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+        self._visual = torch.stack([*kinds.values()]).any(0)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        if self._thread not in (None, get_ident()):
-            raise RuntimeError("this model is running in another thread under the same sieve; let one at a time run it")
-        self._thread = get_ident()
         (x, self._past), self._met = self.language.begun(args, kwargs), set()
         cache, length = compatibility.cache_of(kwargs), self._past + x.shape[1]
         most = getattr(self.language.config, "max_position_embeddings", None)
@@ -118,9 +114,7 @@ class CacheSite:
                 )
         self._ids = kwargs.get("position_ids")
         self._words = None if x.dim() == 3 else x
-        for i, layer in enumerate(cache.layers if cache is not None else ()):
-            if isinstance(layer, EvictedLayer) and layer.model != self.model:
-                raise ValueError(f"layer {i} of this cache was filled by another model; fill a new cache with this one")
+        decode.begin(cache, self.model, self.full)
         if x.shape[1] > 1 or self.trace is None:
             self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
         if not self.alone or x.shape[1] == 1 or not self._past:
@@ -180,6 +174,8 @@ class CacheSite:
         asleep = call.query.shape[2] == 1 and not any(s.every for s in stages)
         if not stages or (asleep and not noted.lasting(self._held(index), quotas.needs(stages))):
             return
+        for stage in stages:
+            self.ledger.ran(stage)
         with self.clock:
             held = getattr(self._cache.layers[index], "keys", None)
             heads = held.shape[1] if held is not None and held.dim() == 4 else call.key.shape[1]
@@ -204,9 +200,8 @@ class CacheSite:
             layer.mark = layer.length if prompt else layer.mark
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self._thread != get_ident():
+        if self.ledger.elsewhere:
             return
-        self._thread = None
         self._cache, self._pass, self._real, self._hidden, self._words, self._waiting = None, {}, None, None, None, []
         self._visual, self._masks = None, {}
         if self.stages and not self._met and compatibility.cache_in(output) is not None:
@@ -259,7 +254,7 @@ class CacheSite:
         signals = Signals(
             features=now.features(method.unit),
             mask=None if bool(valid.all()) else valid,
-            seed=self.seed + index,
+            seed=self.ledger.seed(stage) + index,
             **given,
         )
         if method.shared:

@@ -15,6 +15,7 @@ from tokensieve.signals import Signals
 from tokensieve.sites import masks, readings, recomputed, taps
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.stack import Stack, neurons
 from tokensieve.sites.stream import Images, Stream
@@ -32,8 +33,8 @@ class FocusSite:
     Methods get ``features``, the keys of the visual tokens (where neurons are read, their activations), and the grid.
     """
 
-    def __init__(self, language: Stack, stages: Sequence[Stage]):
-        self.language = language
+    def __init__(self, language: Stack, stages: Sequence[Stage], ledger: Ledger):
+        self.language, self.ledger = language, ledger
         self.layers: dict[int, list[Stage]] = {}
         for stage in stages:
             # All of it is the plain model, bit for bit.
@@ -48,6 +49,7 @@ class FocusSite:
                 )
             if language.attentions[layer] is None:
                 raise ValueError(f"layers={layer}: it has no attention to limit; name layers that have")
+        ledger.visual += {id(s): s for here in self.layers.values() for s in here}.values()
         kind = taps.kind(language.config)
         if self.layers and kind not in KERNELS:
             raise ValueError(
@@ -85,6 +87,8 @@ class FocusSite:
         cache = compatibility.cache_of(kwargs)
         layer = cache.layers[index] if cache is not None and len(cache.layers) > index else None
         layer = layer if isinstance(layer, SievedLayer) else None
+        if layer is not None:
+            layer.awaited = True
         shape = None
         if stream is not None:
             if layer is not None and layer.seen is not None:
@@ -109,6 +113,8 @@ class FocusSite:
             seen = None if layer is None else layer.seen
             if stream is not None:
                 seen = _standing(stream, past)
+                for stage in self.layers[index]:
+                    self.ledger.ran(stage)
                 if layer is not None:
                     layer.seen = seen
             elif seen is not None:

@@ -16,22 +16,22 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import decode, masks, positions, readings, recomputed, taps
+from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, recomputed, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.asked import Asked
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
+from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.focus import FocusSite
+from tokensieve.sites.ledger import Ledger, pictured
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.passes import Pass
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.trace import StageTrace, Trace
-
-PICTURES = ("pixel_values", "mm_encoder", "image_patches")
 
 
 class LanguageSite:
@@ -48,12 +48,12 @@ class LanguageSite:
         stages: Sequence[Stage],
         encoder: EncoderSite | None,
         clock: Clock,
-        seed: int,
+        ledger: Ledger,
         scores: bool,
     ):
         assert anatomy.language is not None
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
-        self.stages, self.clock, self.seed, self.scores = stages, clock, seed, scores
+        self.stages, self.clock, self.ledger, self.scores = stages, clock, ledger, scores
         self.handoff = [s for s in stages if s.site == "handoff"]
         self.prefill = layered(stages, self.language)
         if 0 in self.prefill:
@@ -76,12 +76,17 @@ class LanguageSite:
                 )
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
-        self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"])
+        self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"], ledger)
+        ledger.visual += [s for s in stages if s.site in ("encoder", "handoff")]
+        ledger.visual += [s for here in self.prefill.values() for s in here]
         if any(s.method.recalls for here in self.prefill.values() for s in here):
             if any(s.positions == "compact" for s in stages):
                 raise ValueError("positions='compact': tokens that come back later need those they had; use 'original'")
             # What never entered the language model could not come back.
             self.prefill, self.handoff = {0: self.handoff, **self.prefill}, []
+        self.model = Fingerprint(self.language.root)
+        attentions = enumerate(self.language.attentions)
+        self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
         self.trace: Trace | None = None
         self.asked = Asked(anatomy.model)
         self.now: Pass | None = None
@@ -95,9 +100,9 @@ class LanguageSite:
         anatomy, language = self.anatomy, self.language
         assert anatomy.base is not None
         out = [*self.asked.attach(), *self.sight.attach(), self._end]
-        out.append(anatomy.base.register_forward_pre_hook(self._see, with_kwargs=True).remove)
+        out.append(calls.before(anatomy.base, self._see))
         out.append(anatomy.base.register_forward_hook(self._end, always_call=True).remove)
-        out.append(language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+        out.append(calls.before(language.root, self._enter))
         for i, layer in enumerate(language.layers):
             out.append(layer.register_forward_pre_hook(self._layer(i), with_kwargs=True).remove)
         out.append(language.layers[-1].register_forward_hook(self._leave, prepend=True).remove)
@@ -113,11 +118,9 @@ class LanguageSite:
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         now = self.now = Pass(around=True)
         now.pictures = self.sight.begin(kwargs.get("mm_encoder_outputs"))
-        if not any(v is not None for k, v in kwargs.items() if k.startswith(PICTURES)):
+        if not pictured(kwargs):
             return
-        kinds = self.anatomy.placeholders(
-            kwargs.get("input_ids", args[0] if args else None), kwargs.get("inputs_embeds")
-        )
+        kinds = self.anatomy.placeholders(kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
         if any(bool(k.any()) for k in kinds.values()):
             now.kinds = kinds
             mask = kwargs.get("attention_mask")
@@ -126,6 +129,7 @@ class LanguageSite:
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         now = self.now = self.now or Pass(around=False)
         now.ids = kwargs.get("position_ids")
+        decode.begin(decode.cache_of(kwargs), self.model, self.own)
         kinds = now.kinds
         if not kinds:
             self.sight.unseen(now.around)
@@ -259,6 +263,7 @@ class LanguageSite:
         encoded = [one for look in looks for one in look.encoded]
         parts = [one.total for one in encoded if one.total is not None]
         if looks and not parts:  # these come from another encoder
+            self.ledger.ran(stage)
             return x
         total = Reduction.stack(parts) if len(parts) > 1 else parts[0] if parts else None
         if budget.whole(stage.keep):
@@ -279,6 +284,8 @@ class LanguageSite:
         total = total.rows(source[:, 0] // total.n)
         chosen = torch.zeros(total.batch, total.n, dtype=torch.bool, device=x.device)
         chosen.scatter_(1, total.kept, True)
+        if bool((ending.ends(stream) & ~chosen).any()):
+            raise guards.refusal("ending")
         x = stream.leave(Reduction.keep(chosen), x, merge=False)
         stream.reduction = total
         self._record(stage, stream, encoded[0].score if len(encoded) == 1 else None, encoded[0].grid)
@@ -312,10 +319,10 @@ class LanguageSite:
                 mask=None if bool(mask.all()) else mask,
                 grid=grid,
                 sizes=None if stream.reduction.drops else stream.reduction.sizes(),
-                seed=self.seed,
+                seed=self.ledger.seed(stage),
                 **given,
             )
-            step = self._step(stage, signals, keep, stream.images.alone)
+            step = self._step(stage, signals, keep, stream)
             score = stage.method.score(signals) if ranks or self.scores else None
             if ranks and score is not None:
                 stream.rank(score)
@@ -323,15 +330,18 @@ class LanguageSite:
         self._record(stage, stream, score, grid)
         return x
 
-    def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, alone: Tensor) -> Reduction:
+    def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, stream: Stream) -> Reduction:
         if _everything(keep, signals.valid):
             return Reduction.keep(signals.valid)
-        if not bool(alone.any()):
-            return stage.method(signals, keep)
-        return stage.method.reduce(signals, torch.where(alone, 1, budget.counts(keep, signals.valid)))
+        alone, last = stream.images.alone, ending.ends(stream)
+        counts = torch.where(alone, 1, budget.counts(keep, signals.valid))
+        if bool(last.any()):
+            return ending.staying(stage.method, signals, counts, last)
+        return stage.method.reduce(signals, counts) if bool(alone.any()) else stage.method(signals, keep)
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
+        self.ledger.ran(stage)
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
 
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -355,7 +365,7 @@ class LanguageSite:
             cache = None  # its state is of one size, whatever has left; or it has none of its own
         if cache is not None:
             layer = SievedLayer.of(cache, index, hidden.shape[0], hidden.device)
-            past, holes = layer.length, holes or layer.holes
+            past, holes, layer.model = layer.length, holes or layer.holes, self.model
             assert layer.columns is not None
             columns = torch.cat([layer.columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
             named = torch.where(stream.index >= 0, stream.index + past, -1)

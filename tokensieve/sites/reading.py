@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from tokensieve.parts import budget, rows, select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
-from tokensieve.sites import entries, taps
+from tokensieve.sites import calls, entries, taps
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import Trace
@@ -23,10 +24,11 @@ from tokensieve.sites.trace import Trace
 class ReadingSite:
     """Some layers select entries at every decoded token, and the layers behind them read no others."""
 
-    def __init__(self, language: Stack, stage: Stage, clock: Clock, seed: int):
+    def __init__(self, language: Stack, stage: Stage, clock: Clock, ledger: Ledger):
         if stage.layers is not None:
             raise ValueError(f"layers={stage.layers}; {stage.method.name} says by its own options which layers select")
-        self.language, self.stage, self.clock, self.seed = language, stage, clock, seed
+        self.language, self.stage, self.clock, self.ledger = language, stage, clock, ledger
+        ledger.every += [] if stage.keep == 1.0 else [stage]
         self.full = full_layers(language)
         self.roles = dict(zip(self.full, stage.method.roles(len(self.full)), strict=True))
         share(stage.keep, torch.ones(1, dtype=torch.long))
@@ -38,7 +40,7 @@ class ReadingSite:
     def attach(self) -> list[Detach]:
         if budget.whole(self.stage.keep):
             return []
-        out = [self.language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove]
+        out = [calls.before(self.language.root, self._enter)]
         for i in self.full:
             attention = self.language.attentions[i]
             assert attention is not None
@@ -53,6 +55,7 @@ class ReadingSite:
 
     @torch.no_grad()
     def _observe(self, index: int, call: taps.Call) -> None:
+        self.ledger.ran(self.stage)
         if self.roles[index] != "select" or call.query.shape[2] > 1:
             return
         if call.key.shape[2] != self._length:
@@ -68,7 +71,7 @@ class ReadingSite:
                 entries.vectors(call.key, "head"),
                 None if real is None else real.repeat_interleave(heads, 0),
                 window_attention=entries.laid(attention, "head", heads),
-                seed=self.seed + index,
+                seed=self.ledger.seed(self.stage) + index,
             )
             step = self.stage.method(signals, share(self.stage.keep, every).repeat_interleave(heads))
             self._read = None if step.is_identity else (step.kept, step.mask)

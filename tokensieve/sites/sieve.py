@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -10,16 +11,19 @@ from tokensieve.method import Method
 from tokensieve.parts.budget import Budget
 from tokensieve.plan import WHERE, Plan, Stage, plan
 from tokensieve.registry import check_names
-from tokensieve.sites.anatomy import find
+from tokensieve.sites import copies, guards
+from tokensieve.sites.anatomy import Anatomy, find, pretrained
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.cross import CrossSite
 from tokensieve.sites.decoder import decoder
 from tokensieve.sites.encoder import Detach, EncoderSite
 from tokensieve.sites.eviction import CacheSite
 from tokensieve.sites.language import LanguageSite
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.model.compatibility import warn_untested
 from tokensieve.sites.reading import ReadingSite
 from tokensieve.sites.sparse import SparseSite
+from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import Trace
 
 NEST = "_tokensieve_sieves"
@@ -40,8 +44,9 @@ class Sieve:
 
     def __init__(self, model: nn.Module, plan: Plan, seed: int = 0, scores: bool = False):
         self.model, self.plan, self.seed, self.scores = model, plan, seed, scores
-        self._clock = Clock(model)
-        self._sites = _Sites(model, plan, self._clock, seed, scores)
+        self._inner = pretrained(model)
+        self._clock = Clock(self._inner)
+        self._sites = _Sites(self._inner, plan, self._clock, {id(s): seed for s in plan.stages}, scores)
 
     @property
     def timed(self) -> bool:
@@ -64,21 +69,25 @@ class Sieve:
         """Put the hooks on.
 
         Raises:
-            RuntimeError: this sieve is attached already.
+            RuntimeError: this sieve is attached already, or the model is running in another thread.
             ValueError: it does not go together with one that is attached to the same model.
         """
-        around: list[Sieve] = self.model.__dict__.get(NEST, [])
+        around: list[Sieve] = self._inner.__dict__.get(NEST, [])
         if self in around:
             raise RuntimeError("this sieve is attached already; detach() it first, or make a second one to nest")
-        _settle(self.model, [*around, self])
+        _settle(self._inner, [*around, self])
         warn_untested()
         return self
 
     def detach(self) -> None:
-        """Take this sieve's hooks off; without others around it, the model is what it was."""
-        around = self.model.__dict__.get(NEST, [])
+        """Take this sieve's hooks off; without others around it, the model is what it was.
+
+        Raises:
+            RuntimeError: the model is running in another thread.
+        """
+        around = self._inner.__dict__.get(NEST, [])
         if self in around:
-            _settle(self.model, [s for s in around if s is not self])
+            _settle(self._inner, [s for s in around if s is not self])
 
     def __enter__(self) -> Sieve:
         return self.attach()
@@ -88,15 +97,25 @@ class Sieve:
 
 
 class _Sites:
-    """The sites of one plan on one model."""
+    """The sites of one plan on one model.
 
-    def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seed: int, scores: bool):
+    Args:
+        seeds: by the id of each stage, that of the sieve it is of.
+    """
+
+    def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seeds: dict[int, int], scores: bool):
+        self.model, self.ledger = model, (ledger := Ledger(seeds))
         self.undo: list[Detach] = []
         self.encoder: EncoderSite | None = None
         self.language: LanguageSite | None = None
         self.cross: CrossSite | None = None
         self.cache: CacheSite | None = None
         self.reading: ReadingSite | SparseSite | None = None
+        self.anatomy: Anatomy | None = None
+        self._build(model, plan, clock, ledger, scores)
+        guards.attachable(model, (part.config for part in self._parts()))
+
+    def _build(self, model: nn.Module, plan: Plan, clock: Clock, ledger: Ledger, scores: bool) -> None:
         late = [s for s in plan.stages if s.site == "cache"]
         stages = [s for s in plan.stages if s.site != "cache"]
         if any(s.site == "vectors" for s in plan.stages):
@@ -107,7 +126,7 @@ class _Sites:
         if any(s.site == "cross" for s in plan.stages):
             if len(plan.stages) > 1:
                 raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")
-            self.cross = CrossSite(model, plan.stages[0], clock, seed, scores)
+            self.cross = CrossSite(model, plan.stages[0], clock, ledger, scores)
             return
         if late and any(s.site == "focus" for s in stages):
             raise ValueError(
@@ -120,15 +139,14 @@ class _Sites:
                     f"{len(plan.stages)} stages; {reading[0].method.name}, which reads a whole cache, stands alone"
                 )
             site = SparseSite if reading[0].method.group else ReadingSite
-            self.reading = site(decoder(model), reading[0], clock, seed)
+            self.reading = site(decoder(model), reading[0], clock, ledger)
             return
         if late or not stages:
             visual = any(n.name.startswith("visual") for s in late for n in s.method.needs)
-            anatomy = find(model) if visual else None
-            self.cache = CacheSite(decoder(model), late, clock, seed, not stages, anatomy)
+            self.cache = CacheSite(decoder(model), late, clock, ledger, not stages, find(model) if visual else None)
         if not stages:
             return
-        anatomy = find(model)
+        anatomy = self.anatomy = find(model)
         inside = next((s for s in stages if s.site == "encoder"), None)
         if anatomy.language is None and any(s.site != "encoder" for s in stages):
             raise ValueError(
@@ -140,9 +158,18 @@ class _Sites:
                     f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
                     "and borders of their own); use site='handoff'"
                 )
-            self.encoder = EncoderSite(anatomy.vision, inside, clock, anatomy.feature_layer, seed, scores)
+            self.encoder = EncoderSite(
+                anatomy.vision, inside, clock, anatomy.feature_layer, ledger, scores, anatomy.language is None
+            )
         if anatomy.language is not None:
-            self.language = LanguageSite(anatomy, stages, self.encoder, clock, seed, scores)
+            self.language = LanguageSite(anatomy, stages, self.encoder, clock, ledger, scores)
+
+    def _parts(self) -> list[Stack]:
+        """The stacks whose attention is read or limited, or whose tokens leave; the language model last."""
+        out = [] if self.encoder is None else [self.encoder.stack]
+        out += [] if self.language is None else self.language.sight.watched
+        site = self.language or self.cross or self.cache or self.reading
+        return out if site is None else [*out, site.language]
 
     @property
     def trace(self) -> Trace | None:
@@ -154,6 +181,11 @@ class _Sites:
             for site in (self.encoder, self.language, self.cross, self.cache, self.reading):
                 if site is not None:
                     self.undo += site.attach()
+            whole, anatomy = self._parts()[-1].root, self.anatomy
+            base = [] if anatomy is None or anatomy.base is None else [anatomy.base]
+            towers = [] if self.language is None else [stack.root for stack in self.language.sight.towers]
+            self.undo += self.ledger.attach([self.model, *base, whole], towers, anatomy)
+            self.undo.append(copies.forbid(self.model))
         except BaseException:
             self.detach()
             raise
@@ -165,11 +197,15 @@ class _Sites:
 
 def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
     """Make ``sieves``, outermost first, the ones that act on the model, as one plan; where that fails, those before it go on."""
+    before: list[Sieve] = model.__dict__.get(NEST, [])
+    if before and before[-1]._sites.ledger.elsewhere:
+        raise guards.refusal("settling")
     sites = None
     if sieves:
-        inner, whole = sieves[-1], Plan([stage for s in sieves for stage in s.plan.stages])
-        sites = _Sites(model, whole, inner._clock, inner.seed, any(s.scores for s in sieves))
-    before: list[Sieve] = model.__dict__.pop(NEST, [])
+        own = [(replace(stage), s.seed) for s in sieves for stage in s.plan.stages]  # one stage may be of two sieves
+        whole, seeds = Plan([stage for stage, _ in own]), {id(stage): seed for stage, seed in own}
+        sites = _Sites(model, whole, sieves[-1]._clock, seeds, any(s.scores for s in sieves))
+    model.__dict__.pop(NEST, None)
     if before:
         before[-1]._sites.detach()
     if sites is not None:

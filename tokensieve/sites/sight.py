@@ -61,6 +61,11 @@ class Sight:
         self._waiting: WeakSet[Look] = WeakSet()
         self._inside: dict[str, Pictures] | None = None
 
+    @property
+    def watched(self) -> list[Stack]:
+        """The encoders whose attention is read."""
+        return [watch.stack for watch in self.watches if watch.reads]
+
     def attach(self) -> list[Detach]:
         base = self.anatomy.base
         out = [detach for watch in self.watches for detach in watch.attach()]
@@ -171,12 +176,12 @@ class Sight:
         self._inside = out = {}
         for kind in KINDS:
             output = given.get(kind) if isinstance(given, dict) else given if kind == "image" else None
-            pictures = None if output is None else self._pictures(output)
+            pictures = None if output is None else self.pictures(output)
             if pictures is not None:
                 out[kind] = pictures
         return out
 
-    def _pictures(self, output: Any) -> Pictures | None:
+    def pictures(self, output: Any) -> Pictures | None:
         """The pictures that features are of, by the tensors themselves; None where they are not known."""
         features = _features(output)
         parts = [features] if isinstance(features, Tensor) else features or []

@@ -11,10 +11,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tokensieve.parts import budget, select
 from tokensieve.plan import Stage
-from tokensieve.sites import recomputed, taps
+from tokensieve.sites import calls, recomputed, taps
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.decoder import full_layers, padding
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.resolve import share
 from tokensieve.sites.stack import Stack
 from tokensieve.sites.trace import Trace
@@ -23,8 +24,9 @@ from tokensieve.sites.trace import Trace
 class SparseSite:
     """Computes the attention of prompts group by group; passes that fit into one group run as they are."""
 
-    def __init__(self, language: Stack, stage: Stage, clock: Clock, seed: int):
-        self.language, self.stage, self.clock = language, stage, clock
+    def __init__(self, language: Stack, stage: Stage, clock: Clock, ledger: Ledger):
+        self.language, self.stage, self.clock, self.ledger = language, stage, clock, ledger
+        ledger.every += [] if stage.keep == 1.0 else [stage]
         full = full_layers(language)
         asked = full if stage.layers is None else sorted({language.layer(i) for i in stage.layers})
         if set(asked) - set(full):
@@ -37,7 +39,7 @@ class SparseSite:
     def attach(self) -> list[Detach]:
         if budget.whole(self.stage.keep):
             return []
-        out = [self.language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove]
+        out = [calls.before(self.language.root, self._enter)]
         out += recomputed.attach(self.language)
         for i in self.layers:
             attention = self.language.attentions[i]
@@ -53,6 +55,7 @@ class SparseSite:
             self.trace = Trace([], list(range(len(x))), [float(length)] * len(self.language.layers))
 
     def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
+        self.ledger.ran(self.stage)
         (batch, _, length, _), total = call.query.shape, call.key.shape[2]
         if length == 1 or total <= self.stage.method.group:
             return None

@@ -115,9 +115,9 @@ def neurons(layer: nn.Module, inner: int) -> nn.Module:
     Raises:
         ValueError: none is recognised (a mixture of experts has no one network).
     """
-    found = [
-        m for name, m in layer.named_modules() if getattr(m, "in_features", None) == inner and "expert" not in name
-    ]
+    named = [(n, m) for n, m in layer.named_modules() if getattr(m, "in_features", None) == inner and "expert" not in n]
+    # An adapter around a projection holds it, and some of its own.
+    found = [m for name, m in named if not any(name.startswith(f"{other}.") for other, _ in named)]
     if len(found) != 1:
         raise ValueError(
             f"{type(layer).__name__} has no recognisable feed-forward network of {inner} neurons to read activations from"

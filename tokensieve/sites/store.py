@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from tokensieve.core.files import write
 from tokensieve.parts.pages import Pages
 from tokensieve.sites.cache import SIEVABLE
+from tokensieve.sites.clock import device
 from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.model.compatibility import EMPTY, BaseQuantizedLayer, Cache, DynamicCache
 
@@ -70,22 +71,6 @@ def prefill(model: nn.Module, inputs: Any, chunk: int | None = None, cache: Cach
     return cache
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A name for a language model's shape and weights."""
-    config: Any = model.config
-    shape = {
-        k: v
-        for k, v in config.to_dict().items()
-        if not k.startswith("_") and k not in ("dtype", "transformers_version")
-    }
-    out = hashlib.sha256(json.dumps(shape, sort_keys=True, default=str).encode())
-    weights = list(model.parameters())
-    for weight in weights[:: max(1, len(weights) // 8)]:
-        flat = weight.detach().flatten()
-        out.update(flat[:: max(1, len(flat) // 64)].float().cpu().numpy().tobytes())
-    return out.hexdigest()[:16]
-
-
 def save_cache(cache: Cache, path: str | Path) -> None:
     """Write a compressed cache to a safetensors file (to a temporary name first, then renamed).
 
@@ -96,7 +81,7 @@ def save_cache(cache: Cache, path: str | Path) -> None:
 
     tensors: dict[str, Tensor] = {}
     facts: list[dict[str, Any]] = []
-    models = {layer.model for layer in cache.layers if isinstance(layer, EvictedLayer)}
+    models = {str(layer.model) for layer in cache.layers if isinstance(layer, EvictedLayer)}
     for i, layer in enumerate(cache.layers):
         if isinstance(layer, EvictedLayer) and (layer.packed is not None or isinstance(layer, BaseQuantizedLayer)):
             raise ValueError(f"layer {i} of the cache is packed in few bits; such caches are not saved")
@@ -136,11 +121,12 @@ def load_cache(path: str | Path, model: nn.Module) -> Cache:
         meta = f.metadata() or {}
         if meta.get("format") != FORMAT:
             raise ValueError(f"{path} is not a saved cache (format {meta.get('format')!r})")
-        if meta["model"] != fingerprint(root):
+        filled = Fingerprint(None, meta["model"])
+        if not filled.fits(Fingerprint(root)):
             raise ValueError(
                 f"{path} was filled by another model than this {type(model).__name__}; fill a new one with this model"
             )
-        held = {k: f.get_tensor(k).to(next(root.parameters()).device) for k in f.keys()}  # noqa: SIM118 (a safetensors handle)
+        held = {k: f.get_tensor(k).to(device(root)) for k in f.keys()}  # noqa: SIM118 (a safetensors handle)
     config: Any = root.config
     cache = DynamicCache(config=config)
     for i, facts in enumerate(json.loads(meta["layers"])):
@@ -159,5 +145,5 @@ def load_cache(path: str | Path, model: nn.Module) -> Cache:
         for name in ("places", "columns", *ASIDE):
             setattr(layer, name, own.get(name))
         layer.length, layer.mark, layer.holes = facts["length"], facts["mark"], facts["holes"]
-        layer.model = meta["model"]
+        layer.model = filled
     return cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -130,9 +131,12 @@ class Case:
         Raises:
             Unmapped: the rows do not correspond to tokens.
         """
-        with sieve(self.model, "hiprune", keep=self.keep) as s:
+        encode = self.anatomy.base.get_image_features
+        given = {k: v for k, v in self.inputs.items() if k in inspect.signature(encode).parameters}
+        with sieve(self.model, "hiprune", keep=self.keep) as s, torch.no_grad():
             self.generate()
-            look = s._sites.language.sight.looks[0]  # type: ignore[union-attr]
+            made = self.anatomy.base.get_image_features(**given, return_dict=True)
+            look = s._sites.language.sight.pictures(made)[0][0]  # type: ignore[union-attr, index]
         got = look.tokens_of(look.unwindowed(torch.eye(look.rows))).nan_to_num(0.0) > 0
         reached = self._reached(look)
         # Where convolutions overlap, a token also sees the rim around its block.

@@ -32,7 +32,7 @@ try:
         LinearAttentionLayer,
         QuantizedLayer,
     )
-    from transformers.generation import GenerationMixin
+    from transformers.generation import GenerationConfig, GenerationMixin
     from transformers.masking_utils import (
         ALL_MASK_ATTENTION_FUNCTIONS,
         create_masks_for_generate,
@@ -48,8 +48,8 @@ except ImportError as error:
 __all__ = [
     "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "RELEASE", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
-    "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of", "check_hooks",
-    "create_masks_for_generate", "find_packed_sequence_indices", "get_vision_window_index", "layers_of", "pixels_in",
+    "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
+    "check_hooks", "create_masks_for_generate", "find_packed_sequence_indices", "get_vision_window_index", "layers_of", "pixels_in",
     "pixels_name", "warn_untested",
 ]  # fmt: skip
 
