@@ -52,7 +52,7 @@ class CacheSite:
         self.language, self.clock, self.seed, self.alone, self.anatomy = language, clock, seed, alone, anatomy
         self.full = full_layers(language)
         self._read = {source for i, source in enumerate(language.sources) if i != source}
-        self.stages = [s for s in stages if not (isinstance(s.keep, float) and s.keep == 1)]
+        self.stages = [s for s in stages if not s.whole]
         self.layers = {id(s): quotas.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)

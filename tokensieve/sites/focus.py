@@ -38,7 +38,7 @@ class FocusSite:
             # All of it is the plain model, bit for bit.
             able = [i for i, attention in enumerate(language.attentions) if attention is not None]
             every = able if stage.layers is None else stage.layers
-            for layer in sorted({language.layer(i) for i in every}) if stage.keep != 1.0 else ():
+            for layer in sorted({language.layer(i) for i in every}) if not stage.whole else ():
                 self.layers.setdefault(layer, []).append(stage)
         for layer, here in self.layers.items():
             if sum(bool(_names(s) & READS) for s in here) > 1:

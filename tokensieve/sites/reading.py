@@ -36,7 +36,7 @@ class ReadingSite:
         self._read: tuple[Tensor, Tensor] | None = None
 
     def attach(self) -> list[Detach]:
-        if self.stage.keep == 1.0:
+        if self.stage.whole:
             return []
         out = [self.language.root.register_forward_pre_hook(self._enter, with_kwargs=True).remove]
         for i in self.full:
