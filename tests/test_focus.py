@@ -164,6 +164,15 @@ def test_all_is_the_plain_model(model, name, keep):
     assert all(torch.equal(a, b) for a, b in zip(out.logits, plain.logits, strict=True))
 
 
+@pytest.mark.parametrize("name", ["cmai", "yopo", "corematching"])
+def test_one_is_not_all(model, name):
+    inputs = prompt((1, 2))
+    plain = model.generate(**inputs, **GREEDY)
+    with ts.sieve(model, name, keep=1, site="focus"):
+        out = model.generate(**inputs, **GREEDY)
+    assert not torch.equal(out.logits[-1], plain.logits[-1])
+
+
 @pytest.mark.parametrize(("name", "keep", "where"), [*CASES, ("lvlm-csp", 0.45, {})])
 def test_rows_alone_and_the_model_afterwards(model, name, keep, where):
     inputs = prompt((1, 2, 1))

@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
+from tokensieve.bench.case import Case
 
 import tokensieve as ts
 from tokensieve.bench import tiny
-from tokensieve.bench.case import Case
 from tokensieve.parts import budget
 from tokensieve.sites import masks
 

@@ -97,7 +97,8 @@ def test_the_model_reads_what_the_stripes_say(attn, keep):
         for h in range(heads):
             q, k, v = call.query[b, h], call.key[b, h // 2], call.value[b, h // 2]
             allowed = torch.zeros(n, n, dtype=torch.bool)
-            for start in range(0, n, 8):
+            first = int(real[b].long().argmax())
+            for start in range(first, n, 8):
                 stop = min(start + 8, n)
                 margin = stripes(q[start:stop], k[:stop], call.scale, real[b].tolist(), 4, gap)
                 front = int(real[b, :start].sum())
@@ -112,15 +113,36 @@ def test_the_model_reads_what_the_stripes_say(attn, keep):
 
 
 def test_padding_and_chunks_change_nothing(model):
-    inputs = text(50, 34)
+    inputs = text(50, 37)
     both = logits(model, inputs, 0.5, gap=0.5, **SMALL)
+    for row, n in enumerate((50, 37)):
+        alone = {k: v[row : row + 1, -n:] for k, v in inputs.items()}
+        want = logits(model, alone, 0.5, gap=0.5, **SMALL)
+        torch.testing.assert_close(both[row, -n:], want[0], rtol=1e-4, atol=1e-4)
     alone = {k: v[:1] for k, v in inputs.items()}
-    torch.testing.assert_close(both[:1], logits(model, alone, 0.5, gap=0.5, **SMALL), rtol=1e-4, atol=1e-4)
     with ts.sieve(model, "anchor-attention", keep=0.5, gap=0.5, **SMALL) as s:
         one, parts = ts.prefill(model, alone), ts.prefill(model, alone, chunk=16)
         assert s.last.layer_tokens[0] < 50
     for a, b in zip(one.layers, parts.layers, strict=True):
         torch.testing.assert_close(a.keys, b.keys, rtol=1e-4, atol=1e-4)
+
+
+def test_a_short_row_reads_all_beside_a_long_one(model):
+    """In a second pass, too: alone, it fits into one group."""
+    inputs, more = text(30, 3), torch.tensor([[7, 8, 9, 10], [11, 12, 13, 14]])
+
+    @torch.no_grad()
+    def second(part, new):
+        cache = ts.prefill(model, part)
+        mask = torch.cat([part["attention_mask"], torch.ones_like(new)], 1)
+        places = (mask.cumsum(1) - 1)[:, -4:]
+        return model(new, attention_mask=mask, position_ids=places, past_key_values=cache).logits
+
+    with ts.sieve(model, "anchor-attention", keep=1, gap=0.5, **SMALL):
+        both = second(inputs, more)
+        for row, n in enumerate((30, 3)):
+            one = second({k: v[row : row + 1, -n:] for k, v in inputs.items()}, more[row : row + 1])
+            torch.testing.assert_close(both[row], one[0], rtol=1e-4, atol=1e-4)
 
 
 def test_it_generates_and_goes_away(model):

@@ -90,6 +90,11 @@ class Stage:
         """The language-model layer of a prefill stage, or the share of the depth at which it lies."""
         return self.layers[0] if self.layers else self.method.layer
 
+    @property
+    def whole(self) -> bool:
+        """Whether all is kept: the share 1.0, where the number 1 is a single one."""
+        return budget.whole(self.keep)
+
     def to_json(self) -> dict[str, Any]:
         keep = {"Keep": asdict(self.keep)} if isinstance(self.keep, budget.Keep) else self.keep
         return {

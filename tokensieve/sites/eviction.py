@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.method import Method
-from tokensieve.parts import budget, layers, score
+from tokensieve.parts import layers, score
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
@@ -54,7 +54,7 @@ class CacheSite:
         self.language, self.clock, self.ledger, self.alone, self.anatomy = language, clock, ledger, alone, anatomy
         self.full = full_layers(language)
         self._read = {source for i, source in enumerate(language.sources) if i != source}
-        self.stages = [s for s in stages if not budget.whole(s.keep)]
+        self.stages = [s for s in stages if not s.whole]
         self.layers = {id(s): quotas.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             readings.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.focus import Focus
-from tokensieve.parts import budget, select
+from tokensieve.parts import select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
 from tokensieve.sites import masks, readings, recomputed, taps
@@ -40,7 +40,7 @@ class FocusSite:
             # All of it is the plain model, bit for bit.
             able = [i for i, attention in enumerate(language.attentions) if attention is not None]
             every = able if stage.layers is None else stage.layers
-            for layer in sorted({language.layer(i) for i in every}) if not budget.whole(stage.keep) else ():
+            for layer in sorted({language.layer(i) for i in every}) if not stage.whole else ():
                 self.layers.setdefault(layer, []).append(stage)
         for layer, here in self.layers.items():
             if sum(bool(_names(s) & READS) for s in here) > 1:

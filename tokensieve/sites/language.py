@@ -245,7 +245,7 @@ class LanguageSite:
     def _uncut(self, past: int, length: int) -> None:
         """Raise ValueError where a pass holds part of a picture, and tokens of it are to leave."""
         prompt = self.asked.prompt
-        if prompt is None or all(budget.whole(stage.keep) for stage in self.stages):
+        if prompt is None or all(stage.whole for stage in self.stages):
             return
         if prompt.cut(past, length, self._visual):
             raise ValueError(
@@ -266,7 +266,7 @@ class LanguageSite:
             self.ledger.ran(stage)
             return x
         total = Reduction.stack(parts) if len(parts) > 1 else parts[0] if parts else None
-        if budget.whole(stage.keep):
+        if stage.whole:
             self._record(stage, stream, None, None)
             return x
         if total is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.parts import budget, rows, select
+from tokensieve.parts import rows, select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
 from tokensieve.sites import calls, entries, taps
@@ -38,7 +38,7 @@ class ReadingSite:
         self._read: tuple[Tensor, Tensor] | None = None
 
     def attach(self) -> list[Detach]:
-        if budget.whole(self.stage.keep):
+        if self.stage.whole:
             return []
         out = [calls.before(self.language.root, self._enter)]
         for i in self.full:

@@ -49,8 +49,8 @@ __all__ = [
     "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "RELEASE", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
     "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
-    "check_hooks", "create_masks_for_generate", "find_packed_sequence_indices", "get_vision_window_index", "layers_of", "pixels_in",
-    "pixels_name", "warn_untested",
+    "check_hooks", "create_masks_for_generate", "find_packed_sequence_indices", "get_vision_window_index", "layers_of",
+    "pixels_in", "pixels_name", "warn_untested",
 ]  # fmt: skip
 
 BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
