@@ -8,7 +8,7 @@ from torch import nn
 
 from tokensieve.method import Method
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import Plan, Stage, plan
+from tokensieve.plan import Plan, Stage, applied
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.cross import CrossSite
@@ -198,6 +198,8 @@ def sieve(
             cache, a causal language model.
         what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
+            Of systems of several stages it is the mean over the language model's layers, or what the last leaves where the
+            method says so (`sparsevlm`).
         seed: for methods that draw.
         scores: have the sieve's ``last`` hold what each stage ranked by, for heat maps.
         where: ``site``, ``layers``, ``positions``, ``every``, ``prefill``, or options of the method.
@@ -221,4 +223,4 @@ def sieve(
         return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
-    return Sieve(model, plan(what, keep, **where), seed, scores)
+    return Sieve(model, applied(what, keep, **where), seed, scores)

@@ -61,6 +61,7 @@ Kernel = Callable[[Call, dict[str, Any]], Tensor | None]
 
 @dataclass
 class Taps:
+    ahead: list[Observer]
     observers: list[Observer]
     masks: list[Mask]
     limits: list[Limit]
@@ -79,6 +80,7 @@ def kind(config: Any) -> str:
 def attach(
     module: nn.Module,
     observe: Observer | None = None,
+    ahead: Observer | None = None,
     mask: Mask | None = None,
     limit: Limit | None = None,
     kernel: Kernel | None = None,
@@ -87,15 +89,18 @@ def attach(
 
     Args:
         observe: called with every :class:`Call`, behind the kernel.
+        ahead: the same, in front of all else; what it raises ends the run.
         mask: maps (mask, keys) to the mask the kernel gets.
         limit: maps a :class:`Call` to the mask the kernel gets, and what its output is multiplied by, ``(B, q, H)`` or None.
         kernel: maps a :class:`Call` and the kernel's other arguments to the output ``(B, q, H, d)``, or to None where the plain
             kernel is to run.
     """
-    taps = module.__dict__.setdefault(STATE, Taps([], [], [], []))
+    taps = module.__dict__.setdefault(STATE, Taps([], [], [], [], []))
     _wrap(module.config)
     if observe is not None:
         taps.observers.append(observe)
+    if ahead is not None:
+        taps.ahead.append(ahead)
     if mask is not None:
         taps.masks.append(mask)
     if limit is not None:
@@ -106,13 +111,15 @@ def attach(
     def detach() -> None:
         if observe is not None:
             taps.observers.remove(observe)
+        if ahead is not None:
+            taps.ahead.remove(ahead)
         if mask is not None:
             taps.masks.remove(mask)
         if limit is not None:
             taps.limits.remove(limit)
         if kernel is not None:
             taps.kernels.remove(kernel)
-        if not any((taps.observers, taps.masks, taps.limits, taps.kernels)):
+        if not any((taps.ahead, taps.observers, taps.masks, taps.limits, taps.kernels)):
             module.__dict__.pop(STATE, None)
         _unwrap(module.config)
 
@@ -150,6 +157,8 @@ def _tapped(
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
     call = Call(query, key, value, attention_mask, scale, bool(causal))
+    for look in taps.ahead:
+        look(call)
     for change in taps.masks:
         attention_mask = change(attention_mask, key)
     working = []

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.methods.vlm.fastv import FastV
+from tokensieve.methods.vlm.pyramiddrop import PyramidDrop
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.plan import Stage, descent
@@ -21,9 +21,10 @@ class VScan(Method):
     to their size, by CLS attention at ``local_layer`` (the sixth of CLIP-L's 24 layers, counted from the end; scaled in
     an encoder of another depth); the rest to the highest deep attention. Tokens not kept are averaged into the kept one
     of the most similar features. As a system it keeps ``first`` times the mean that is asked for, and the last prompt
-    token's attention (``fastv``) prunes the rest at the share ``at`` of the language model's depth (the public code's 96,
-    then 32 tokens from layer 16 of 32). Deviation from the public code: the budget is exact (there, windows share it in
-    whole numbers, and 40 tokens become 36).
+    token's attention prunes the rest at the share ``at`` of the language model's depth (the public code's 96, then 32 tokens
+    from layer 16 of 32), by that layer's own queries and keys (a stage of ``pyramiddrop``). Deviations from the public code: the budget is exact (there, windows share it
+    in whole numbers, and 40 tokens become 36), and survivors of the second stage keep their position ids (there, they are
+    numbered anew: ``positions="compact"``).
     """
 
     local: float = 0.5
@@ -50,4 +51,4 @@ class VScan(Method):
         return Reduction.merge(chosen, target.masked_fill(~s.valid, -1), s.weight)
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(FastV(), keep, (self.at,))]
+        return [Stage(self, budget.times(keep, self.first)), *descent(PyramidDrop(), keep, (self.at,))]
