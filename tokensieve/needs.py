@@ -17,8 +17,8 @@ class Need:
             to an encoder of another depth. None: they are meant as they are.
         window: how many queries it is about: the last ones, those expected next, or those that stand for all of a pass.
         rate: by what the weight of earlier queries is multiplied with every further one; or the share of queries that is read.
-        own: for `prefill`, which layer's attention is read: that of the layer in front of which the stage stands, from the queries
-            and keys that it makes of the states there; by default that of the layer before, as it ran.
+        own: for `prefill`, which layer's attention is read: that of the layer in front of which the stage stands, from the
+            queries and keys that it makes of the states there; by default that of the layer before, as it ran.
     """
 
     name: str

@@ -182,8 +182,8 @@ def plan(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
 
 
 def applied(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
-    """What ``tokensieve.sieve(model, name, keep)`` runs: as :func:`plan`, but of methods that say so (``Method.ends``) ``keep`` is
-    what the last stage leaves, not the mean over the layers."""
+    """What ``tokensieve.sieve(model, name, keep)`` runs: as :func:`plan`, but of methods that say so (``Method.ends``) ``keep``
+    is what the last stage leaves, not the mean over the layers."""
     made = method(name, keep, **where).method
     return plan(name, budget.last(keep) if made.ends and not {"site", "layers"} & set(where) else keep, **where)
 

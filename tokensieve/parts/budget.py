@@ -9,7 +9,6 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-
 UNITS = ("tokens", "share", "average", "flops", "last")
 
 

@@ -35,7 +35,7 @@ class Coming:
             raise _Reached(call)
 
     def call(self, hidden: Tensor, kwargs: dict[str, Any]) -> taps.Call:
-        """The call for these states. The hooks on the layer do not run; a cache among its arguments has to be a :func:`copied` one.
+        """The call for these states, without the hooks on the layer. A cache among its arguments has to be :func:`copied`.
 
         Raises:
             ValueError: the layer computes attention by itself.

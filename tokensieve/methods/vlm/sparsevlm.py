@@ -25,11 +25,11 @@ class SparseVLM(Method):
     those that meet are one. Each stage keeps the same share of what it meets. In a plan ``keep`` is the mean over the
     layers, at least ``at[0]`` of the tokens; in ``ts.sieve(model, "sparsevlm", keep=64)`` it is what the last stage leaves.
 
-    Defaults are the public code's. Deviations from it: its counts come from tables for three budgets of 576 tokens (66, 30
-    and 17 beside their clusters for "64", which is a mean of 82 where all is counted); raters are chosen anew in front of each
-    stage, from the states there (there, once, from the embeddings); survivors keep their position ids (there, they are
-    numbered anew: ``positions="compact"``); no random noise on densities, clusters stand at their centre's place, at least
-    half of a small budget is kept unmerged, and without text embeddings every text token rates.
+    Defaults are the public code's. Deviations from it: its counts come from tables for four budgets of 576 tokens (66, 30 and 17
+    beside their clusters for "64", which is a mean of 82 where all is counted); raters are chosen anew in front of each stage,
+    from the states there (there, once, from the embeddings); survivors keep their position ids (there, they are numbered anew:
+    ``positions="compact"``); no random noise on densities, clusters stand at their centre's place, at least half of a small
+    budget is kept unmerged, and without text embeddings every text token rates.
     """
 
     site = "prefill"
@@ -37,10 +37,10 @@ class SparseVLM(Method):
     layer = 3
     ends = True
     pairs = True
-    at: tuple[float, ...] = (3 / 32, 7 / 32, 16 / 32)
     recycled: float = 0.3
     ratio: int = 10
     rank: float = 0.0
+    at: tuple[float, ...] = (3 / 32, 7 / 32, 16 / 32)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "adaptive", self.rank > 0)

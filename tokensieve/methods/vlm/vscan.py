@@ -17,14 +17,15 @@ from tokensieve.signals import Signals
 class VScan(Method):
     """Scans the image window by window with shallow CLS attention and as a whole with deep; all other tokens are merged in.
 
-    Source: arXiv 2505.22654. ``local`` of the budget goes to the windows of ``window`` x ``window`` tokens in proportion
-    to their size, by CLS attention at ``local_layer`` (the sixth of CLIP-L's 24 layers, counted from the end; scaled in
-    an encoder of another depth); the rest to the highest deep attention. Tokens not kept are averaged into the kept one
-    of the most similar features. As a system it keeps ``first`` times the mean that is asked for, and the last prompt
-    token's attention prunes the rest at the share ``at`` of the language model's depth (the public code's 96, then 32 tokens
-    from layer 16 of 32), by that layer's own queries and keys (a stage of ``pyramiddrop``). Deviations from the public code: the budget is exact (there, windows share it
-    in whole numbers, and 40 tokens become 36), and survivors of the second stage keep their position ids (there, they are
-    numbered anew: ``positions="compact"``).
+    Source: arXiv 2505.22654. ``local`` of the budget goes to the windows of ``window`` x ``window`` tokens in
+    proportion to their size, by CLS attention at ``local_layer`` (the sixth of CLIP-L's 24 layers, counted from the
+    end; scaled in an encoder of another depth); the rest to the highest deep attention. Tokens not kept are averaged
+    into the kept one of the most similar features. As a system it keeps ``first`` times the mean that is asked for, and
+    the last prompt token's attention prunes the rest at the share ``at`` of the language model's depth (the public
+    code's 96, then 32 tokens from layer 16 of 32), by that layer's own queries and keys (a stage of ``pyramiddrop``).
+    Deviations from the public code: the budget is exact (there, windows share it in whole numbers, and 40 tokens become
+    36), and survivors of the second stage keep their position ids (there, they are numbered anew:
+    ``positions="compact"``).
     """
 
     local: float = 0.5
