@@ -22,6 +22,7 @@ from tokensieve.sites.clock import Clock
 from tokensieve.sites.coming import Coming, copied
 from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
+from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.focus import FocusSite
 from tokensieve.sites.resolve import layered, resolve
 from tokensieve.sites.sight import Sight
@@ -290,9 +291,13 @@ class LanguageSite:
     def _coming(self, stream: Stream, index: int, x: Tensor, kwargs: dict[str, Any]) -> taps.Call:
         """What layer ``index`` would call its attention kernel with, if no token left in front of it."""
         cache = kwargs.get("past_key_values")
-        if cache is not None:
-            kwargs = kwargs | {"past_key_values": copied(cache, index)}
-        return self.coming[index].call(x, self._gather(stream, index, x, kwargs))
+        if cache is None:
+            return self.coming[index].call(x, self._gather(stream, index, x, kwargs))
+        cache = copied(cache, index)
+        given = self._gather(stream, index, x, kwargs | {"past_key_values": cache})
+        if isinstance(cache.layers[index], EvictedLayer):
+            cache.layers[index].awaited = True
+        return self.coming[index].call(x, given)
 
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's arguments for the tokens that are there; tells its cache layer which they are."""
