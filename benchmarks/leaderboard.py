@@ -21,7 +21,7 @@ from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.run import BASELINES
-from tokensieve.plan import Plan, plan
+from tokensieve.plan import Plan, applied
 from tokensieve.sites.anatomy import find
 
 PAGE = Path(__file__).parent.parent / "docs" / "leaderboard.md"
@@ -79,7 +79,7 @@ def measure(file: Path) -> dict[str, Any]:
     cells = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in names()]
     for name, keep in track(cells, description="leaderboard", console=Console(stderr=True)):
         for seed in SEEDS:
-            run = partial(bed.measure, plan("uniform" if name == "full" else name, keep), seed)
+            run = partial(bed.measure, applied("uniform" if name == "full" else name, keep), seed)
             found.add(f"{name}@{keep}#{seed}", run, f"{name}, keep {keep}")
     return found.data
 

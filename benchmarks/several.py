@@ -21,7 +21,7 @@ from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.cost import of_tokens
 from tokensieve.bench.run import BASELINES
-from tokensieve.plan import Plan, plan
+from tokensieve.plan import Plan, applied
 from tokensieve.sites.anatomy import find
 from tokensieve.testbed import PATCHES, PICTURES, Several, onevision
 
@@ -99,7 +99,7 @@ def measure(file: Path) -> dict[str, Any]:
     found, bed = Resumed.open(file, FORMAT, weights(testbed.several_path() / "model.safetensors")), Bed()
     found.data["prior"] = {form: bed.prior(form) for form in METHODS}
     for form, keep, name in track(_cells(), description="several", console=Console(stderr=True)):
-        run = partial(bed.measure, form, plan("uniform" if name == "full" else name, keep))
+        run = partial(bed.measure, form, applied("uniform" if name == "full" else name, keep))
         found.add(f"{form} {name}@{keep}", run)
     return found.data
 

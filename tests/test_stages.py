@@ -1,5 +1,7 @@
 """Systems of several stages: their plans, and the mean over the layers that they reach together."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -36,7 +38,7 @@ def run(model, plan, images=(1,)):
 
 def test_the_systems_are_there():
     by_entry = {287: "star", 90: "vscan", 150: "visiondrop", 10: "aim", 66: "vflowopt", 53: "mustdrop", 141: "catp"}
-    assert {*by_entry.values(), "pyramiddrop"} <= set(SYSTEMS)
+    assert {*by_entry.values(), "pyramiddrop", "sparsevlm"} <= set(SYSTEMS)
     for system, name in {**by_entry, 305: "flowcut"}.items():
         assert name in registry.entries(system)
 
@@ -112,6 +114,57 @@ def test_pyramiddrop_keeps_the_same_share_each_time():
     model = llava(layers=8)
     tokens = run(model, plan("pyramiddrop", (1 + 0.5 + 0.25 + 0.125) / 4)).layer_tokens
     assert tokens == [64, 64, 32, 32, 16, 16, 8, 8]
+
+
+def test_sparsevlm_prunes_where_the_public_code_does():
+    """Behind its layers 2, 6 and 15 of 32, counted from 0; in four layers, the first two of these are one."""
+    stages = plan("sparsevlm", 200).stages
+    assert [stage.layer * 32 for stage in stages] == [3, 7, 16]
+    trace = run(llava(layers=32), plan("sparsevlm", 20))
+    assert [trace.layer_tokens[i] for i in (2, 6, 15)] == [64, trace.layer_tokens[3], trace.layer_tokens[7]]
+    assert len({*trace.layer_tokens}) == 4
+    assert [t.stage.layer * 32 for t in run(llava(), plan("sparsevlm", 20)).stages] == [7, 16]
+
+
+@pytest.mark.parametrize(("keep", "want"), [(8, 8), (1, 1), (0.25, 16), (1.0, 64), (64, 64), (ts.Keep(tokens=27), 27)])
+@pytest.mark.parametrize("layers", [4, 8])
+def test_sparsevlm_ends_at_what_a_sieve_is_asked_for(keep, want, layers):
+    """Each stage keeps the same share of what it meets; a plan speaks of the mean, and a stage alone of itself."""
+    model, number = llava(layers=layers), {4: 2, 8: 3}[layers]
+    with ts.sieve(model, "sparsevlm", keep=keep) as s, torch.no_grad():
+        model(**prompt((1, 1)))
+    met = [64.0, *dict.fromkeys(t.reduction.counts.float().mean().item() for t in s.last.stages)]
+    assert s.last.layer_tokens[-1] == met[-1] == want
+    assert len(s.last.stages) == number
+    if len(met) == number + 1:
+        assert all(abs(b - a * (want / 64) ** (1 / number)) <= 1 for a, b in itertools.pairwise(met))
+    assert cost(model, s.plan, tokens=64).final == want
+    with ts.sieve(model, "sparsevlm", keep=keep, layers=2) as s, torch.no_grad():
+        model(**prompt((1,)))
+    assert s.last.layer_tokens == [64] * 2 + [want] * (layers - 2)
+
+
+def test_what_a_sieve_is_asked_for_is_the_mean_of_other_systems(model):
+    for name in set(SYSTEMS) - {"sparsevlm"}:
+        assert ts.sieve(model, name, keep=40).plan == plan(name, 40)
+    assert ts.sieve(model, "sparsevlm", keep=ts.Keep(average=40)).plan == plan("sparsevlm", 40)
+    assert ts.sieve(model, "sparsevlm", keep=40, positions="compact").plan.stages[0].positions == "compact"
+
+
+def test_the_end_may_be_asked_for_by_name(model):
+    assert run(model, plan("pyramiddrop", ts.Keep(last=8))).layer_tokens == [64, 32, 16, 8]
+    assert run(model, plan("pyramiddrop", ts.Keep(last=0.125))).layer_tokens == [64, 32, 16, 8]
+    assert run(model, plan("pyramiddrop", ts.Keep(last=1))).layer_tokens == [64, 16, 4, 1]
+    with pytest.raises(ValueError, match="takes the mean over the layers"):
+        plan("vscan", ts.Keep(last=8))
+    with pytest.raises(ValueError, match="speaks of a model"):
+        ts.reduce(torch.randn(1, 9, 4), "divprune", ts.Keep(last=8))
+
+
+def test_the_counts_of_the_public_code_are_three_budgets_of_ours():
+    """Of 576 tokens: 66, 30 and 17 that stay as they are, and its clusters beside them."""
+    for held, keep, plain in ((576, 82, 66), (82, 32, 30), (32, 18, 17)):
+        assert int(budget.recycle(torch.tensor([keep]), torch.tensor([held]), 0.3, 10)[0]) == plain
 
 
 def test_visiondrop_falls_as_the_public_code():

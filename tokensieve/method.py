@@ -44,6 +44,8 @@ class Method:
             quadratic in N, memory in blocks).
         proportional: True where later attention weighs merged tokens by their size.
         recalls: True where, in front of its prefill stage, tokens that left inside the language model come back.
+        ends: for a system of several stages, True where the number given to ``tokensieve.sieve`` is what its last stage leaves;
+            in a plan it is the mean over the language model's layers for all.
         layer: for `prefill`, the language-model layer before which tokens leave by default.
         unit: for `cache`, what a row of :class:`Signals` is: "head" (the entries of one key-value head), "token" (the entries
             of a layer, whose heads all keep the same tokens) or "entry" (the entries of all heads of a layer one after the
@@ -70,6 +72,7 @@ class Method:
     pairs: ClassVar[bool] = False
     proportional: ClassVar[bool] = False
     recalls: ClassVar[bool] = False
+    ends: ClassVar[bool] = False
     layer: ClassVar[int] = 2
     unit: ClassVar[str] = "head"
     shared: ClassVar[bool] = False
@@ -149,7 +152,8 @@ class Method:
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
         """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.
 
-        ``keep`` is then the mean over the language model's layers, so that systems compare at the same cost.
+        ``keep`` is then the mean over the language model's layers, so that systems compare at the same cost (see :attr:`ends` for
+        ``tokensieve.sieve``).
         """
         return ()
 

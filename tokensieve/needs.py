@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Need:
             to an encoder of another depth. None: they are meant as they are.
         window: how many queries it is about: the last ones, those expected next, or those that stand for all of a pass.
         rate: by what the weight of earlier queries is multiplied with every further one; or the share of queries that is read.
+        own: for `prefill`, which layer's attention is read: that of the layer in front of which the stage stands, from the
+            queries and keys that it makes of the states there; by default that of the layer before, as it ran.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Need:
     depth: int | None = None
     window: int = 0
     rate: float = 1.0
+    own: bool = False
 
     def scaled(self, layer: int, depth: int) -> int:
         """A layer counted from the end, in an encoder of ``depth`` layers; -2, where features usually leave, stays."""
@@ -62,7 +65,10 @@ TextAttention = Need("text_attention", instead=("text", "received_attention"))
 """Attention rows of the text tokens to the visual tokens, at the language-model layer of the stage."""
 
 LastAttention = Need("last_attention", instead=("text_attention", "text", "received_attention"))
-"""Attention of the last prompt token to the visual tokens."""
+"""Attention of the last prompt token to the visual tokens, in the layer before the stage."""
+
+OwnLastAttention = replace(LastAttention, own=True)
+"""The same in the layer in front of which the stage stands, before any token has left."""
 
 PageRank = Need("pagerank", instead=("received_attention",))
 """Where sharpened attention among all tokens comes to rest after a few steps, at the language-model layer of the stage."""

@@ -189,8 +189,16 @@ def plan(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
     return Plan([replace(s, positions=alone.positions) for s in several] or alone)
 
 
+def applied(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
+    """What ``tokensieve.sieve(model, name, keep)`` runs: as :func:`plan`, but of methods that say so (``Method.ends``) ``keep``
+    is what the last stage leaves, not the mean over the layers."""
+    made = method(name, keep, **where).method
+    return plan(name, budget.last(keep) if made.ends and not {"site", "layers"} & set(where) else keep, **where)
+
+
 def descent(made: Method, keep: budget.Budget, layers: Sequence[float]) -> list[Stage]:
-    """One method inside the language model at several shares of its depth, which together reach the mean ``keep``."""
+    """One method inside the language model at several shares of its depth, which together reach the mean ``keep``
+    (or, of ``Keep(last=...)``, the end)."""
     return [
         Stage(made, budget.mean(keep, len(layers) - i), site="prefill", layers=(layer,))
         for i, layer in enumerate(sorted(layers))

@@ -11,7 +11,7 @@ from tokensieve.bench.measure import Reference, measure
 from tokensieve.bench.results import Results, Settings
 from tokensieve.bench.subject import Subject, prepare
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import plan
+from tokensieve.plan import applied
 
 BASELINES = ("random", "uniform", "pool")
 Progress = Callable[[int, int, str], None]
@@ -26,7 +26,7 @@ def cells(methods: Sequence[str], budgets: Sequence[Budget]) -> list[tuple[str, 
     names = list(dict.fromkeys([*BASELINES, *methods]))
     pairs = [(name, keep) for keep in budgets for name in names]
     for name, keep in pairs:
-        plan(name, keep)
+        applied(name, keep)
     return pairs
 
 
@@ -65,7 +65,7 @@ def run(
 def _cell(
     subject: Subject, batches: list[Any], name: str, keep: Budget, full: Reference, settings: Settings
 ) -> dict[str, Any]:
-    whole = plan(name, keep)
+    whole = applied(name, keep)
     row, _ = measure(subject, batches, whole, full, settings.new_tokens, settings.seed)
     sites = dict.fromkeys(stage.site for stage in whole.stages)
     return {"method": name, "site": "+".join(sites), "keep": keep, **row}

@@ -15,7 +15,7 @@ from tokensieve.bench.results import Results, Settings
 from tokensieve.bench.run import BASELINES, cells, run
 from tokensieve.bench.subject import Subject
 from tokensieve.bench.tables import table
-from tokensieve.plan import plan
+from tokensieve.plan import applied
 
 DEMO_BUDGETS = (192, 128, 64, 32)
 DEMO_PER_KIND = 8
@@ -105,7 +105,7 @@ def _overlays(subject: Subject, samples: Sequence[Sample], asked: Asked) -> list
     out = []
     for name in dict.fromkeys([*BASELINES, *asked.methods]):
         try:
-            shown = overlay.look(subject, samples[0], plan(name, keep), asked.seed)
+            shown = overlay.look(subject, samples[0], applied(name, keep), asked.seed)
         except ValueError:
             continue  # no grid to draw on; the table stands without the picture
         title = f"{name}, keep {keep}"

@@ -9,10 +9,12 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
+UNITS = ("tokens", "share", "average", "flops", "last")
+
 
 @dataclass(frozen=True)
 class Keep:
-    """A budget in a declared unit; give exactly one of the first four.
+    """A budget in a declared unit; give exactly one of the first five.
 
     Args:
         tokens: tokens per unit.
@@ -20,31 +22,43 @@ class Keep:
         average: mean tokens over the language model's layers (sites that know layers turn it into a count); up to 1, that
             mean as a share of the image's tokens.
         flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise).
+        last: what the last of several stages inside the language model leaves of an image: a number of tokens, or a share of
+            all that it had (likewise).
         per: the unit, "image" or "prompt" (where several images share one budget).
-        steps: with ``average``, how many stages inside the language model reach it together, this one and those behind it.
-            Each is taken to keep the same share of what it meets, and all to split the remaining layers evenly.
+        steps: with ``average`` and ``last``, how many stages inside the language model reach it together, this one and those
+            behind it. Each is taken to keep the same share of what it meets and, for a mean, all to split the remaining layers
+            evenly.
     """
 
     tokens: int | None = None
     share: float | None = None
     average: float | None = None
     flops: float | None = None
+    last: int | float | None = None
     per: str = "image"
     steps: int = 1
 
     def __post_init__(self) -> None:
-        given = [k for k in ("tokens", "share", "average", "flops") if getattr(self, k) is not None]
+        given = [k for k in UNITS if getattr(self, k) is not None]
         if len(given) != 1:
-            raise ValueError(f"Keep needs exactly one of tokens, share, average, flops; got {given or 'none'}")
+            raise ValueError(f"Keep needs exactly one of {', '.join(UNITS)}; got {given or 'none'}")
         if self.per not in ("image", "prompt"):
             raise ValueError(f"per={self.per!r}; it must be 'image' or 'prompt'")
         check(self.steps, "steps", whole=True)
-        if self.steps > 1 and self.average is None:
-            raise ValueError(f"steps={self.steps} goes with average=..., the mean that the stages reach together")
+        if self.steps > 1 and self.average is None and self.last is None:
+            raise ValueError(
+                f"steps={self.steps} goes with average=..., the mean that the stages reach together, or last=..., what is left "
+                "behind them"
+            )
         value = getattr(self, given[0])
-        whole = given[0] == "tokens"
-        plain = check(value, given[0], whole=whole, most=None if given[0] in ("tokens", "average") else 1.0)
+        whole = None if given[0] == "last" else given[0] == "tokens"
+        plain = check(value, given[0], whole=whole, most=1.0 if given[0] in ("share", "flops") else None)
         object.__setattr__(self, given[0], plain)
+
+    @property
+    def layered(self) -> bool:
+        """Whether it speaks of a language model's layers."""
+        return self.tokens is None and self.share is None
 
     @property
     def direct(self) -> int | float:
@@ -57,7 +71,7 @@ class Keep:
             return self.tokens
         if self.share is not None:
             return self.share
-        unit = "average" if self.average is not None else "flops"
+        unit = next(k for k in UNITS if getattr(self, k) is not None)
         raise ValueError(
             f"Keep({unit}=...) speaks of a model's layers; on plain arrays pass keep=<tokens> or keep=<share>"
         )
@@ -100,7 +114,7 @@ def times(keep: Budget, factor: float) -> Budget:
         ValueError: the budget is a share of FLOPs, which does not say how many tokens it stands for.
     """
     if isinstance(keep, Keep):
-        if keep.flops is not None:
+        if keep.flops is not None or keep.last is not None:
             raise ValueError(
                 f"{keep}; a system of several stages takes the mean over the layers, as tokens or as a share"
             )
@@ -115,14 +129,24 @@ def times(keep: Budget, factor: float) -> Budget:
 
 
 def mean(keep: Budget, steps: int = 1) -> Budget:
-    """``keep`` as the mean over the language model's layers, reached by ``steps`` stages together."""
+    """``keep`` as the mean over the language model's layers, reached by ``steps`` stages together; or as what the last of them
+    leaves, where it says so."""
     per = "image"
+    if isinstance(keep, Keep) and keep.last is not None:
+        return replace(keep, steps=steps)
     if isinstance(keep, Keep):
         if keep.flops is not None:
             times(keep, 1)
         per, keep = keep.per, keep.average or keep.direct
     # A mean of one token leaves no choice, and as an average it would read as a share.
     return Keep(tokens=1, per=per) if keep == 1 and isinstance(keep, int) else Keep(average=keep, per=per, steps=steps)
+
+
+def last(keep: Budget) -> Budget:
+    """A number or share of tokens as what the last of several stages leaves; budgets over layers as they are."""
+    if isinstance(keep, Keep):
+        return keep if keep.layered else Keep(last=keep.direct, per=keep.per)
+    return Keep(last=keep)
 
 
 def _more(keep: int, factor: float) -> int:

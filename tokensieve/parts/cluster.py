@@ -84,12 +84,13 @@ def _sums(unit: Tensor, label: Tensor) -> Tensor:
 
 
 def _centres(unit: Tensor, label: Tensor) -> Tensor:
-    """The first member of each cluster that is nearest to its mean direction."""
+    """The first member of each cluster that is nearest to its mean direction; two members are equally near, but for rounding."""
     near = (unit * _sums(unit, label)[label]).sum(1)
     size = int(label.max()) + 1
     best = near.new_full((size,), -torch.inf).scatter_reduce_(0, label, near, "amax")
     place = torch.arange(len(unit), device=unit.device)
-    first = torch.where(near == best[label], place, len(unit))
+    allowed = 1e-5 * label.bincount(minlength=size)  # of a sum of so many unit vectors
+    first = torch.where(near >= (best - allowed)[label], place, len(unit))
     return place.new_full((size,), len(unit)).scatter_reduce_(0, label, first, "amin")
 
 

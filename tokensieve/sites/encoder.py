@@ -127,7 +127,7 @@ class EncoderSite:
     def __init__(self, stack: Stack, stage: Stage, clock: Clock, last: int, ledger: Ledger, scores: bool, alone: bool):
         self.stack, self.stage, self.clock, self.ledger, self.scores = stack, stage, clock, ledger, scores
         self.layers = tuple(sorted({stack.layer(i) for i in stage.layers})) if stage.layers else tuple(range(last + 1))
-        if isinstance(stage.keep, budget.Keep) and (stage.keep.average or stage.keep.flops):
+        if isinstance(stage.keep, budget.Keep) and stage.keep.layered:
             raise ValueError(f"{stage.keep}: an encoder takes tokens or a share; the others are of the language model")
         if max(self.layers) > last:
             raise ValueError(f"layers={stage.layers}; the features leave this encoder after layer {last}")

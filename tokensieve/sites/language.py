@@ -21,8 +21,10 @@ from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.asked import Asked
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
+from tokensieve.sites.coming import Coming, copied
 from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
+from tokensieve.sites.evicted import EvictedLayer
 from tokensieve.sites.fingerprint import Fingerprint
 from tokensieve.sites.focus import FocusSite
 from tokensieve.sites.ledger import Ledger, pictured
@@ -69,11 +71,9 @@ class LanguageSite:
         self.ranks = any(type(stage.method).score is not Method.score for stage in self.handoff)
         for stage in stages:
             names = self._names(stage) if stage.site != "encoder" else []
-            reads = stage.site == "prefill" and set(names) & set(readings.ATTENTION_SIGNALS)
-            if reads and self.language.attentions[self.language.layer(stage.layer) - 1] is None:
-                raise ValueError(
-                    f"layers={stage.layer}: the layer before has no attention to read; choose one behind a layer that has"
-                )
+            if stage.site == "prefill":
+                readings.check(self.language, stage.layer, names, self._own(stage))
+        self.coming = {i: Coming(self.language, i) for i, here in self.prefill.items() if any(map(self._own, here))}
         needs = [need for stage in self.handoff for need in stage.method.needs]
         self.sight = Sight(anatomy, needs, encoder, clock)
         self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"], ledger)
@@ -96,6 +96,10 @@ class LanguageSite:
         available = readings.available(stage.site, self.anatomy.vision is not None, self.ranks)
         return readings.wanted(stage.method.needs, available, stage.site, stage.method.name)
 
+    def _own(self, stage: Stage) -> list[str]:
+        """Those that it reads at its own layer."""
+        return readings.own(stage.method.needs, self._names(stage)) if stage.site == "prefill" else []
+
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
         assert anatomy.base is not None
@@ -110,7 +114,10 @@ class LanguageSite:
         out += self.focus.attach()
         out += recomputed.attach(language)
         for i, stages in self.prefill.items():
-            out += [] if i == 0 else readings.listen(self._listening, i, language, stages)
+            before = [s for s in stages if len(self._own(s)) < len(s.method.needs)]
+            if i > 0 and before:
+                out += readings.listen(self._listening, i, language, before)
+        out += [coming.attach() for coming in self.coming.values()]
         return out
 
     # ---- a pass, in its order ---------------------------------------------------------------------------------------
@@ -156,7 +163,7 @@ class LanguageSite:
         if self.encoder is not None:
             x = self._from_encoder(stream, self.encoder.stage, x)
         for stage in self.handoff:
-            x = self._thin(stream, stage, 0, x, None)
+            x = self._thin(stream, stage, 0, x, None, {})
         if not stream.reduced:
             return args, changed
         policies = {s.positions for s in (*self.handoff, *([self.encoder.stage] if self.encoder else []))}
@@ -194,7 +201,7 @@ class LanguageSite:
                 if stage.method.recalls:
                     hidden, call = stream.recall(hidden), None
                 here = stream.index
-                hidden = self._thin(stream, stage, index, hidden, call)
+                hidden = self._thin(stream, stage, index, hidden, call, kwargs)
                 if stage.positions == "compact" and stream.reduced:
                     stream.renumbered = positions.renumbered(self.language.root, stream, hidden)
                 elif stream.renumbered is not None and stream.index is not here:
@@ -300,8 +307,10 @@ class LanguageSite:
             "the features that enter are not those that the encoder gave under this sieve; encode the pictures under it"
         )
 
-    def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
-        """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""
+    def _thin(
+        self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None, kwargs: dict[str, Any]
+    ) -> Tensor:
+        """One stage in front of layer ``index`` (0: the handoff), which is called with ``kwargs``: read, choose, reduce."""
         with self.clock, torch.no_grad():
             at, mask = stream.slots()
             grid = self.sight.grid(stream.images, mask) if stream.reduction.is_identity else None
@@ -310,8 +319,11 @@ class LanguageSite:
             if _everything(keep, mask) and not (ranks or self.scores):
                 self._record(stage, stream, None, grid)
                 return x
-            names = self._names(stage)
-            given: dict[str, Any] = dict(readings.read(names, stream, x, call))
+            own = self._own(stage)
+            before = [n for n in self._names(stage) if n not in own]
+            given: dict[str, Any] = dict(readings.read(before, stream, x, call))
+            if own:
+                given |= readings.read(own, stream, x, self._coming(stream, index, x, kwargs))
             given |= self.sight.signals(stream, stage.site == "handoff", self._strange)
             given = {k: v for k, v in given.items() if not (k == "spot" and grid)}
             signals = Signals(
@@ -343,6 +355,17 @@ class LanguageSite:
         assert self.trace is not None
         self.ledger.ran(stage)
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
+
+    def _coming(self, stream: Stream, index: int, x: Tensor, kwargs: dict[str, Any]) -> taps.Call:
+        """What layer ``index`` would call its attention kernel with, if no token left in front of it."""
+        cache = compatibility.cache_of(kwargs)
+        if cache is None:
+            return self.coming[index].call(x, self._gather(stream, index, x, kwargs))
+        cache = copied(cache, index)
+        given = self._gather(stream, index, x, compatibility.with_cache(kwargs, cache))
+        if isinstance(cache.layers[index], EvictedLayer):
+            cache.layers[index].awaited = True
+        return self.coming[index].call(x, given)
 
     def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's arguments for the tokens that are there; tells its cache layer which they are."""

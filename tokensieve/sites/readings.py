@@ -55,6 +55,22 @@ def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method
     return out
 
 
+def own(needs: Sequence[Need], names: Sequence[str]) -> list[str]:
+    """Those of the names, as :func:`wanted` gives them, that are read at the stage's own layer."""
+    return [name for need, name in zip(needs, names, strict=True) if need.own and name in ATTENTION_SIGNALS]
+
+
+def check(language: Stack, layer: int | float, names: Sequence[str], own: Sequence[str]) -> None:
+    """Raises ValueError where a layer that a prefill stage reads has no attention; ``own`` names what it reads at its own."""
+    at = language.layer(layer)
+    if own and language.attentions[at] is None:
+        raise ValueError(f"layers={layer}: that layer has no attention to read; choose one that has")
+    if (set(names) & set(ATTENTION_SIGNALS)) - set(own) and language.attentions[at - 1] is None:
+        raise ValueError(
+            f"layers={layer}: the layer before has no attention to read; choose one behind a layer that has"
+        )
+
+
 def listen(
     calls: Callable[[], dict[int, Call] | None], index: int, language: Stack, stages: Sequence[Stage]
 ) -> list[Callable[[], None]]:
@@ -83,7 +99,7 @@ def read(names: list[str], stream: Stream, hidden: Tensor, call: Call | None) ->
 
     Args:
         hidden: ``(B, l, D)`` states in front of the stage's layer.
-        call: the attention call of the layer before, over the same ``l`` tokens (and any cached ones before them).
+        call: the attention call of the layer that is read, over the same ``l`` tokens (and any cached ones before them).
     """
     place, mask = stream.slots()
     row = stream.images.row

@@ -35,7 +35,7 @@ def layered(stages: Sequence[Stage], language: Stack) -> dict[int, list[Stage]]:
 def resolve(keep: Budget, index: int, anatomy: Anatomy, stream: Stream) -> Budget | Tensor:
     """A count or share for a stage in front of layer ``index``; ``(I,)`` counts where a budget over layers gives each image
     its own. Every image is taken to be alone with the text of its prompt."""
-    if not isinstance(keep, Keep) or (keep.average is None and keep.flops is None):
+    if not isinstance(keep, Keep) or not keep.layered:
         return keep
     assert anatomy.language is not None
     depth, config = len(anatomy.language.layers), anatomy.language.config
@@ -49,8 +49,8 @@ def resolve(keep: Budget, index: int, anatomy: Anatomy, stream: Stream) -> Budge
 
 def solve(keep: Budget, before: Sequence[float], depth: int, now: int, tokens: int, text: int, config: Any) -> Budget:
     """``Keep(average=a)`` solves ``sum(before) + (depth - layer) * m = depth * a`` for m; ``Keep(flops=f)`` finds the
-    largest m whose prefill costs at most the share f of the prefill with every token. Other budgets are returned as
-    they are. Where several stages reach the average together, m is what the first of them keeps.
+    largest m whose prefill costs at most the share f of the prefill with every token; ``Keep(last=l)`` is m = l. Other
+    budgets are returned as they are. Where several stages reach one together, m is what the first of them keeps.
 
     Args:
         before: visual tokens in front of each layer before the stage; depth: layers of the language model.
@@ -59,9 +59,12 @@ def solve(keep: Budget, before: Sequence[float], depth: int, now: int, tokens: i
     Raises:
         ValueError: the budget is out of reach at this layer, with the least that is not.
     """
-    if not isinstance(keep, Keep) or (keep.average is None and keep.flops is None):
+    if not isinstance(keep, Keep) or not keep.layered:
         return keep
     layer = len(before)
+    if keep.last is not None:
+        end = int(budget.of(keep.last, torch.tensor([tokens])))
+        return max(1, round(now * (end / now) ** (1 / keep.steps)))
     if keep.average is not None:
         mean = keep.average * tokens if keep.average <= 1 else keep.average
         m = (mean * depth - sum(before)) / (depth - layer)

@@ -9,7 +9,7 @@ from torch import nn
 
 from tokensieve.method import Method
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import WHERE, Plan, Stage, plan
+from tokensieve.plan import WHERE, Plan, Stage, applied
 from tokensieve.registry import check_names
 from tokensieve.sites import copies, guards
 from tokensieve.sites.anatomy import Anatomy, find, pretrained
@@ -237,6 +237,8 @@ def sieve(
             cache, a causal language model.
         what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
+            Of systems of several stages it is the mean over the language model's layers, or what the last leaves where the
+            method says so (`sparsevlm`).
         seed: for methods that draw.
         scores: have the sieve's ``last`` hold what each stage ranked by, for heat maps.
         where: ``site``, ``layers``, ``positions``, ``every``, ``prefill``, or options of the method.
@@ -263,4 +265,4 @@ def sieve(
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
     if isinstance(what, str):
         check_names(what, where, (*WHERE, "seed", "scores"))
-    return Sieve(model, plan(what, keep, **where), seed, scores)
+    return Sieve(model, applied(what, keep, **where), seed, scores)

@@ -118,7 +118,7 @@ def _held(group: Tensor, picture: Tensor) -> Tensor:
 
 def _least(keep: Keep, visual: Tensor) -> Tensor:
     """``(B,)`` long: the tokens that a budget leaves each prompt; budgets over layers are never too small here."""
-    if keep.tokens is None and keep.share is None:
+    if keep.layered:
         return visual.sum(1)
     return budget.counts(keep, visual)
 

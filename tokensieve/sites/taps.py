@@ -66,6 +66,7 @@ Kernel = Callable[[Call, dict[str, Any]], Own | None]
 
 @dataclass
 class Taps:
+    ahead: list[Observer]
     observers: list[Observer]
     masks: list[Mask]
     limits: list[Limit]
@@ -99,6 +100,7 @@ def kind(config: Any) -> str:
 def attach(
     module: nn.Module,
     observe: Observer | None = None,
+    ahead: Observer | None = None,
     mask: Mask | None = None,
     limit: Limit | None = None,
     kernel: Kernel | None = None,
@@ -107,15 +109,18 @@ def attach(
 
     Args:
         observe: called with every :class:`Call`, behind the kernel.
+        ahead: the same, in front of all else; what it raises ends the run.
         mask: maps (mask, keys) to the mask the kernel gets.
         limit: maps a :class:`Call` to the mask the kernel gets, and what its output is multiplied by, ``(B, q, H)`` or None.
         kernel: maps a :class:`Call` and the kernel's other arguments to a function from the call to the output
             ``(B, q, H, d)``, which holds all else that it reads; or to None where the plain kernel is to run.
     """
-    taps = module.__dict__.setdefault(STATE, Taps([], [], [], []))
+    taps = module.__dict__.setdefault(STATE, Taps([], [], [], [], []))
     _wrap(module.config)
     if observe is not None:
         taps.observers.append(observe)
+    if ahead is not None:
+        taps.ahead.append(ahead)
     if mask is not None:
         taps.masks.append(mask)
     if limit is not None:
@@ -126,13 +131,15 @@ def attach(
     def detach() -> None:
         if observe is not None:
             taps.observers.remove(observe)
+        if ahead is not None:
+            taps.ahead.remove(ahead)
         if mask is not None:
             taps.masks.remove(mask)
         if limit is not None:
             taps.limits.remove(limit)
         if kernel is not None:
             taps.kernels.remove(kernel)
-        if not any((taps.observers, taps.masks, taps.limits, taps.kernels)):
+        if not any((taps.ahead, taps.observers, taps.masks, taps.limits, taps.kernels)):
             module.__dict__.pop(STATE, None)
         _unwrap(module.config)
 
@@ -182,6 +189,8 @@ def _tapped(
         answer = run.told(module) or Answer(attention_mask)
     else:
         assert taps is not None
+        for look in taps.ahead:
+            look(call)
         answer = _answer(taps, call, kwargs)
         if run is not None and (taps.masks or taps.limits or answer.own is not None):
             run.note(module, answer, partial(_around, module.config))

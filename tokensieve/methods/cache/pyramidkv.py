@@ -14,8 +14,9 @@ class PyramidKV(SnapKV):
     """SnapKV's choice with budgets that fall linearly from the first layer to the last.
 
     Source: arXiv 2406.02069. Beyond the ``window``, the last layer keeps 1/``beta`` of the mean and the first as much more.
-    ``window``, ``kernel`` and ``pooling`` are those of `snapkv`. Deviation from the public code: layers sum to the budget
-    exactly, where its rounding leaves some of it unspent.
+    ``window``, ``kernel`` and ``pooling`` are those of `snapkv`. Deviations from the public code: layers sum to the budget
+    exactly, where its budgets fall in whole steps, rounded down, and so overspend (55.0 entries a layer for 48, of 32 layers
+    and a window of 8); and short prompts have their pyramid too, where that code gives all layers the same.
     """
 
     beta: float = option(20.0, "how many times less than the mean the last layer keeps beyond the window", lo=1)

@@ -19,9 +19,10 @@ class ZipCache(Method):
     Source: arXiv 2405.14256. ``keep`` counts the salient tokens. Saliency is the mean attention from those queries that see a
     token, estimated from a ``probes`` share of them: half of it the most recent, half of all ages. Keys are quantized by channel;
     values by token, once channels are divided by the root of their greatest value. Entries decoded since stay as they are until
-    the next time (``every=100`` in the paper). Deviations: scales belong to a row of the batch, where the public code shares
-    them over it; what is packed already is packed anew each time; and probes of all ages are spread evenly, where the public
-    code draws them.
+    the next time (``every=100`` in the paper). Deviations from the public code: the tokens of a layer are salient for all its
+    heads (there, for each key-value head its own); attention is summed over probes and divided by the probes that see a token
+    (there, by all queries that do); scales belong to a row of the batch, where that code shares them over it; what is packed
+    already is packed anew each time; and probes of all ages are spread evenly, where that code draws them.
     """
 
     site = "cache"

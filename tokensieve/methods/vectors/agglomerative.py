@@ -16,9 +16,10 @@ class Agglomerative(Method):
     """Bottom-up clustering of a document's vectors by cosine; each cluster becomes its mean at the length of its vectors.
 
     Source: arXiv 2409.14683. ``linkage`` is "ward", as in the paper, "average", "complete" or "single". Deviations from
-    public code: distances are given to the clustering as distances (one library hands over the square matrix, whose rows
-    are then read as points), means of unit vectors are made unit vectors again (others leave them short, which ranks
-    mixed clusters down), the number of clusters is exact, and no vector is set apart.
+    public code: Ward's rule is given the Euclidean distances of unit vectors, which it is one of (PyLate gives it one
+    minus the cosine), and distances are given as distances (one library hands over the square matrix, whose rows are
+    then read as points); means of unit vectors are made unit vectors again (others leave them short, which ranks mixed
+    clusters down), the number of clusters is exact, and no vector is set apart.
     """
 
     site = "vectors"

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.methods.recurring import at_option
-from tokensieve.needs import LastAttention
+from tokensieve.needs import OwnLastAttention
 from tokensieve.parts import budget, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
@@ -19,8 +19,10 @@ class PyramidDrop(Method):
 
     Source: arXiv 2410.17247. ``at`` are the layers, as shares of the depth (the paper's 8, 16 and 24 of 32). The paper's
     lambda, the share that each stage keeps (0.5), follows from the mean over all layers that is asked for. Every token is
-    there up to the first stage, so the mean is at least ``at[0]`` of the tokens. Deviations from the public code: none in
-    the selection; lambda is solved for.
+    there up to the first stage, so the mean is at least ``at[0]`` of the tokens. Attention is that of the layer in front of
+    which tokens leave, from the queries and keys that it makes of all that are there, as in the public code. Deviations
+    from that code: lambda is solved for, and counts meet the mean where it rounds them down; survivors keep their position
+    ids (it numbers them anew at every stage: ``positions="compact"``).
     """
 
     site = "prefill"
@@ -29,10 +31,10 @@ class PyramidDrop(Method):
 
     @property
     def needs(self):
-        return (LastAttention,)
+        return (OwnLastAttention,)
 
     def score(self, s: Signals) -> Tensor:
-        return score.last_row(*score.text_rows(s, LastAttention))
+        return score.last_row(*score.text_rows(s, OwnLastAttention))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.top(self.score(s), keep, s.valid))

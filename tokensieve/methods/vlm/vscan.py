@@ -5,7 +5,7 @@ from torch import Tensor
 from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.methods.recurring import BUDGET, at_option, clip_layer_option, encoder_layer_option, first_option
-from tokensieve.methods.vlm.fastv import FastV
+from tokensieve.methods.vlm.pyramiddrop import PyramidDrop
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.plan import Stage, descent
@@ -19,13 +19,15 @@ from tokensieve.signals import Signals
 class VScan(Method):
     """Scans the image window by window with shallow CLS attention and as a whole with deep; all other tokens are merged in.
 
-    Source: arXiv 2505.22654. ``local`` of the budget goes to the windows of ``window`` x ``window`` tokens in proportion
-    to their size, by CLS attention at ``local_layer`` (the sixth of CLIP-L's 24 layers, counted from the end; scaled in
-    an encoder of another depth); the rest to the highest deep attention. Tokens not kept are averaged into the kept one
-    of the most similar features. As a system it keeps ``first`` times the mean that is asked for, and the last prompt
-    token's attention (``fastv``) prunes the rest at the share ``at`` of the language model's depth (the public code's 96,
-    then 32 tokens from layer 16 of 32). Deviation from the public code: the budget is exact (there, windows share it in
-    whole numbers, and 40 tokens become 36).
+    Source: arXiv 2505.22654. ``local`` of the budget goes to the windows of ``window`` x ``window`` tokens in
+    proportion to their size, by CLS attention at ``local_layer`` (the sixth of CLIP-L's 24 layers, counted from the
+    end; scaled in an encoder of another depth); the rest to the highest deep attention. Tokens not kept are averaged
+    into the kept one of the most similar features. As a system it keeps ``first`` times the mean that is asked for, and
+    the last prompt token's attention prunes the rest at the share ``at`` of the language model's depth (the public
+    code's 96, then 32 tokens from layer 16 of 32), by that layer's own queries and keys (a stage of ``pyramiddrop``).
+    Deviations from the public code: the budget is exact (there, windows share it in whole numbers, and 40 tokens become
+    36), and survivors of the second stage keep their position ids (there, they are numbered anew:
+    ``positions="compact"``).
     """
 
     local: float = option(0.5, "what goes to the windows by shallow attention", **BUDGET)
@@ -52,4 +54,4 @@ class VScan(Method):
         return Reduction.merge(chosen, target.masked_fill(~s.valid, -1), s.weight)
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(FastV(), keep, (self.at,))]
+        return [Stage(self, budget.times(keep, self.first)), *descent(PyramidDrop(), keep, (self.at,))]

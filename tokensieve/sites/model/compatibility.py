@@ -50,7 +50,7 @@ __all__ = [
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
     "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
     "check_hooks", "create_masks_for_generate", "find_packed_sequence_indices", "get_vision_window_index", "layers_of",
-    "pixels_in", "pixels_name", "warn_untested",
+    "pixels_in", "pixels_name", "warn_untested", "with_cache",
 ]  # fmt: skip
 
 BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
@@ -73,6 +73,11 @@ PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_val
 def cache_of(kwargs: Mapping[str, Any]) -> Any:
     """The cache among the arguments of a model or a layer; None where there is none."""
     return next((kwargs[name] for name in CACHE if kwargs.get(name) is not None), None)
+
+
+def with_cache(kwargs: Mapping[str, Any], cache: Any) -> dict[str, Any]:
+    """The arguments of a layer or a model with another cache in the place of theirs."""
+    return {k: cache if k in CACHE and v is not None else v for k, v in kwargs.items()}
 
 
 def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
