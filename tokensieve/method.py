@@ -54,6 +54,12 @@ class Method:
             room beside them, and what is decoded takes theirs.
         protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
+        small: options with which the algorithm acts on a few dozen tokens; its checks (:mod:`tokensieve.testing`) run with them too.
+        inert: option or need -> the reason why it changes nothing there.
+        unranked: the reason why kept tokens need not outrank dropped ones under ``score``.
+        favours: what kept tokens have more of than dropped ones, as named in ``tokensieve.testing.meaning.MEASURES``; None for the
+            needs.
+        positional: the reason why of identical tokens others than the earliest may stay.
     """
 
     name: ClassVar[str] = ""
@@ -68,6 +74,11 @@ class Method:
     shared: ClassVar[bool] = False
     reading: ClassVar[bool] = False
     visual: ClassVar[bool] = False
+    small: ClassVar[Mapping[str, Any]] = {}
+    inert: ClassVar[Mapping[str, str]] = {}
+    unranked: ClassVar[str] = ""
+    favours: ClassVar[tuple[str, ...] | None] = None
+    positional: ClassVar[str] = ""
 
     @property
     def group(self) -> int:
