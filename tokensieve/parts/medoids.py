@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts import twins
 from tokensieve.parts.select import take
 
 ROUNDS = 60
@@ -17,7 +18,7 @@ def distances(x: Tensor) -> Tensor:
     """``(G, P, P)`` Euclidean distances within each set, exactly zero between equals, from ``(G, P, D)``."""
     norm = x.square().sum(2)
     both = norm[:, None] + norm[..., None]
-    square = torch.baddbmm(both, x, x.transpose(1, 2), alpha=-2)
+    square = twins.square(torch.baddbmm(both, x, x.transpose(1, 2), alpha=-2), twins.firsts(x), 0.0)
     return square.where(square > EQUAL * both, 0.0).sqrt()
 
 

@@ -62,4 +62,7 @@ def check_rows_of_other_lengths(trial: Trial) -> None:
 def check_budgets_out_of_range_are_refused(trial: Trial) -> None:
     x, given = trial.draw()
     for keep in BAD:
-        refused(lambda keep=keep: trial.run(x, keep, given), r"keep=.*must be an int of at least 1 .* or a float in \(0, 1\]")
+        refused(
+            lambda keep=keep: trial.run(x, keep, given),
+            r"keep=.*must be an int of at least 1 .* or a float in \(0, 1\]",
+        )

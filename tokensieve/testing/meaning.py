@@ -14,7 +14,7 @@ from tokensieve.method import Method
 from tokensieve.parts import score
 from tokensieve.signals import Signals
 from tokensieve.testing import settings
-from tokensieve.testing.trial import B, H, N, W, Trial, differ, expect
+from tokensieve.testing.trial import B, H, N, Trial, W, differ, expect
 
 SIDE, ROWS = 12, 8
 """Kept and dropped tokens are compared over 8 rows of 144, of which half stay: enough for means to be clear."""
@@ -31,7 +31,8 @@ def _text(s: Signals) -> Tensor:
 
 
 def _neurons(s: Signals) -> Tensor:
-    assert s.neurons is not None and s.text_neurons is not None
+    assert s.neurons is not None
+    assert s.text_neurons is not None
     often = (s.text_neurons > 0).to(s.neurons).mean(1)
     return ((s.neurons > 0) * often[:, None]).sum(2)
 
@@ -80,7 +81,10 @@ def check_kept_outrank_dropped(trial: Trial) -> None:
     for name, value, kept, dropped in _halves(trial):
         if name == "score" and favours is None and not reason:
             measured = [n.name for n in trial.made.needs if n.name in MEASURES]
-            expect(measured, f"favours=(...) to say what a high score means ({', '.join(MEASURES)}), or a reason in unranked")
+            expect(
+                measured,
+                f"favours=(...) to say what a high score means ({', '.join(MEASURES)}), or a reason in unranked",
+            )
         if reason:
             continue
         gap = _mean(value, kept) - _mean(value, dropped)

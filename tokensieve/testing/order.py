@@ -71,7 +71,9 @@ def check_alike_tokens_in_any_batch(trial: Trial) -> None:
                     alone = trial.run(x[row], keep, draw.rows(given, row))
                     got, want = (r.kept[0, : int(r.counts[0])].tolist() for r in (together.rows(row), alone))
                     got = [i - front for i in got]
-                    expect(got == want, f"a row of repeated tokens to keep {want} in a padded batch too; it keeps {got}")
+                    expect(
+                        got == want, f"a row of repeated tokens to keep {want} in a padded batch too; it keeps {got}"
+                    )
 
 
 def check_tokens_that_are_all_alike(trial: Trial) -> None:

@@ -57,7 +57,9 @@ def check_padding_is_as_if_it_were_not_there(trial: Trial) -> None:
             what = f"row {b} with padding as without it for keep={keep}"
             expect(int(padded.counts) == count, f"{what}: {int(padded.counts)} and {count} tokens are kept")
             kept = place[alone.kept]
-            expect(torch.equal(padded.kept[:, :count], kept), f"{what}: {padded.kept.tolist()}, {kept.tolist()} are kept")
+            expect(
+                torch.equal(padded.kept[:, :count], kept), f"{what}: {padded.kept.tolist()}, {kept.tolist()} are kept"
+            )
             expect(torch.equal(padded.owner[:, place], alone.owner), f"{what}: tokens go to other slots")
             expect(close(padded.dense()[:, :count, place], alone.dense()), f"{what}: weights differ")
 

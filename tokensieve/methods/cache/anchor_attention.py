@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
-from tokensieve.parts import anchor, select
+from tokensieve.parts import anchor, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -44,7 +44,7 @@ class AnchorAttention(Method):
         return anchor.stripes(query, key, scale, real, self.block, self.gap)
 
     def score(self, s: Signals) -> Tensor:
-        rows = s.get(self.needs[0])[1].flatten(1, -2).clamp(min=1e-30).log().mean(1)
+        rows = score.per_token(s.get(self.needs[0])[1].clamp(min=1e-30).log())
         count = torch.full_like(s.valid.sum(1), self.block)
         near = select.first(count, s.valid) | select.last(count, s.valid)
         return rows - rows.masked_fill(~near, -torch.inf).amax(1, keepdim=True)

@@ -34,4 +34,4 @@ class CAOTE(Over, Method):
         rank = self.inner.score(s)
         assert rank is not None
         rows = rank[:, None] if self.scorer else s.get(WindowAttention(1))[1].flatten(1, -2)
-        return score.eviction_error(rows, s.metric(Values()), s.valid, self.fast).mean(1)
+        return score.per_token(score.eviction_error(rows, s.metric(Values()), s.valid, self.fast))

@@ -39,7 +39,7 @@ class EMS(Method):
 
     def score(self, s: Signals) -> Tensor:
         everywhere = score.attention(s, self.needs[0])
-        lately = s.get(self.needs[1])[1].flatten(1, -2).mean(1)
+        lately = score.per_token(s.get(self.needs[1])[1])
         count = s.valid.sum(1, keepdim=True)
         return (score.share(everywhere, s.valid) * count).maximum(score.share(lately, s.valid) * count)
 

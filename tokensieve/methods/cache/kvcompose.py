@@ -39,7 +39,7 @@ class KVCompose(Method):
 
     def score(self, s: Signals) -> Tensor:
         rows = s.get(self.needs[0])[1]
-        rows = rows.amax(-2).mean(1) if rows.dim() == 4 else rows.amax(1)
+        rows = score.per_token(rows.amax(-2)) if rows.dim() == 4 else rows.amax(1)
         # Attention is at most 1.
         return rows + 2 * score.recent(s, self.window, s.heads)
 

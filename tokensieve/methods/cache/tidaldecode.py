@@ -32,7 +32,7 @@ class TidalDecode(Method):
         return (WindowAttention(1),)
 
     def score(self, s: Signals) -> Tensor:
-        return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
+        return score.per_token(s.get(self.needs[0])[1])
 
     def safe(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, 1)

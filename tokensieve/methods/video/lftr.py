@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.method import Method
-from tokensieve.parts import select, temporal
+from tokensieve.parts import select, temporal, twins
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -44,7 +44,7 @@ class LFTR(Method):
         frame = temporal.frames(s)
         window = (s.valid.sum(1) // keep).clamp(max=self.window)[:, None]
         run = torch.where(s.valid, frame // window, -1)
-        head = temporal.heads(run * s.n + temporal.places(frame), s.valid)
+        head = twins.heads(run * s.n + temporal.places(frame), s.valid)
         step = torch.arange(s.n, device=s.device)
         logit, into = self.temporal_weights(s), head.clamp(min=0)
         most = torch.full_like(logit, -torch.inf)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.needs import PageRank
-from tokensieve.parts import budget, match, select
+from tokensieve.parts import budget, match, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
@@ -56,7 +56,7 @@ class AIML(Method):
 
     def score(self, s: Signals) -> Tensor:
         _, rank = s.get(PageRank)
-        return rank if rank.dim() == 2 else rank.square().mean(1).sqrt()
+        return rank if rank.dim() == 2 else score.per_token(rank.square()).sqrt()
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.top(self.score(s), keep, s.valid))

@@ -79,7 +79,9 @@ class MustDropL(Method):
     def score(self, s: Signals) -> Tensor:
         rows, real = score.text_rows(s, TextAttention)
         rows = rows * real[..., None]
-        return score.share(rows.sum(1), s.valid).maximum(score.share(rows.amax(1), s.valid))
+        return score.share(rows.sum(1, dtype=torch.float64).to(rows.dtype), s.valid).maximum(
+            score.share(rows.amax(1), s.valid)
+        )
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         keys = select.top(score.last_row(*score.text_rows(s, Ranking)), budget.share(keep, self.protect), s.valid)
@@ -109,7 +111,7 @@ class MustDropC(Method):
         return (WindowAttention(self.window), Visual)
 
     def score(self, s: Signals) -> Tensor:
-        return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
+        return score.per_token(s.get(self.needs[0])[1])
 
     def safe(self, s: Signals, keep: Tensor) -> Tensor:
         return select.last(keep, s.valid & (s.get(Visual)[1] <= 0))
