@@ -184,5 +184,5 @@ def test_evict_then_pack():
         ts.sieve(model, ts.Plan([plan.stages[0], ts.method("zipcache", keep=10, every=3)]))
     with pytest.raises(ValueError, match="kvcompose, whose layers share one budget, stands alone"):
         ts.sieve(model, ts.Plan([ts.method("kvcompose", keep=40), ts.method("zipcache", keep=10)]))
-    with pytest.raises(ValueError, match="high=2, low=4; they must be among"):
+    with pytest.raises(ValueError, match="high=2, low=4; low must be at most high"):
         ts.registry.make("zipcache", high=2, low=4)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import check_options
 from tokensieve.needs import Need
 from tokensieve.parts import budget, select
 from tokensieve.reduction import Reduction
@@ -27,8 +28,10 @@ LONG = 1024
 class Method:
     """A recipe that turns :class:`Signals` and a budget into a :class:`Reduction`.
 
-    Subclasses are frozen dataclasses: hyperparameters as fields with the paper's defaults, the class attributes below, and
-    :meth:`reduce`. Register them with ``@register("name", systems=[...])``.
+    Subclasses are frozen dataclasses: hyperparameters as fields with the paper's defaults, each an :func:`option` that says what
+    it means and which values it takes (any other is a ValueError when the method is made), the class attributes below, and
+    :meth:`reduce`. Register them with ``@register("name", systems=[...])``. One that has a ``__post_init__`` of its own calls
+    ``super().__post_init__()`` first.
 
     Attributes:
         name: the registered name.
@@ -54,12 +57,13 @@ class Method:
             room beside them, and what is decoded takes theirs.
         protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
-        small: options with which the algorithm acts on a few dozen tokens; its checks (:mod:`tokensieve.testing`) run with them too.
-        inert: option or need -> the reason why it changes nothing there.
-        unranked: the reason why kept tokens need not outrank dropped ones under ``score``.
-        favours: what kept tokens have more of than dropped ones, as named in ``tokensieve.testing.meaning.MEASURES``; None for the
-            needs.
-        positional: the reason why of identical tokens others than the earliest may stay.
+        small: options with which the algorithm has a choice to make among a few dozen tokens, where with the defaults (a window
+            of 32, say) it has none; the contract's checks run with both.
+        inert: options, and needs, that change no result on plain arrays of that size, each with the reason.
+        unranked: why the tokens that stay need not be those of the higher :meth:`score`; "" where they are, on average.
+        favours: what kept tokens have more of than dropped ones, as named in ``tokensieve.testing.meaning.MEASURES``, for a
+            method with a :meth:`score`; None where that is what its needs say.
+        positional: why of identical tokens others than the earliest may stay; "" where the earliest do.
     """
 
     name: ClassVar[str] = ""
@@ -79,6 +83,9 @@ class Method:
     unranked: ClassVar[str] = ""
     favours: ClassVar[tuple[str, ...] | None] = None
     positional: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_options(self)
 
     @property
     def group(self) -> int:

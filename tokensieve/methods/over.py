@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
 from tokensieve.parts import score
@@ -16,20 +17,34 @@ from tokensieve.signals import Signals
 
 
 def pairs(options: Any) -> tuple[tuple[str, Any], ...]:
-    """Options of a method, a mapping or pairs, as pairs."""
-    found = options.items() if isinstance(options, Mapping) else options
-    return tuple(sorted((str(k), v) for k, v in found))
-
-
-def ranking(name: str, inner: Method) -> Method:
-    """A method that ranks cache entries.
+    """Options of a method, a mapping or pairs, as pairs.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it is neither.
     """
+    found = options.items() if isinstance(options, Mapping) else options
+    try:
+        return tuple(sorted((str(k), v) for k, v in found))
+    except (TypeError, ValueError):
+        raise ValueError(f"options={options!r}; it must be a mapping, such as {{'window': 16}}") from None
+
+
+def ranking(over: Inner) -> Method:
+    """The method that another one stands on: one that ranks cache entries.
+
+    Raises:
+        ValueError: it does not, there is none of that name, or it cannot have these options.
+    """
+    said = f"{over.name}: scorer={over.scorer!r}"
+    if over.options and not over.scorer:
+        raise ValueError(f"{said}, options={dict(over.options)}; the options are those of a scorer: name one")
+    try:
+        inner = over.inner
+    except ValueError as error:
+        raise ValueError(f"{said}: {error}") from None
     if "cache" not in inner.sites or type(inner).score is Method.score or type(inner).reduce is not Method.reduce:
         raise ValueError(
-            f"scorer={name!r}; it must be a cache method that keeps entries by a score ('h2o', 'snapkv', 'tova', ...)"
+            f"{said}; it must be a cache method that keeps entries by a score ('h2o', 'snapkv', 'tova', ...)"
         )
     return inner
 
@@ -48,8 +63,11 @@ def safe_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
     return score.together(inner.safe(each, keep.flatten()).float(), where, s) > 0
 
 
-class Inner:
-    """In front of :class:`Method`: reads what the method ``inner`` reads, and always keeps what it does."""
+class Inner(Method):
+    """Reads what the method ``inner`` reads, the one called ``scorer`` with its ``options``, and always keeps what it does."""
+
+    scorer: str
+    options: Any
 
     @property
     def inner(self) -> Method:
@@ -66,7 +84,7 @@ class Inner:
 
 @dataclass(frozen=True)
 class Over(Inner):
-    """Stands in front of :class:`Method`: all but the score comes from the method called ``scorer``.
+    """All but the score comes from the method called ``scorer``.
 
     Attributes:
         scorer: a registered cache method that ranks entries and protects some, such as "h2o", "snapkv" or "tova"; "" for the
@@ -74,12 +92,13 @@ class Over(Inner):
         options: options of it, a mapping (kept as pairs).
     """
 
-    scorer: str = ""
-    options: Any = ()
+    scorer: str = option("", 'the cache method that ranks and protects entries; "" for the attention of the last token')
+    options: Any = option((), "options of the scorer, a mapping, kept as pairs")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "options", pairs(self.options))
-        object.__setattr__(self, "unit", ranking(self.scorer, self.inner).unit)
+        object.__setattr__(self, "unit", ranking(self).unit)
 
     @property
     def inner(self) -> Method:

@@ -18,12 +18,6 @@ EXACT = 4096
 """The largest number of tokens whose distances are held all at once (about 300 MB at the peak)."""
 
 
-def known(linkage: str) -> None:
-    """Raises ValueError where ``linkage`` is none of ``LINKAGES``."""
-    if linkage not in LINKAGES:
-        raise ValueError(f"linkage={linkage!r}; it must be one of {', '.join(LINKAGES)}")
-
-
 @torch.no_grad()
 def agglomerative(metric: Tensor, count: Tensor, among: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
     """Bottom-up clustering of the candidates by cosine distance, to exactly ``count[b]`` clusters.

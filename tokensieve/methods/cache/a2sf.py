@@ -1,5 +1,6 @@
 from dataclasses import dataclass
 
+from tokensieve.core.options import option
 from tokensieve.methods.cache.h2o import H2O
 from tokensieve.needs import AccumulatedAttention
 from tokensieve.registry import register
@@ -16,11 +17,12 @@ class A2SF(H2O):
     most of them are the last.
     """
 
-    factor: float = 0.99
-
-    def __post_init__(self) -> None:
-        if not 0 < self.factor <= 1:
-            raise ValueError(f"factor={self.factor}; it must be above 0 and at most 1, which forgets nothing")
+    factor: float = option(
+        0.99,
+        "by what the weight of attention falls with every token that it is older; 1 forgets nothing",
+        above=0,
+        hi=1,
+    )
 
     @property
     def needs(self):

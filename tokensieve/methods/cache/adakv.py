@@ -4,9 +4,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.methods.cache.snapkv import SnapKV
 from tokensieve.methods.over import Inner, of_heads, pairs, ranking, safe_of_heads
+from tokensieve.methods.recurring import SHARE
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import make, register
@@ -25,17 +27,18 @@ class AdaKV(Inner, SnapKV):
     """
 
     unit = "entry"
-    kernel: int = 7
-    pooling: str = "max"
-    floor: float = 0.2
-    scorer: str = ""
-    options: Any = ()
+    kernel: int = option(7, "over how many neighbouring entries votes are pooled", lo=1, odd=True, unit="tokens")
+    pooling: str = option("max", "how the votes of neighbours are pooled", choices=("mean", "max"))
+    floor: float = option(0.2, "what every head is sure of beyond the window, of an even budget", **SHARE)
+    scorer: str = option("", 'the cache method whose scores are ranked; "" for the votes of `snapkv`')
+    options: Any = option((), "options of the scorer, a mapping, kept as pairs")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "options", pairs(self.options))
-        if self.scorer and ranking(self.scorer, self.inner).unit != "head":
+        if ranking(self).unit != "head":
             raise ValueError(
-                f"scorer={self.scorer!r}; it ranks no entries of single heads: take one that does ('keydiff', ...)"
+                f"adakv: scorer={self.scorer!r}; it ranks no entries of single heads: take one that does ('keydiff', ...)"
             )
 
     @property

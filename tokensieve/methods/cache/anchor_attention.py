@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
 from tokensieve.parts import anchor, score, select
@@ -28,9 +29,9 @@ class AnchorAttention(Method):
     site = "cache"
     sites = ("cache",)
     adaptive = True
-    block: int = 128
-    step: int = 16
-    gap: float = 12.0
+    block: int = option(128, "queries that are averaged, and first keys that are always read", lo=1, unit="tokens")
+    step: int = option(16, "how many blocks of queries read the same keys", lo=1, unit="blocks")
+    gap: float = option(12.0, "how far below the anchor a key that is read may score", lo=0, unit="natural logarithm")
 
     @property
     def needs(self):

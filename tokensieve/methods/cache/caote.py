@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.method import Method
+from tokensieve.core.options import option
 from tokensieve.methods.over import Over
 from tokensieve.needs import Values, WindowAttention
 from tokensieve.parts import score
@@ -12,7 +12,7 @@ from tokensieve.signals import Signals
 
 @register("caote", systems=[366])
 @dataclass(frozen=True)
-class CAOTE(Over, Method):
+class CAOTE(Over):
     """Keeps the entries whose loss would change the attention output most, by the closed form of that change.
 
     Source: arXiv 2504.14051. Losing entry j changes an output V a by a_j / (1 - a_j) * |V a - v_j|. With ``scorer=""`` a is the
@@ -24,7 +24,7 @@ class CAOTE(Over, Method):
 
     site = "cache"
     sites = ("cache",)
-    fast: bool = False
+    fast: bool = option(False, "whether the mean value stands for the attention output")
 
     @property
     def needs(self):

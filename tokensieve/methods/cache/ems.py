@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import COSINE
 from tokensieve.needs import AccumulatedAttention, Keys, WindowAttention
 from tokensieve.parts import merge, score, select
 from tokensieve.reduction import Reduction
@@ -25,9 +27,9 @@ class EMS(Method):
 
     site = "cache"
     sites = ("cache",)
-    window: int = 32
-    middle: float = 3.0
-    alike: float = 0.6
+    window: int = option(32, "the last tokens, whose attention counts by itself and which stay", lo=1, unit="tokens")
+    middle: float = option(3.0, "how many entries of middling rank may be merged", lo=0, unit="times the budget")
+    alike: float = option(0.6, "the least likeness of keys at which an entry is merged instead of dropped", **COSINE)
 
     @property
     def needs(self):

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import ExpectedLogits, Values
 from tokensieve.parts import score, select
@@ -22,8 +23,8 @@ class ExpectedAttention(Method):
 
     site = "cache"
     sites = ("cache",)
-    future: int = 512
-    sinks: int = 4
+    future: int = option(512, "over how many next positions queries are expected", lo=1, unit="tokens")
+    sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
 
     @property
     def needs(self):

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET
 from tokensieve.needs import AccumulatedAttention
 from tokensieve.parts import budget, score, select
 from tokensieve.registry import register
@@ -22,8 +24,8 @@ class H2O(Method):
 
     site = "cache"
     sites = ("cache",)
-    recent: float = 0.5
-    queries: int = 512
+    recent: float = option(0.5, "what goes to the most recent tokens", **BUDGET)
+    queries: int = option(512, "how many queries of a pass are read, at most, and stand for all", lo=1, unit="tokens")
 
     @property
     def needs(self):

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
 from tokensieve.parts import budget, score, select
@@ -27,7 +28,7 @@ class KVCompose(Method):
     sites = ("cache",)
     unit = "entry"
     shared = True
-    window: int = 32
+    window: int = option(32, "the last tokens, whose attention ranks the entries and which stay", lo=1, unit="tokens")
 
     @property
     def needs(self):

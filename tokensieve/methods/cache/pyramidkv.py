@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.methods.cache.snapkv import SnapKV
 from tokensieve.parts import budget
 from tokensieve.registry import register
@@ -17,7 +18,7 @@ class PyramidKV(SnapKV):
     exactly, where its rounding leaves some of it unspent.
     """
 
-    beta: float = 20.0
+    beta: float = option(20.0, "how many times less than the mean the last layer keeps beyond the window", lo=1)
 
     def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
         return budget.pyramid(keep, seen, self.window, depth, self.beta)[:, layer]

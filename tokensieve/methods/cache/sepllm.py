@@ -4,7 +4,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET
 from tokensieve.needs import TokenIds
 from tokensieve.parts import budget, select
 from tokensieve.reduction import Reduction
@@ -34,9 +36,14 @@ class SepLLM(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
-    separators: tuple[int, ...] = ()
-    sinks: int = 4
-    share: float = 32 / 260
+    separators: tuple[int, ...] = option(
+        (),
+        "the vocabulary's numbers of the separators, as `separators` finds them for a tokenizer",
+        lo=0,
+        unit="token ids",
+    )
+    sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
+    share: float = option(32 / 260, "what separators get at most", **BUDGET)
 
     @property
     def needs(self):

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
 from tokensieve.parts import score
@@ -21,9 +22,9 @@ class SnapKV(Method):
 
     site = "cache"
     sites = ("cache",)
-    window: int = 32
-    kernel: int = 5
-    pooling: str = "mean"
+    window: int = option(32, "the last tokens, which vote with their attention and stay", lo=1, unit="tokens")
+    kernel: int = option(5, "over how many neighbouring entries votes are pooled", lo=1, odd=True, unit="tokens")
+    pooling: str = option("mean", "how the votes of neighbours are pooled", choices=("mean", "max"))
 
     @property
     def needs(self):

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.parts import select
 from tokensieve.reduction import Reduction
@@ -21,7 +22,7 @@ class StreamingLLM(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
-    sinks: int = 4
+    sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
 
     @property
     def protected(self) -> int:

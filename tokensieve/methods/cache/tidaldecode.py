@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import DEPTH
 from tokensieve.needs import WindowAttention
 from tokensieve.parts import score
 from tokensieve.registry import register
@@ -24,8 +26,8 @@ class TidalDecode(Method):
     site = "cache"
     sites = ("cache",)
     reading = True
-    dense: int = 2
-    again: float = 13 / 32
+    dense: int = option(2, "how many first layers read all entries", lo=0, unit="layers")
+    again: float = option(13 / 32, "where entries are selected anew", **DEPTH)
 
     @property
     def needs(self):

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Visual, VisualShare, WindowAttention
 from tokensieve.parts import score
@@ -26,8 +27,8 @@ class VASparse(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
-    weight: float = 0.1
-    sinks: bool = False
+    weight: float = option(0.1, "what an entry's own attention to the image weighs beside the attention to it", lo=0)
+    sinks: bool = option(False, "whether text sinks keep their attention")
 
     @property
     def needs(self):

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.method import Method
+from tokensieve.core.options import option
 from tokensieve.methods.over import Over
 from tokensieve.needs import Values
 from tokensieve.parts import select
@@ -12,7 +12,7 @@ from tokensieve.signals import Signals
 
 @register("vatp", systems=[336])
 @dataclass(frozen=True)
-class VATP(Over, Method):
+class VATP(Over):
     """Attention times the length of the value: another method's score, multiplied by the L1 norm of each entry's value.
 
     Source: arXiv 2406.12335. Works over `h2o` as published, or over any other ``scorer`` whose score is not negative. The first
@@ -22,8 +22,8 @@ class VATP(Over, Method):
 
     site = "cache"
     sites = ("cache",)
-    scorer: str = "h2o"
-    sinks: int = 20
+    scorer: str = option("h2o", 'the cache method whose score is multiplied; "" for the attention of the last token')
+    sinks: int = option(20, "the first tokens, which always stay", lo=0, unit="tokens")
 
     @property
     def needs(self):

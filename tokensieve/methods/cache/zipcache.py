@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import ProbeAttention
 from tokensieve.parts import score
@@ -26,15 +27,14 @@ class ZipCache(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
-    high: int = 4
-    low: int = 2
-    probes: float = 0.1
+    high: int = option(4, "the precision of salient tokens", choices=BITS, unit="bits")
+    low: int = option(2, "the precision of all others, at most that of the salient", choices=BITS, unit="bits")
+    probes: float = option(0.1, "the queries from whose attention saliency is estimated", above=0, hi=1, unit="share")
 
     def __post_init__(self) -> None:
-        if self.high not in BITS or self.low not in BITS or not self.low <= self.high:
-            raise ValueError(f"high={self.high}, low={self.low}; they must be among {BITS}, low at most high")
-        if not 0 < self.probes <= 1:
-            raise ValueError(f"probes={self.probes}; it must be a share above 0, at most 1")
+        super().__post_init__()
+        if self.low > self.high:
+            raise ValueError(f"zipcache: high={self.high}, low={self.low}; low must be at most high (bits)")
 
     @property
     def needs(self):

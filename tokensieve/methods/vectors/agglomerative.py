@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.parts import cluster, merge
 from tokensieve.reduction import Reduction
@@ -23,10 +24,9 @@ class Agglomerative(Method):
     site = "vectors"
     sites = ("vectors",)
     pairs = True
-    linkage: str = "ward"
-
-    def __post_init__(self) -> None:
-        cluster.known(self.linkage)
+    linkage: str = option(
+        "ward", "how the distance of two clusters follows from those of their members", choices=cluster.LINKAGES
+    )
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         chosen, target = cluster.agglomerative(s.features, keep, s.valid, self.linkage)

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.parts import cluster, merge
 from tokensieve.reduction import Reduction
@@ -22,7 +23,7 @@ class KMeans(Method):
 
     site = "vectors"
     sites = ("vectors",)
-    steps: int = 20
+    steps: int = option(20, "the largest number of rounds", lo=1, unit="rounds")
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         chosen, target = cluster.means(normalize(s.features, dim=-1), keep, s.valid, self.steps)

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.needs import ReceivedAttention
 from tokensieve.parts import score, select
 from tokensieve.reduction import Reduction
@@ -21,7 +22,7 @@ class ByReceivedAttention(Method):
 
     site = "vectors"
     sites = ("vectors",)
-    encoder_layer: int = -1
+    encoder_layer: int = encoder_layer_option(-1)
 
     @property
     def needs(self):

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Rarity, Words
 from tokensieve.parts import merge, select, twins
@@ -26,7 +27,7 @@ class WholeWords(Method):
     sites = ("vectors",)
     adaptive = True
     needs = (Words, Rarity)
-    unique: bool = True
+    unique: bool = option(True, "whether all places where a word stands share one vector")
 
     def score(self, s: Signals) -> Tensor:
         """The rarest token of each word speaks for it."""

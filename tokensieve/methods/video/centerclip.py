@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.parts import budget, medoids, temporal
 from tokensieve.reduction import Reduction
@@ -31,15 +32,11 @@ class CenterCLIP(Method):
 
     sites = ("handoff", "encoder")
     pairs = True
-    segment: int = 2
-    algorithm: str = "kmedoids"
-    sigma: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.algorithm not in ALGORITHMS:
-            raise ValueError(f"algorithm={self.algorithm!r}; it must be one of {', '.join(ALGORITHMS)}")
-        if self.segment < 1:
-            raise ValueError(f"segment={self.segment}; it must be at least 1 (frames)")
+    segment: int = option(2, "how many consecutive frames are clustered together", lo=1, unit="frames")
+    algorithm: str = option(
+        "kmedoids", "k-medoids++ on the features, or in the embedding of a graph", choices=ALGORITHMS
+    )
+    sigma: float = option(0.5, "the width of the graph's heat kernel", above=0, unit="root mean square distance")
 
     @torch.no_grad()
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import COSINE, SHARE
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, merge, score, select, temporal
 from tokensieve.reduction import Reduction
@@ -27,11 +29,11 @@ class FastVID(Method):
     """
 
     pairs = True
-    segments: int = 8
-    likeness: float = 0.9
-    context: float = 0.4
-    stride: int = 4
-    least: float = 0.6
+    segments: int = option(8, "into how many segments the clip is cut at least", lo=1, unit="segments")
+    likeness: float = option(0.9, "below which likeness of neighbouring frames the clip is cut", **COSINE)
+    context: float = option(0.4, "what goes to density peaks, of a segment's budget", **SHARE)
+    stride: int = option(4, "of how many frames one has density peaks", lo=1, unit="frames")
+    least: float = option(0.6, "what a peak's own token weighs at least in its average", **SHARE)
 
     @property
     def needs(self):

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import COSINE
 from tokensieve.methods.vlm.text_attention import ByText
 from tokensieve.needs import TextAttention
 from tokensieve.parts import budget, score, select, temporal
@@ -30,7 +32,9 @@ class FrameFusion(Method):
 
     site = "handoff"
     sites = ("handoff", "prefill")
-    similarity: float = 0.6
+    similarity: float = option(
+        0.6, "from which likeness to the same place of the frame before a token may join it", **COSINE
+    )
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import COSINE
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, merge, score, select, temporal
 from tokensieve.reduction import Reduction
@@ -26,7 +28,7 @@ class HoliTom(Method):
     """
 
     pairs = True
-    likeness: float = 0.8
+    likeness: float = option(0.8, "above which likeness to the frame before a place stands still", **COSINE)
 
     @property
     def needs(self):

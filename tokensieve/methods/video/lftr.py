@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.parts import select, temporal, twins
 from tokensieve.reduction import Reduction
@@ -23,11 +24,7 @@ class LFTR(Method):
     softmax and the default of 4 frames (with 4 in space, the paper's 16 fold) are this library's choice.
     """
 
-    window: int = 4
-
-    def __post_init__(self) -> None:
-        if self.window < 1:
-            raise ValueError(f"window={self.window}; it must be at least 1 (frames)")
+    window: int = option(4, "how many frames become one, at most", lo=1, unit="frames")
 
     def temporal_weights(self, s: Signals) -> Tensor:
         """``(B, N)``: of each token's frame, before the softmax over the window."""

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import CLSAttention, Relevance
 from tokensieve.parts import budget, match, score, select, temporal
@@ -27,12 +28,8 @@ class QuoTA(Method):
     met exactly, where the code rounds it to a rectangle and loses the rest; no bilinear resizing.
     """
 
-    within: str = "pool"
-    power: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.within not in WITHIN:
-            raise ValueError(f"within={self.within!r}; it must be one of {', '.join(WITHIN)}")
+    within: str = option("pool", "how a frame meets its quota", choices=WITHIN)
+    power: float = option(2.0, "the power of relevance to which quotas are proportional", lo=0)
 
     @property
     def needs(self):

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Keys
 from tokensieve.parts import cluster, match
@@ -26,10 +27,9 @@ class ATC(Method):
     site = "encoder"
     sites = ("encoder", "handoff", "prefill")
     pairs = True
-    linkage: str = "average"
-
-    def __post_init__(self) -> None:
-        cluster.known(self.linkage)
+    linkage: str = option(
+        "average", "how the distance of two clusters follows from those of their members", choices=cluster.LINKAGES
+    )
 
     @property
     def needs(self):

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import SHARE
 from tokensieve.needs import Keys, Need, TextAttention
 from tokensieve.parts import score, select, transform
 from tokensieve.reduction import Reduction
@@ -32,8 +34,10 @@ class FiCoCo(Method):
     site = "encoder"
     sites = ("encoder", "handoff", "prefill")
     pairs = True
-    spatial: float = 0.65
-    quantile: float = QUANTILE
+    spatial: float = option(0.65, "what attention to all tokens weighs beside the CLS token's", **SHARE)
+    quantile: float = option(
+        QUANTILE, "above which quantile of a token's correlations with slots they count", lo=0, hi=1
+    )
 
     @property
     def needs(self):
@@ -70,9 +74,11 @@ class FiCoCoL(Method):
     site = "prefill"
     sites = ("handoff", "prefill")
     pairs = True
-    spatial: float = 0.6
-    direct: float = 0.6
-    quantile: float = QUANTILE
+    spatial: float = option(0.6, "what attention to all visual tokens weighs beside the text's", **SHARE)
+    direct: float = option(0.6, "what a token's own attention weighs beside that through the text", **SHARE)
+    quantile: float = option(
+        QUANTILE, "above which quantile of a token's correlations with slots they count", lo=0, hi=1
+    )
 
     @property
     def needs(self):

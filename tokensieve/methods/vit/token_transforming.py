@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Need
 from tokensieve.parts import score, select, transform
@@ -25,7 +26,9 @@ class TokenTransforming(Method):
 
     site = "encoder"
     sites = ("encoder", "handoff", "prefill")
-    temperature: float = 0.05
+    temperature: float = option(
+        0.05, "of the softmax over slots; near 0 every token joins its nearest", above=0, unit="cosine"
+    )
 
     @property
     def needs(self):

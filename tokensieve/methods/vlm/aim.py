@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.recurring import at_option, first_option
 from tokensieve.needs import PageRank
 from tokensieve.parts import budget, match, score, select
 from tokensieve.plan import Stage, descent
@@ -25,8 +26,8 @@ class AIM(Method):
 
     sites = ("handoff", "encoder")
     pairs = True
-    first: float = 1.5
-    at: tuple[float, ...] = (0.5, 0.625, 0.75)
+    first: float = first_option(1.5)
+    at: tuple[float, ...] = at_option((0.5, 0.625, 0.75))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         chosen, target = match.bipartite(s.features, keep, s.valid, s.weight)

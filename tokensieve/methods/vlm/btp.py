@@ -4,7 +4,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET
 from tokensieve.needs import LastAttention
 from tokensieve.parts import budget, distance, score, select
 from tokensieve.plan import Stage
@@ -35,15 +37,20 @@ class BTP(Method):
     sites = ("prefill",)
     layer = 3
     pairs = True
-    balance: float = 0.3
-    spatial: float = 0.5
-    rebalance: float = 3.7
+    balance: float = option(0.3, "what goes to the most attended tokens", **BUDGET)
+    spatial: float = option(0.5, "what goes to tokens spread over the picture", **BUDGET)
+    rebalance: float = option(
+        3.7,
+        "how many candidates for those by attention there are, of which early ones go first",
+        lo=1,
+        unit="times their number",
+    )
 
     def __post_init__(self) -> None:
-        if min(self.balance, self.spatial) < 0 or self.balance + self.spatial > 1 or self.rebalance < 1:
+        super().__post_init__()
+        if self.balance + self.spatial > 1:
             raise ValueError(
-                f"balance={self.balance}, spatial={self.spatial}, rebalance={self.rebalance}: balance and spatial are shares "
-                "of the budget, at most 1 together, and rebalance is at least 1"
+                f"btp: balance={self.balance}, spatial={self.spatial}; they are shares of one budget, at most 1 together"
             )
 
     @property

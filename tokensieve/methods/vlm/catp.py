@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import at_option, first_option
 from tokensieve.needs import LastAttention, PairedText, Text
 from tokensieve.parts import budget, coverage, likeness, score, select
 from tokensieve.plan import Stage, descent
@@ -26,9 +28,9 @@ class CATP(Method):
     """
 
     pairs = True
-    alignment: float = 0.7
-    first: float = 2.0
-    at: float = 3 / 16
+    alignment: float = option(0.7, "what likeness to the paired text weighs beside coverage (lambda 1)", lo=0)
+    first: float = first_option(2.0)
+    at: float = at_option(3 / 16)
 
     @property
     def needs(self):
@@ -64,7 +66,7 @@ class CATPL(Method):
 
     site = "prefill"
     sites = ("prefill",)
-    similarity: float = 0.6
+    similarity: float = option(0.6, "what likeness to the last token weighs beside its attention (lambda 2)", lo=0)
 
     @property
     def needs(self):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import DEPTH, encoder_layer_option
 from tokensieve.methods.vlm.text_attention import ByText
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, curve, score, select
@@ -28,8 +30,8 @@ class CLSInflection(Method):
     """
 
     adaptive = True
-    encoder_layer: int = -2
-    cut: float = 0.5
+    encoder_layer: int = encoder_layer_option()
+    cut: float = option(0.5, "where the second stage of the whole system lies", **DEPTH)
 
     @property
     def needs(self):

@@ -2,6 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.parts import cluster
 from tokensieve.reduction import Reduction
@@ -21,7 +22,7 @@ class ClusterAggregation(Method):
 
     sites = ("handoff", "prefill", "encoder")
     pairs = True
-    steps: int = 10
+    steps: int = option(10, "the largest number of rounds", lo=1, unit="rounds")
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.merge(*cluster.means(s.features, keep, s.valid, self.steps))

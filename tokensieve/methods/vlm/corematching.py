@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.focus import Focus
 from tokensieve.method import Method
 from tokensieve.needs import Neurons, TextNeurons
@@ -30,7 +31,7 @@ class CoreMatching(Method):
     sites = ("prefill", "focus")
     layer = 2
     adaptive = True
-    core: float = 0.4
+    core: float = option(0.4, "the neurons that most text tokens activate, of all neurons", above=0, hi=1, unit="share")
 
     @property
     def needs(self):

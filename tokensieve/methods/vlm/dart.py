@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Keys, Need
 from tokensieve.parts import budget, score, select
@@ -26,12 +27,8 @@ class DART(Method):
 
     site = "prefill"
     sites = ("prefill",)
-    pivots: int = 4
-    text_pivots: int = 4
-
-    def __post_init__(self) -> None:
-        if self.pivots < 1 or self.text_pivots < 0:
-            raise ValueError(f"pivots={self.pivots}, text_pivots={self.text_pivots}; they must be at least 1 and 0")
+    pivots: int = option(4, "visual tokens of largest key norm, which stay", lo=1, unit="tokens")
+    text_pivots: int = option(4, "text tokens that visual ones are to be unlike, too", lo=0, unit="tokens")
 
     @property
     def needs(self):

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import score, select
 from tokensieve.reduction import Reduction
@@ -21,7 +22,7 @@ class FasterVLM(Method):
     """
 
     sites = ("handoff", "encoder")
-    encoder_layer: int = -2
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

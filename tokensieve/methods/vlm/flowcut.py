@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.recurring import clip_layer_option
 from tokensieve.needs import CLSAttention, CLSSimilarity, Values
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
@@ -26,7 +27,9 @@ class FlowCut(Method):
     image prunes at its own pace, where there the batch does.
     """
 
-    encoder_layers: tuple[int, ...] = tuple(range(-24, -2))
+    encoder_layers: tuple[int, ...] = clip_layer_option(
+        tuple(range(-24, -2)), "the encoder layers along which tokens leave"
+    )
 
     @property
     def needs(self):

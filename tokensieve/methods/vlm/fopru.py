@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.needs import HOW, ReceivedAttention
 from tokensieve.parts import groups, score, select
 from tokensieve.reduction import Reduction
@@ -22,17 +24,10 @@ class FoPru(Method):
     attention, best first; of the last one that the budget reaches, its best tokens). Tokens keep their order.
     Deviations from the public code: attention is always averaged over queries (the code takes the mean over keys where
     that varies more), and a budget that is no multiple of a row is met exactly.
-
-    Raises:
-        ValueError: an unknown mode.
     """
 
-    mode: str = "rank"
-    encoder_layer: int = -2
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ValueError(f"mode={self.mode!r}; it must be one of {', '.join(MODES)}")
+    mode: str = option("rank", "whether tokens stay one by one or by rows of the grid", choices=MODES)
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import COSINE
 from tokensieve.needs import Need
 from tokensieve.parts import budget, graph, select
 from tokensieve.reduction import Reduction
@@ -26,9 +28,9 @@ class GPrune(Method):
     """
 
     pairs = True
-    similarity: float = 0.5
-    temperature: float = 0.03
-    steps: int = 5
+    similarity: float = option(0.5, "from which likeness on two tokens are linked", **COSINE)
+    temperature: float = option(0.03, "of the softmax over a token's links", above=0, unit="cosine")
+    steps: int = option(5, "how often importance flows along the links", lo=0, unit="rounds")
 
     @property
     def needs(self):

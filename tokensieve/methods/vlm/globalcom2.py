@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, crops, groups, score, select
 from tokensieve.reduction import Reduction
@@ -25,8 +27,10 @@ class GlobalCom2(Method):
     total is exact.
     """
 
-    temperature: float = 10.0
-    encoder_layer: int = -2
+    temperature: float = option(
+        10.0, "of the softmax over crops; the higher, the more even their budgets", above=0, unit="summed logarithms"
+    )
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import COSINE
 from tokensieve.needs import Need
 from tokensieve.parts import likeness, score
 from tokensieve.reduction import Reduction
@@ -26,8 +28,8 @@ class GreedyPrune(Method):
     sites = ("prefill", "handoff")
     layer = 2
     pairs = True
-    similarity: float = 0.9
-    penalty: float = 2.0
+    similarity: float = option(0.9, "above which likeness two tokens resemble each other", **COSINE)
+    penalty: float = option(2.0, "what every kept token costs a candidate that resembles it", lo=0, unit="saliency")
 
     @property
     def needs(self):

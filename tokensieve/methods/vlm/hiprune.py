@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, clip_layer_option, encoder_layer_option
 from tokensieve.needs import ReceivedAttention
 from tokensieve.parts import budget, score, select
 from tokensieve.reduction import Reduction
@@ -23,9 +25,9 @@ class HiPrune(Method):
     divides it by the batch), halves round up, and attention paid by a CLS token counts only where the signal includes it.
     """
 
-    alpha: float = 0.1
-    object_layer: int = -16
-    encoder_layer: int = -2
+    alpha: float = option(0.1, "what goes to anchors and their neighbours", **BUDGET)
+    object_layer: int = clip_layer_option(-16, "the encoder layer that chooses anchors")
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, encoder_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, crops, groups, score, select
 from tokensieve.reduction import Reduction
@@ -23,9 +25,9 @@ class HiRED(Method):
     what a full crop cannot take goes to the others.
     """
 
-    alpha: float = 0.5
-    budget_layer: int = 0
-    encoder_layer: int = -2
+    alpha: float = option(0.5, "what goes to the thumbnail", **BUDGET)
+    budget_layer: int = option(0, "the encoder layer whose attention shares the rest out over the crops", unit="layer")
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, groups, score, select
 from tokensieve.reduction import Reduction
@@ -26,9 +28,9 @@ class HoloV(Method):
     """
 
     pairs = True
-    crops: int = 16
-    alpha: float = 0.09
-    encoder_layer: int = -2
+    crops: int = option(16, "into how many cells the image is cut", lo=1, unit="cells")
+    alpha: float = option(0.09, "what a cell's variety weighs beside its attention", lo=0)
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

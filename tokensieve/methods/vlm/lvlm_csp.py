@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import DEPTH
 from tokensieve.methods.vlm.fastv import FastV
 from tokensieve.parts import budget, select
 from tokensieve.plan import Stage, descent
@@ -40,9 +42,16 @@ class LVLMCSP(Method):
     model) are other methods at the handoff.
     """
 
-    coarse: float = 0.5
-    scatter: float = 0.25
-    prune: float = 0.5
+    coarse: float = option(0.5, "what the first stage of the whole system keeps", above=0, unit="times the mean budget")
+    scatter: float = option(0.25, "where all tokens of the whole system come back", **DEPTH)
+    prune: float = option(0.5, "where the whole system prunes, behind `scatter`", **DEPTH)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.scatter >= self.prune:
+            raise ValueError(
+                f"lvlm-csp: scatter={self.scatter}, prune={self.prune}; tokens must come back before they are pruned"
+            )
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.strided(keep, s.valid))

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Text
 from tokensieve.parts import coverage, likeness, score
@@ -26,9 +27,9 @@ class MMTok(Method):
     """
 
     pairs = True
-    text_temperature: float = 0.02
-    temperature: float = 0.2
-    alpha: float = 0.5
+    text_temperature: float = option(0.02, "of the softmax that covers text tokens", above=0, unit="cosine")
+    temperature: float = option(0.2, "of the softmax that covers visual tokens", above=0, unit="cosine")
+    alpha: float = option(0.5, "what covering the visual tokens weighs beside covering the text", lo=0)
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, at_option, encoder_layer_option, first_option
 from tokensieve.needs import CLSAttention, Ranking, TextAttention, Visual, WindowAttention
 from tokensieve.parts import budget, groups, score, select
 from tokensieve.plan import Stage, descent
@@ -27,11 +29,11 @@ class MustDrop(Method):
     first block. The third stage, ``mustdrop-c``, bounds what the caches hold of each image by the same mean.
     """
 
-    window: int = 3
-    protect: float = 0.25
-    first: float = 2.0
-    at: tuple[float, ...] = (1 / 16, 3 / 16, 5 / 16, 7 / 16)
-    encoder_layer: int = -2
+    window: int = option(3, "the side of the windows in which tokens are merged", lo=1, unit="tokens")
+    protect: float = option(0.25, "what goes to key tokens", **BUDGET)
+    first: float = first_option(2.0)
+    at: tuple[float, ...] = at_option((1 / 16, 3 / 16, 5 / 16, 7 / 16))
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):
@@ -70,7 +72,7 @@ class MustDropL(Method):
 
     site = "prefill"
     sites = ("prefill",)
-    protect: float = 0.25
+    protect: float = option(0.25, "what goes to key tokens", **BUDGET)
 
     @property
     def needs(self):
@@ -104,7 +106,7 @@ class MustDropC(Method):
     sites = ("cache",)
     unit = "token"
     visual = True
-    window: int = 8
+    window: int = option(8, "the last tokens, whose attention ranks the entries", lo=1, unit="tokens")
 
     @property
     def needs(self):

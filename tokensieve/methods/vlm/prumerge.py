@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import curve, merge, score, select
 from tokensieve.reduction import Reduction
@@ -25,10 +27,11 @@ class PruMerge(Method):
     """
 
     adaptive = True
-    plus: bool = False
-    encoder_layer: int = -2
+    plus: bool = option(False, "whether tokens at equal steps fill the budget (PruMerge+)")
+    encoder_layer: int = encoder_layer_option()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "adaptive", not self.plus)
 
     @property

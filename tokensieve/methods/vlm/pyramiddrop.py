@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.recurring import at_option
 from tokensieve.needs import LastAttention
 from tokensieve.parts import budget, score, select
 from tokensieve.plan import Stage, descent
@@ -24,7 +25,7 @@ class PyramidDrop(Method):
 
     site = "prefill"
     sites = ("prefill",)
-    at: tuple[float, ...] = (0.25, 0.5, 0.75)
+    at: tuple[float, ...] = at_option((0.25, 0.5, 0.75))
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import coverage, likeness, score
 from tokensieve.reduction import Reduction
@@ -24,8 +26,8 @@ class SCOPE(Method):
     """
 
     pairs = True
-    alpha: float = 1.0
-    encoder_layer: int = -2
+    alpha: float = option(1.0, "the power of attention by which gains in coverage are multiplied", lo=0)
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

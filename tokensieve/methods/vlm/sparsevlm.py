@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import SHARE
 from tokensieve.needs import Need, TextAttention
 from tokensieve.parts import budget, distance, merge, score, select
 from tokensieve.reduction import Reduction
@@ -28,11 +30,14 @@ class SparseVLM(Method):
     sites = ("prefill",)
     layer = 2
     pairs = True
-    recycled: float = 0.3
-    ratio: int = 10
-    rank: float = 0.0
+    recycled: float = option(0.3, "the pruned tokens that are clustered instead of dropped", **SHARE)
+    ratio: int = option(10, "how many recycled tokens make a cluster", lo=1, unit="tokens")
+    rank: float = option(
+        0.0, "of the tokens beyond the rank of attention, how many leave whatever the budget (lambda); 0 for none", lo=0
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "adaptive", self.rank > 0)
 
     @property

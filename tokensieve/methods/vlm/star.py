@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.recurring import at_option, encoder_layer_option, first_option
 from tokensieve.methods.vlm.text_attention import ByText
 from tokensieve.needs import ReceivedAttention
 from tokensieve.parts import budget, score, select
@@ -25,9 +26,9 @@ class STAR(Method):
     """
 
     sites = ("handoff", "encoder")
-    first: float = 1.5
-    at: float = 0.5
-    encoder_layer: int = -2
+    first: float = first_option(1.5)
+    at: float = at_option(0.5)
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import SHARE, encoder_layer_option
 from tokensieve.needs import CLSAttention, TextAttention
 from tokensieve.parts import budget, distance, score, select
 from tokensieve.plan import Stage, descent
@@ -27,7 +29,7 @@ class ToDRE(Method):
     """
 
     pairs = True
-    encoder_layer: int = -2
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):
@@ -57,7 +59,7 @@ class ToDRELate(Method):
     site = "prefill"
     sites = ("prefill",)
     adaptive = True
-    fade: float = 0.1
+    fade: float = option(0.1, "below which attention of the text to all visual tokens together they leave", **SHARE)
 
     @property
     def needs(self):

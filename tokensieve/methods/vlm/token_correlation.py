@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import COSINE, SHARE, encoder_layer_option
 from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import budget, crops, groups, score, select
 from tokensieve.reduction import Reduction
@@ -24,9 +26,9 @@ class TokenCorrelation(Method):
     """
 
     pairs = True
-    alike: float = 0.7
-    often: float = 0.1
-    encoder_layer: int = -2
+    alike: float = option(0.7, "above which likeness of keys two patches repeat each other", **COSINE)
+    often: float = option(0.1, "how much of its crop may repeat a patch that is not redundant", **SHARE)
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

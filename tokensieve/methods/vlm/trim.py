@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Relevance
 from tokensieve.parts import curve, score, select
@@ -24,8 +25,8 @@ class TRIM(Method):
     """
 
     adaptive = True
-    appended: bool = True
-    parity: bool = False
+    appended: bool = option(True, "whether the mean of all others stays as one more token")
+    parity: bool = option(False, "whether to rank by the opposite of similarity, as the public code does")
 
     @property
     def needs(self):

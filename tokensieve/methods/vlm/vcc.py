@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Text
 from tokensieve.parts import score, segments
@@ -26,7 +27,9 @@ class Vcc(Method):
     site = "prefill"
     sites = ("handoff", "prefill")
     proportional = True
-    coarse: float = 0.5
+    coarse: float = option(
+        0.5, "how many of the longest segments there may be, of the budget", above=0, hi=1, unit="share"
+    )
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import at_option, encoder_layer_option, first_option
 from tokensieve.needs import Entropy, Keys, Ranking, ReceivedAttention
 from tokensieve.parts import budget, merge, rows, score, select
 from tokensieve.plan import Stage, descent
@@ -29,12 +31,14 @@ class VFlowOpt(Method):
     threshold it is that of the keys to each other, since queries are not kept; later stages keep equal shares.
     """
 
-    entropy: float = 1.0
-    threshold: float = 0.0
-    cell: int = 6
-    first: float = 1.5
-    at: tuple[float, ...] = (1 / 3, 2 / 3)
-    encoder_layer: int = -2
+    entropy: float = option(1.0, "what the entropy of patches weighs beside attention", lo=0)
+    threshold: float = option(
+        0.0, "how much attention a token has to receive for its own to count; 0: all count", lo=0, unit="times the mean"
+    )
+    cell: int = option(6, "the side of the cells whose pruned tokens become one", lo=1, unit="tokens")
+    first: float = first_option(1.5)
+    at: tuple[float, ...] = at_option((1 / 3, 2 / 3))
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, at_option, encoder_layer_option, first_option
 from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.plan import Stage, descent
@@ -25,10 +27,10 @@ class VisionDrop(Method):
     """
 
     sites = ("handoff", "encoder", "prefill")
-    contextual: float = 0.125
-    first: float = 1.5
-    at: tuple[float, ...] = (0.25, 0.5, 0.75)
-    encoder_layer: int = -2
+    contextual: float = option(0.125, "what goes to merged tokens", **BUDGET)
+    first: float = first_option(1.5)
+    at: tuple[float, ...] = at_option((0.25, 0.5, 0.75))
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, encoder_layer_option
 from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.reduction import Reduction
@@ -21,9 +23,9 @@ class VisionZip(Method):
     adds the mean of the joining tokens onto the target and takes its targets at whole steps, as that code does.
     """
 
-    contextual: float = 10 / 64
-    parity: bool = False
-    encoder_layer: int = -2
+    contextual: float = option(10 / 64, "what goes to contextual tokens", **BUDGET)
+    parity: bool = option(False, "whether to add the mean onto the target and step as the public code does")
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, encoder_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, match, score, select
 from tokensieve.reduction import Reduction
@@ -24,13 +26,9 @@ class VisPruner(Method):
     """
 
     pairs = True
-    important: float = 0.5
-    step: int = 8
-    encoder_layer: int = -2
-
-    def __post_init__(self) -> None:
-        if self.step < 1:
-            raise ValueError(f"step={self.step}; it must be at least 1 (tokens per round)")
+    important: float = option(0.5, "what goes to important tokens", **BUDGET)
+    step: int = option(8, "how many duplicates leave in a round, for every 576 tokens of a row", lo=1, unit="tokens")
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

@@ -3,7 +3,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, encoder_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, cluster, score, select
 from tokensieve.reduction import Reduction
@@ -26,8 +28,8 @@ class VMTC(Method):
     """
 
     pairs = True
-    primary: float = 0.5
-    encoder_layer: int = -2
+    primary: float = option(0.5, "what goes to primary tokens", **BUDGET)
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

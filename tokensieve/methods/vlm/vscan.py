@@ -2,7 +2,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.method import Method
+from tokensieve.methods.recurring import BUDGET, at_option, clip_layer_option, encoder_layer_option, first_option
 from tokensieve.methods.vlm.fastv import FastV
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import budget, merge, score, select
@@ -26,12 +28,12 @@ class VScan(Method):
     whole numbers, and 40 tokens become 36).
     """
 
-    local: float = 0.5
-    window: int = 6
-    first: float = 1.5
-    at: float = 0.5
-    local_layer: int = -19
-    encoder_layer: int = -2
+    local: float = option(0.5, "what goes to the windows by shallow attention", **BUDGET)
+    window: int = option(6, "the side of the windows", lo=1, unit="tokens")
+    first: float = first_option(1.5)
+    at: float = at_option(0.5)
+    local_layer: int = clip_layer_option(-19, "the encoder layer whose attention ranks within windows")
+    encoder_layer: int = encoder_layer_option()
 
     @property
     def needs(self):

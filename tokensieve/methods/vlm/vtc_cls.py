@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.methods.recurring import clip_layer_option
 from tokensieve.needs import CLSAttention
 from tokensieve.parts import score, select
 from tokensieve.reduction import Reduction
@@ -20,7 +21,9 @@ class VTCCLS(Method):
     Deviations from the public code: none in the selection; an encoder without CLS is scored by mean received attention.
     """
 
-    encoder_layers: tuple[int, ...] = (-8, -7, -6, -5, -4, -3, -2)
+    encoder_layers: tuple[int, ...] = clip_layer_option(
+        (-8, -7, -6, -5, -4, -3, -2), "the encoder layers over which attention is averaged"
+    )
 
     @property
     def needs(self):

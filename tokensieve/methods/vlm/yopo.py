@@ -3,6 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.options import option
 from tokensieve.focus import Focus
 from tokensieve.method import Method
 from tokensieve.parts import budget, select
@@ -27,7 +28,7 @@ class YOPO(Method):
 
     site = "focus"
     sites = ("focus", "prefill", "handoff")
-    off: tuple[int, ...] = ()
+    off: tuple[int, ...] = option((), "the heads that leave vision alone", lo=0, unit="heads")
 
     def focus(self, s: Signals, keep: int | float) -> Focus:
         every = torch.ones(1, s.n, dtype=torch.bool, device=s.device)

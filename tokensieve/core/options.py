@@ -1,0 +1,188 @@
+"""Options: hyperparameters as dataclass fields that say what they mean and which values they take; checked when set."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from numbers import Integral, Real
+from typing import Any, get_args, get_origin, get_type_hints
+
+KINDS: dict[Any, str] = {bool: "True or False", int: "an int", float: "a finite number", str: "a string"}
+PLURALS: dict[Any, str] = {bool: "bools", int: "ints", float: "finite numbers", str: "strings"}
+"""What a value of a type is, in words, and what several are."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that an option may take, each element of a tuple by itself."""
+
+    lo: float | None = None
+    hi: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[Any, ...] = ()
+    odd: bool = False
+
+    def __contains__(self, value: Any) -> bool:
+        if isinstance(value, tuple):
+            return all(v in self for v in value)
+        return not (
+            (self.choices and value not in self.choices)
+            or (self.lo is not None and value < self.lo)
+            or (self.hi is not None and value > self.hi)
+            or (self.above is not None and value <= self.above)
+            or (self.below is not None and value >= self.below)
+            or (self.odd and value % 2 == 0)
+        )
+
+    def __str__(self) -> str:
+        both = self.lo is not None and self.hi is not None
+        told = {
+            "odd": self.odd,
+            f"{self.lo} to {self.hi}": both,
+            f"at least {self.lo}": self.lo is not None and not both,
+            f"above {self.above}": self.above is not None,
+            f"at most {self.hi}": self.hi is not None and not both,
+            f"below {self.below}": self.below is not None,
+            f"one of {', '.join(map(str, self.choices))}": bool(self.choices),
+        }
+        return ", ".join(words for words, holds in told.items() if holds)
+
+
+@dataclass(frozen=True)
+class Option:
+    """What is known of one option.
+
+    Attributes:
+        name: the field's.
+        type: its annotation: "int", "float", "tuple[int, ...]", ...
+        default: None where it must be given.
+        range: the values it takes, in words; "" for any of its type.
+        unit: what it counts: "tokens", "layers", "share", ...; "" for none.
+        meaning: one line.
+    """
+
+    name: str
+    type: str
+    default: Any
+    range: str
+    unit: str
+    meaning: str
+
+    def __str__(self) -> str:
+        """In one line: ``window (int, tokens, at least 1; default 32): the last tokens, which vote and stay``."""
+        told = ", ".join(t for t in (self.type, self.unit, self.range) if t)
+        return f"{self.name} ({told}; default {self.default!r}): {self.meaning}"
+
+
+def option(
+    default: Any,
+    meaning: str,
+    *,
+    lo: float | None = None,
+    hi: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    choices: Iterable[Any] = (),
+    odd: bool = False,
+    unit: str = "",
+) -> Any:
+    """A field of a frozen dataclass that is an option: ``window: int = option(32, "the last tokens", lo=1, unit="tokens")``.
+
+    Args:
+        default: what it is if not given. A tuple may be set to an empty one only where its default is empty.
+        meaning: one line for the card, the command line, the reference and errors.
+        lo, hi: the least and the greatest value; above, below: bounds that are no values themselves.
+        choices: all values, where they are few.
+        odd: whether it must be an odd number.
+        unit: what it counts: "tokens", "layers", "share", ...
+    """
+    span = Range(lo, hi, above, below, tuple(choices), odd)
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "range": span})
+
+
+def options_of(cls: type) -> tuple[Option, ...]:
+    """The options of a dataclass, in the order of its fields; a field that is no :func:`option` has no meaning or range."""
+    return tuple(known for known, _, _ in _declared(cls))
+
+
+def check_options(instance: Any) -> None:
+    """Check every option of a dataclass's instance; lists become tuples, and NumPy's numbers plain ones.
+
+    Raises:
+        ValueError: a wrong type (a bool is no number, an int is a float, NaN and infinity are neither), or a value out of
+            range; it names the method, the option, the value, what it may be, and what it means.
+    """
+    for known, hint, span in _declared(instance.__class__):
+        value, wanted = getattr(instance, known.name), known.range
+        try:
+            plain = _fitted(value, hint)
+            fits = plain in span and not (plain == () and known.default)
+        except TypeError:
+            fits, wanted = False, known.range if span.choices else ", ".join(filter(None, (_kind(hint), known.range)))
+        if not fits:
+            who = getattr(instance, "name", "") or type(instance).__name__
+            what = ": ".join(filter(None, (known.unit, known.meaning)))
+            raise ValueError(f"{who}: {known.name}={value!r}; it must be {wanted}" + (f" ({what})" if what else ""))
+        if plain is not value:
+            object.__setattr__(instance, known.name, plain)
+
+
+def near(wrong: str, known: Iterable[str]) -> str:
+    """The known names nearest to a wrong one, for an error: "a, b"; all of them where none is near, "none" if there are none."""
+    known = sorted(known)
+    return ", ".join(difflib.get_close_matches(wrong, known, n=3) or known) or "none"
+
+
+@cache
+def _declared(cls: Any) -> tuple[tuple[Option, Any, Range], ...]:
+    hints, out = get_type_hints(cls), []
+    for f in fields(cls):
+        hint, span = hints[f.name], f.metadata.get("range", Range())
+        default = None if f.default is MISSING else f.default
+        name = hint.__name__ if isinstance(hint, type) else str(hint).removeprefix("typing.")
+        said = str(span)
+        if _is_row(hint):
+            said = ", ".join(["not empty"] * bool(default) + [f"each {said}"] * bool(said))
+        told = Option(f.name, name, default, said, f.metadata.get("unit", ""), f.metadata.get("meaning", ""))
+        out.append((told, hint, span))
+    return tuple(out)
+
+
+def _fitted(value: Any, hint: Any) -> Any:
+    """``value`` as a plain one of the type ``hint``; a type that is no class and no ``tuple[x, ...]`` takes anything.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if hint in (int, float):
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, Integral if hint is int else Real)
+            or not math.isfinite(value)
+        ):
+            raise TypeError
+        if type(value) in (int, float):
+            return value
+        return int(value) if isinstance(value, Integral) else float(value)
+    if _is_row(hint):
+        if not isinstance(value, (tuple, list)):
+            raise TypeError
+        return tuple(_fitted(v, get_args(hint)[0]) for v in value)
+    if hint is not Any and isinstance(hint, type) and not isinstance(value, hint):
+        raise TypeError
+    return value
+
+
+def _is_row(hint: Any) -> bool:
+    return get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
+
+
+def _kind(hint: Any) -> str:
+    """What a value of this type is, in words."""
+    if _is_row(hint):
+        return f"a tuple of {PLURALS.get(get_args(hint)[0], 'values')}"
+    return KINDS.get(hint, f"of type {getattr(hint, '__name__', hint)}")
