@@ -117,6 +117,7 @@ class Last(Method):
 
     site = "cache"
     sites = ("cache",)
+    positional = "the last token stays"
 
     @property
     def needs(self):

@@ -20,7 +20,7 @@ HELD = 4096 * 4096
 
 @torch.no_grad()
 def dots(unit: Tensor, more: Tensor | None = None) -> Rows:
-    """Dot products of tokens ``(B, N, d)`` with all tokens, and then with the rows of ``more``, ``(B, T, d)``; twins' are the same."""
+    """Dot products of tokens ``(B, N, d)`` with all tokens, then with the rows of ``more``, ``(B, T, d)``; equal for twins."""
     b, n, _ = unit.shape
     first = twins.firsts(unit)
 

@@ -66,6 +66,12 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         out["word"] = _words(batch, n, seed)
     if "token_ids" in out:
         out["token_ids"] = (3 * out["token_ids"]).round().abs()
+    if "visual" in out:
+        # Most tokens of the first row, few of the last.
+        out["visual"] = out["visual"] + torch.linspace(1, -1.5, batch)[:, None]
+    if "text_attention" in out:
+        # Text looks at itself too, in the first row at little else.
+        out["text_attention"] = out["text_attention"] * torch.linspace(0.05, 1, batch)[:, None, None, None]
     if "paired" in out:
         out["paired"] = out["paired"] > 0
     if "crop" in out:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -11,14 +12,18 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from tokensieve.method import Method
+from tokensieve.needs import Keys
 from tokensieve.parts import score
 from tokensieve.signals import Signals
 from tokensieve.testing import settings
-from tokensieve.testing.trial import B, H, N, Trial, W, differ, expect
+from tokensieve.testing.draw import EXTRAS
+from tokensieve.testing.trial import B, H, N, Trial, W, differ, expect, reads
 
 SIDE, ROWS = 12, 8
 """Kept and dropped tokens are compared over 8 rows of 144, of which half stay: enough for means to be clear."""
 DRAWS = 4
+TRIED = (9, 18)
+"""Budgets, and how many draws, in which a signal or an option must change something."""
 
 
 def _given(name: str) -> Callable[[Signals], Tensor]:
@@ -35,6 +40,11 @@ def _neurons(s: Signals) -> Tensor:
     assert s.text_neurons is not None
     often = (s.text_neurons > 0).to(s.neurons).mean(1)
     return ((s.neurons > 0) * often[:, None]).sum(2)
+
+
+def _unlike(s: Signals) -> Tensor:
+    unit = normalize(s.metric(Keys()), dim=-1)
+    return -(unit * unit.mean(1, keepdim=True)).sum(2)
 
 
 MEASURES: dict[str, Callable[[Signals], Tensor]] = {
@@ -62,7 +72,7 @@ MEASURES: dict[str, Callable[[Signals], Tensor]] = {
     "neurons": _neurons,
     "early": lambda s: -torch.arange(s.n, dtype=s.features.dtype).expand(s.batch, -1),
     "long": lambda s: s.features.norm(dim=-1),
-    "unlike": lambda s: -(normalize(s.features, dim=-1) * normalize(s.features, dim=-1).mean(1, keepdim=True)).sum(2),
+    "unlike": _unlike,
 }
 """What kept tokens have more of than dropped ones, by the need that a method ranks by, or as it says itself (``favours``)."""
 
@@ -77,7 +87,7 @@ def check_score_is_a_map(trial: Trial) -> None:
 
 def check_kept_outrank_dropped(trial: Trial) -> None:
     """On average, by the declared score and by what it ranks by, beside what is safe; unless it is ``unranked``."""
-    reason, favours = settings.unranked(trial.cls), trial.cls.favours
+    reason, favours = trial.cls.unranked, trial.cls.favours
     for name, value, kept, dropped in _halves(trial):
         if name == "score" and favours is None and not reason:
             measured = [n.name for n in trial.made.needs if n.name in MEASURES]
@@ -93,7 +103,7 @@ def check_kept_outrank_dropped(trial: Trial) -> None:
 
 def check_needs_matter(trial: Trial) -> None:
     """Every signal among the needs changes the result when it changes; the features do where there are none."""
-    made, inert = trial.made, settings.inert(trial.cls)
+    made, inert = trial.made, trial.cls.inert
     for name in [n.name for n in made.needs] or ["features"]:
         if name not in inert:
             expect(_acts(trial, name), f"{name} to change the result when it changes (or a reason in inert)")
@@ -101,7 +111,7 @@ def check_needs_matter(trial: Trial) -> None:
 
 def check_options_matter(trial: Trial) -> None:
     """Every option changes the result, or what the method declares of itself; or it has a reason in ``inert``."""
-    inert = settings.inert(trial.cls)
+    inert = trial.cls.inert
     for f in dataclasses.fields(trial.cls):
         if f.name in inert:
             continue
@@ -119,11 +129,13 @@ def _halves(trial: Trial) -> list[tuple[str, Tensor, Tensor, Tensor]]:
         return []
     r = trial.run(x, SIDE * SIDE // 2, given, grid=(SIDE, SIDE))
     kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True)
+    # What was merged is not lost, where anything is.
+    dropped = r.owner < 0 if bool((r.owner < 0).any()) else ~kept
     safe = trial.made.safe(s, r.counts)
     favours: tuple[str, ...] | None = trial.cls.favours
     names = [n.name for n in trial.made.needs if n.name in MEASURES] if favours is None else favours
     values = [("score", rank), *((name, MEASURES[name](s)) for name in dict.fromkeys(names))]
-    return [(name, value, kept & ~safe, ~kept) for name, value in values]
+    return [(name, value, kept & ~safe, dropped) for name, value in values]
 
 
 def _mean(value: Tensor, among: Tensor) -> float:
@@ -131,28 +143,34 @@ def _mean(value: Tensor, among: Tensor) -> float:
 
 
 def _acts(trial: Trial, name: str) -> bool:
-    for seed in range(DRAWS):
-        x, given = trial.draw(seed=seed)
-        other, changed = trial.draw(seed=seed + 50)
+    for seed, laid in product(range(DRAWS), _layouts(trial)):
+        x, given = laid.draw(seed=seed)
+        other, changed = laid.draw(seed=seed + 51)
         mixed = {**given, name: changed[name]} if name != "features" else given
         y = other if name == "features" else x
-        if any(differ(trial.run(x, keep, given), trial.run(y, keep, mixed)) for keep in (9, 18)):
+        if any(differ(laid.run(x, keep, given), laid.run(y, keep, mixed)) for keep in TRIED):
             return True
     return False
 
 
+def _layouts(trial: Trial) -> list[Trial]:
+    """With the needs alone, and laid out in whatever else the method reads."""
+    extras = [name for name in EXTRAS if reads(trial.cls, tuple(trial.options.items()), name)]
+    return [trial, *(Trial(trial.cls, trial.options, (name,)) for name in extras)]
+
+
 def _changes(trial: Trial, option: str, value: Any) -> bool:
     try:
-        other = Trial(trial.cls, {**trial.options, option: value}, trial.extras)
+        other = Trial(trial.cls, {**trial.options, option: value})
         made = other.made
     except ValueError:  # out of its range
         return False
     if _says(trial.made) != _says(made):
         return True
-    for seed in range(DRAWS):
-        x, given = trial.draw(seed=seed)
+    for seed, laid in product(range(DRAWS), _layouts(trial)):
+        x, given = laid.draw(seed=seed)
         given = {**other.draw(seed=seed)[1], **given}
-        if any(differ(trial.run(x, keep, given), other.run(x, keep, given)) for keep in (9, 18)):
+        if any(differ(laid.run(x, keep, given), other.run(x, keep, given)) for keep in TRIED):
             return True
     return False
 
@@ -165,5 +183,8 @@ def _says(made: Method) -> Mapping[str, Any]:
         "stages": [(type(stage.method), stage.keep, stage.layers) for stage in made.stages(0.25)],
         "attributes": [getattr(made, k) for k in ("adaptive", "protected", "bits", "group", "unit", "layer", "sites")],
         "roles": made.roles(16) if made.reading else (),
+        "off": made.focus(Signals(features=torch.ones(1, 9, 4), grid=(3, 3)), 9).off
+        if not made.needs and "focus" in made.sites
+        else (),
         "layers": [made.of_layer(keep, seen, layer, 8).tolist() for layer in range(8)],
     }

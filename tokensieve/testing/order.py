@@ -50,30 +50,27 @@ def check_alike_tokens_in_any_batch(trial: Trial) -> None:
     """A row that repeats tokens keeps the same ones alone and in a padded batch."""
     for seed in (0, 1):
         x, given, _ = repeated(trial, seed)
-        n, end = LENGTH, LENGTH + PADDED
-        for front in (0, PADDED):
-            place = torch.arange(front, front + n)
-            mask = torch.zeros(B, end, dtype=torch.bool)
-            mask[:, place] = True
-            mask[1] = True
-            wide, all_given = trial.draw(B, end, WIDTH, seed + 5)
-            wide[:, place] = x
-            for name, value in given.items():
+        front, end = seed * PADDED, LENGTH + PADDED
+        place = torch.arange(front, front + LENGTH)
+        mask = torch.zeros(B, end, dtype=torch.bool)
+        mask[:, place] = True
+        mask[1] = True
+        wide, all_given = trial.draw(B, end, WIDTH, seed + 5)
+        wide[:, place] = x
+        for name, value in given.items():
+            if name in draw.TEXTS and name != "text_attention":
+                all_given[name] = value
+            else:
                 axis = draw.TOKENS.get(name, -1)
-                if name in draw.TEXTS and name != "text_attention":
-                    all_given[name] = value
-                else:
-                    all_given[name].movedim(axis, 0)[place] = value.movedim(axis, 0)
-            for keep in KEEPS:
-                together = trial.run(wide, keep, all_given, mask=mask)
-                for b in (0, 2):
-                    row = slice(b, b + 1)
-                    alone = trial.run(x[row], keep, draw.rows(given, row))
-                    got, want = (r.kept[0, : int(r.counts[0])].tolist() for r in (together.rows(row), alone))
-                    got = [i - front for i in got]
-                    expect(
-                        got == want, f"a row of repeated tokens to keep {want} in a padded batch too; it keeps {got}"
-                    )
+                all_given[name].movedim(axis, 0)[place] = value.movedim(axis, 0)
+        for keep in KEEPS:
+            together = trial.run(wide, keep, all_given, mask=mask)
+            for b in (0, 2):
+                row = slice(b, b + 1)
+                alone = trial.run(x[row], keep, draw.rows(given, row))
+                got, want = (r.kept[0, : int(r.counts[0])].tolist() for r in (together.rows(row), alone))
+                got = [i - front for i in got]
+                expect(got == want, f"a row of repeated tokens to keep {want} in a padded batch too; it keeps {got}")
 
 
 def check_tokens_that_are_all_alike(trial: Trial) -> None:
@@ -95,7 +92,7 @@ def repeated(trial: Trial, seed: int) -> tuple[Tensor, dict[str, Any], Tensor]:
     place = torch.arange(LENGTH)
     # Every ninth is a line end, a third are blank, some come twice, the rest are of their own.
     kind = torch.where(place % 9 == 8, 8, torch.where(place % 3 == 0, 0, torch.where(place % 7 < 3, place % 15, place)))
-    kept: Mapping[str, Any] = {k: v for k, v in given.items() if k not in ("frame", "crop", "spot", "head", "word")}
+    kept: Mapping[str, Any] = {k: v for k, v in given.items() if k not in (*trial.extras, "spot", "word")}
     same = draw.tokens({"x": x.transpose(1, 2), **kept}, kind)
     out = same.pop("x").transpose(1, 2).contiguous()
     return out, {**given, **same}, kind.expand(B, -1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import lru_cache
 from typing import Any
 
 from tokensieve import registry
 from tokensieve.method import Method
-from tokensieve.testing import bad_input, budgets, draw, meaning, memory, order, precision, rows, settings, values
-from tokensieve.testing.trial import Trial, differ
+from tokensieve.testing import bad_input, budgets, draw, elsewhere, meaning, memory, order, precision, rows, values
+from tokensieve.testing.trial import Trial, reads
 
 Check = Callable[[Trial], None]
 
@@ -32,6 +31,8 @@ ALWAYS: tuple[Check, ...] = (
     values.check_a_seed_repeats,
     values.check_gradients_flow,
     meaning.check_score_is_a_map,
+    elsewhere.check_focus,
+    elsewhere.check_group_of_queries,
 )
 """Run with the defaults, with small options where the method has them, and with all that it reads where that is given."""
 
@@ -66,7 +67,7 @@ def method_checks(method: str | type[Method], slow: bool = False) -> Iterator[tu
         slow: the checks of very many tokens, in the place of all others.
     """
     cls = registry.get(method) if isinstance(method, str) else method
-    small = dict(settings.small(cls))
+    small = dict(cls.small)
     plans: list[tuple[str, dict[str, Any], tuple[Check, ...]]] = [("", {}, SLOW if slow else (*ALWAYS, *ONCE))]
     if not slow:
         if small:
@@ -125,14 +126,3 @@ def _bound(cls: type[Method], check: Check, name: str, options: dict[str, Any], 
             raise AssertionError(what) from e
 
     return run
-
-
-@lru_cache(maxsize=1024)
-def reads(cls: type[Method], options: tuple[tuple[str, Any], ...], extra: str) -> bool:
-    """Whether one of ``draw.EXTRAS`` changes what a method keeps, or how it mixes."""
-    plain, more = Trial(cls, dict(options)), Trial(cls, dict(options), (extra,))
-    if extra == "head" and plain.made.unit != "entry":
-        return False
-    x, given = plain.draw(seed=3)
-    _, laid = more.draw(seed=3)
-    return any(differ(plain.run(x, keep, given), more.run(x, keep, laid)) for keep in (9, 18))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ def expect(condition: Any, what: str) -> None:
         raise AssertionError(f"expected {what}")
 
 
-def same(a: Reduction, b: Reduction, what: str) -> None:
+def same(a: Reduction, b: Reduction, what: str = "the same reduction") -> None:
     """Equal but for padding slots, and for rounding in weights."""
     m = max(int(a.counts.max()), int(b.counts.max()))
     expect(torch.equal(a.counts, b.counts), f"{what}: {a.counts.tolist()} and {b.counts.tolist()} tokens are kept")
@@ -90,3 +90,14 @@ def slots(r: Reduction) -> None:
         expect(((owner >= -1) & (owner < count)).all(), "every token to belong to a slot in use, or to none (-1)")
         if r.matrix is None:
             expect(torch.equal(owner[used], torch.arange(count)), "every kept token to belong to its own slot")
+
+
+@lru_cache(maxsize=1024)
+def reads(cls: type[Method], options: tuple[tuple[str, Any], ...], extra: str) -> bool:
+    """Whether one of ``draw.EXTRAS`` changes what a method keeps, or how it mixes."""
+    plain, more = Trial(cls, dict(options)), Trial(cls, dict(options), (extra,))
+    if extra == "head" and plain.made.unit != "entry":
+        return False
+    x, given = plain.draw(seed=3)
+    _, laid = more.draw(seed=3)
+    return any(differ(plain.run(x, keep, given), more.run(x, keep, laid)) for keep in (9, 18))

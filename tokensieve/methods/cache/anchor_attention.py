@@ -29,6 +29,7 @@ class AnchorAttention(Method):
     site = "cache"
     sites = ("cache",)
     adaptive = True
+    small = {"block": 2, "step": 2, "gap": 1.0}
     block: int = option(128, "queries that are averaged, and first keys that are always read", lo=1, unit="tokens")
     step: int = option(16, "how many blocks of queries read the same keys", lo=1, unit="blocks")
     gap: float = option(12.0, "how far below the anchor a key that is read may score", lo=0, unit="natural logarithm")

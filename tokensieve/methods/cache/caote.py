@@ -24,6 +24,8 @@ class CAOTE(Over):
 
     site = "cache"
     sites = ("cache",)
+    inert = {"options": "options of the method that scorer names"}
+    positional = "what its scorer protects stays"
     fast: bool = option(False, "whether the mean value stands for the attention output")
 
     @property

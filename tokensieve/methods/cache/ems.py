@@ -27,6 +27,8 @@ class EMS(Method):
 
     site = "cache"
     sites = ("cache",)
+    small = {"window": 4}
+    positional = "the last tokens stay"
     window: int = option(32, "the last tokens, whose attention counts by itself and which stay", lo=1, unit="tokens")
     middle: float = option(3.0, "how many entries of middling rank may be merged", lo=0, unit="times the budget")
     alike: float = option(0.6, "the least likeness of keys at which an entry is merged instead of dropped", **COSINE)

@@ -23,6 +23,7 @@ class ExpectedAttention(Method):
 
     site = "cache"
     sites = ("cache",)
+    small = {"sinks": 2}
     future: int = option(512, "over how many next positions queries are expected", lo=1, unit="tokens")
     sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
 

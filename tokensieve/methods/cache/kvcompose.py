@@ -28,6 +28,8 @@ class KVCompose(Method):
     sites = ("cache",)
     unit = "entry"
     shared = True
+    small = {"window": 4}
+    positional = "the last tokens stay"
     window: int = option(32, "the last tokens, whose attention ranks the entries and which stay", lo=1, unit="tokens")
 
     @property

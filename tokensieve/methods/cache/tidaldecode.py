@@ -26,6 +26,7 @@ class TidalDecode(Method):
     site = "cache"
     sites = ("cache",)
     reading = True
+    positional = "the last token is read"
     dense: int = option(2, "how many first layers read all entries", lo=0, unit="layers")
     again: float = option(13 / 32, "where entries are selected anew", **DEPTH)
 

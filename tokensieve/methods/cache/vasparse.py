@@ -27,6 +27,7 @@ class VASparse(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
+    positional = "the last token stays"
     weight: float = option(0.1, "what an entry's own attention to the image weighs beside the attention to it", lo=0)
     sinks: bool = option(False, "whether text sinks keep their attention")
 

@@ -27,6 +27,8 @@ class WholeWords(Method):
     sites = ("vectors",)
     adaptive = True
     needs = (Words, Rarity)
+    small = {"unique": False}
+    positional = "a word stands where it stands first, whatever its tokens look like"
     unique: bool = option(True, "whether all places where a word stands share one vector")
 
     def score(self, s: Signals) -> Tensor:

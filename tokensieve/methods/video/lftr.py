@@ -24,6 +24,8 @@ class LFTR(Method):
     softmax and the default of 4 frames (with 4 in space, the paper's 16 fold) are this library's choice.
     """
 
+    positional = "frames of a window become one"
+
     window: int = option(4, "how many frames become one, at most", lo=1, unit="frames")
 
     def temporal_weights(self, s: Signals) -> Tensor:

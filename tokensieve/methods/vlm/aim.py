@@ -26,6 +26,7 @@ class AIM(Method):
 
     sites = ("handoff", "encoder")
     pairs = True
+    positional = "only tokens at even places leave in a round"
     first: float = first_option(1.5)
     at: tuple[float, ...] = at_option((0.5, 0.625, 0.75))
 

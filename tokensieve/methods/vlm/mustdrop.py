@@ -29,6 +29,8 @@ class MustDrop(Method):
     first block. The third stage, ``mustdrop-c``, bounds what the caches hold of each image by the same mean.
     """
 
+    positional = "windows of the grid are merged"
+
     window: int = option(3, "the side of the windows in which tokens are merged", lo=1, unit="tokens")
     protect: float = option(0.25, "what goes to key tokens", **BUDGET)
     first: float = first_option(2.0)
@@ -106,6 +108,7 @@ class MustDropC(Method):
     sites = ("cache",)
     unit = "token"
     visual = True
+    positional = "the text stays"
     window: int = option(8, "the last tokens, whose attention ranks the entries", lo=1, unit="tokens")
 
     @property
