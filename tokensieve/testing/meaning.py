@@ -128,6 +128,8 @@ def _halves(trial: Trial) -> list[tuple[str, Tensor, Tensor, Tensor]]:
     if rank is None:
         return []
     r = trial.run(x, SIDE * SIDE // 2, given, grid=(SIDE, SIDE))
+    if r.m < SIDE * SIDE // 2:  # it has no use for as many, and might drop none
+        r = trial.run(x, max(r.m // 2, 1), given, grid=(SIDE, SIDE))
     kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True)
     # What was merged is not lost, where anything is.
     dropped = r.owner < 0 if bool((r.owner < 0).any()) else ~kept

@@ -30,6 +30,7 @@ ALWAYS: tuple[Check, ...] = (
     precision.check_inputs_are_left_as_they_were,
     values.check_a_seed_repeats,
     values.check_gradients_flow,
+    meaning.check_kept_outrank_dropped,
     meaning.check_score_is_a_map,
     elsewhere.check_focus,
     elsewhere.check_group_of_queries,
@@ -37,7 +38,6 @@ ALWAYS: tuple[Check, ...] = (
 """Run with the defaults, with small options where the method has them, and with all that it reads where that is given."""
 
 SMALL: tuple[Check, ...] = (
-    meaning.check_kept_outrank_dropped,
     meaning.check_needs_matter,
     meaning.check_options_matter,
 )
