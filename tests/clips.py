@@ -7,7 +7,7 @@ import math
 import numpy as np
 import torch
 
-from tests.strategies import features
+from tokensieve.testing import features
 
 
 def clip(batch: int, sizes, dim: int = 12, seed: int = 0, still: float = 0.0):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 
 import tokensieve as ts
-from tests.strategies import features
 from tests.test_parity_crops import CROPPED, SIDE, pictures
 from tests.test_parity_vlm import unit
 from tokensieve.parts import crops, groups
+from tokensieve.testing import features
 
 
 def test_seen_is_bilinear():

@@ -14,9 +14,9 @@ from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 import tokensieve as ts
-from tests.strategies import features
 from tokensieve.bench.compat import tiny_models
 from tokensieve.sites.cache import SievedLayer
+from tokensieve.testing import features
 
 CROSS, LENGTH, TILES, PATCHES, NEW = (1, 3, 4), 14, 2, 17, 4
 N = TILES * PATCHES

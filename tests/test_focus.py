@@ -10,11 +10,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
-from tests.strategies import features
 from tokensieve.methods.vlm.fastv import FastV
 from tokensieve.methods.vlm.lvlm_csp import Scatter
 from tokensieve.parts import select
 from tokensieve.planner import heads
+from tokensieve.testing import features
 
 NEW, N = 4, SIDE * SIDE
 GREEDY = {"max_new_tokens": NEW, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from tokensieve.bench.case import Case
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
 from tests.test_parity_vlm import best
+from tokensieve.bench.compat.check import Case
 from tokensieve.needs import LastAttention, OwnLastAttention
 from tokensieve.plan import plan
 from tokensieve.sites import readings, taps
@@ -211,7 +211,7 @@ def test_the_cache_is_filled_once(model):
 
 def test_no_attention_map_is_made_to_read_a_row(model):
     """The largest tensor that ranking makes is a row over the tokens, or what a projection gives."""
-    from tests.strategies import Largest
+    from tokensieve.testing import Largest
 
     inputs = prompt((6,))
     spy = Spy("own")

@@ -4,10 +4,10 @@ import functools
 
 import pytest
 import torch
-from tokensieve.bench.case import Case
 
 import tokensieve as ts
-from tokensieve.bench import tiny
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.check import Case
 from tokensieve.parts import budget
 from tokensieve.sites import masks
 
@@ -66,7 +66,7 @@ def same(case, name, where, images, keep=None):
     logits, trace = asked(case, name, where, pack(parts), keep)
     assert kept(trace) == [one for _, last in alone for one in kept(last)]
     ids = torch.cat([inputs["input_ids"][0] for inputs, _ in parts])
-    text = ids != tiny.IMAGE
+    text = ids != tiny_models.IMAGE
     torch.testing.assert_close(logits[text], torch.cat([x for x, _ in alone])[text], atol=2e-5, rtol=1e-4)
 
 

@@ -11,10 +11,10 @@ import torch
 from torch.nn.functional import interpolate
 
 import tokensieve as ts
-from tests.strategies import features
 from tests.test_parity_vlm import attention, best, kept, unit
 from tokensieve.parts import select
 from tokensieve.registry import make
+from tokensieve.testing import features
 
 CROPPED = ["hired", "globalcom2", "token-correlation"]
 LAYOUTS = [(2, 2), (1, 3), (3, 1), (1, 1), (0, 0)]

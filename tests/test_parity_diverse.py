@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tests.strategies import Largest, features
 from tests.test_parity_vlm import attention, best, kept, unit
 from tokensieve.parts import cluster, coverage, dpp, groups, likeness
 from tokensieve.registry import make
+from tokensieve.testing import Largest, features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33)]
 

@@ -10,10 +10,10 @@ import torch
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tests.strategies import features
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
 from tokensieve.plan import plan
 from tokensieve.registry import make
+from tokensieve.testing import features
 
 # ---- FoPru: arXiv 2411.14164
 

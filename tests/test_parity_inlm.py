@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
-from tests.strategies import features
 from tests.test_parity_vlm import attention, best, kept, unit
 from tokensieve.parts import cluster, curve, distance, select
 from tokensieve.registry import make
+from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (1, 180, 150)]
 

@@ -7,11 +7,11 @@ import torch
 
 import tokensieve as ts
 from tests.models import decoder, text
-from tests.strategies import features
 from tests.test_cache import masked, steps
 from tests.test_parity_cache import SIZES, W, attention, best, kept, places
 from tokensieve.methods.cache.sepllm import separators
 from tokensieve.parts import layers, score
+from tokensieve.testing import features
 
 # ---- A2SF
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import tokensieve as ts
-from tests.strategies import features
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
 from tokensieve.parts import budget, groups, score, select
 from tokensieve.registry import make
+from tokensieve.testing import features
 
 
 def nearest(x, i, among):

@@ -10,10 +10,10 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, best, clip, cosine, kept, layout, share
-from tests.strategies import features
 from tokensieve.parts import medoids
 from tokensieve.plan import plan
 from tokensieve.registry import make
+from tokensieve.testing import features
 
 # ---- FrameFusion: arXiv 2501.01986
 

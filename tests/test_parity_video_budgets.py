@@ -11,10 +11,10 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, best, clip, cosine, dense_peaks, kept, layout, share
-from tests.strategies import features, rows, signals
-from tests.test_contract import same
 from tokensieve.parts import temporal
 from tokensieve.registry import make
+from tokensieve.testing import same
+from tokensieve.testing.draw import features, rows, signals
 
 # ---- QuoTA: arXiv 2503.08689
 

@@ -7,11 +7,11 @@ import torch
 from torch.nn.functional import cosine_similarity, normalize
 
 import tokensieve as ts
-from tests.strategies import Largest, features, signals
 from tokensieve import registry
 from tokensieve.parts import cluster, merge, select, transform
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
+from tokensieve.testing import Largest, features, signals
 
 
 def matching(keys, sizes, keep):

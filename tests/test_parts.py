@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, normalize
 
 import tokensieve as ts
-from tests.strategies import Largest, features
 from tokensieve.needs import Need
 from tokensieve.parts import budget, distance, merge, score, select
 from tokensieve.parts.budget import Keep
+from tokensieve.testing import Largest, features
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
 settings.load_profile("quick")

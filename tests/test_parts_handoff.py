@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tokensieve as ts
-from tests.strategies import features
 from tests.test_parity_vlm import kept, unit
 from tokensieve.needs import Relevance
 from tokensieve.parts import curve, groups, match, score
+from tokensieve.testing import features
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=40), st.integers(0, 6))

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import tokensieve as ts
-from tests.strategies import features
 from tokensieve.needs import CLSAttention, Keys
 from tokensieve.signals import Signals
+from tokensieve.testing import features
 
 X = features(2, 12, 4)
 MASK = torch.tensor([[True] * 12, [True] * 7 + [False] * 5])

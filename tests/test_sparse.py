@@ -7,9 +7,9 @@ import torch
 
 import tokensieve as ts
 from tests.models import decoder, text
-from tests.strategies import Largest
 from tokensieve.parts import anchor
 from tokensieve.sites import taps
+from tokensieve.testing import Largest
 
 SMALL = {"block": 4, "step": 2}
 GREEDY = {"max_new_tokens": 5, "do_sample": False}

@@ -7,11 +7,11 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, clip, kept
-from tests.strategies import features, rows, signals, tokens
-from tests.test_contract import check_slots, same
 from tokensieve import registry
 from tokensieve.parts import temporal
 from tokensieve.registry import make
+from tokensieve.testing import same, slots
+from tokensieve.testing.draw import features, rows, signals, tokens
 
 VARIANTS = [
     *((name, {}) for name in registry.methods(family="video")),
@@ -34,7 +34,7 @@ def test_clips_keep_the_contract(name, options, batch, sizes, keep):
     given = {**signals(made, batch, n, 12), "frame": frame}
     r = ts.reduce(x, made, keep, **given)
     assert r.counts.tolist() == [keep] * batch
-    check_slots(r)
+    slots(r)
     for b in range(batch):
         same(r.rows(slice(b, b + 1)), ts.reduce(x[b : b + 1], made, keep, **rows(given, slice(b, b + 1))))
     mask = torch.arange(n) % 4 != 1
@@ -54,7 +54,7 @@ def test_tokens_of_no_frame_are_counted_too(name, options):
     for keep in (3, 20, 31):
         r = ts.reduce(x, made, keep, **{**signals(made, 2, 32, 12), "frame": frame})
         assert r.counts.tolist() == [keep] * 2
-        check_slots(r)
+        slots(r)
 
 
 # ---- parts

@@ -61,8 +61,11 @@ class Method:
             stays whole.
         small: options with which the algorithm has a choice to make among a few dozen tokens, where with the defaults (a window
             of 32, say) it has none; the contract's checks run with both.
-        inert: options that change no result on plain arrays of that size, each with the reason.
+        inert: options, and needs, that change no result on plain arrays of that size, each with the reason.
         unranked: why the tokens that stay need not be those of the higher :meth:`score`; "" where they are, on average.
+        favours: what kept tokens have more of than dropped ones, as named in ``tokensieve.testing.meaning.MEASURES``, for a
+            method with a :meth:`score`; None where that is what its needs say.
+        positional: why of identical tokens others than the earliest may stay; "" where the earliest do.
     """
 
     name: ClassVar[str] = ""
@@ -81,6 +84,8 @@ class Method:
     small: ClassVar[Mapping[str, Any]] = {}
     inert: ClassVar[Mapping[str, str]] = {}
     unranked: ClassVar[str] = ""
+    favours: ClassVar[tuple[str, ...] | None] = None
+    positional: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
         check_options(self)

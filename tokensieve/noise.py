@@ -15,12 +15,12 @@ def noise(features: Tensor, valid: Tensor, seed: int) -> Tensor:
     size = torch.linalg.vector_norm(features.detach().float(), ord=1, dim=2)
     mean = torch.where(valid, size, 0.0).double().sum(1, keepdim=True) / valid.sum(1, keepdim=True)
     contents = (mean.clamp(min=1e-30).log() * 4096).round().long()
-    row = _scrambled(contents + _scrambled(torch.full_like(contents, seed)))
-    draw = _scrambled(row + valid.long().cumsum(1) * 0x1E3779B97F4A7C15)
+    row = scrambled(contents + scrambled(torch.full_like(contents, seed)))
+    draw = scrambled(row + valid.long().cumsum(1) * 0x1E3779B97F4A7C15)
     return torch.where(valid, (draw >> 20 & 0xFFFFFF).float() / 2**24, 0.0)
 
 
-def _scrambled(x: Tensor) -> Tensor:
+def scrambled(x: Tensor) -> Tensor:
     """Every bit of a 64-bit number spread over all others: the finalizer of SplitMix64, whose products wrap around."""
     for factor in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
         x = (x ^ (x >> 31 & 0x1FFFFFFFF)) * factor

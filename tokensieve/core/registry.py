@@ -13,7 +13,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
-from tokensieve.core.options import near
+from tokensieve.core.errors import near
 
 T = TypeVar("T")
 PLUGINS = "tokensieve.plugins"

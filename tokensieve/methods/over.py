@@ -117,6 +117,7 @@ class Last(Method):
 
     site = "cache"
     sites = ("cache",)
+    positional = "the last token stays"
 
     @property
     def needs(self):
@@ -127,7 +128,7 @@ class Last(Method):
         return 1
 
     def score(self, s: Signals) -> Tensor:
-        return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
+        return score.per_token(s.get(self.needs[0])[1])
 
     def safe(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, 1)

@@ -9,6 +9,7 @@ from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts import twins
 from tokensieve.parts.select import compact, evenly, take, top
 
 LINKAGES = ("single", "complete", "average", "ward")
@@ -64,7 +65,8 @@ def _cut(unit: Tensor, count: int, linkage: str) -> Tensor:
     n = len(unit)
     if count >= n:
         return torch.arange(n, device=unit.device)
-    far = 1 - (unit @ unit.T).cpu().numpy()
+    like = (unit @ unit.T)[None]
+    far = 1 - twins.square(like, twins.firsts(unit[None]), 1.0)[0].cpu().numpy()
     if linkage == "ward":
         # Ward's rule is one of Euclidean distances; those of unit vectors follow from their cosines.
         far = np.sqrt(2 * far.clip(min=0))
@@ -138,12 +140,14 @@ def _member_means(x: Tensor, label: Tensor, among: Tensor, centre: Tensor) -> Te
 def _assign(x: Tensor, centre: Tensor, real: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centre of each token, ``(B, N)``, and the member nearest to each centre, ``(B, K)``; none is empty."""
     n = x.shape[1]
-    bias = (centre.square().sum(2) / -2).masked_fill(~real, -torch.inf)[:, None]
+    lead, alike = twins.firsts(centre, real), twins.firsts(x, among)
+    open_ = real if lead is None else real & (lead == torch.arange(lead.shape[1], device=x.device))
+    bias = (centre.square().sum(2) / -2).masked_fill(~open_, -torch.inf)[:, None]
     best = [torch.baddbmm(bias, rows, centre.transpose(1, 2)).max(2) for rows in x.split(BLOCK, 1)]
-    label = torch.cat([b.indices for b in best], 1)
+    label = twins.level(torch.cat([b.indices for b in best], 1), alike)
     # Squared distances, halved.
     square = x.square().sum(2) / 2
-    far = (square - torch.cat([b.values for b in best], 1)).masked_fill_(~among, torch.inf)
+    far = twins.level(square - torch.cat([b.values for b in best], 1), alike).masked_fill_(~among, torch.inf)
     least = far.new_full(real.shape, torch.inf).scatter_reduce_(1, label, far, "amin")
     place = torch.arange(n, device=x.device).expand_as(label)
     # Two members of a cluster are equally near to its mean, but for rounding.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts import twins
 from tokensieve.parts.select import compact, take, top
 
 ROWS = 512
@@ -25,18 +26,24 @@ def farthest(metric: Tensor, count: Tensor, among: Tensor, start: Tensor | None 
     """
     unit = normalize(metric, dim=-1)
     start = torch.zeros_like(among) if start is None else start
+    first = twins.firsts(metric, among | start)
+    unit = unit if first is None else take(unit, first)
     among, chosen = among & ~start, torch.zeros_like(among)
     left = count.minimum(among.sum(1))
     bare = ~start.any(1)
     if bool(bare.any()):
-        first = _nearest_other(unit, among).masked_fill_(~among, torch.inf).argmin(1, keepdim=True)
-        chosen.scatter_(1, first, (bare & (left > 0))[:, None])
+        lone = _nearest_other(unit, among, first).masked_fill_(~among, torch.inf).argmin(1, keepdim=True)
+        chosen.scatter_(1, lone, (bare & (left > 0))[:, None])
     place, real = compact(start | chosen)
     anchors = take(unit, place).transpose(1, 2)
     near = [(rows @ anchors).masked_fill_(~real[:, None], -torch.inf).amax(2) for rows in unit.split(ROWS, 1)]
+    cost = torch.cat(near, 1)
+    if first is not None:
+        there = torch.zeros_like(among).scatter_(1, first.gather(1, place), real)
+        cost = twins.level(cost, first).masked_fill_(there.gather(1, first), 1.0)
     left = left - chosen.sum(1)
     join: Join = lambda cost, like: cost.maximum(like.amax(2))  # noqa: E731
-    return chosen | greedy(unit, torch.cat(near, 1), left, among & ~chosen, join)
+    return chosen | greedy(unit, cost, left, among & ~chosen, join)
 
 
 @torch.no_grad()
@@ -52,6 +59,7 @@ def greedy(unit: Tensor, cost: Tensor, count: Tensor, among: Tensor, join: Join)
         join: from costs ``(B, N)`` and the likeness of N tokens to K picks, ``(B, N, K)``, minus infinity where there is
             no pick, their costs afterwards, which must not be lower.
     """
+    first = twins.firsts(unit, among)
     cost, left = cost.masked_fill(~among, torch.inf), count.minimum(among.sum(1))
     chosen = torch.zeros_like(among)
     width = min(LOOKAHEAD, cost.shape[1])
@@ -59,24 +67,31 @@ def greedy(unit: Tensor, cost: Tensor, count: Tensor, among: Tensor, join: Join)
         ahead, order = cost.sort(dim=1, stable=True)
         limit = ahead[:, width, None] if width < cost.shape[1] else torch.full_like(ahead[:, :1], torch.inf)
         pool = order[:, :width].sort(1).values
-        picks, price = _greedy(unit, cost, pool, limit, min(width, int(left.max())), join)
+        picks, price = _greedy(unit, first, cost, pool, limit, min(width, int(left.max())), join)
         fits = price < limit
         fits[:, 0] = price[:, 0] < torch.inf
         fits &= torch.arange(picks.shape[1], device=picks.device) < left[:, None]
         left = left - fits.sum(1)
         # A row that has run out of candidates repeats its picks.
         chosen |= left.new_zeros(chosen.shape).scatter_add_(1, picks, fits.long()) > 0
-        like = _similarity(unit, picks).masked_fill_(~fits[:, None], -torch.inf)
+        like = _similarity(unit, first, picks).masked_fill_(~fits[:, None], -torch.inf)
         cost = join(cost, like).masked_fill_(chosen, torch.inf)
     return chosen
 
 
-def _similarity(unit: Tensor, index: Tensor) -> Tensor:
-    return unit @ take(unit, index).transpose(1, 2)
+def _similarity(unit: Tensor, first: Tensor | None, index: Tensor) -> Tensor:
+    like = unit @ take(unit, index).transpose(1, 2)
+    if first is None:
+        return like
+    return twins.level(like, first).masked_fill_(twins.both(first, first.gather(1, index)), 1.0)
 
 
-def _nearest_other(unit: Tensor, among: Tensor) -> Tensor:
-    """``(B, N)``: the similarity of each token to its most similar candidate other than itself."""
+def _nearest_other(unit: Tensor, among: Tensor, first: Tensor | None) -> Tensor:
+    """``(B, N)``: the similarity of each token to its most similar candidate other than itself; 1 between twins."""
+    if first is not None:
+        held = torch.zeros_like(first).scatter_add_(1, first, among.long()).gather(1, first)
+        lead = among & (first == torch.arange(first.shape[1], device=first.device))
+        return _nearest_other(unit, lead, None).clamp_(max=1.0).masked_fill_(held > 1, 1.0)
     n = unit.shape[1]
     out = unit.new_full(unit.shape[:2], -torch.inf)
     padded = not bool(among.all())
@@ -92,10 +107,12 @@ def _nearest_other(unit: Tensor, among: Tensor) -> Tensor:
     return out
 
 
-def _greedy(unit: Tensor, cost: Tensor, pool: Tensor, limit: Tensor, most: int, join: Join) -> tuple[Tensor, Tensor]:
+def _greedy(
+    unit: Tensor, first: Tensor | None, cost: Tensor, pool: Tensor, limit: Tensor, most: int, join: Join
+) -> tuple[Tensor, Tensor]:
     """Up to ``most`` greedy picks among the tokens ``pool``, and the cost of each when it was picked."""
     own = take(unit, pool)
-    like = own @ own.transpose(1, 2)
+    like = twins.square(own @ own.transpose(1, 2), twins.within(first, pool), 1.0)
     cost = cost.gather(1, pool)
     picks, prices = [], []
     for _ in range(most):
@@ -121,18 +138,19 @@ def density_peaks(x: Tensor, count: Tensor, among: Tensor, neighbours: int | Non
         return torch.zeros_like(among)
     place, real = compact(among)
     x = take(x, place) * x.shape[2] ** -0.5
+    first = twins.firsts(x, real)
     near = count if neighbours is None else torch.full_like(count, neighbours)
     k = near.minimum(among.sum(1)).clamp(min=1)[:, None]
     within = torch.arange(int(k.max()), device=x.device) < k
     # The logarithm of the density: far points would all be zero otherwise.
     density = [
         -(d.topk(within.shape[1], largest=False).values.masked_fill(~within[:, None], 0).sum(2) / k)
-        for d in _squares(x, real)
+        for d in _squares(x, real, first)
     ]
-    dense = torch.cat(density, 1)
+    dense = twins.level(torch.cat(density, 1), first)
     step = torch.arange(x.shape[1], device=x.device)
     separation, widest = [], []
-    for rows, d in zip(step.split(ROWS), _squares(x, real), strict=True):
+    for rows, d in zip(step.split(ROWS), _squares(x, real, first), strict=True):
         own = dense[:, rows, None]
         denser = (dense[:, None] > own) | ((dense[:, None] == own) & (step < rows[:, None]))
         separation.append(d.masked_fill(~(denser & real[:, None]), torch.inf).amin(2))
@@ -144,8 +162,8 @@ def density_peaks(x: Tensor, count: Tensor, among: Tensor, neighbours: int | Non
     return torch.zeros_like(among).scatter_(1, place, centres) & among
 
 
-def _squares(x: Tensor, real: Tensor) -> Iterator[Tensor]:
-    """Squared distances of each block of rows to all rows, infinite to padding.
+def _squares(x: Tensor, real: Tensor, first: Tensor | None) -> Iterator[Tensor]:
+    """Squared distances of each block of rows to all rows, zero between twins, infinite to padding.
 
     Both ends of a pair see the same value to the last bit: two tokens nearest to each other tie in density.
     """
@@ -163,4 +181,6 @@ def _squares(x: Tensor, real: Tensor) -> Iterator[Tensor]:
 
     for i in range(len(blocks)):
         row = torch.cat([square(i, j) for j in range(len(blocks))], 2)
+        if first is not None:
+            row.masked_fill_(twins.both(first.split(ROWS, 1)[i], first), 0)
         yield row.masked_fill_(~real[:, None], torch.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokensieve.parts import twins
 from tokensieve.parts.distance import LOOKAHEAD
 from tokensieve.parts.select import take, top
 
@@ -23,7 +24,8 @@ def most_likely(vector: Tensor, count: Tensor, among: Tensor) -> Tensor:
     Args:
         vector: ``(B, N, d)``, the tokens' directions, their lengths being how good they are.
     """
-    square = vector.square().sum(2)
+    first = twins.firsts(vector, among)
+    square = twins.level(vector.square().sum(2), first)
     new, left = square.masked_fill(~among, -torch.inf), count.minimum(among.sum(1))
     chosen, factor = torch.zeros_like(among), vector.new_zeros(len(vector), 0, vector.shape[1])
     width = min(LOOKAHEAD, vector.shape[1])
@@ -31,7 +33,7 @@ def most_likely(vector: Tensor, count: Tensor, among: Tensor) -> Tensor:
         ahead, order = new.sort(dim=1, descending=True, stable=True)
         limit = ahead[:, width, None] if width < new.shape[1] else torch.full_like(ahead[:, :1], -torch.inf)
         pool = order[:, :width].sort(1).values
-        inside = _kernel(vector, factor, pool, pool)
+        inside = _levelled(_kernel(vector, factor, pool, pool), twins.within(first, pool))
         least = NOTHING_NEW * square.gather(1, pool)
         picks, gained, lower = _greedy(inside, new.gather(1, pool), least, limit, min(width, int(left.max())))
         fits = gained > limit
@@ -48,7 +50,7 @@ def most_likely(vector: Tensor, count: Tensor, among: Tensor) -> Tensor:
         rows = _kernel(vector, factor, place).mul_(fits[..., None])
         grown = torch.linalg.solve_triangular(lower, rows, upper=False)
         factor = torch.cat([factor, grown], 1)
-        new = (new - grown.square().sum(1)).masked_fill_(chosen, -torch.inf)
+        new = twins.level(new - grown.square().sum(1), first).masked_fill_(chosen, -torch.inf)
         new.masked_fill_(new <= NOTHING_NEW * square, -torch.inf)
     return chosen | top(square, left, among & ~chosen)
 
@@ -57,6 +59,10 @@ def _kernel(vector: Tensor, factor: Tensor, rows: Tensor, columns: Tensor | None
     """What is left of the kernel at ``rows`` (and ``columns``, or all) once the factor's picks are taken out."""
     onto, spanned = (vector, factor) if columns is None else (take(vector, columns), _columns(factor, columns))
     return take(vector, rows) @ onto.transpose(1, 2) - _columns(factor, rows).transpose(1, 2) @ spanned
+
+
+def _levelled(inside: Tensor, first: Tensor | None) -> Tensor:
+    return twins.level(twins.level(inside, first, 1), first, 2)
 
 
 def _columns(factor: Tensor, place: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tokensieve.parts import likeness
+from tokensieve.parts import likeness, twins
 
 Flow = Callable[[Tensor], Tensor]
 """One step: from what each node holds, ``(B, N)``, to what each then receives, ``(B, N)``."""
@@ -23,7 +23,7 @@ def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperatur
     Returns:
         the flow along the edges, and the number of edges of each node, ``(B, N)``, itself included, at least 1.
     """
-    like = likeness.dots(unit)
+    like, first = likeness.dots(unit), twins.firsts(unit)
 
     def edges(place: Tensor) -> tuple[Tensor, Tensor]:
         near = like(place)
@@ -40,6 +40,6 @@ def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperatur
     def flow(x: Tensor) -> Tensor:
         weights = held or (edges(place)[0] for place in places)
         parts = zip(x.split(likeness.ROWS, 1), weights, strict=True)
-        return torch.stack([(part[:, None] @ weight)[:, 0] for part, weight in parts]).sum(0)
+        return twins.level(torch.stack([(part[:, None] @ weight)[:, 0] for part, weight in parts]).sum(0), first)
 
     return flow, torch.cat(degree, 1).clamp(min=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.parts import distance, select
+from tokensieve.parts import distance, select, twins
 
 Rows = Callable[[Tensor], Tensor]
 """From positions ``(B, P)`` to what the tokens there have to do with R others, ``(B, P, R)``."""
@@ -20,12 +20,17 @@ HELD = 4096 * 4096
 
 @torch.no_grad()
 def dots(unit: Tensor, more: Tensor | None = None) -> Rows:
-    """Dot products of tokens ``(B, N, d)`` with all tokens, and then with the rows of ``more``, ``(B, T, d)``."""
+    """Dot products of tokens ``(B, N, d)`` with all tokens, then with the rows of ``more``, ``(B, T, d)``; equal for twins."""
     b, n, _ = unit.shape
+    first = twins.firsts(unit)
+
+    def lead(place: Tensor) -> Tensor:
+        return place if first is None else first.gather(1, place)
+
     extra = 0 if more is None else more.shape[1]
     if b * n * (n + extra) > HELD:
         targets = unit if more is None else torch.cat([unit, more], 1)
-        return lambda place: select.take(unit, place) @ targets.transpose(1, 2)
+        return lambda place: select.take(unit, lead(place)) @ targets.transpose(1, 2)
     table = unit.new_empty(b, n, n + extra)
     if more is not None:
         table[:, :, n:] = unit @ more.transpose(1, 2)
@@ -34,7 +39,7 @@ def dots(unit: Tensor, more: Tensor | None = None) -> Rows:
         # Half of the pairs are computed; both ends see the same value.
         table[:, start:stop, start:n] = unit[:, start:stop] @ unit[:, start:].transpose(1, 2)
         table[:, stop:n, start:stop] = table[:, start:stop, stop:n].transpose(1, 2)
-    return lambda place: select.take(table, place)
+    return lambda place: select.take(table, lead(place))
 
 
 def blocks(among: Tensor) -> list[Tensor]:

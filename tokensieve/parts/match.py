@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.needs import Need
+from tokensieve.parts import twins
 from tokensieve.parts.select import compact, ranks, take, top
 from tokensieve.signals import Signals
 
@@ -18,7 +19,7 @@ HELD = 4096
 def metric(s: Signals, need: Need) -> Tensor:
     """Keys averaged over heads, ``(B, N, d)``; as they are where their heads are joined, or features stand in."""
     _, x = s.get(need)
-    return x if x.dim() == 3 else x.mean(1)
+    return x if x.dim() == 3 else x.mean(1, dtype=torch.float64).to(x.dtype)
 
 
 @torch.no_grad()
@@ -73,13 +74,32 @@ def pairs(x: Tensor, leave: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _partners(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """For each token at an even place the cosine with the most similar one at an odd place, and which of these it is."""
+    """For each token at an even place the cosine with the most similar one at an odd place, and which of these it is.
+
+    With a twin it is 1, and of twins it is the first."""
+    first, width = twins.firsts(x, real), x.shape[1]
     scale = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
     odd, onto = x[:, 1::2].transpose(1, 2), scale[:, None, 1::2]
-    bias = torch.where(real, 0.0, -torch.inf)[:, None, 1::2]
+    place = torch.arange(width, device=x.device).expand_as(real)
+    # The first of each kind at an odd place, and at an even one; the width where there is none.
+    odd_lead, even_lead = (place, place) if first is None else (_lead(first, real, 1), _lead(first, real, 0))
+    bias = torch.where(real & (odd_lead == place), 0.0, -torch.inf)[:, None, 1::2]
     blocks = x[:, ::2].split(max(BLOCK // len(x), 64), 1)
     best = [torch.addcmul(bias, rows @ odd, onto).max(-1) for rows in blocks]
-    return torch.cat([b.values for b in best], 1) * scale[:, ::2], torch.cat([b.indices for b in best], 1)
+    value, index = torch.cat([b.values for b in best], 1) * scale[:, ::2], torch.cat([b.indices for b in best], 1)
+    if first is None:
+        return value, index
+    twin, own = odd_lead[:, ::2], even_lead[:, ::2].clamp(max=width - 1) // 2
+    value, index = value.gather(1, own), index.gather(1, own)
+    return torch.where(twin < width, 1.0, value), torch.where(twin < width, twin // 2, index)
+
+
+def _lead(first: Tensor, real: Tensor, side: int) -> Tensor:
+    """``(B, n)``: the first token of each one's kind at an odd (1) or an even (0) place; n where there is none."""
+    n = first.shape[1]
+    place = torch.arange(n, device=first.device).expand_as(first)
+    held = torch.where(real & (place % 2 == side), place, n)
+    return torch.full_like(first, n).scatter_reduce_(1, first, held, "amin").gather(1, first)
 
 
 def _averaged(x: Tensor, w: Tensor, gone: Tensor, into: Tensor, front: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +136,7 @@ def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
 
 def _rounds(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
     unit, out = normalize(x, dim=-1), torch.zeros_like(real)
-    like = unit @ unit.transpose(1, 2) if x.shape[1] <= HELD else None
+    like = twins.square(unit @ unit.transpose(1, 2), twins.firsts(x, real), 1.0) if x.shape[1] <= HELD else None
     place = torch.arange(x.shape[1], device=x.device).expand_as(real)
     real = real & (count > 0)[:, None]
     while bool(((held := real.sum(1)) > count).any()):

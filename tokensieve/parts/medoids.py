@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts import twins
 from tokensieve.parts.select import take
 
 ROUNDS = 60
@@ -17,7 +18,7 @@ def distances(x: Tensor) -> Tensor:
     """``(G, P, P)`` Euclidean distances within each set, exactly zero between equals, from ``(G, P, D)``."""
     norm = x.square().sum(2)
     both = norm[:, None] + norm[..., None]
-    square = torch.baddbmm(both, x, x.transpose(1, 2), alpha=-2)
+    square = twins.square(torch.baddbmm(both, x, x.transpose(1, 2), alpha=-2), twins.firsts(x), 0.0)
     return square.where(square > EQUAL * both, 0.0).sqrt()
 
 
@@ -54,19 +55,27 @@ def embed(x: Tensor, count: Tensor, real: Tensor, sigma: float) -> Tensor:
     """The spectral embedding of each set, ``(G, P, K)``: rows of the ``count[g]`` lowest eigenvectors of its graph.
 
     The graph joins all tokens with weight exp(-d^2 / (2 sigma^2)), distances d being measured in units of the set's
-    root mean square distance; its Laplacian is normalised, rows of the embedding are of unit length.
+    root mean square distance; its Laplacian is normalised, rows of the embedding are of unit length. Twins are one node of
+    their common weight: eigenvectors that tell them apart would be any basis of one space.
     """
+    first = twins.firsts(x, real)
+    own = torch.arange(x.shape[1], device=x.device)
+    lead = real if first is None else real & (first == own)
+    number = torch.ones_like(x[..., 0])
+    if first is not None:
+        number = torch.zeros_like(number).scatter_add_(1, first, real.to(x.dtype)).clamp(min=1)
     square = distances(x).square() * real[:, None] * real[..., None]
     pairs = (real.sum(1) * (real.sum(1) - 1)).clamp(min=1)[:, None, None]
     unit = (square.sum((1, 2), keepdim=True) / pairs).clamp(min=1e-12)
     weight = torch.exp(-square / (2 * sigma**2 * unit)) * real[:, None] * real[..., None]
     scale = weight.sum(2).clamp(min=1e-12).rsqrt()
+    scale = scale * number.sqrt() * lead
     laplacian = -weight * scale[:, None] * scale[..., None]
     # Eigenvalues of the graph are at most 2: those of padding come last.
-    laplacian.diagonal(dim1=1, dim2=2).add_(torch.where(real, 1.0, 3.0))
+    laplacian.diagonal(dim1=1, dim2=2).add_(torch.where(lead, 1.0, 3.0))
     low = torch.linalg.eigh(laplacian.double()).eigenvectors[..., : int(count.max())].to(x.dtype)
     inside = torch.arange(low.shape[2], device=x.device) < count[:, None]
-    return normalize(low * inside[:, None], dim=2)
+    return twins.level(normalize(low * inside[:, None], dim=2), first)
 
 
 def _spread(far: Tensor, first: Tensor, count: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.parts import twins
 from tokensieve.parts.budget import spared
 from tokensieve.parts.select import compact, last_of_each, ranks, take, top, top_of_each
 
@@ -26,17 +27,17 @@ def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Ten
         index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
         B x block x M, ``HELD`` numbers.
     """
-    slots, anchors, bias = _anchors(metric, among, euclidean)
+    slots, anchors, bias = _anchors(metric, among & _leads(metric, among), euclidean)
+    first = twins.firsts(metric)
     index, value = [], []
     most = HELD if metric.device.type == "cpu" else HELD_DEVICE
     for rows in metric.split(max(most // max(slots.numel(), 1), 16), dim=1):
         v, i = (rows @ anchors.transpose(1, 2) + bias[:, None]).max(-1)
         value.append(v)
         index.append(slots.gather(1, i))
-    found = torch.cat(index, 1).masked_fill(~among.any(1, keepdim=True), -1)
-    if euclidean:
-        return found, torch.cat(value, 1)
-    return found, torch.cat(value, 1) / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
+    found = twins.level(torch.cat(index, 1), first).masked_fill(~among.any(1, keepdim=True), -1)
+    like = twins.level(torch.cat(value, 1), first)
+    return found, like if euclidean else like / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
 
 
 def recycled(importance: Tensor, keep: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -67,7 +68,8 @@ def nearest_within(metric: Tensor, among: Tensor, group: Tensor, euclidean: bool
     Args:
         group: ``(B, N)`` long, not negative; fast where groups lie one after the other.
     """
-    slots, anchors, bias = _anchors(metric, among, euclidean)
+    of_group = torch.cat([metric, group[..., None].to(metric.dtype)], 2)
+    slots, anchors, bias = _anchors(metric, among & _leads(of_group, among), euclidean)
     own = group.gather(1, slots).masked_fill(bias == -torch.inf, -1)
     index = []
     for rows, theirs in zip(metric.split(GROUPED, 1), group.split(GROUPED, 1), strict=True):
@@ -79,6 +81,12 @@ def nearest_within(metric: Tensor, among: Tensor, group: Tensor, euclidean: bool
         value, i = like.masked_fill(own[:, None, meets] != theirs[..., None], -torch.inf).max(-1)
         index.append(slots[:, meets].gather(1, i).masked_fill(value == -torch.inf, -1))
     return torch.cat(index, 1)
+
+
+def _leads(metric: Tensor, among: Tensor) -> Tensor:
+    """``(B, N)`` bool: False at candidates that have a twin in front of them."""
+    first = twins.firsts(metric, among)
+    return among if first is None else first == torch.arange(first.shape[1], device=first.device)
 
 
 def _anchors(metric: Tensor, among: Tensor, euclidean: bool) -> tuple[Tensor, Tensor, Tensor]:

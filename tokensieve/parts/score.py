@@ -11,19 +11,22 @@ from torch.nn.functional import avg_pool1d, max_pool1d, normalize, pad
 
 from tokensieve.checks import TOKEN_AXIS
 from tokensieve.needs import Need, Relevance
-from tokensieve.parts import select
+from tokensieve.parts import select, twins
 from tokensieve.signals import Signals
 
 
 def attention(s: Signals, need: Need) -> Tensor:
     """Attention paid to each token, averaged over heads and over the layers of the need."""
     rows = [per_token(s.get(need, layer)[1]) for layer in need.layers or (None,)]
-    return torch.stack(rows).mean(0) if len(rows) > 1 else rows[0]
+    return per_token(torch.stack(rows, 1)) if len(rows) > 1 else rows[0]
 
 
 def per_token(a: Tensor) -> Tensor:
-    """``(B, N)`` from ``(B, N)`` or ``(B, heads, N)``: the mean over heads."""
-    return a if a.dim() == 2 else a.mean(1)
+    """``(B, N)`` from ``(B, ..., N)``: the mean over heads, queries and layers.
+
+    In double precision, whose rounding is far below that of the result: equal columns have equal means, wherever they stand.
+    """
+    return a if a.dim() == 2 else a.flatten(1, -2).mean(1, dtype=torch.float64).to(a.dtype)
 
 
 def observed(s: Signals, need: Need, kernel: int, pooling: str, group: Tensor | None = None) -> Tensor:
@@ -34,7 +37,7 @@ def observed(s: Signals, need: Need, kernel: int, pooling: str, group: Tensor | 
         kernel, pooling, group: as for :func:`smoothed`.
     """
     rows = s.get(need)[1]
-    return smoothed(rows.flatten(1, -2).mean(1), s.valid & ~recent(s, need.window, group), kernel, pooling, group)
+    return smoothed(per_token(rows), s.valid & ~recent(s, need.window, group), kernel, pooling, group)
 
 
 def recent(s: Signals, count: int | Tensor, group: Tensor | None = None) -> Tensor:
@@ -104,7 +107,13 @@ def composite(a: Tensor, among: Tensor) -> Tensor:
     Args:
         a: ``(B, G, N)``, each head's own score; among: ``(B, G, N)`` bool.
     """
-    return a.masked_fill(~among, -torch.inf).sort(dim=2, descending=True)[0].clamp(min=0).mean(1)
+    return (
+        a.masked_fill(~among, -torch.inf)
+        .sort(dim=2, descending=True)[0]
+        .clamp(min=0)
+        .mean(1, dtype=torch.float64)
+        .to(a.dtype)
+    )
 
 
 def share(a: Tensor, among: Tensor) -> Tensor:
@@ -122,9 +131,10 @@ def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     name, value = s.get(need)
     if name == "text":
         like = value @ s.features.transpose(1, 2) * s.features.shape[2] ** -0.5
+        like = twins.level(like, twins.firsts(s.features), 2)
         rows = like.masked_fill(~s.valid[:, None], -torch.inf).softmax(-1)
     elif name == "text_attention":
-        rows = value if value.dim() == 3 else value.mean(1)
+        rows = value if value.dim() == 3 else value.mean(1, dtype=torch.float64).to(value.dtype)
     else:
         rows = per_token(value)[:, None]
     if s.text_mask is not None and name in ("text", "text_attention"):
@@ -139,13 +149,13 @@ def text_heads(s: Signals, need: Need) -> Tensor:
         return mean_row(*text_rows(s, need))[:, None]
     real = torch.ones_like(value[:, 0, :, 0]) if s.text_mask is None else s.text_mask.to(value.dtype)
     weight = real / real.sum(1, keepdim=True).clamp(min=1)
-    return torch.einsum("bhtn,bt->bhn", value, weight)
+    return (value * weight[:, None, :, None]).sum(2, dtype=torch.float64).to(value.dtype)
 
 
 def cosine(a: Tensor, x: Tensor) -> Tensor:
     """``(B, M, N)``: cosines of ``a`` (``(B, M, D)``, the shorter one) with ``x`` (``(B, N, D)``), of which no copy is made."""
     length = torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
-    return (normalize(a, dim=-1) @ x.transpose(1, 2)).div_(length[:, None])
+    return twins.level((normalize(a, dim=-1) @ x.transpose(1, 2)).div_(length[:, None]), twins.firsts(x), 2)
 
 
 def similarity(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
@@ -189,7 +199,7 @@ def last_row(rows: Tensor, real: Tensor) -> Tensor:
 def mean_row(rows: Tensor, among: Tensor) -> Tensor:
     """``(B, N)``: the mean of those rows that ``among`` (``(B, T)`` bool) names."""
     weight = among.to(rows.dtype) / among.sum(1, keepdim=True).clamp(min=1)
-    return (weight[:, None] @ rows)[:, 0]
+    return (rows * weight[..., None]).sum(1, dtype=torch.float64).to(rows.dtype)
 
 
 def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:

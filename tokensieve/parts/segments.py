@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.parts import select
+from tokensieve.parts import select, twins
 
 
 def refine(eyes: Tensor, seeing: Tensor, x: Tensor, keep: Tensor, valid: Tensor, coarse: float) -> Tensor:
@@ -40,8 +40,10 @@ def refine(eyes: Tensor, seeing: Tensor, x: Tensor, keep: Tensor, valid: Tensor,
         alive = torch.where(first[:, None] == level, start[:, ::size], alive & (first[:, None] > level))
         half = alive & (begin + size // 2 < held[:, None])
         count = (held[:, None] - begin).clamp(min=1, max=size)
-        rows = eyes @ (sums[level] / count[..., None]).transpose(1, 2) * x.shape[2] ** -0.5
+        run = sums[level] / count[..., None]
+        rows = eyes @ run.transpose(1, 2) * x.shape[2] ** -0.5
         look = rows.masked_fill(~seeing[..., None], -torch.inf).logsumexp(1).nan_to_num(0.0)
+        look = twins.level(look, twins.firsts(run))
         left = keep - start.sum(1)
         chosen = select.top(look, (left + level - 1).div(level, rounding_mode="floor"), half)
         at_half = torch.zeros_like(start)

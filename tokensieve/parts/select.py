@@ -60,7 +60,7 @@ def union(score: Tensor, among: Tensor) -> Tensor:
     """
     heads = score.shape[1]
     each = ranks(score.flatten(0, 1), among.repeat_interleave(heads, 0)).unflatten(0, (-1, heads))
-    order = each.amin(1) * among.shape[1] + ranks(score.mean(1), among)
+    order = each.amin(1) * among.shape[1] + ranks(score.mean(1, dtype=torch.float64), among)
     return ranks(-order.double(), among)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tokensieve.parts import twins
 from tokensieve.parts.distance import density_peaks
 from tokensieve.parts.select import held, take, top
 from tokensieve.signals import Signals
@@ -74,16 +75,6 @@ def back(value: Tensor, place: Tensor, real: Tensor, n: int, fill: int | float |
     out = value.new_full((len(place), n + 1), fill)
     cell = torch.where(real, place, n).flatten(1)
     return out.scatter_(1, cell, value.flatten(1))[:, :n]
-
-
-def heads(key: Tensor, among: Tensor) -> Tensor:
-    """``(B, N)``: the first candidate with the same key; -1 for what is none."""
-    sorted_, order = key.masked_fill(~among, torch.iinfo(key.dtype).max).sort(dim=1, stable=True)
-    step = torch.arange(key.shape[1], device=key.device).expand_as(key)
-    new = torch.ones_like(among)
-    new[:, 1:] = sorted_[:, 1:] != sorted_[:, :-1]
-    first = order.gather(1, torch.where(new, step, 0).cummax(1).values)
-    return torch.where(among, torch.zeros_like(key).scatter_(1, order, first), -1)
 
 
 def before(frame: Tensor) -> Tensor:
@@ -233,7 +224,7 @@ def fixtures(frame: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
     there = torch.arange(start.shape[1], device=frame.device) <= frame.amax(1, keepdim=True)
     length = held(start, there, start.shape[1])
     own = start.gather(1, frame.clamp(min=0))
-    head = heads(own * frame.shape[1] + places(frame), frame >= 0)
+    head = twins.heads(own * frame.shape[1] + places(frame), frame >= 0)
     steady = torch.zeros_like(frame).scatter_add_(1, head.clamp(min=0), (still & (frame > own)).long())
     length = length.gather(1, own)
     return (steady.gather(1, head.clamp(min=0)) == length - 1) & (length > 1) & (frame >= 0), head

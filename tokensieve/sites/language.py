@@ -136,7 +136,7 @@ class LanguageSite:
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         now = self.now = self.now or Pass(around=False)
         now.ids = kwargs.get("position_ids")
-        decode.begin(decode.cache_of(kwargs), self.model, self.own)
+        decode.begin(compatibility.cache_of(kwargs), self.model, self.own)
         kinds = now.kinds
         if not kinds:
             self.sight.unseen(now.around)

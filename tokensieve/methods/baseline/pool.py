@@ -18,6 +18,8 @@ class Pool(Method):
     """
 
     sites = ("handoff", "prefill", "encoder", "vectors")
+    inert = {"features": "cells of the grid are averaged, whatever they hold"}
+    positional = "cells of the grid are averaged, whatever they hold"
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.merge(*select.cells(keep, s.valid, s.grid))

@@ -18,6 +18,8 @@ class Random(Method):
     """
 
     sites = ("handoff", "prefill", "encoder", "cache", "vectors")
+    unranked = "tokens are drawn"
+    positional = "tokens are drawn"
 
     def score(self, s: Signals) -> Tensor:
         return s.noise()

@@ -19,6 +19,8 @@ class Uniform(Method):
     """
 
     sites = ("handoff", "prefill", "encoder", "cache", "vectors")
+    inert = {"features": "tokens lie evenly over the picture, whatever they hold"}
+    positional = "tokens lie evenly over the picture"
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         centres, _ = select.cells(keep, s.valid, s.grid)

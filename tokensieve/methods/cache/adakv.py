@@ -27,6 +27,7 @@ class AdaKV(Inner, SnapKV):
     """
 
     unit = "entry"
+    inert = {"options": "options of the method that scorer names"}
     kernel: int = option(7, "over how many neighbouring entries votes are pooled", lo=1, odd=True, unit="tokens")
     pooling: str = option("max", "how the votes of neighbours are pooled", choices=("mean", "max"))
     floor: float = option(0.2, "what every head is sure of beyond the window, of an even budget", **SHARE)

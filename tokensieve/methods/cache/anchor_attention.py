@@ -6,7 +6,7 @@ from torch import Tensor
 from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import WindowAttention
-from tokensieve.parts import anchor, select
+from tokensieve.parts import anchor, score, select
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -29,6 +29,7 @@ class AnchorAttention(Method):
     site = "cache"
     sites = ("cache",)
     adaptive = True
+    small = {"block": 2, "step": 2, "gap": 1.0}
     block: int = option(128, "queries that are averaged, and first keys that are always read", lo=1, unit="tokens")
     step: int = option(16, "how many blocks of queries read the same keys", lo=1, unit="blocks")
     gap: float = option(12.0, "how far below the anchor a key that is read may score", lo=0, unit="natural logarithm")
@@ -45,7 +46,7 @@ class AnchorAttention(Method):
         return anchor.stripes(query, key, scale, real, self.block, self.gap)
 
     def score(self, s: Signals) -> Tensor:
-        rows = s.get(self.needs[0])[1].flatten(1, -2).clamp(min=1e-30).log().mean(1)
+        rows = score.per_token(s.get(self.needs[0])[1].clamp(min=1e-30).log())
         count = torch.full_like(s.valid.sum(1), self.block)
         near = select.first(count, s.valid) | select.last(count, s.valid)
         return rows - rows.masked_fill(~near, -torch.inf).amax(1, keepdim=True)

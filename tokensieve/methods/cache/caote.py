@@ -24,6 +24,8 @@ class CAOTE(Over):
 
     site = "cache"
     sites = ("cache",)
+    inert = {"options": "options of the method that scorer names"}
+    positional = "what its scorer protects stays"
     fast: bool = option(False, "whether the mean value stands for the attention output")
 
     @property
@@ -34,4 +36,4 @@ class CAOTE(Over):
         rank = self.inner.score(s)
         assert rank is not None
         rows = rank[:, None] if self.scorer else s.get(WindowAttention(1))[1].flatten(1, -2)
-        return score.eviction_error(rows, s.metric(Values()), s.valid, self.fast).mean(1)
+        return score.per_token(score.eviction_error(rows, s.metric(Values()), s.valid, self.fast))

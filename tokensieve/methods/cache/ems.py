@@ -27,6 +27,8 @@ class EMS(Method):
 
     site = "cache"
     sites = ("cache",)
+    small = {"window": 4}
+    positional = "the last tokens stay"
     window: int = option(32, "the last tokens, whose attention counts by itself and which stay", lo=1, unit="tokens")
     middle: float = option(3.0, "how many entries of middling rank may be merged", lo=0, unit="times the budget")
     alike: float = option(0.6, "the least likeness of keys at which an entry is merged instead of dropped", **COSINE)
@@ -41,7 +43,7 @@ class EMS(Method):
 
     def score(self, s: Signals) -> Tensor:
         everywhere = score.attention(s, self.needs[0])
-        lately = s.get(self.needs[1])[1].flatten(1, -2).mean(1)
+        lately = score.per_token(s.get(self.needs[1])[1])
         count = s.valid.sum(1, keepdim=True)
         return (score.share(everywhere, s.valid) * count).maximum(score.share(lately, s.valid) * count)
 

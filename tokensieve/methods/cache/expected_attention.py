@@ -6,7 +6,7 @@ from torch import Tensor
 from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import ExpectedLogits, Values
-from tokensieve.parts import select
+from tokensieve.parts import score, select
 from tokensieve.registry import register
 from tokensieve.signals import Signals
 
@@ -23,6 +23,7 @@ class ExpectedAttention(Method):
 
     site = "cache"
     sites = ("cache",)
+    small = {"sinks": 2}
     future: int = option(512, "over how many next positions queries are expected", lo=1, unit="tokens")
     sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
 
@@ -39,7 +40,7 @@ class ExpectedAttention(Method):
         logits = logits[:, None] if logits.dim() == 2 else logits
         rest = s.valid & ~select.first(self._sinks(s), s.valid)
         rest = rest | (s.valid & ~rest.any(1, keepdim=True))
-        share = logits.masked_fill(~rest[:, None], -torch.inf).softmax(-1).mean(1)
+        share = score.per_token(logits.masked_fill(~rest[:, None], -torch.inf).softmax(-1))
         return share * torch.linalg.vector_norm(s.metric(self.needs[1]), dim=-1)
 
     def _sinks(self, s: Signals) -> Tensor:

@@ -24,6 +24,7 @@ class H2O(Method):
 
     site = "cache"
     sites = ("cache",)
+    positional = "the most recent tokens stay"
     recent: float = option(0.5, "what goes to the most recent tokens", **BUDGET)
     queries: int = option(512, "how many queries of a pass are read, at most, and stand for all", lo=1, unit="tokens")
 

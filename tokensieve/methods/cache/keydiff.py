@@ -21,6 +21,7 @@ class KeyDiff(Method):
 
     site = "cache"
     sites = ("cache",)
+    favours = ("unlike",)
 
     @property
     def needs(self):

@@ -28,6 +28,8 @@ class KVCompose(Method):
     sites = ("cache",)
     unit = "entry"
     shared = True
+    small = {"window": 4}
+    positional = "the last tokens stay"
     window: int = option(32, "the last tokens, whose attention ranks the entries and which stay", lo=1, unit="tokens")
 
     @property
@@ -40,7 +42,7 @@ class KVCompose(Method):
 
     def score(self, s: Signals) -> Tensor:
         rows = s.get(self.needs[0])[1]
-        rows = rows.amax(-2).mean(1) if rows.dim() == 4 else rows.amax(1)
+        rows = score.per_token(rows.amax(-2)) if rows.dim() == 4 else rows.amax(1)
         # Attention is at most 1.
         return rows + 2 * score.recent(s, self.window, s.heads)
 

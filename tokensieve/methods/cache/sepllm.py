@@ -36,6 +36,8 @@ class SepLLM(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
+    small = {"separators": (1, 2), "sinks": 1, "share": 0.5}
+    positional = "the first and the most recent tokens stay"
     separators: tuple[int, ...] = option(
         (),
         "the vocabulary's numbers of the separators, as `separators` finds them for a tokenizer",

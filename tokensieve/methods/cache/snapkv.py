@@ -22,6 +22,8 @@ class SnapKV(Method):
 
     site = "cache"
     sites = ("cache",)
+    small = {"window": 4, "kernel": 3}
+    positional = "the last tokens stay, and votes are pooled over neighbours"
     window: int = option(32, "the last tokens, which vote with their attention and stay", lo=1, unit="tokens")
     kernel: int = option(5, "over how many neighbouring entries votes are pooled", lo=1, odd=True, unit="tokens")
     pooling: str = option("mean", "how the votes of neighbours are pooled", choices=("mean", "max"))

@@ -22,6 +22,8 @@ class StreamingLLM(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
+    inert = {"features": "entries stay by their place alone"}
+    positional = "the first and the most recent tokens stay"
     sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
 
     @property

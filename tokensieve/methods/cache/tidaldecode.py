@@ -26,6 +26,7 @@ class TidalDecode(Method):
     site = "cache"
     sites = ("cache",)
     reading = True
+    positional = "the last token is read"
     dense: int = option(2, "how many first layers read all entries", lo=0, unit="layers")
     again: float = option(13 / 32, "where entries are selected anew", **DEPTH)
 
@@ -34,7 +35,7 @@ class TidalDecode(Method):
         return (WindowAttention(1),)
 
     def score(self, s: Signals) -> Tensor:
-        return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
+        return score.per_token(s.get(self.needs[0])[1])
 
     def safe(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, 1)

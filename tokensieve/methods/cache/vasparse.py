@@ -27,6 +27,7 @@ class VASparse(Method):
     site = "cache"
     sites = ("cache",)
     unit = "token"
+    positional = "the last token stays"
     weight: float = option(0.1, "what an entry's own attention to the image weighs beside the attention to it", lo=0)
     sinks: bool = option(False, "whether text sinks keep their attention")
 
@@ -39,7 +40,7 @@ class VASparse(Method):
         return 1
 
     def score(self, s: Signals) -> Tensor:
-        recall, visual = s.get(self.needs[0])[1].flatten(1, -2).mean(1), s.valid & (s.get(Visual)[1] > 0)
+        recall, visual = score.per_token(s.get(self.needs[0])[1]), s.valid & (s.get(Visual)[1] > 0)
         if not self.sinks:
             most = recall.masked_fill(~visual, -torch.inf).amax(1, keepdim=True)
             recall = torch.where(visual | most.isinf(), recall, recall.minimum(most))

@@ -22,6 +22,9 @@ class VATP(Over):
 
     site = "cache"
     sites = ("cache",)
+    small = {"sinks": 2}
+    inert = {"options": "options of the method that scorer names"}
+    positional = "the first and the most recent tokens stay"
     scorer: str = option("h2o", 'the cache method whose score is multiplied; "" for the attention of the last token')
     sinks: int = option(20, "the first tokens, which always stay", lo=0, unit="tokens")
 

@@ -25,6 +25,7 @@ class Agglomerative(Method):
     site = "vectors"
     sites = ("vectors",)
     pairs = True
+    positional = "each cluster of identical tokens stands at its own first one"
     linkage: str = option(
         "ward", "how the distance of two clusters follows from those of their members", choices=cluster.LINKAGES
     )

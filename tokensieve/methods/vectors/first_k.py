@@ -18,6 +18,8 @@ class FirstK(Method):
 
     site = "vectors"
     sites = ("vectors",)
+    inert = {"features": "the first tokens stay, whatever they hold"}
+    favours = ("early",)
 
     def score(self, s: Signals) -> Tensor:
         return -s.valid.to(s.features.dtype).cumsum(1)

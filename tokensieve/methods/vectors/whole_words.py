@@ -6,7 +6,7 @@ from torch import Tensor
 from tokensieve.core.options import option
 from tokensieve.method import Method
 from tokensieve.needs import Rarity, Words
-from tokensieve.parts import merge, select, temporal
+from tokensieve.parts import merge, select, twins
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -27,6 +27,8 @@ class WholeWords(Method):
     sites = ("vectors",)
     adaptive = True
     needs = (Words, Rarity)
+    small = {"unique": False}
+    positional = "a word stands where it stands first, whatever its tokens look like"
     unique: bool = option(True, "whether all places where a word stands share one vector")
 
     def score(self, s: Signals) -> Tensor:
@@ -49,7 +51,7 @@ class WholeWords(Method):
         place = torch.arange(s.n, device=s.device).expand_as(word)
         if not self.unique:
             word = _runs(word, s.valid)
-        return temporal.heads(torch.where(word < 0, word.amax() + 1 + place, word), s.valid)
+        return twins.heads(torch.where(word < 0, word.amax() + 1 + place, word), s.valid)
 
 
 def _runs(word: Tensor, valid: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class CenterCLIP(Method):
 
     sites = ("handoff", "encoder")
     pairs = True
+    small = {"algorithm": "spectral"}
     segment: int = option(2, "how many consecutive frames are clustered together", lo=1, unit="frames")
     algorithm: str = option(
         "kmedoids", "k-medoids++ on the features, or in the embedding of a graph", choices=ALGORITHMS

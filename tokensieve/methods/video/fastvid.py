@@ -29,6 +29,7 @@ class FastVID(Method):
     """
 
     pairs = True
+    small = {"segments": 2, "likeness": -1.0}
     segments: int = option(8, "into how many segments the clip is cut at least", lo=1, unit="segments")
     likeness: float = option(0.9, "below which likeness of neighbouring frames the clip is cut", **COSINE)
     context: float = option(0.4, "what goes to density peaks, of a segment's budget", **SHARE)

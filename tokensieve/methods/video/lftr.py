@@ -5,7 +5,7 @@ from torch import Tensor
 
 from tokensieve.core.options import option
 from tokensieve.method import Method
-from tokensieve.parts import select, temporal
+from tokensieve.parts import select, temporal, twins
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
 from tokensieve.signals import Signals
@@ -24,6 +24,8 @@ class LFTR(Method):
     softmax and the default of 4 frames (with 4 in space, the paper's 16 fold) are this library's choice.
     """
 
+    positional = "frames of a window become one"
+
     window: int = option(4, "how many frames become one, at most", lo=1, unit="frames")
 
     def temporal_weights(self, s: Signals) -> Tensor:
@@ -41,7 +43,7 @@ class LFTR(Method):
         frame = temporal.frames(s)
         window = (s.valid.sum(1) // keep).clamp(max=self.window)[:, None]
         run = torch.where(s.valid, frame // window, -1)
-        head = temporal.heads(run * s.n + temporal.places(frame), s.valid)
+        head = twins.heads(run * s.n + temporal.places(frame), s.valid)
         step = torch.arange(s.n, device=s.device)
         logit, into = self.temporal_weights(s), head.clamp(min=0)
         most = torch.full_like(logit, -torch.inf)

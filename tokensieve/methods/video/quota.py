@@ -28,6 +28,8 @@ class QuoTA(Method):
     met exactly, where the code rounds it to a rectangle and loses the rest; no bilinear resizing.
     """
 
+    positional = "cells of a frame are averaged"
+
     within: str = option("pool", "how a frame meets its quota", choices=WITHIN)
     power: float = option(2.0, "the power of relevance to which quotas are proportional", lo=0)
     unranked = "relevance says how many tokens of a frame stay, and not which"

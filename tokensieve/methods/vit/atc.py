@@ -27,6 +27,7 @@ class ATC(Method):
     site = "encoder"
     sites = ("encoder", "handoff", "prefill")
     pairs = True
+    positional = "each cluster of identical tokens stands at its own first one"
     linkage: str = option(
         "average", "how the distance of two clusters follows from those of their members", choices=cluster.LINKAGES
     )

@@ -100,7 +100,7 @@ class FiCoCoL(Method):
 
 def _redundancy(x: Tensor, relevance: Tensor, valid: Tensor, spatial: float) -> Tensor:
     # The mean of a token's dot products with all tokens is its dot product with their mean.
-    like = (x @ score.mean_row(x, valid)[..., None])[..., 0]
+    like = (x * score.mean_row(x, valid)[:, None]).sum(2)
     both = (normalize(t.masked_fill(~valid, 0.0), dim=1) for t in (like, relevance))
     like, relevance = both
     return spatial * like - (1 - spatial) * relevance

@@ -38,7 +38,7 @@ class TokenTransforming(Method):
         name, value = s.get(self.needs[0])
         if name != "features":
             return score.per_token(value)
-        return (value @ score.mean_row(value, s.valid)[..., None])[..., 0]
+        return (value * score.mean_row(value, s.valid)[:, None]).sum(2)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         chosen = select.top(self.score(s), keep, s.valid)

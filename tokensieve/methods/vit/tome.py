@@ -29,6 +29,7 @@ class ToMe(Method):
     sites = ("encoder", "handoff", "prefill")
     pairs = True
     proportional = True
+    positional = "only tokens at even places leave in a round"
 
     @property
     def needs(self):

@@ -5,7 +5,7 @@ from torch import Tensor
 from tokensieve.method import Method
 from tokensieve.methods.recurring import at_option, first_option
 from tokensieve.needs import PageRank
-from tokensieve.parts import budget, match, select
+from tokensieve.parts import budget, match, score, select
 from tokensieve.plan import Stage, descent
 from tokensieve.reduction import Reduction
 from tokensieve.registry import register
@@ -26,6 +26,7 @@ class AIM(Method):
 
     sites = ("handoff", "encoder")
     pairs = True
+    positional = "only tokens at even places leave in a round"
     first: float = first_option(1.5)
     at: tuple[float, ...] = at_option((0.5, 0.625, 0.75))
 
@@ -57,7 +58,7 @@ class AIML(Method):
 
     def score(self, s: Signals) -> Tensor:
         _, rank = s.get(PageRank)
-        return rank if rank.dim() == 2 else rank.square().mean(1).sqrt()
+        return rank if rank.dim() == 2 else score.per_token(rank.square()).sqrt()
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.top(self.score(s), keep, s.valid))

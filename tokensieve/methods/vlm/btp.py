@@ -37,6 +37,7 @@ class BTP(Method):
     sites = ("prefill",)
     layer = 3
     pairs = True
+    positional = "a part of the tokens lies evenly over the picture"
     balance: float = option(0.3, "what goes to the most attended tokens", **BUDGET)
     spatial: float = option(0.5, "what goes to tokens spread over the picture", **BUDGET)
     rebalance: float = option(

@@ -38,7 +38,8 @@ class CMAI(Method):
         rows, real = score.text_rows(s, Reading)
         text = s.get(TextToText)[1]
         rows = rows * real[..., None]
-        return text @ rows, real[:, real.shape[1] - text.shape[1] :]
+        # In double precision: equal columns stay equal.
+        return (text.double() @ rows.double()).to(rows.dtype), real[:, real.shape[1] - text.shape[1] :]
 
     def score(self, s: Signals) -> Tensor:
         return score.last_row(*self.focused(s))

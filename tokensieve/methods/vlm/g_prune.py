@@ -28,6 +28,8 @@ class GPrune(Method):
     """
 
     pairs = True
+    small = {"similarity": 0.2, "temperature": 0.2}
+    favours = ("long",)
     similarity: float = option(0.5, "from which likeness on two tokens are linked", **COSINE)
     temperature: float = option(0.03, "of the softmax over a token's links", above=0, unit="cosine")
     steps: int = option(5, "how often importance flows along the links", lo=0, unit="rounds")

@@ -28,6 +28,7 @@ class GreedyPrune(Method):
     sites = ("prefill", "handoff")
     layer = 2
     pairs = True
+    small = {"similarity": 0.5}
     similarity: float = option(0.9, "above which likeness two tokens resemble each other", **COSINE)
     penalty: float = option(2.0, "what every kept token costs a candidate that resembles it", lo=0, unit="saliency")
 

@@ -25,6 +25,8 @@ class HiPrune(Method):
     divides it by the batch), halves round up, and attention paid by a CLS token counts only where the signal includes it.
     """
 
+    positional = "neighbours of the anchors stay"
+
     alpha: float = option(0.1, "what goes to anchors and their neighbours", **BUDGET)
     object_layer: int = clip_layer_option(-16, "the encoder layer that chooses anchors")
     encoder_layer: int = encoder_layer_option()

@@ -28,6 +28,8 @@ class HoloV(Method):
     """
 
     pairs = True
+    small = {"crops": 4}
+    positional = "every crop has its own budget"
     crops: int = option(16, "into how many cells the image is cut", lo=1, unit="cells")
     alpha: float = option(0.09, "what a cell's variety weighs beside its attention", lo=0)
     encoder_layer: int = encoder_layer_option()

@@ -24,6 +24,8 @@ class Scatter(Method):
     site = "prefill"
     sites = ("prefill",)
     recalls = True
+    inert = {"features": "tokens lie evenly along the row, whatever they hold"}
+    positional = "tokens lie evenly along the row"
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.evenly(keep, s.valid))
@@ -41,6 +43,9 @@ class LVLMCSP(Method):
     two stages hold is already more. There is no public code; the paper's other samplings (CLS attention, a segmentation
     model) are other methods at the handoff.
     """
+
+    inert = {"features": "tokens lie evenly along the row, whatever they hold"}
+    positional = "tokens lie evenly along the row"
 
     coarse: float = option(0.5, "what the first stage of the whole system keeps", above=0, unit="times the mean budget")
     scatter: float = option(0.25, "where all tokens of the whole system come back", **DEPTH)

@@ -29,6 +29,8 @@ class MustDrop(Method):
     first block. The third stage, ``mustdrop-c``, bounds what the caches hold of each image by the same mean.
     """
 
+    positional = "windows of the grid are merged"
+
     window: int = option(3, "the side of the windows in which tokens are merged", lo=1, unit="tokens")
     protect: float = option(0.25, "what goes to key tokens", **BUDGET)
     first: float = first_option(2.0)
@@ -81,7 +83,9 @@ class MustDropL(Method):
     def score(self, s: Signals) -> Tensor:
         rows, real = score.text_rows(s, TextAttention)
         rows = rows * real[..., None]
-        return score.share(rows.sum(1), s.valid).maximum(score.share(rows.amax(1), s.valid))
+        return score.share(rows.sum(1, dtype=torch.float64).to(rows.dtype), s.valid).maximum(
+            score.share(rows.amax(1), s.valid)
+        )
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         keys = select.top(score.last_row(*score.text_rows(s, Ranking)), budget.share(keep, self.protect), s.valid)
@@ -104,6 +108,7 @@ class MustDropC(Method):
     sites = ("cache",)
     unit = "token"
     visual = True
+    positional = "the text stays"
     window: int = option(8, "the last tokens, whose attention ranks the entries", lo=1, unit="tokens")
 
     @property
@@ -111,7 +116,7 @@ class MustDropC(Method):
         return (WindowAttention(self.window), Visual)
 
     def score(self, s: Signals) -> Tensor:
-        return s.get(self.needs[0])[1].flatten(1, -2).mean(1)
+        return score.per_token(s.get(self.needs[0])[1])
 
     def safe(self, s: Signals, keep: Tensor) -> Tensor:
         return select.last(keep, s.valid & (s.get(Visual)[1] <= 0))

@@ -26,6 +26,8 @@ class TokenCorrelation(Method):
     """
 
     pairs = True
+    small = {"alike": 0.2, "often": 0.4}
+    positional = "tokens are drawn"
     alike: float = option(0.7, "above which likeness of keys two patches repeat each other", **COSINE)
     often: float = option(0.1, "how much of its crop may repeat a patch that is not redundant", **SHARE)
     encoder_layer: int = encoder_layer_option()

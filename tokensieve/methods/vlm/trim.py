@@ -25,6 +25,7 @@ class TRIM(Method):
     """
 
     adaptive = True
+    positional = "the mean of the others stands at the last of them"
     appended: bool = option(True, "whether the mean of all others stays as one more token")
     parity: bool = option(False, "whether to rank by the opposite of similarity, as the public code does")
 

@@ -27,6 +27,7 @@ class Vcc(Method):
     site = "prefill"
     sites = ("handoff", "prefill")
     proportional = True
+    positional = "segments are runs of tokens"
     coarse: float = option(
         0.5, "how many of the longest segments there may be, of the budget", above=0, hi=1, unit="share"
     )

@@ -31,6 +31,9 @@ class VFlowOpt(Method):
     threshold it is that of the keys to each other, since queries are not kept; later stages keep equal shares.
     """
 
+    small = {"cell": 2}
+    positional = "what leaves is averaged in cells of the grid"
+
     entropy: float = option(1.0, "what the entropy of patches weighs beside attention", lo=0)
     threshold: float = option(
         0.0, "how much attention a token has to receive for its own to count; 0: all count", lo=0, unit="times the mean"

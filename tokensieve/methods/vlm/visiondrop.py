@@ -27,6 +27,7 @@ class VisionDrop(Method):
     """
 
     sites = ("handoff", "encoder", "prefill")
+    positional = "contextual tokens lie evenly over the rest"
     contextual: float = option(0.125, "what goes to merged tokens", **BUDGET)
     first: float = first_option(1.5)
     at: tuple[float, ...] = at_option((0.25, 0.5, 0.75))

@@ -23,6 +23,8 @@ class VisionZip(Method):
     adds the mean of the joining tokens onto the target and takes its targets at whole steps, as that code does.
     """
 
+    positional = "contextual tokens lie evenly over the rest"
+
     contextual: float = option(10 / 64, "what goes to contextual tokens", **BUDGET)
     parity: bool = option(False, "whether to add the mean onto the target and step as the public code does")
     encoder_layer: int = encoder_layer_option()

@@ -26,6 +26,7 @@ class VisPruner(Method):
     """
 
     pairs = True
+    positional = "tokens at even places are compared with those at odd ones"
     important: float = option(0.5, "what goes to important tokens", **BUDGET)
     step: int = option(8, "how many duplicates leave in a round, for every 576 tokens of a row", lo=1, unit="tokens")
     encoder_layer: int = encoder_layer_option()

@@ -30,6 +30,9 @@ class VScan(Method):
     ``positions="compact"``).
     """
 
+    small = {"window": 2}
+    positional = "windows of the grid share the budget"
+
     local: float = option(0.5, "what goes to the windows by shallow attention", **BUDGET)
     window: int = option(6, "the side of the windows", lo=1, unit="tokens")
     first: float = first_option(1.5)

@@ -28,6 +28,8 @@ class YOPO(Method):
 
     site = "focus"
     sites = ("focus", "prefill", "handoff")
+    inert = {"features": "tokens lie evenly along the row, whatever they hold"}
+    positional = "tokens lie evenly along the row"
     off: tuple[int, ...] = option((), "the heads that leave vision alone", lo=0, unit="heads")
 
     def focus(self, s: Signals, keep: int | float) -> Focus:

@@ -1,0 +1,120 @@
+"""Draw: random tokens and full sets of signals, as a method's needs ask for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokensieve.method import Method
+
+HEADS, TEXT = 2, 7
+EXTRAS = ("frame", "crop", "head")
+"""Signals that methods read where they are given, without naming them as needs."""
+TOKENS = {"keys": 1, "values": 1, "neurons": 1, "spot": 1}
+"""The token dimension of signals whose last one it is not."""
+TEXTS = ("text", "text_mask", "paired", "text_attention", "text_neurons", "text_text")
+"""Signals that hold text tokens; all but the rows of attention hold no others."""
+
+
+def features(batch: int, n: int, dim: int = 16, seed: int = 0) -> Tensor:
+    """``(B, N, D)``, normally distributed."""
+    return torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) -> dict[str, Any]:
+    """Every signal that a method names among its needs, random, as `tokensieve.reduce` takes them."""
+    draw = torch.Generator().manual_seed(seed)
+    shapes = {
+        "cls_attention": (batch, HEADS, n),
+        "received_attention": (batch, HEADS, n),
+        "cls_similarity": (batch, HEADS, n),
+        "pagerank": (batch, HEADS, n),
+        "last_attention": (batch, HEADS, n),
+        "text_attention": (batch, HEADS, TEXT, n),
+        "text_text": (batch, TEXT, TEXT),
+        "text": (batch, TEXT, dim),
+        "keys": (batch, n, dim),
+        "values": (batch, n, dim),
+        "window_attention": (batch, HEADS, TEXT, n),
+        "accumulated_attention": (batch, HEADS, n),
+        "expected_logits": (batch, HEADS, n),
+        "probe_attention": (batch, HEADS, n),
+        "token_ids": (batch, n),
+        "visual": (batch, n),
+        "visual_share": (batch, HEADS, n),
+        "relevance": (batch, n),
+        "entropy": (batch, n),
+        "ranking": (batch, n),
+        "idf": (batch, n),
+        "stop": (batch, n),
+        "neurons": (batch, n, 3 * dim),
+        "text_neurons": (batch, TEXT, 3 * dim),
+        "paired": (batch, TEXT),
+        "word": (batch, n),
+        "crop": (batch, n),
+    }
+    wanted = {need.name for need in method.needs}
+    out: dict[str, Any] = {}
+    for name, shape in shapes.items():
+        made = torch.randn(shape, generator=draw)
+        if name in wanted:
+            shares = name.endswith(("attention", "similarity", "rank", "share", "text_text"))
+            out[name] = made.softmax(-1) if shares else made
+    if "word" in out:
+        out["word"] = _words(batch, n, seed)
+    if "token_ids" in out:
+        out["token_ids"] = (3 * out["token_ids"]).round().abs()
+    if "visual" in out:
+        # Most tokens of the first row, few of the last.
+        out["visual"] = out["visual"] + torch.linspace(1, -1.5, batch)[:, None]
+    if "text_attention" in out:
+        # Text looks at itself too, in the first row at little else.
+        out["text_attention"] = out["text_attention"] * torch.linspace(0.05, 1, batch)[:, None, None, None]
+    if "paired" in out:
+        out["paired"] = out["paired"] > 0
+    if "crop" in out:
+        out["crop"] = (out["crop"] > 0).long()
+    return out
+
+
+def extras(name: str, batch: int, n: int) -> dict[str, Tensor]:
+    """What goes with one of ``EXTRAS``: tokens laid out in frames, in a thumbnail and crops of it, or in heads.
+
+    Frames and crops run one after the other, and the last token of each of them, a line end, belongs to none.
+    """
+    place = torch.arange(n)
+    part = place * 4 // n
+    if name == "head":
+        return {"head": (place % 2).repeat(batch, 1)}
+    ends = torch.cat([part[1:] != part[:-1], torch.ones(1, dtype=torch.bool)]) & (place > n // 2)
+    out = {name: torch.where(ends, -1, part).repeat(batch, 1)}
+    if name == "crop":
+        rank = place - (part * n + 3) // 4
+        side = max(int((n // 4) ** 0.5), 1)
+        within = torch.stack([(rank // side + 0.5) / side, (rank % side + 0.5) / side], -1).clamp(max=1)
+        # Crops 1, 2 and 3 lie side by side in the picture that the thumbnail, 0, shows all of.
+        column = torch.where(part > 0, (part - 1 + within[:, 1]) / 3, within[:, 1])
+        out["spot"] = torch.stack([within[:, 0], column], -1).repeat(batch, 1, 1)
+    return out
+
+
+def _words(batch: int, n: int, seed: int) -> Tensor:
+    """Words of two tokens that come again, and tokens of none; others for another seed."""
+    place = torch.arange(n)
+    return torch.where(place % 7 == 6, -1, (place + seed % 2) // 2 % (10 + seed % 3)).repeat(batch, 1)
+
+
+def rows(given: dict[str, Any], index: Any) -> dict[str, Any]:
+    """The signals of some rows of the batch."""
+    return {k: v[index] if isinstance(v, Tensor) else v for k, v in given.items()}
+
+
+def tokens(given: dict[str, Any], index: Tensor) -> dict[str, Any]:
+    """The signals of some tokens."""
+    out = {}
+    for k, v in given.items():
+        whole = not isinstance(v, Tensor) or (k in TEXTS and k != "text_attention")
+        out[k] = v if whole else v.index_select(TOKENS.get(k, -1), index)
+    return out

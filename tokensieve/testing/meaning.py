@@ -1,0 +1,192 @@
+"""Meaning: a method does what it says. What it ranks by decides, what it reads matters, and options change something."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, normalize
+
+from tokensieve.method import Method
+from tokensieve.needs import Keys
+from tokensieve.parts import score
+from tokensieve.signals import Signals
+from tokensieve.testing import settings
+from tokensieve.testing.draw import EXTRAS
+from tokensieve.testing.trial import B, H, N, Trial, W, differ, expect, reads
+
+SIDE, ROWS = 12, 8
+"""Kept and dropped tokens are compared over 8 rows of 144, of which half stay: enough for means to be clear."""
+DRAWS = 4
+TRIED = (9, 18)
+"""Budgets, and how many draws, in which a signal or an option must change something."""
+
+
+def _given(name: str) -> Callable[[Signals], Tensor]:
+    return lambda s: getattr(s, name).flatten(1, -2).mean(1) if getattr(s, name).dim() > 2 else getattr(s, name)
+
+
+def _text(s: Signals) -> Tensor:
+    assert s.text is not None
+    return cosine_similarity(s.features, score.mean_row(s.text, score.real_text(s, s.text))[:, None], dim=-1)
+
+
+def _neurons(s: Signals) -> Tensor:
+    assert s.neurons is not None
+    assert s.text_neurons is not None
+    often = (s.text_neurons > 0).to(s.neurons).mean(1)
+    return ((s.neurons > 0) * often[:, None]).sum(2)
+
+
+def _unlike(s: Signals) -> Tensor:
+    unit = normalize(s.metric(Keys()), dim=-1)
+    return -(unit * unit.mean(1, keepdim=True)).sum(2)
+
+
+MEASURES: dict[str, Callable[[Signals], Tensor]] = {
+    **{
+        name: _given(name)
+        for name in (
+            "cls_attention",
+            "received_attention",
+            "cls_similarity",
+            "pagerank",
+            "last_attention",
+            "text_attention",
+            "window_attention",
+            "accumulated_attention",
+            "expected_logits",
+            "probe_attention",
+            "relevance",
+            "ranking",
+            "entropy",
+            "idf",
+        )
+    },
+    "stop": lambda s: -_given("stop")(s),
+    "text": _text,
+    "neurons": _neurons,
+    "early": lambda s: -torch.arange(s.n, dtype=s.features.dtype).expand(s.batch, -1),
+    "long": lambda s: s.features.norm(dim=-1),
+    "unlike": _unlike,
+}
+"""What kept tokens have more of than dropped ones, by the need that a method ranks by, or as it says itself (``favours``)."""
+
+
+def check_score_is_a_map(trial: Trial) -> None:
+    x, given = trial.draw()
+    made = trial.made.score(Signals(features=x, grid=(H, W), **given))
+    if made is not None:
+        expect(made.shape == (B, N), f"scores of shape {(B, N)}; got {tuple(made.shape)}")
+        expect(made.isfinite().all(), "finite scores")
+
+
+def check_kept_outrank_dropped(trial: Trial) -> None:
+    """On average, by the declared score and by what it ranks by, beside what is safe; unless it is ``unranked``."""
+    reason, favours = trial.cls.unranked, trial.cls.favours
+    for name, value, kept, dropped in _halves(trial):
+        if name == "score" and favours is None and not reason:
+            measured = [n.name for n in trial.made.needs if n.name in MEASURES]
+            expect(
+                measured,
+                f"favours=(...) to say what a high score means ({', '.join(MEASURES)}), or a reason in unranked",
+            )
+        if reason:
+            continue
+        gap = _mean(value, kept) - _mean(value, dropped)
+        expect(gap > 0, f"kept tokens to have more {name} than dropped ones on average; the difference is {gap:.3g}")
+
+
+def check_needs_matter(trial: Trial) -> None:
+    """Every signal among the needs changes the result when it changes; the features do where there are none."""
+    made, inert = trial.made, trial.cls.inert
+    for name in [n.name for n in made.needs] or ["features"]:
+        if name not in inert:
+            expect(_acts(trial, name), f"{name} to change the result when it changes (or a reason in inert)")
+
+
+def check_options_matter(trial: Trial) -> None:
+    """Every option changes the result, or what the method declares of itself; or it has a reason in ``inert``."""
+    inert = trial.cls.inert
+    for f in dataclasses.fields(trial.cls):
+        if f.name in inert:
+            continue
+        tried = settings.others(f, getattr(trial.made, f.name))
+        changed = any(_changes(trial, f.name, value) for value in tried)
+        expect(changed, f"option {f.name} to change something at one of {tried} (or a reason in inert)")
+
+
+def _halves(trial: Trial) -> list[tuple[str, Tensor, Tensor, Tensor]]:
+    """By what tokens are compared, ``(B, N)``, and those that were kept for it and dropped."""
+    x, given = trial.draw(ROWS, SIDE * SIDE, seed=40)
+    s = Signals(features=x, grid=(SIDE, SIDE), **given)
+    rank = trial.made.score(s)
+    if rank is None:
+        return []
+    r = trial.run(x, SIDE * SIDE // 2, given, grid=(SIDE, SIDE))
+    if r.m < SIDE * SIDE // 2:  # it has no use for as many, and might drop none
+        r = trial.run(x, max(r.m // 2, 1), given, grid=(SIDE, SIDE))
+    kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True)
+    # What was merged is not lost, where anything is.
+    dropped = r.owner < 0 if bool((r.owner < 0).any()) else ~kept
+    safe = trial.made.safe(s, r.counts)
+    favours: tuple[str, ...] | None = trial.cls.favours
+    names = [n.name for n in trial.made.needs if n.name in MEASURES] if favours is None else favours
+    values = [("score", rank), *((name, MEASURES[name](s)) for name in dict.fromkeys(names))]
+    return [(name, value, kept & ~safe, dropped) for name, value in values]
+
+
+def _mean(value: Tensor, among: Tensor) -> float:
+    return float(torch.where(among, value, 0.0).sum() / among.sum().clamp(min=1))
+
+
+def _acts(trial: Trial, name: str) -> bool:
+    for seed, laid in product(range(DRAWS), _layouts(trial)):
+        x, given = laid.draw(seed=seed)
+        other, changed = laid.draw(seed=seed + 51)
+        mixed = {**given, name: changed[name]} if name != "features" else given
+        y = other if name == "features" else x
+        if any(differ(laid.run(x, keep, given), laid.run(y, keep, mixed)) for keep in TRIED):
+            return True
+    return False
+
+
+def _layouts(trial: Trial) -> list[Trial]:
+    """With the needs alone, and laid out in whatever else the method reads."""
+    extras = [name for name in EXTRAS if reads(trial.cls, tuple(trial.options.items()), name)]
+    return [trial, *(Trial(trial.cls, trial.options, (name,)) for name in extras)]
+
+
+def _changes(trial: Trial, option: str, value: Any) -> bool:
+    try:
+        other = Trial(trial.cls, {**trial.options, option: value})
+        made = other.made
+    except ValueError:  # out of its range
+        return False
+    if _says(trial.made) != _says(made):
+        return True
+    for seed, laid in product(range(DRAWS), _layouts(trial)):
+        x, given = laid.draw(seed=seed)
+        given = {**other.draw(seed=seed)[1], **given}
+        if any(differ(laid.run(x, keep, given), other.run(x, keep, given)) for keep in TRIED):
+            return True
+    return False
+
+
+def _says(made: Method) -> Mapping[str, Any]:
+    """What a method declares of itself to the sites."""
+    keep, seen = torch.tensor([40, 60]), torch.tensor([100, 90])
+    return {
+        "needs": made.needs,
+        "stages": [(type(stage.method), stage.keep, stage.layers) for stage in made.stages(0.25)],
+        "attributes": [getattr(made, k) for k in ("adaptive", "protected", "bits", "group", "unit", "layer", "sites")],
+        "roles": made.roles(16) if made.reading else (),
+        "off": made.focus(Signals(features=torch.ones(1, 9, 4), grid=(3, 3)), 9).off
+        if not made.needs and "focus" in made.sites
+        else (),
+        "layers": [made.of_layer(keep, seen, layer, 8).tolist() for layer in range(8)],
+    }
