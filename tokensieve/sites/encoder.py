@@ -146,7 +146,10 @@ class EncoderSite:
         return out
 
     def _start(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        pixels, patch = kwargs.get("pixel_values", args[0] if args else None), getattr(self.stack.config, "patch_size", None)
+        pixels, patch = (
+            kwargs.get("pixel_values", args[0] if args else None),
+            getattr(self.stack.config, "patch_size", None),
+        )
         grid = None
         if isinstance(pixels, Tensor) and pixels.dim() == 4 and isinstance(patch, int):
             grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)

@@ -265,7 +265,12 @@ class LanguageSite:
             return x
         if total is None:
             raise ValueError(f"{type(self.anatomy.model).__name__}: {self._strange()}")
-        if source is None or source.shape[1] != total.n or not bool(stream.images.mask.all()) or any(not k.encoded for k in looks):
+        if (
+            source is None
+            or source.shape[1] != total.n
+            or not bool(stream.images.mask.all())
+            or any(not k.encoded for k in looks)
+        ):
             raise ValueError(
                 f"{type(self.anatomy.model).__name__} does not hand on its encoder's {total.n} tokens of an image as they are; "
                 "use site='handoff'"
@@ -283,7 +288,9 @@ class LanguageSite:
         prompt = self.asked.prompt
         if prompt is not None and prompt.chunk is not None:
             return f"prefill_chunk_size={prompt.chunk} cuts the encoder's features into pieces; leave it out"
-        return "the features that enter are not those that the encoder gave under this sieve; encode the pictures under it"
+        return (
+            "the features that enter are not those that the encoder gave under this sieve; encode the pictures under it"
+        )
 
     def _thin(self, stream: Stream, stage: Stage, index: int, x: Tensor, call: taps.Call | None) -> Tensor:
         """One stage in front of layer ``index`` (0: the handoff): read, choose, reduce."""

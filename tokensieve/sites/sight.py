@@ -130,7 +130,9 @@ class Sight:
     def _heard(self, look: Look, heard: Sequence[Heard]) -> dict[str, dict[int, Tensor]]:
         """The recorded signals, ``(rows, ...)``, in the order in which the rows entered the encoder."""
         out: dict[str, dict[int, Tensor]] = {}
-        for stack, name, layers in ((t, n, x) for t, said in zip(self.towers, heard, strict=True) for n, x in said.items()):
+        for stack, name, layers in (
+            (t, n, x) for t, said in zip(self.towers, heard, strict=True) for n, x in said.items()
+        ):
             for layer, calls in layers.items():
                 parts = [c.movedim(1 if name in ("keys", "values") else -1, 1) for c in calls]
                 if self.encoder is not None and self.encoder.stack is stack:
@@ -182,7 +184,9 @@ class Sight:
             return [picture for part in found for picture in part]
         # `generate` copies features for beams and cuts them into chunks; then they are told apart by what they hold.
         for every, made in [one for one in self._known.values() if isinstance(one, tuple)]:
-            if made is features or (isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))):
+            if made is features or (
+                isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))
+            ):
                 return every
             same = _copied(parts, every, made) if len(made) == len(every) else None
             if same is not None:

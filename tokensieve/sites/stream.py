@@ -199,7 +199,9 @@ class Stream:
             text = torch.where(after.any(1, keepdim=True), after, text)
         else:
             own = self.sequence_here()
-            each = (own[:, None] == torch.arange(int(own.max()) + 1, device=own.device)[:, None]) & (self.index >= 0)[:, None]
+            each = (own[:, None] == torch.arange(int(own.max()) + 1, device=own.device)[:, None]) & (self.index >= 0)[
+                :, None
+            ]
             after = text[:, None] & each & ((visual[:, None] & each).long().cumsum(2) > 0)
             text = torch.where(after.any(2, keepdim=True), after, text[:, None] & each).any(1)
         most = max(int(text.sum(1).max()), 1)
