@@ -76,7 +76,7 @@ def test_each_prompt_is_answered_as_if_alone(name, method, where):
     same(made(name), method, where, (1, 2, 1))
 
 
-@pytest.mark.parametrize("name", ["llava", "vipllava", "paligemma", "deepseek_vl"])
+@pytest.mark.parametrize("name", ["llava", "vipllava", "video_llava", "deepseek_vl"])
 def test_tokens_that_leave_in_the_encoder_leave_each_prompt(name):
     same(made(name), "tome", {}, (1, 2))
 

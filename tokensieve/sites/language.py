@@ -189,12 +189,12 @@ class LanguageSite:
 
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-            hidden = kwargs.pop(names[0])
+            hidden, given = kwargs.pop(names[0]), names[1 : len(args)]
             now = self.now or Pass(around=False)
             stream = now.stream
             if stream is None:
                 self.focus.before(index, None, kwargs)
-                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, now.ids)
+                return _placed(hidden, given, decode.adapt(self.language, index, hidden, kwargs, now.ids))
             hidden = now.deep.add(index, hidden, stream)
             call = now.calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
@@ -211,8 +211,8 @@ class LanguageSite:
             stream.held.append(stream.reduction.counts)
             self.focus.before(index, stream, kwargs, partial(self.sight.grid, stream.images))
             if not stream.reduced:
-                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, now.ids)
-            return (hidden,), self._gather(stream, index, hidden, kwargs)
+                return _placed(hidden, given, decode.adapt(self.language, index, hidden, kwargs, now.ids))
+            return _placed(hidden, given, self._gather(stream, index, hidden, kwargs))
 
         return hook
 
@@ -316,7 +316,8 @@ class LanguageSite:
             grid = self.sight.grid(stream.images, mask) if stream.reduction.is_identity else None
             keep = resolve(stage.keep, index, self.anatomy, stream)
             ranks = self.ranked and stage.site == "handoff"
-            if _everything(keep, mask) and not (ranks or self.scores):
+            whole = bool((budget.counts(keep, mask) == mask.sum(1)).all())
+            if whole and not (ranks or self.scores):
                 self._record(stage, stream, None, grid)
                 return x
             own = self._own(stage)
@@ -334,7 +335,7 @@ class LanguageSite:
                 seed=self.ledger.seed(stage),
                 **given,
             )
-            step = self._step(stage, signals, keep, stream)
+            step = Reduction.keep(mask) if whole else self._step(stage, signals, keep, stream)
             score = stage.method.score(signals) if ranks or self.scores else None
             if ranks and score is not None:
                 stream.rank(score)
@@ -343,8 +344,6 @@ class LanguageSite:
         return x
 
     def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, stream: Stream) -> Reduction:
-        if _everything(keep, signals.valid):
-            return Reduction.keep(signals.valid)
         alone, last = stream.images.alone, ending.ends(stream)
         counts = torch.where(alone, 1, budget.counts(keep, signals.valid))
         if bool(last.any()):
@@ -392,12 +391,11 @@ class LanguageSite:
             assert layer.columns is not None
             columns = torch.cat([layer.columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
             named = torch.where(stream.index >= 0, stream.index + past, -1)
-            layer.expect(named, stream.length, stream.holes)
             if layer.shift is not None:
                 assert stream.ids is not None
                 ids = stream.ids if not thinned else masks.gather_ids(stream.ids, stream.entry)
                 positions.lower(self.language.root, out, ids, layer.shift, hidden)
-            layer.lower(stream.shift)
+            layer.expect(named, stream.length, stream.holes, stream.shift)
         if thinned or past:
             kind = taps.kind(self.language.config)
             whole = hidden.shape[1] == stream.entry.shape[1]  # some run their last layers on the last tokens only
@@ -407,6 +405,7 @@ class LanguageSite:
         return out
 
 
-def _everything(keep: Budget | Tensor, mask: Tensor) -> bool:
-    """Whether a budget keeps every token of ``mask``, ``(I, n)`` bool."""
-    return bool((budget.counts(keep, mask) == mask.sum(1)).all())
+def _placed(hidden: Tensor, given: Sequence[str], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A layer's arguments, those at the places where they came: checkpoints may lead gradients to these only."""
+    kwargs = dict(kwargs)
+    return (hidden, *(kwargs.pop(name) for name in given)), kwargs

@@ -188,17 +188,15 @@ class Sight:
         found = [self._known.get(part) for part in parts]
         if found and all(found):
             return [picture for part in found for picture in part]
-        every, made = self._known.get(output, ([], None)) if not isinstance(output, Tensor) else ([], None)
-        if made is features or (
-            isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))
-        ):
-            return every
-        if isinstance(made, Tensor) and isinstance(features, Tensor) and len(made) == len(every):
-            # Beams are given copies of each prompt's pictures in one new tensor.
-            same = [
-                next((p for p, one in zip(every, made, strict=True) if torch.equal(one, new)), None) for new in features
-            ]
-            return None if None in same else same  # type: ignore[return-value]
+        # `generate` copies features for beams and cuts them into chunks; then they are told apart by what they hold.
+        for every, made in [one for one in self._known.values() if isinstance(one, tuple)]:
+            if made is features or (
+                isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))
+            ):
+                return every
+            same = _copied(parts, every, made) if len(made) == len(every) else None
+            if same is not None:
+                return same
         return None
 
     def end(self) -> None:
@@ -349,6 +347,21 @@ def around(base: Any, name: str, call: Callable[..., Any]) -> list[Detach]:
 def _named(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
     bound = inspect.signature(function).bind_partial(*args, **kwargs).arguments
     return {**bound, **bound.pop("kwargs", {})}
+
+
+def _copied(parts: Sequence[Tensor], every: Pictures, made: Sequence[Tensor]) -> Pictures | None:
+    """The pictures whose features, ``(n, D)`` each in ``made``, stand one behind the other in ``parts``, bit for bit; or None."""
+    rows = torch.cat([part.flatten(0, -2) for part in parts])
+    old = [one.reshape(-1, one.shape[-1]) for one in made]
+    out, at = [], 0
+    while at < len(rows):
+        same = (i for i, one in enumerate(old) if torch.equal(rows[at : at + len(one)], one))
+        number = next(same, None)
+        if number is None:
+            return None
+        out.append(every[number])
+        at += len(old[number])
+    return out
 
 
 def _features(output: Any) -> Any:
