@@ -4,13 +4,13 @@ import functools
 
 import pytest
 import torch
-from tokensieve.bench.case import Case
-from tokensieve.bench.prompts import TEXT_FROM
 from transformers import GenerationConfig
 
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
-from tokensieve.bench import tiny
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.check import Case
+from tokensieve.bench.compat.prompts import TEXT_FROM
 
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 METHODS = [
@@ -33,7 +33,7 @@ made = functools.cache(Case)
 
 def draft(case):
     """A model that guesses otherwise."""
-    other = tiny.model(case.name)
+    other = tiny_models.model(case.name)
     with torch.no_grad():
         for weight in other.lm_head.parameters():
             weight.mul_(torch.rand(weight.shape, generator=torch.Generator().manual_seed(1)) + 0.5)

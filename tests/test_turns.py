@@ -5,12 +5,12 @@ import functools
 
 import pytest
 import torch
-from tokensieve.bench.case import Case
-from tokensieve.bench.prompts import TEXT_FROM
 from transformers import DynamicCache
 
 import tokensieve as ts
-from tokensieve.bench import tiny
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.check import Case
+from tokensieve.bench.compat.prompts import TEXT_FROM
 
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 GREEDY = {"max_new_tokens": 3, "do_sample": False, "suppress_tokens": list(range(TEXT_FROM))}
@@ -36,7 +36,7 @@ def kept(trace):
 
 
 def gone(case, trace, ids):
-    out = ids == tiny.IMAGE
+    out = ids == tiny_models.IMAGE
     place = trace.places.gather(1, trace.stages[-1].reduction.kept)
     out[0, place[trace.stages[-1].reduction.mask & (place >= 0)]] = False
     return out
