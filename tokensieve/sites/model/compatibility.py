@@ -21,7 +21,11 @@ TESTED = (
 )  # fmt: skip
 """Releases on which the sites', models' and cache's tests have passed."""
 
-RELEASE = f"transformers {transformers.__version__}"
+
+def release() -> str:
+    """What is installed, for messages."""
+    return f"transformers {transformers.__version__}"
+
 
 try:
     from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel, cache_utils
@@ -38,14 +42,15 @@ try:
     from transformers.vision_utils import get_vision_window_index
 except ImportError as error:
     raise ImportError(
-        f"{RELEASE} lacks what tokensieve hooks into ({error}); install one that was tested, {TESTED[0]} to {TESTED[-1]}"
+        f"{release()} lacks what tokensieve hooks into ({error}); install one that was tested, {TESTED[0]} to {TESTED[-1]}"
     ) from error
 
 __all__ = [
-    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "RELEASE", "TESTED", "AttentionInterface",
+    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
     "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of", "check_hooks",
-    "create_masks_for_generate", "get_vision_window_index", "layers_of", "pixels_in", "pixels_name", "warn_untested",
+    "create_masks_for_generate", "get_vision_window_index", "layers_of", "pixels_in", "pixels_name", "release",
+    "warn_untested",
 ]  # fmt: skip
 
 BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
@@ -78,7 +83,7 @@ def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
     """
     name = _cache_name(module)
     if name is None:
-        raise ValueError(f"{RELEASE}: {type(module).__name__}.forward takes no cache as {' or '.join(CACHE)}")
+        raise ValueError(f"{release()}: {type(module).__name__}.forward takes no cache as {' or '.join(CACHE)}")
     return {name: cache}
 
 
@@ -153,7 +158,7 @@ def check_hooks(root: nn.Module, layers: Sequence[nn.Module]) -> None:
 def _unknown(what: str) -> ValueError:
     tested = "which was tested" if transformers.__version__ in TESTED else "which is untested"
     return ValueError(
-        f"{RELEASE}, {tested}: {what}; without it no sieve can be attached. Install a release that was tested with this model, "
+        f"{release()}, {tested}: {what}; without it no sieve can be attached. Install a release that was tested with this model, "
         f"{TESTED[0]} to {TESTED[-1]}"
     )
 
@@ -162,4 +167,4 @@ def _unknown(what: str) -> ValueError:
 def warn_untested() -> None:
     """Warn, once in a process, where the release is not among the tested ones."""
     if transformers.__version__ not in TESTED:
-        warnings.warn(f"{RELEASE} is untested; run `tokensieve doctor`", stacklevel=2)
+        warnings.warn(f"{release()} is untested; run `tokensieve doctor`", stacklevel=2)
