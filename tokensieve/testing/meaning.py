@@ -94,7 +94,7 @@ def check_kept_outrank_dropped(trial: Trial) -> None:
         expect(
             measured, f"favours=(...) to say what a high score means ({', '.join(MEASURES)}), or a reason in unranked"
         )
-    _outranks(trial, {})
+    _outranks(trial, trial.made.needs)
 
 
 def check_kept_outrank_dropped_under_options(trial: Trial) -> None:
@@ -103,7 +103,8 @@ def check_kept_outrank_dropped_under_options(trial: Trial) -> None:
         span = f.metadata.get("range")
         for choice in getattr(span, "choices", ()) if isinstance(getattr(trial.made, f.name), str) else ():
             if choice != getattr(trial.made, f.name) and not trial.cls.unranked:
-                _outranks(Trial(trial.cls, {**trial.options, f.name: choice}, trial.extras), {})
+                other = Trial(trial.cls, {**trial.options, f.name: choice}, trial.extras)
+                _outranks(other, other.made.needs)
 
 
 def check_kept_outrank_dropped_by_stand_ins(trial: Trial) -> None:
@@ -112,9 +113,10 @@ def check_kept_outrank_dropped_by_stand_ins(trial: Trial) -> None:
         return
     for i, need in enumerate(trial.made.needs):
         for other in need.instead:
-            if other in MEASURES:
-                rest = [n for j, n in enumerate(trial.made.needs) if j != i and n.name != need.name]
-                _outranks(trial, {need.name: other}, [dataclasses.replace(need, name=other), *rest])
+            rest = [n for j, n in enumerate(trial.made.needs) if j != i and n.name != need.name]
+            present = {other, *(n.name for n in rest)}
+            if other in MEASURES and next(w for w in need.instead if w in present) == other:
+                _outranks(trial, [dataclasses.replace(need, name=other), *rest])
 
 
 def check_needs_matter(trial: Trial) -> None:
@@ -141,8 +143,7 @@ def _signals(trial: Trial) -> Signals:
     return Signals(features=x, grid=(H, W), **given)
 
 
-def _outranks(trial: Trial, swapped: Mapping[str, str], needs: Sequence[Need] | None = None) -> None:
-    needs = trial.made.needs if needs is None else needs
+def _outranks(trial: Trial, needs: Sequence[Need]) -> None:
     x, given = draw.features(ROWS, SIDE * SIDE, seed=40), draw.signals(draw.Asks(needs), ROWS, SIDE * SIDE, seed=41)
     for name in trial.extras:
         given.update(draw.extras(name, ROWS, SIDE * SIDE))
