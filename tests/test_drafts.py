@@ -10,6 +10,7 @@ import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
 from tokensieve.bench import tiny
 from tokensieve.bench.case import Case
+from tokensieve.bench.crossing import CrossCase
 from tokensieve.bench.prompts import TEXT_FROM
 
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
@@ -93,6 +94,17 @@ def test_beams_and_batches_without_a_cache(name):
     told = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [IMAGE], "num_beams": 3}
     with ts.sieve(model, name, keep=16):
         assert torch.equal(model.generate(**inputs, **told), model.generate(**inputs, **told, use_cache=False))
+
+
+@pytest.mark.parametrize("how", [{"use_cache": False}, {"prompt_lookup_num_tokens": 2}])
+def test_image_keys_of_cross_attention_are_chosen_by_the_prompt(how):
+    case = CrossCase("mllama")
+    found, inputs = [], case.batch((1,))
+    for options in ({}, how):
+        with ts.sieve(case.model, "trimmed-llama", keep=5) as s:
+            out = case.model.generate(**inputs, max_new_tokens=8, do_sample=False, **options)
+        found.append((out.tolist(), s.last.stages[-1].reduction.kept.tolist()))
+    assert found[0] == found[1]
 
 
 # ---- chunks ---------------------------------------------------------------------------------------------------------

@@ -410,12 +410,23 @@ def _order(here: Tensor, pictures: Pictures, looks: list[Look]) -> tuple[Tensor,
     for look, _ in pictures:
         if not any(look is one for one in looks):
             looks.append(look)
-    first = {}
-    before = 0
-    for look in looks:
-        first[id(look)], before = before, before + look.tokens
+    before = [sum(look.tokens for look in looks[:i]) for i in range(len(looks))]
+    first = {id(look): start for look, start in zip(looks, before, strict=True)}
     starts = [first[id(look)] + sum(look.lengths[:i]) for look, i in pictures]
-    count = torch.tensor(lengths)
-    label = torch.arange(len(pictures)).repeat_interleave(count)
-    inside = torch.arange(len(label)) - (count.cumsum(0) - count)[label]
-    return label.to(here.device), (torch.tensor(starts)[label] + inside).to(here.device)
+    parts = [torch.arange(start, start + n, device=here.device) for start, n in _joined(starts, lengths)]
+    at = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(pictures) == 1:
+        return torch.zeros_like(at), at
+    count = torch.tensor(lengths, device=here.device)
+    return torch.arange(len(count), device=here.device).repeat_interleave(count, output_size=len(at)), at
+
+
+def _joined(starts: Sequence[int], lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs (start, length), those that follow on each other as one."""
+    out: list[tuple[int, int]] = []
+    for start, length in zip(starts, lengths, strict=True):
+        if out and sum(out[-1]) == start:
+            out[-1] = (out[-1][0], out[-1][1] + length)
+        else:
+            out.append((start, length))
+    return out
