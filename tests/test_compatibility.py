@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tokensieve.bench.case import Case
+from tokensieve.bench.crossing import CrossCase
+from tokensieve.search.quality import answered, quality
 from torch import nn
 from transformers import cache_utils
 from transformers.utils.logging import warning_once
@@ -16,9 +19,6 @@ from transformers.utils.logging import warning_once
 import tokensieve as ts
 from tests.models import decoder, llava, prompt, text
 from tokensieve.bench import tiny
-from tokensieve.bench.case import Case
-from tokensieve.bench.crossing import CrossCase
-from tokensieve.search.quality import answered, quality
 from tokensieve.sites.model import compatibility
 
 PACKAGE = Path(ts.__file__).parent
