@@ -87,7 +87,7 @@ class LanguageSite:
         attentions = enumerate(self.language.attentions)
         self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
         self.trace: Trace | None = None
-        self.asked = Asked(anatomy.model)
+        self.asked = Asked(anatomy.model, ledger)
         self.now: Pass | None = None
 
     def _names(self, stage: Stage) -> list[str]:
