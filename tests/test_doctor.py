@@ -126,7 +126,7 @@ def test_the_one_layer_that_keeps_what_others_drop_is_named(monkeypatch):
 
 def test_a_result_that_is_off_by_little_is_noticed(monkeypatch):
     reduce = EncoderSite._reduce
-    monkeypatch.setattr(EncoderSite, "_reduce", lambda self, i, x: reduce(self, i, x) * (1 + 1e-6))
+    monkeypatch.setattr(EncoderSite, "_reduce", lambda self, *a: reduce(self, *a) * (1 + 1e-6))
     bad = wrong(found(tiny_model("encoder")))
     assert set(bad) == {("encoder", WHOLE)}
     assert "differs from the plain model's by up to" in bad["encoder", WHOLE].detail

@@ -68,7 +68,7 @@ class CrossSite:
             )
         readings.wanted(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
         self.trace: Trace | None = None
-        self.asked = Asked(model)
+        self.asked = Asked(model, ledger)
         self.now: CrossPass | None = None
 
     def attach(self) -> list[Detach]:
