@@ -131,6 +131,26 @@ def test_entries_are_gone_after_a_reset_whatever_the_base_class_does(monkeypatch
     assert {layer.keys for layer in cache.layers} == {None}
 
 
+def test_masks_of_kinds_that_do_not_take_all_arguments(monkeypatch):
+    config, x, real = tiny.config("llama4").text_config, torch.zeros(1, 40, 64), torch.ones(1, 40, dtype=torch.long)
+    config._attn_implementation = "sdpa"
+    whole = compatibility.masks_of(config, x, real, None)
+    makers = dict(compatibility.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING)
+    chunked = makers["chunked_attention"]
+    makers["chunked_attention"] = lambda config, inputs_embeds, attention_mask, cache: chunked(
+        config, inputs_embeds, attention_mask, cache
+    )
+    monkeypatch.setattr(compatibility, "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING", makers)
+    monkeypatch.setattr(compatibility, "create_masks_for_generate", forbidden)
+    parts = compatibility.masks_of(config, x, real, None)
+    assert set(parts) == set(whole) == {"full_attention", "chunked_attention"}
+    assert torch.equal(parts["chunked_attention"], whole["chunked_attention"])
+
+
+def forbidden(config, inputs_embeds, attention_mask, cache, block_sequence_ids=None):
+    raise AssertionError("it hands on what not all take")
+
+
 def test_rotary_tables_by_axis_are_gathered():
     from tokensieve.sites import masks
 
