@@ -66,7 +66,6 @@ EMPTY: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLa
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""
 
-
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos", "pixel_values")}
 """What pictures and videos are called among the arguments of what encodes them, the newest name first."""
 
