@@ -538,6 +538,8 @@ def test_what_is_refused(model):
         cache = ts.prefill(model, text(30))
         with pytest.raises(ValueError, match="cannot crop 3 tokens; 0 have come since"):
             cache.crop(-3)
+        with pytest.raises(ValueError, match=r"crop\(3\): to take tokens back, pass a number below 0"):
+            cache.crop(3)
     with pytest.raises(ValueError, match="chunk=0; it must be a number of tokens"):
         ts.prefill(model, text(30), chunk=0)
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
@@ -27,6 +27,7 @@ def states(count, seed):
     return (torch.stack([x, -x]) for x in some(count, seed))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 @given(st.lists(ACTIONS, max_size=12))
 def test_it_is_a_dynamic_layer(actions):
     ours, plain = RoomyLayer(), DynamicLayer()

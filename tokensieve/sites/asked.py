@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.sites.model.compatibility import GenerationConfig, GenerationMixin
-
 from tokensieve.sites.ledger import Ledger
+from tokensieve.sites.model.compatibility import GenerationConfig, GenerationMixin
 
 
 @dataclass(frozen=True)

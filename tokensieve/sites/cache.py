@@ -47,6 +47,17 @@ class Seen:
         self.text = torch.where(self.text < entries, self.text, -1)
 
 
+def taken_back(tokens_to_remove: int) -> int:
+    """How many tokens a crop takes back.
+
+    Raises:
+        ValueError: a number above 0, which some releases of transformers take for the length to keep, and others refuse.
+    """
+    if tokens_to_remove > 0:
+        raise ValueError(f"crop({tokens_to_remove}): to take tokens back, pass a number below 0, as in crop(-3)")
+    return -tokens_to_remove
+
+
 class SievedLayer(RoomyLayer):
     """A dynamic cache layer that holds fewer entries than the sequence has tokens.
 
@@ -182,9 +193,10 @@ class SievedLayer(RoomyLayer):
         super().reset()
 
     def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove == 0 or self.columns is None:
+        more = taken_back(tokens_to_remove)
+        if more == 0 or self.columns is None:
             return
-        keep = self.length - abs(tokens_to_remove)
+        keep = self.length - more
         gone = (self.columns >= keep).sum(1)
         if bool((gone != gone[0]).any()):
             raise ValueError("cannot crop into a prompt whose rows keep different numbers of tokens")

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokensieve.parts import select
 from tokensieve.parts.bits import Packed
 from tokensieve.parts.pages import Pages
-from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.cache import SievedLayer, taken_back
 from tokensieve.sites.model.compatibility import BaseQuantizedLayer, Cache, DynamicLayer
 
 
@@ -206,16 +206,17 @@ class EvictedLayer(SievedLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         assert self.columns is not None
-        if abs(tokens_to_remove) > self.columns.shape[1]:
+        more = taken_back(tokens_to_remove)
+        if more > self.columns.shape[1]:
             late = self.columns.shape[1]
             raise ValueError(
-                f"cannot crop {abs(tokens_to_remove)} tokens; {late} have come since entries last left. What decodes "
+                f"cannot crop {more} tokens; {late} have come since entries last left. What decodes "
                 "with an assistant, or by looking up the prompt, takes tokens back: decode without"
             )
         kept = 0 if self.packed is not None else self.width
-        late = self.columns.shape[1] - abs(tokens_to_remove)
+        late = self.columns.shape[1] - more
         self.keys, self.values = (x[..., : kept + late, :] for x in (self.keys, self.values))
-        self.columns, self.length = self.columns[:, :late], self.length - abs(tokens_to_remove)
+        self.columns, self.length = self.columns[:, :late], self.length - more
         kept = self.places.shape[2] + late
         cut = (None if x is None else x[..., :kept] for x in (self.carried, self.named, self.shares))
         self.carried, self.named, self.shares = cut

@@ -118,7 +118,7 @@ def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int, 
     config: Any = language.config
     if sequence is not None:
         ids = _text_ids(language, kwargs["position_ids"])
-        return compatibility.create_masks_for_generate(config, x, None, None, ids)
+        return compatibility.masks_of(config, x, None, None, ids)
     if ready or size is None or size >= past + x.shape[1]:
         return given
     if "flash" in str(config._attn_implementation):
@@ -128,7 +128,7 @@ def windowed(language: nn.Module, x: Tensor, kwargs: dict[str, Any], past: int, 
         )
     if given is None:  # without one, masks are guessed from gaps in position ids
         given = torch.ones(len(x), past + x.shape[1], dtype=torch.long, device=x.device)
-    return compatibility.create_masks_for_generate(config, x, given, compatibility.cache_of(kwargs))
+    return compatibility.masks_of(config, x, given, compatibility.cache_of(kwargs))
 
 
 def entering(whole: Mask, index: Tensor, real: Tensor, x: Tensor, past: int, kind: str) -> Mask:
