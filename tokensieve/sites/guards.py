@@ -75,8 +75,8 @@ GUARDS = {
         ),
         Guard(
             "precompiled", SITES, "attach", RuntimeError,
-            "{model} holds a forward that torch.compile made, which does not see a sieve's hooks; attach it to the model as it was "
-            "before (load it again, or del model.forward)",
+            "{model} holds a forward that torch.compile made, which does not see a sieve's hooks; attach it to the model as it "
+            "was before (load it again, or del model.forward)",
         ),
         Guard(
             "merged", VISUAL, "pass", RuntimeError,
