@@ -164,6 +164,24 @@ def test_all_is_the_plain_model(model, name, keep):
     assert all(torch.equal(a, b) for a, b in zip(out.logits, plain.logits, strict=True))
 
 
+@pytest.mark.parametrize("keep", [1.0, ts.Keep(average=1.0), ts.Keep(share=1.0)])
+def test_where_all_stay_none_has_to_come_back(model, keep):
+    inputs = prompt((1, 2))
+    plain = model.generate(**inputs, **GREEDY)
+    with ts.sieve(model, "lvlm-csp", keep=keep) as s:
+        out = model.generate(**inputs, **GREEDY)
+    assert s.last.layer_tokens == [N] * 4
+    assert all(torch.equal(a, b) for a, b in zip(out.logits, plain.logits, strict=True))
+
+
+def test_one_token_is_not_all_of_them(model):
+    inputs = prompt((1,))
+    plain = model.generate(**inputs, **GREEDY)
+    with ts.sieve(model, "cmai", keep=1):
+        out = model.generate(**inputs, **GREEDY)
+    assert not torch.allclose(out.logits[0], plain.logits[0], atol=1e-3)
+
+
 @pytest.mark.parametrize(("name", "keep", "where"), [*CASES, ("lvlm-csp", 0.45, {})])
 def test_rows_alone_and_the_model_afterwards(model, name, keep, where):
     inputs = prompt((1, 2, 1))

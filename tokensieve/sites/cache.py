@@ -76,7 +76,7 @@ class SievedLayer(RoomyLayer):
         self.seen: Seen | None = None
         self.model: Fingerprint | None = None
         self.awaited = False
-        self._next: tuple[Tensor, int] | None = None
+        self._next: tuple[Tensor, int, bool, Tensor | None] | None = None
 
     @classmethod
     def of(cls, cache: Cache, index: int, batch: int, device: torch.device) -> SievedLayer:
@@ -105,15 +105,18 @@ class SievedLayer(RoomyLayer):
         cache.layers[index] = new
         return new
 
-    def expect(self, columns: Tensor, length: int, holes: bool) -> None:
-        """Say what the next :meth:`update` brings: the columns of its entries, and how many tokens they stand for."""
-        self._next = (columns, length)
-        self.holes |= holes
+    def expect(self, columns: Tensor, length: int, holes: bool, shift: Tensor | None = None) -> None:
+        """Say what the next :meth:`update` brings. What a pass says that ends before that is forgotten.
 
-    def lower(self, shift: Tensor | None) -> None:
-        """Lower the ids of all later tokens by ``shift`` more."""
-        if shift is not None:
-            self.shift = shift if self.shift is None else self.shift + shift
+        Args:
+            columns: of its entries; length: how many tokens they stand for; holes: whether padding is among them.
+            shift: by how much more the ids of all later tokens are lowered; None where they are not.
+        """
+        self._next = (columns, length, holes, shift)
+
+    def ordinary(self) -> None:
+        """Say that the next :meth:`update` brings ordinary tokens."""
+        self._next = None
 
     def upcoming(self, query: int) -> Tensor:
         """Columns of all entries once ``query`` ordinary tokens have been added."""
@@ -161,10 +164,13 @@ class SievedLayer(RoomyLayer):
             self.columns = self.upcoming(query)
             self.length += query
         else:
-            columns, length = self._next
+            columns, length, holes, shift = self._next
             if columns.shape[1] != query:
                 raise RuntimeError(f"{columns.shape[1]} tokens were announced to the cache, {query} came")
             self.columns, self.length, self._next = torch.cat([self.columns, columns], 1), self.length + length, None
+            self.holes |= holes
+            if shift is not None:
+                self.shift = shift if self.shift is None else self.shift + shift
         return super().update(key_states, value_states, *args, **kwargs)
 
     def get_seq_length(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
 from tokensieve.sites import calls, masks, readings, recomputed, taps
 from tokensieve.sites.anatomy import crossing
+from tokensieve.sites.asked import Asked
 from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import Detach
@@ -22,6 +24,23 @@ from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.trace import StageTrace, Trace
 
 STATES, MASK, SEEING = "cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"
+
+
+@dataclass
+class CrossPass:
+    """One forward pass.
+
+    Attributes:
+        images: of each prompt.
+        given: what the language model is called with.
+        columns: ``(B, M)`` long, which image keys go on, -1 at padding; None where all do.
+        asked: how many of its tokens belong to the prompt.
+    """
+
+    images: int
+    given: dict[str, Any] = field(default_factory=dict)
+    columns: Tensor | None = None
+    asked: int = 0
 
 
 class CrossSite:
@@ -48,17 +67,19 @@ class CrossSite:
             )
         readings.wanted(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
         self.trace: Trace | None = None
-        self._images = 1
-        self._given: dict[str, Any] = {}
-        self._columns: Tensor | None = None
+        self.asked = Asked(model, ledger)
+        self.now: CrossPass | None = None
 
     def attach(self) -> list[Detach]:
         root, first = self.language.root, self.language.attentions[self.layers[0]]
         assert first is not None
         out = [
+            self._end,
+            *self.asked.attach(),
             calls.before(self.base, self._see),
+            self.base.register_forward_hook(self._end, always_call=True).remove,
             calls.before(root, self._enter),
-            root.register_forward_hook(self._done, always_call=True).remove,
+            root.register_forward_hook(self._end, always_call=True).remove,
             taps.attach(first, observe=self._choose),
             *recomputed.attach(self.language),
         ]
@@ -70,20 +91,24 @@ class CrossSite:
 
     def _see(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         pixels = kwargs.get("pixel_values")
-        self._images = 1 if pixels is None else pixels.shape[1]
+        self.now = CrossPass(1 if pixels is None else pixels.shape[1])
 
     def _enter(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._given, self._columns = kwargs, None
+        self.now = self.now or CrossPass(1)
+        self.now.given = kwargs
+        x, past = self.language.begun(args, kwargs)
+        self.now.asked = self.asked.upto(past, x.shape[1])
 
     def _choose(self, call: taps.Call) -> None:
         """What the first layer attends to decides which columns of this pass's image keys go on."""
-        states = self._given.get(STATES)
-        if states is None:
+        now = self.now
+        states = None if now is None else now.given.get(STATES)
+        if now is None or states is None:
             return
         self.ledger.ran(self.stage)
         with self.clock, torch.no_grad():
-            keys = states.reshape(len(call.query) * self._images, -1, states.shape[-1])
-            attention, seen, valid = self._read(call, keys.shape[1])
+            keys = states.reshape(len(call.query) * now.images, -1, states.shape[-1])
+            attention, seen, valid = self._read(now, call, keys.shape[1])
             real = valid.any(1)
             if not bool(real.any()):
                 return
@@ -101,18 +126,18 @@ class CrossSite:
             chosen[real] = torch.zeros_like(valid).scatter_(1, step.kept, True)
             if not torch.equal(chosen[real], valid):
                 place, there = select.compact(chosen.reshape(len(call.query), -1))
-                self._columns = torch.where(there, place, -1)
+                now.columns = torch.where(there, place, -1)
         left = float(step.counts.float().mean())
         met = float(valid.sum(1).float().mean())
         tokens = [met if i <= self.layers[0] else left for i in range(len(self.language.layers))]
-        row = (real.nonzero()[:, 0] // self._images).tolist()
+        row = (real.nonzero()[:, 0] // now.images).tolist()
         self.trace = Trace([StageTrace(self.stage, step, score, None)], row, tokens)
 
     def _layer(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             cache: Any = kwargs.get("past_key_values")
             states: Any = kwargs.get(STATES)
-            columns, changed = self._columns, dict(kwargs)
+            columns, changed = None if self.now is None else self.now.columns, dict(kwargs)
             held: Any = None if cache is None or len(cache.layers) <= index else cache.layers[index]
             if columns is not None:
                 batch = len(columns)
@@ -136,21 +161,23 @@ class CrossSite:
 
         return hook
 
-    def _done(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._images, self._given, self._columns = 1, {}, None
+    def _end(self, *_: object) -> None:
+        """The pass is over, however it ended."""
+        self.now = None
 
     # ---- the steps --------------------------------------------------------------------------------------------------
 
-    def _read(self, call: taps.Call, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, now: CrossPass, call: taps.Call, n: int) -> tuple[Tensor, Tensor, Tensor]:
         """For every image of every row: attention ``(R, H, n)``, whether any text sees it ``(R,)``, and which of its keys are
         seen ``(R, n)``."""
-        (batch, _, length, _), images = call.query.shape, self._images
+        (batch, _, length, _), images = call.query.shape, now.images
         text = torch.ones(batch, length, dtype=torch.bool, device=call.query.device)
-        padding, seeing = self._given.get("attention_mask"), self._given.get(SEEING)
+        padding, seeing = now.given.get("attention_mask"), now.given.get(SEEING)
         if isinstance(padding, Tensor) and padding.dim() == 2:
             text &= padding[:, -length:].bool()
         if seeing is not None:
             text &= seeing[:, 0, :, 0].bool()
+        text[:, now.asked :] = False
         # New images stand behind those of earlier turns.
         total = sees = torch.zeros((), device=text.device)
         seen = torch.zeros(batch, images, n, dtype=torch.bool, device=text.device)

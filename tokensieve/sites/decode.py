@@ -56,6 +56,8 @@ def adapt(language: Stack, index: int, hidden: Tensor, kwargs: dict[str, Any], i
         return kwargs
     mask: Any = kwargs.get("attention_mask")
     changed = dict(kwargs)
+    if source == index:
+        layer.ordinary()
     if mask is not None or layer.holes:
         more = hidden.shape[-2] if source == index else 0  # the layer that holds the keys has added them
         columns, width = layer.upcoming(more), layer.length + more

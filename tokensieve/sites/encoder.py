@@ -188,13 +188,14 @@ class EncoderSite:
         before = now.total or Reduction.identity(tokens.shape[0], tokens.shape[1], tokens.device)
         whole = before.is_identity
         heard = self.watch.seen or {}
+        given: dict[str, Any] = {name: {index: seen[index][-1]} for name, seen in heard.items() if index in seen}
         signals = Signals(
             features=tokens,
             mask=None if whole else before.mask,
             grid=now.grid if whole else None,
             sizes=None if whole else before.sizes(),
             seed=self.ledger.seed(self.stage),
-            **{name: {index: seen[index][-1]} for name, seen in heard.items() if index in seen},
+            **given,
         )
         step = self.stage.method(signals, target)
         now.total = before.then(step)

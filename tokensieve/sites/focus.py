@@ -15,9 +15,10 @@ from tokensieve.signals import Signals
 from tokensieve.sites import guards, masks, readings, recomputed, taps
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.images import Images
 from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.stack import Stack, neurons
-from tokensieve.sites.stream import Images, Stream
+from tokensieve.sites.stream import Stream
 
 READS = {"text_attention", "text_text"}
 FIRES = {"neurons", "text_neurons"}

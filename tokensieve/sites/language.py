@@ -16,10 +16,9 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, recomputed, taps
+from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, recomputed, survivors, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.asked import Asked
-from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.deepstack import Deepstack
 from tokensieve.sites.encoder import Detach, EncoderSite
@@ -181,12 +180,12 @@ class LanguageSite:
 
         def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
             kwargs = {**dict(zip(names, args, strict=False)), **kwargs}
-            hidden = kwargs.pop(names[0])
+            hidden, given = kwargs.pop(names[0]), names[1 : len(args)]
             now = self.now or Pass(around=False)
             stream = now.stream
             if stream is None:
                 self.focus.before(index, None, kwargs)
-                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, now.ids)
+                return _placed(hidden, given, decode.adapt(self.language, index, hidden, kwargs, now.ids))
             hidden = now.deep.add(index, hidden, stream)
             call = now.calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
@@ -203,8 +202,8 @@ class LanguageSite:
             stream.held.append(stream.reduction.counts)
             self.focus.before(index, stream, kwargs, partial(self.sight.grid, stream.images))
             if not stream.reduced:
-                return (hidden,), decode.adapt(self.language, index, hidden, kwargs, now.ids)
-            return (hidden,), self._gather(stream, index, hidden, kwargs)
+                return _placed(hidden, given, decode.adapt(self.language, index, hidden, kwargs, now.ids))
+            return _placed(hidden, given, survivors.arguments(self.language, stream, index, hidden, kwargs, self.model))
 
         return hook
 
@@ -306,7 +305,8 @@ class LanguageSite:
             grid = self.sight.grid(stream.images, mask) if stream.reduction.is_identity else None
             keep = resolve(stage.keep, index, self.anatomy, stream)
             ranks = self.ranked and stage.site == "handoff"
-            if _everything(keep, mask) and not (ranks or self.scores):
+            whole = bool((budget.counts(keep, mask) == mask.sum(1)).all())
+            if whole and not (ranks or self.scores):
                 self._record(stage, stream, None, grid)
                 return x
             names = self._names(stage)
@@ -321,7 +321,7 @@ class LanguageSite:
                 seed=self.ledger.seed(stage),
                 **given,
             )
-            step = self._step(stage, signals, keep, stream)
+            step = Reduction.keep(mask) if whole else self._step(stage, signals, keep, stream)
             score = stage.method.score(signals) if ranks or self.scores else None
             if ranks and score is not None:
                 stream.rank(score)
@@ -330,59 +330,21 @@ class LanguageSite:
         return x
 
     def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, stream: Stream) -> Reduction:
-        if _everything(keep, signals.valid):
-            return Reduction.keep(signals.valid)
         alone, last = stream.images.alone, ending.ends(stream)
-        counts = torch.where(alone, 1, budget.counts(keep, signals.valid))
         if bool(last.any()):
+            counts = torch.where(alone, 1, budget.counts(keep, signals.valid))
             return ending.staying(stage.method, signals, counts, last)
-        return stage.method.reduce(signals, counts) if bool(alone.any()) else stage.method(signals, keep)
+        if not bool(alone.any()):
+            return stage.method(signals, keep)
+        return stage.method.reduce(signals, torch.where(alone, 1, budget.counts(keep, signals.valid)))
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
         self.ledger.ran(stage)
         self.trace.stages.append(StageTrace(stage, stream.reduction, score, grid))
 
-    def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's arguments for the tokens that are there; tells its cache layer which they are."""
-        thinned = stream.thinned
-        out = masks.arguments(kwargs, stream.entry, stream.width) if thinned else dict(kwargs)
-        if thinned and stream.renumbered is not None:
-            ids, out["position_embeddings"] = stream.renumbered
-            if out.get("position_ids") is not None:
-                out["position_ids"] = ids[0] if ids.dim() == 3 and out["position_ids"].dim() == 2 else ids
-        cache = kwargs.get("past_key_values")
-        columns, past = stream.entry, 0
-        holes = thinned and stream.holes
-        source = self.language.sources[index]
-        if source != index and cache is not None:
-            held = cache.layers[source]
-            past, holes = held.length - stream.length, holes or held.holes
-            columns = held.columns[:, : -stream.entry.shape[1]]
-            columns = torch.cat([columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
-        if self.language.attentions[index] is None or source != index:
-            cache = None  # its state is of one size, whatever has left; or it has none of its own
-        if cache is not None:
-            layer = SievedLayer.of(cache, index, hidden.shape[0], hidden.device)
-            past, holes, layer.model = layer.length, holes or layer.holes, self.model
-            assert layer.columns is not None
-            columns = torch.cat([layer.columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
-            named = torch.where(stream.index >= 0, stream.index + past, -1)
-            layer.expect(named, stream.length, stream.holes)
-            if layer.shift is not None:
-                assert stream.ids is not None
-                ids = stream.ids if not thinned else masks.gather_ids(stream.ids, stream.entry)
-                positions.lower(self.language.root, out, ids, layer.shift, hidden)
-            layer.lower(stream.shift)
-        if thinned or past:
-            kind = taps.kind(self.language.config)
-            whole = hidden.shape[1] == stream.entry.shape[1]  # some run their last layers on the last tokens only
-            rows, width = stream.entry if thinned and whole else None, past + stream.width
-            mask: Any = masks.attention(kwargs.get("attention_mask"), rows, columns, width, holes, kind, hidden)
-            out["attention_mask"] = mask if cache is None else layer.before(mask)
-        return out
 
-
-def _everything(keep: Budget | Tensor, mask: Tensor) -> bool:
-    """Whether a budget keeps every token of ``mask``, ``(I, n)`` bool."""
-    return bool((budget.counts(keep, mask) == mask.sum(1)).all())
+def _placed(hidden: Tensor, given: Sequence[str], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A layer's arguments, those at the places where they came: checkpoints may lead gradients to these only."""
+    kwargs = dict(kwargs)
+    return (hidden, *(kwargs.pop(name) for name in given)), kwargs

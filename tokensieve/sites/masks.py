@@ -74,7 +74,8 @@ def packed(language: nn.Module, x: Tensor, kwargs: dict[str, Any]) -> Tensor | N
     Raises:
         ValueError: under flash attention, which is told the borders by position ids without gaps.
     """
-    ids, config = _text_ids(language, kwargs.get("position_ids")), language.config
+    config: Any = language.config
+    ids = _text_ids(language, kwargs.get("position_ids"))
     caches, cache = kwargs.get("use_cache"), kwargs.get("past_key_values")
     if caches is None:
         caches = getattr(config, "use_cache", False)

@@ -35,23 +35,27 @@ def tempered(model: nn.Module, temperature: float) -> Iterator[None]:
     undo: list[Callable[[], None]] = []
     try:
         for i, module in enumerate(modules):
-            undo.append(taps.attach(module, kernel=partial(_attend, i, temperature)))
+            undo.append(taps.attach(module, kernel=partial(_kernel, i, temperature)))
         yield
     finally:
         for back in undo:
             back()
 
 
-def _attend(index: int, temperature: float, call: taps.Call, kwargs: dict[str, Any]) -> Tensor:
+def _kernel(index: int, temperature: float, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own:
     taps.refuse(kwargs, index, "a temperature would leave out")
     if call.causal:
         raise ValueError(f"layer {index} is causal; a temperature is for encoders, which see all tokens")
+    return partial(_attend, call.scale / temperature, float(kwargs.get("dropout") or 0.0))
+
+
+def _attend(scale: float, dropout: float, call: taps.Call) -> Tensor:
     mask = call.mask
     if mask is not None and mask.dim() == 2:
         mask = mask.bool()[:, None, None]
     out = scaled_dot_product_attention(
-        call.query, call.key, call.value, mask, float(kwargs.get("dropout") or 0.0),
-        scale=call.scale / temperature, enable_gqa=call.query.shape[1] != call.key.shape[1],
+        call.query, call.key, call.value, mask, dropout,
+        scale=scale, enable_gqa=call.query.shape[1] != call.key.shape[1],
     )  # fmt: skip
     return out.transpose(1, 2)
 
