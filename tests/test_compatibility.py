@@ -132,7 +132,11 @@ def test_entries_are_gone_after_a_reset_whatever_the_base_class_does(monkeypatch
 
 
 def test_masks_of_kinds_that_do_not_take_all_arguments(monkeypatch):
-    config, x, real = tiny.config("llama4").text_config, torch.zeros(1, 40, 64), torch.ones(1, 40, dtype=torch.long)
+    config, x, real = (
+        tiny_models.config("llama4").text_config,
+        torch.zeros(1, 40, 64),
+        torch.ones(1, 40, dtype=torch.long),
+    )
     config._attn_implementation = "sdpa"
     whole = compatibility.masks_of(config, x, real, None)
     makers = dict(compatibility.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tokensieve.sites import taps
+from tokensieve.sites import compiled, taps
 
 VISUAL = ("encoder", "handoff", "prefill", "focus")
 """Sites whose stages act in passes that bring pictures."""
@@ -72,6 +72,11 @@ GUARDS = {
             "compiled", SITES, "pass", RuntimeError,
             "{stages} did not run in a pass that called for it: the model's forward was compiled, or replaced, before the sieve "
             "was attached; attach the sieve first, or call the model as it was before torch.compile",
+        ),
+        Guard(
+            "precompiled", SITES, "attach", RuntimeError,
+            "{model} holds a forward that torch.compile made, which does not see a sieve's hooks; attach it to the model as it "
+            "was before (load it again, or del model.forward)",
         ),
         Guard(
             "merged", VISUAL, "pass", RuntimeError,
@@ -136,11 +141,14 @@ def attachable(model: nn.Module, configs: Iterable[Any]) -> None:
 
     Raises:
         ValueError: an attention implementation, or weights, under which no stage can work.
+        RuntimeError: a forward that was compiled.
     """
     for config in configs:
         kind = taps.kind(config)
         if "flex" in kind:
             raise refusal("flex", kind=kind)
+    if compiled.visibly(model):
+        raise refusal("precompiled", model=type(model).__name__)
     # Offloaded weights are on the meta device too, between the passes.
     if any(p.is_meta for p in model.parameters()) and not any(hasattr(m, "_hf_hook") for m in model.modules()):
         raise refusal("meta", model=type(model).__name__)

@@ -344,10 +344,12 @@ class LanguageSite:
 
     def _step(self, stage: Stage, signals: Signals, keep: Budget | Tensor, stream: Stream) -> Reduction:
         alone, last = stream.images.alone, ending.ends(stream)
-        counts = torch.where(alone, 1, budget.counts(keep, signals.valid))
         if bool(last.any()):
+            counts = torch.where(alone, 1, budget.counts(keep, signals.valid))
             return ending.staying(stage.method, signals, counts, last)
-        return stage.method.reduce(signals, counts) if bool(alone.any()) else stage.method(signals, keep)
+        if not bool(alone.any()):
+            return stage.method(signals, keep)
+        return stage.method.reduce(signals, torch.where(alone, 1, budget.counts(keep, signals.valid)))
 
     def _record(self, stage: Stage, stream: Stream, score: Tensor | None, grid: tuple[int, int] | None) -> None:
         assert self.trace is not None
@@ -366,7 +368,7 @@ class LanguageSite:
         return self.coming[index].call(x, given)
 
     def _given(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return survivors.arguments(self.language, self.model, stream, index, hidden, kwargs)
+        return survivors.arguments(self.language, stream, index, hidden, kwargs, self.model)
 
 
 def _placed(hidden: Tensor, given: Sequence[str], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

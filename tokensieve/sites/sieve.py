@@ -11,7 +11,7 @@ from tokensieve.method import Method
 from tokensieve.parts.budget import Budget
 from tokensieve.plan import WHERE, Plan, Stage, applied
 from tokensieve.registry import check_names
-from tokensieve.sites import copies, guards
+from tokensieve.sites import compiled, copies, guards
 from tokensieve.sites.anatomy import Anatomy, find, pretrained
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.cross import CrossSite
@@ -205,6 +205,7 @@ def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
         own = [(replace(stage), s.seed) for s in sieves for stage in s.plan.stages]  # one stage may be of two sieves
         whole, seeds = Plan([stage for stage, _ in own]), {id(stage): seed for stage, seed in own}
         sites = _Sites(model, whole, sieves[-1]._clock, seeds, any(s.scores for s in sieves))
+    compiled.renew(model)
     model.__dict__.pop(NEST, None)
     if before:
         before[-1]._sites.detach()

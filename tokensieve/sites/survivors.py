@@ -16,9 +16,9 @@ from tokensieve.sites.stream import Stream
 
 
 def arguments(
-    language: Stack, model: Fingerprint, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]
+    language: Stack, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any], model: Fingerprint
 ) -> dict[str, Any]:
-    """The layer's arguments for the tokens that are there; tells its cache layer which they are, and of which model."""
+    """The layer's arguments for the tokens that are there; tells its cache layer which they are, and whose."""
     thinned = stream.thinned
     out = masks.arguments(kwargs, stream.entry, stream.width) if thinned else dict(kwargs)
     if thinned and stream.renumbered is not None:
