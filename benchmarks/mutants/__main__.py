@@ -32,6 +32,7 @@ FOLDERS = ("tokensieve/methods/", "tokensieve/parts/")
 SECONDS = 20
 """After which a check counts as failed: a swapped comparison may never end."""
 
+PINNED = "pinned"
 Checks = dict[str, Callable[[], None]]
 
 
@@ -50,7 +51,7 @@ def main() -> None:
         _trace(state, checks, bar)
         _run(state, sources, checks, bar)
         _control(state, sources, checks, bar)
-    (ROOT / "docs" / "mutants.md").write_text(page.text(state, _mutants(sources)))
+    (ROOT / "docs" / "mutants.md").write_text(page.text(state, pairs(state, _mutants(sources))))
 
 
 def _checks(name: str) -> Checks:
@@ -117,7 +118,8 @@ def _run(state: dict[str, Any], sources: dict[str, str], checks: dict[str, Check
         key = f"{mutant.key}@{name}"
         if key in state["pairs"]:
             continue
-        order = sorted(checks[name], key=lambda what: -killers[mutant.operator, what])
+        # What was pinned notices nearly anything: it comes last, so that it counts for what nothing else does.
+        order = sorted(checks[name], key=lambda what: (what == PINNED, -killers[mutant.operator, what]))
         with patched(mutant, sources[mutant.file]):
             killer = next((what for what in order if _fails(checks[name][what])), "")
         killers[mutant.operator, killer] += bool(killer)

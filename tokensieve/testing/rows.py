@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, close, expect, same, slots
 
@@ -65,6 +66,17 @@ def check_padding_is_as_if_it_were_not_there(trial: Trial) -> None:
             )
             expect(torch.equal(padded.owner[:, place], alone.owner), f"{what}: tokens go to other slots")
             expect(close(padded.dense()[:, :count, place], alone.dense()), f"{what}: weights differ")
+    _scores(trial, x, given, mask)
+
+
+def _scores(trial: Trial, x: Tensor, given: dict[str, Any], mask: Tensor) -> None:
+    whole = trial.made.score(Signals(features=x, mask=mask, **given))
+    for b, row in enumerate(() if whole is None else whole):
+        place = mask[b].nonzero()[:, 0]
+        one = Signals(features=x[b : b + 1, place], **draw.tokens(draw.rows(given, slice(b, b + 1)), place))
+        alone = trial.made.score(one)
+        assert alone is not None
+        expect(close(row[place], alone[0]), f"scores of row {b} with padding as without it")
 
 
 def _spoilt(x: Tensor, given: dict[str, Any], mask: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -92,9 +92,14 @@ def slots(r: Reduction) -> None:
             expect(torch.equal(owner[used], torch.arange(count)), "every kept token to belong to its own slot")
 
 
-@lru_cache(maxsize=1024)
 def reads(cls: type[Method], options: tuple[tuple[str, Any], ...], extra: str) -> bool:
     """Whether one of ``draw.EXTRAS`` changes what a method keeps, or how it mixes."""
+    key: Any = cls
+    return _reads(key, options, extra)
+
+
+@lru_cache(maxsize=1024)
+def _reads(cls: Any, options: tuple[tuple[str, Any], ...], extra: str) -> bool:
     plain, more = Trial(cls, dict(options)), Trial(cls, dict(options), (extra,))
     if extra == "head" and plain.made.unit != "entry":
         return False
