@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import tokensieve as ts
-from tokensieve import testing
 from tokensieve.core.options import option
 from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import budget, merge, score, select
@@ -189,34 +188,31 @@ def test_cases_of_pytest_are_named_by_method_and_check():
 
 
 @pytest.mark.parametrize(
-    "name", ["divprune", "cdpruner", "mmtok", "g-prune", "scope", "greedyprune", "todre", "fastvid"]
+    "name", ["divprune", "mmtok", "todre", "cdpruner", "g-prune", "scope", "greedyprune", "text-attention"]
 )
-def test_line_ends_are_ranked_by_place_in_any_batch(name):
-    """As in an anyres picture: a row of patches that differ, and ends of lines that are all the same embedding."""
-    made = ts.make(name)
-    n, wide, dim = 24 * 25, 25, 130
-    x = torch.randn(2, n, dim, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("seed", range(3))
+def test_line_ends_are_ranked_by_place_in_any_batch(name, seed):
+    """As in an anyres picture: patches that differ, and at the end of each line the same embedding, unlike any patch."""
+    made, high, wide, dim, front = ts.make(name), 5, 9, 77, 7
+    n = high * wide
+    draw = torch.Generator().manual_seed(seed)
     end = torch.arange(n) % wide == wide - 1
-    x[:, end] = x[:1, -1:].clone()
-    given = testing.signals(made, 2, n, dim)
-    for value in given.values():
-        if value.shape[-1] == n:
-            value[..., end] = value[..., -1:].clone()
-    alone = [ts.reduce(x[b : b + 1], made, 64, **{k: v[b : b + 1] for k, v in given.items()}) for b in range(2)]
-    mask = torch.ones(2, n + 7, dtype=torch.bool)
-    mask[0, :7] = mask[1, n:] = False
-    padded = x.new_zeros(2, n + 7, dim)
+    x = 0.5 + torch.randn(2, n, dim, generator=draw)
+    x[:, end] = -x[:1, -1:].abs()
+    given = {"text": torch.randn(2, 4, dim, generator=draw), "cls_attention": torch.rand(2, 3, n, generator=draw)}
+    given["cls_attention"][..., end] = 2.0
+    mask = torch.ones(2, n + front, dtype=torch.bool)
+    mask[0, :front] = mask[1, n:] = False
+    padded = x.new_zeros(2, n + front, dim)
     padded[mask] = x.flatten(0, 1)
-    more = testing.signals(made, 2, n + 7, dim)
-    for k, v in more.items():
-        if v.shape[-1] == n + 7:
-            for b in range(2):
-                v[b, ..., mask[b]] = given[k][b]
-        else:
-            more[k] = given[k]
-    together = ts.reduce(padded, made, 64, mask=mask, **more)
+    attention = x.new_zeros(2, 3, n + front)
     for b in range(2):
-        kept = (together.kept[b] - (7 if b == 0 else 0)).tolist()
-        assert kept == alone[b].kept[0].tolist()
-        ends = [i for i in kept if end[i]]
-        assert ends == end.nonzero()[: len(ends), 0].tolist()
+        attention[b, :, mask[b]] = given["cls_attention"][b]
+    for keep in (3, 11, 24):
+        together = ts.reduce(padded, made, keep, mask=mask, text=given["text"], cls_attention=attention)
+        for b in range(2):
+            alone = ts.reduce(x[b], made, keep, text=given["text"][b], cls_attention=given["cls_attention"][b])
+            kept = (together.kept[b] - (front if b == 0 else 0)).tolist()
+            assert kept == alone.kept[0].tolist()
+            ends = [i for i in kept if end[i]]
+            assert ends == end.nonzero()[: len(ends), 0].tolist()
