@@ -48,6 +48,8 @@ def text(state: dict[str, Any], found: Iterable[tuple[Mutant, str]]) -> str:
     rules: set[str] = set()
     for mutant, name in found:
         rule, killer = equivalent(mutant, name), state["pairs"][f"{mutant.key}@{name}"]
+        if killer == "never evaluated":
+            continue
         kind = "pinned" if killer == "pinned" else "killed" if killer else "equivalent" if rule else "survived"
         if kind == "pinned" and rule:
             kind = "equivalent"

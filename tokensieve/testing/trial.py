@@ -38,11 +38,12 @@ class Trial:
         return self.cls(**self.options)
 
     def draw(self, batch: int = B, n: int = N, dim: int = 16, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
-        """Features ``(B, N, D)`` and signals by name."""
+        """Features ``(B, N, D)`` and signals by name; frames of a clip resemble each other."""
         given = draw.signals(self.made, batch, n, dim, seed + 1)
         for name in self.extras:
             given.update(draw.extras(name, batch, n))
-        return draw.features(batch, n, dim, seed), given
+        x = draw.features(batch, n, dim, seed)
+        return (draw.clip(x, given["frame"]) if "frame" in given else x), given
 
     def run(self, x: Tensor, keep: Any, given: Mapping[str, Any], grid: Any = None, **more: Any) -> Reduction:
         """`tokensieve.reduce` with this method; on the contract's grid where there is no other and the tokens fill it."""
