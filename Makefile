@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers benchmark kvpress docs clean
+.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers pins mutants benchmark kvpress docs clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -47,6 +47,12 @@ peers: $(MADE)
 
 models: $(MADE)
 	$(BIN)/python -m benchmarks.models
+
+pins: $(MADE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pins
+
+mutants: $(MADE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
 
 benchmark: $(MADE)
 	$(BIN)/python -m benchmarks.all

@@ -127,8 +127,11 @@ def test_pool_is_average_pooling():
 def test_around_stops_at_the_edges():
     chosen = torch.zeros(1, 12, dtype=torch.bool)
     chosen[0, [3, 4]] = True
-    assert select.around(chosen, (3, 4))[0].nonzero()[:, 0].tolist() == [0, 2, 5, 7, 8]
-    assert select.around(chosen, None)[0].nonzero()[:, 0].tolist() == [2, 5]
+    every = torch.ones_like(chosen)
+    assert select.around(chosen, (3, 4), every)[0].nonzero()[:, 0].tolist() == [0, 2, 5, 7, 8]
+    assert select.around(chosen, None, every)[0].nonzero()[:, 0].tolist() == [2, 5]
+    every[0, 5] = False  # padding between tokens is as if it were not there
+    assert select.around(chosen, None, every)[0].nonzero()[:, 0].tolist() == [2, 6]
 
 
 def test_farthest_needs_no_square_matrix():

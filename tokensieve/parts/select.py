@@ -180,15 +180,22 @@ def last_of_each(group: Tensor, groups: int) -> Tensor:
     return last.scatter_reduce_(1, group.clamp(min=0), torch.where(group >= 0, place, -1), "amax")
 
 
-def around(chosen: Tensor, grid: tuple[int, int] | None) -> Tensor:
-    """The tokens beside, above and below the chosen ones on the grid (beside, where there is none), ``(B, N)`` bool."""
+def around(chosen: Tensor, grid: tuple[int, int] | None, among: Tensor) -> Tensor:
+    """The candidates beside, above and below the chosen ones on the grid, ``(B, N)`` bool.
+
+    Where there is no grid, those right before and behind them in the row of candidates.
+    """
+    if grid is None and not bool(among.all()):
+        place, real = compact(among)
+        beside = around(chosen.gather(1, place) & real, None, torch.ones_like(real)) & real
+        return torch.zeros_like(among).scatter_(1, place, beside)
     flat = chosen.reshape(-1, *(grid or (1, chosen.shape[1])))
     out = torch.zeros_like(flat)
     out[:, 1:] |= flat[:, :-1]
     out[:, :-1] |= flat[:, 1:]
     out[:, :, 1:] |= flat[:, :, :-1]
     out[:, :, :-1] |= flat[:, :, 1:]
-    return out.view_as(chosen) & ~chosen
+    return out.view_as(chosen) & ~chosen & among
 
 
 def near(among: Tensor, grid: tuple[int, int] | None, count: int) -> Tensor:

@@ -124,7 +124,10 @@ def check_needs_matter(trial: Trial) -> None:
     inert = trial.cls.inert
     for need in trial.made.needs or [Need("features")]:
         if need.name not in inert:
-            expect(_acts(trial, need), f"{_called(need)} to change the result when it changes (or a reason in inert)")
+            expect(
+                _acts(trial, need),
+                f"{_called(need, trial.made.needs)} to change the result when it changes (or a reason in inert)",
+            )
 
 
 def check_options_matter(trial: Trial) -> None:
@@ -158,6 +161,10 @@ def _outranks(trial: Trial, needs: Sequence[Need]) -> None:
     kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True) & ~trial.made.safe(s, r.counts)
     # What was merged is not lost, where anything is.
     dropped = r.owner < 0 if bool((r.owner < 0).any()) else torch.ones_like(kept).scatter_(1, r.kept, False)
+    merged = (r.owner >= 0) & torch.ones_like(kept).scatter_(1, r.kept, False)
+    if merged.any() and (r.owner < 0).any():
+        gap = _mean(rank, merged) - _mean(rank, r.owner < 0)
+        expect(gap > 0, f"merged tokens to have more score than dropped ones on average; the difference is {gap:.3g}")
     for name, value in _values(trial, s, rank, needs):
         gap = _mean(value, kept) - _mean(value, dropped)
         expect(gap > 0, f"kept tokens to have more {name} than dropped ones on average; the difference is {gap:.3g}")
@@ -169,14 +176,15 @@ def _values(trial: Trial, s: Signals, rank: Tensor, needs: Sequence[Need]) -> It
     if trial.cls.favours is None:
         for need in needs:
             if need.name in MEASURES:
-                yield _called(need), MEASURES[need.name](_at(s, need))
+                yield _called(need, needs), MEASURES[need.name](_at(s, need))
     for name in trial.cls.favours or ():
         named = [n for n in needs if n.name == name]
         yield name, MEASURES[name](_at(s, named[-1]) if named else s)
 
 
-def _called(need: Need) -> str:
-    return f"{need.name} at layer {need.layers[0]}" if len(need.layers) == 1 else need.name
+def _called(need: Need, needs: Sequence[Need]) -> str:
+    several = sum(n.name == need.name for n in needs) > 1
+    return f"{need.name} at layer {need.layers[0]}" if several and need.layers else need.name
 
 
 def _layered(trial: Trial, given: dict[str, Any], seed: int, only: Need | None = None) -> dict[str, Any]:
@@ -258,7 +266,3 @@ def _says(made: Method) -> Mapping[str, Any]:
         else (),
         "layers": [made.of_layer(keep, seen, layer, 8).tolist() for layer in range(8)],
     }
-
-
-def _mean(value: Tensor, among: Tensor) -> float:
-    return float(torch.where(among, value, 0.0).sum() / among.sum().clamp(min=1))

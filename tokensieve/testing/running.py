@@ -7,7 +7,19 @@ from typing import Any
 
 from tokensieve import registry
 from tokensieve.method import Method
-from tokensieve.testing import bad_input, budgets, draw, elsewhere, meaning, memory, order, precision, rows, values
+from tokensieve.testing import (
+    bad_input,
+    budgets,
+    draw,
+    elsewhere,
+    meaning,
+    memory,
+    order,
+    pinned,
+    precision,
+    rows,
+    values,
+)
 from tokensieve.testing.trial import Trial, reads
 
 Check = Callable[[Trial], None]
@@ -54,6 +66,7 @@ ONCE: tuple[Check, ...] = (
     values.check_methods_are_values,
     values.check_restore,
     values.check_saved_and_loaded,
+    pinned.check_pinned,
     memory.check_memory_is_not_quadratic,
 )
 """Run with the defaults."""

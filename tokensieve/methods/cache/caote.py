@@ -33,7 +33,10 @@ class CAOTE(Over):
         return (*self.inner.needs, Values())
 
     def score(self, s: Signals) -> Tensor:
-        rank = self.inner.score(s)
-        assert rank is not None
-        rows = rank[:, None] if self.scorer else s.get(WindowAttention(1))[1].flatten(1, -2)
+        if self.scorer:
+            rank = self.inner.score(s)
+            assert rank is not None
+            rows = rank[:, None]
+        else:
+            rows = s.get(WindowAttention(1))[1].flatten(1, -2)
         return score.per_token(score.eviction_error(rows, s.metric(Values()), s.valid, self.fast))

@@ -27,7 +27,7 @@ class EMS(Method):
 
     site = "cache"
     sites = ("cache",)
-    small = {"window": 4}
+    small = {"window": 4, "middle": 0.5, "alike": 0.0}
     positional = "the last tokens stay"
     window: int = option(32, "the last tokens, whose attention counts by itself and which stay", lo=1, unit="tokens")
     middle: float = option(3.0, "how many entries of middling rank may be merged", lo=0, unit="times the budget")

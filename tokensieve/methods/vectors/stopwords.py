@@ -25,7 +25,7 @@ class StopWordsFirst(Method):
 
     def score(self, s: Signals) -> Tensor:
         place = s.valid.to(s.features.dtype).cumsum(1)
-        return torch.where(s.get(StopWords)[1] > 0, -place - s.n, -place)
+        return torch.where(s.get(StopWords)[1] > 0, -place - place[:, -1:], -place)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.top(self.score(s), keep, s.valid))
