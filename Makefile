@@ -63,7 +63,7 @@ docs: $(MADE)
 	$(BIN)/mkdocs build --strict
 
 # What builds and judges a release has an environment of its own; nothing is uploaded.
-out/release/.venv/.made: Makefile
+out/release/.venv/.made:
 	mkdir -p out/release
 	$(PYTHON) -m venv out/release/.venv
 	out/release/.venv/bin/pip install --quiet --disable-pip-version-check build 'setuptools>=77' twine trove-classifiers

@@ -33,7 +33,7 @@ def check_clean(root: Path) -> None:
 
 def check_changelog(text: str, version: str) -> None:
     """Raises ValueError where a changelog has no entry of a version, or an empty one."""
-    found = re.search(rf"^## {re.escape(version)}\b[^\n]*\n(.*?)(?=^## |\Z)", text, re.M | re.S)
+    found = re.search(rf"^## {re.escape(version)}(?![\w.])[^\n]*\n(.*?)(?=^## |\Z)", text, re.M | re.S)
     if not found or not found[1].strip():
         raise ValueError(f"CHANGELOG.md says nothing of {version}: add '## {version}' and what has changed")
 
