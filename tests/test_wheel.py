@@ -74,7 +74,7 @@ def test_it_holds_the_package_and_nothing_else(wheel):
 
 
 def test_what_is_imported_is_the_wheel(fresh, tmp_path):
-    code = "import tokensieve, importlib.metadata as m; print(tokensieve.__file__, m.version('tokensieve'), tokensieve.__version__)"
+    code = "import tokensieve as t, importlib.metadata as m; print(t.__file__, m.version('tokensieve'), t.__version__)"
     file, installed, said = run(fresh / "python", "-I", "-c", code, cwd=tmp_path).split()
     assert Path(file).is_relative_to(fresh.parent)
     assert installed == said == ts.__version__
