@@ -77,38 +77,44 @@ def read(wheel: Path) -> tuple[Message, set[str]]:
         return HeaderParser().parsestr(archive.read(home).decode()), set(names)
 
 
+def run(*command: str | Path) -> None:
+    """Raises ValueError, with what it said, where a command fails."""
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout.rstrip()}")
+
+
 def main(python: str, out: Path = ROOT / "dist") -> None:
     """Build and check.
 
     Args:
         python: an interpreter whose environment has build, setuptools, twine and trove-classifiers.
-        out: where the two files go; what is there of earlier releases goes away.
+        out: where the two files go once all holds; what is there of earlier releases goes away.
     """
     from tokensieve import __version__ as version
 
     check_clean(ROOT)
     check_changelog((ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), version)
-    shutil.rmtree(out, ignore_errors=True)
     with tempfile.TemporaryDirectory() as folder:
-        tree = Path(folder) / "tokensieve"
+        tree, built = Path(folder) / "tokensieve", Path(folder) / "dist"
         packed = Path(folder) / "head.tar"
-        subprocess.run(["git", "archive", "--output", str(packed), "HEAD"], cwd=ROOT, check=True)
+        run("git", "archive", "--output", packed, "HEAD")
         with tarfile.open(packed) as archive:
             archive.extractall(tree, filter="data")
-        package = files(tree)
-        build = [python, "-m", "build", "--no-isolation", "--outdir", str(out), str(tree)]
-        subprocess.run(build, cwd=folder, check=True, stdout=subprocess.DEVNULL)
-    made = sorted(out.iterdir())
-    (wheel,) = (file for file in made if file.suffix == ".whl")
-    metadata, held = read(wheel)
-    check_metadata(metadata, version)
-    check_contents(held, package)
-    subprocess.run([python, "-m", "twine", "check", "--strict", *map(str, made)], check=True)
+        run(python, "-m", "build", "--no-isolation", "--outdir", built, tree)
+        (wheel,) = built.glob("*.whl")
+        metadata, held = read(wheel)
+        check_metadata(metadata, version)
+        check_contents(held, files(tree))
+        made = sorted(built.iterdir())
+        run(python, "-m", "twine", "check", "--strict", *made)
+        for file in made:
+            if file.stat().st_size > LARGEST:
+                raise ValueError(f"{file.name}: {file.stat().st_size / 1e6:.0f} MB; an index takes {LARGEST / 1e6:.0f}")
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.copytree(built, out)
     for file in made:
-        size = file.stat().st_size
-        if size > LARGEST:
-            raise ValueError(f"{file.name} has {size / 1e6:.0f} MB; an index takes {LARGEST / 1e6:.0f}")
-        print(f"{file.relative_to(ROOT)}: {size / 1e6:.1f} MB")
+        print(f"{out / file.name}: {(out / file.name).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":
