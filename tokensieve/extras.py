@@ -13,8 +13,8 @@ TOOLS = ("dev", "docs")
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra."""
-    return f"pip install '{NAME}[{extra}]'"
+    """The command that installs an extra. The package is on no index: by its name pip would find nothing, or a stranger's."""
+    return f"pip install '.[{extra}]' in the checkout of {NAME}"
 
 
 @dataclass(frozen=True)
