@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from tokensieve.bench.case import Case
+from tokensieve.bench.compat.check import Case
 
 import tokensieve as ts
 from tests.models import decoder, llava, prompt, text
