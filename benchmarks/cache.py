@@ -24,7 +24,7 @@ import tokensieve as ts
 from benchmarks import cache_cost
 from benchmarks.cache_plot import plot
 from benchmarks.resumed import Resumed, weights
-from tokensieve.method import Method
+from tokensieve.core.method import Method
 from tokensieve.methods.cache.sepllm import separators
 from tokensieve.sites.model.compatibility import cache_argument, cache_in
 from tokensieve.testbed import lm

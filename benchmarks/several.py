@@ -21,8 +21,8 @@ from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.cost import of_tokens
 from tokensieve.bench.run import BASELINES
-from tokensieve.plan import Plan, applied
-from tokensieve.sites.anatomy import find
+from tokensieve.core.plan import Plan, applied
+from tokensieve.sites.model.structure import find
 from tokensieve.testbed import PATCHES, PICTURES, Several, onevision
 
 PAGE = Path(__file__).parent.parent / "docs" / "several.md"

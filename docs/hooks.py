@@ -4,7 +4,7 @@ from itertools import groupby
 from typing import Any
 
 import tokensieve as ts
-from tokensieve.registry import Card
+from tokensieve.core.method_registry import Card
 
 MARK = "<!-- methods -->"
 

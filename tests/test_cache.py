@@ -13,10 +13,10 @@ from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
 from tests.models import IMAGE, decoder, eight_bits, llava, prompt, text
-from tokensieve.sites.decoder import decoder as site
-from tokensieve.sites.decoder import full_layers
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.model.compatibility import cache_of
+from tokensieve.sites.model.decoder import decoder as site
+from tokensieve.sites.model.decoder import full_layers
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 SMALL = {"window": 6}

@@ -10,12 +10,12 @@ from tests.models import decoder, eight_bits, text
 from tests.test_cache import GREEDY, SMALL, masked, steps
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.cross import CrossCase
-from tokensieve.sites.decoder import decoder as site
-from tokensieve.sites.decoder import full_layers
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.model.compatibility import cache_of
-from tokensieve.sites.positions import turned, turns
-from tokensieve.sites.taps import attach
+from tokensieve.sites.model.decoder import decoder as site
+from tokensieve.sites.model.decoder import full_layers
+from tokensieve.sites.model.position_ids import turned, turns
+from tokensieve.sites.model.taps import attach
 
 MLA = {
     "head_dim": 8,

@@ -156,7 +156,7 @@ def forbidden(config, inputs_embeds, attention_mask, cache, block_sequence_ids=N
 
 
 def test_rotary_tables_by_axis_are_gathered():
-    from tokensieve.sites import masks
+    from tokensieve.sites.model import masks
 
     table, index = torch.arange(3 * 2 * 7 * 4.0).view(3, 2, 7, 4), torch.tensor([[0, 3], [2, 6]])
     out = masks.arguments({"position_embeddings": (table, table)}, index, 7)["position_embeddings"][1]

@@ -7,7 +7,8 @@ import torch
 import tokensieve as ts
 from tests.test_parity_crops import CROPPED, SIDE, pictures
 from tests.test_parity_vlm import unit
-from tokensieve.parts import crops, groups
+from tokensieve.parts.score import crops
+from tokensieve.parts.select import groups
 from tokensieve.testing import features
 
 

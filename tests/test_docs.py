@@ -9,7 +9,7 @@ import torch
 
 import tokensieve as ts
 from tests.models import decoder, text
-from tokensieve import registry
+from tokensieve.core import method_registry
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,8 +23,8 @@ def test_the_method_of_the_guide_is_complete(monkeypatch):
         exec(compile("\n".join(blocks), "writing-a-method.md", "exec"), vars(guide))
         assert "halfhalf" in ts.methods()
     finally:
-        registry._METHODS.pop("halfhalf", None)
-        registry._SYSTEMS.pop("halfhalf", None)
+        method_registry._METHODS.pop("halfhalf", None)
+        method_registry._SYSTEMS.pop("halfhalf", None)
 
 
 def test_the_reference_names_every_public_name():

@@ -15,10 +15,10 @@ from tokensieve import extras, testbed
 from tokensieve.bench.compat import cross, tiny_models
 from tokensieve.bench.compat.check import Case
 from tokensieve.cli.main import main
-from tokensieve.sites.encoder import EncoderSite
-from tokensieve.sites.eviction import CacheSite
-from tokensieve.sites.language import LanguageSite
+from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.sieve import Sieve
+from tokensieve.sites.visual.encoder_site import EncoderSite
+from tokensieve.sites.visual.language_site import LanguageSite
 from tokensieve.testing import doctor, doctor_models
 from tokensieve.testing.doctor_models import Checked
 from tokensieve.testing.doctor_sites import GONE, SHORT, WHOLE, trials

@@ -10,8 +10,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
-from tokensieve.methods.vlm.fastv import FastV
-from tokensieve.methods.vlm.lvlm_csp import Scatter
+from tokensieve.methods.multistage.lvlm_csp import Scatter
+from tokensieve.methods.prefill.fastv import FastV
 from tokensieve.parts import select
 from tokensieve.planner import heads
 from tokensieve.testing import features

@@ -6,14 +6,14 @@ import warnings
 
 import pytest
 import torch
-from tokensieve.bench.compat.check import Case
 
 import tokensieve as ts
 from tests.models import decoder, llava, prompt, text
 from tests.test_sieve import gone, oracle
 from tests.works import image_last
-from tokensieve.registry import make
-from tokensieve.sites.fingerprint import Fingerprint
+from tokensieve.bench.compat.check import Case
+from tokensieve.core.method_registry import make
+from tokensieve.sites.model.fingerprint import Fingerprint
 
 MODELS = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 GREEDY = {"max_new_tokens": 4, "do_sample": False}

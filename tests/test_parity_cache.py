@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.models import decoder, text
-from tokensieve.parts import budget, pages
-from tokensieve.parts import rows as attention_rows
+from tokensieve.parts import budget
+from tokensieve.parts.attention import pages
+from tokensieve.parts.attention import rows as attention_rows
 from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (2, 100, 60)]

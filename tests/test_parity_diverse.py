@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 import tokensieve as ts
 from tests.models import llava, prompt
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.parts import cluster, coverage, dpp, groups, likeness
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.parts.merge import cluster
+from tokensieve.parts.numeric import similarity as likeness
+from tokensieve.parts.select import coverage, dpp, groups
 from tokensieve.testing import Largest, features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33)]

@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.parts import cluster, curve, distance, select
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.parts import select
+from tokensieve.parts.budget import adaptive_count
+from tokensieve.parts.merge import cluster
+from tokensieve.parts.select import distance
 from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (1, 180, 150)]
@@ -165,14 +168,14 @@ def test_a_knee_where_there_is_one():
     score = torch.tensor([[9.0, 1.0, 8.0, 0.5, 0.9, 7.0], [1, 1, 1, 1, 1, 1], [6, 5, 4, 3, 2, 1], [9, 1, 1, 3, 3, 3]])
     valid = torch.ones(4, 6, dtype=torch.bool)
     valid[3, 3:] = False
-    assert curve.knee(score, valid).tolist() == [3, 6, 6, 1]
+    assert adaptive_count.knee(score, valid).tolist() == [3, 6, 6, 1]
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=30))
 @settings(max_examples=80, deadline=None)
 def test_knees(values):
     assert int(
-        curve.knee(torch.tensor([values], dtype=torch.float32), torch.ones(1, len(values), dtype=torch.bool))
+        adaptive_count.knee(torch.tensor([values], dtype=torch.float32), torch.ones(1, len(values), dtype=torch.bool))
     ) == knee(values)
 
 

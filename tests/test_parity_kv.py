@@ -10,7 +10,8 @@ from tests.models import decoder, text
 from tests.test_cache import masked, steps
 from tests.test_parity_cache import SIZES, W, attention, best, kept, places
 from tokensieve.methods.cache.sepllm import separators
-from tokensieve.parts import layers, score
+from tokensieve.parts import score
+from tokensieve.parts.budget import across_layers
 from tokensieve.testing import features
 
 # ---- A2SF
@@ -213,7 +214,7 @@ def test_one_budget_for_all_layers():
     worth = [torch.rand(4, m, generator=g).sort(1, descending=True)[0] for m in (9, 5, 7)]
     most = torch.tensor([[9, 5, 7], [9, 5, 7], [2, 5, 1], [9, 0, 7]])
     total = torch.tensor([10, 21, 6, 30])
-    got = layers.across(worth, total, torch.full((4,), 2), most)
+    got = across_layers.across(worth, total, torch.full((4,), 2), most)
     for b in range(4):
         slots = [(-float(w[b, i]), la, i) for la, w in enumerate(worth) for i in range(int(most[b, la]))]
         taken = [x for x in slots if x[2] < 2]

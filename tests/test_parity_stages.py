@@ -11,8 +11,9 @@ import torch
 
 import tokensieve as ts
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
-from tokensieve.parts import budget, groups, score, select
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.parts import budget, score, select
+from tokensieve.parts.select import groups
 from tokensieve.testing import features
 
 

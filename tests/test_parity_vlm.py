@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tokensieve as ts
+from tokensieve.core.method_registry import make
 from tokensieve.parts import budget
-from tokensieve.registry import make
 from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (1, 180, 150)]

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, normalize
 
 import tokensieve as ts
-from tokensieve.needs import Need
-from tokensieve.parts import budget, distance, merge, score, select
+from tokensieve.core.needs import Need
+from tokensieve.parts import budget, merge, score, select
 from tokensieve.parts.budget import Keep
+from tokensieve.parts.select import distance
 from tokensieve.testing import Largest, features
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)

@@ -36,7 +36,7 @@ from transformers import (
     ViTModel,
 )  # fmt: skip
 
-from tokensieve.plan import plan
+from tokensieve.core.plan import plan
 from tokensieve.retrieval.encoders import encoded as encode
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends, join

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
-from tokensieve.sites.room import ROOM, RoomyLayer
+from tokensieve.sites.cache.growable_layer import ROOM, RoomyLayer
 
 ACTIONS = st.one_of(
     st.tuples(st.just("update"), st.integers(1, 3)),

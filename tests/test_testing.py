@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import tokensieve as ts
+from tokensieve.core.needs import CLSAttention, Keys
 from tokensieve.core.options import option
-from tokensieve.needs import CLSAttention, Keys
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.testing import check_method, method_checks, parametrize_with_checks
 

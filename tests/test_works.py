@@ -8,7 +8,7 @@ import torch
 from tests import works_models, works_running  # noqa: F401 (they fill the table)
 from tests.models import llava
 from tests.works import SITES, SITUATIONS, Setting, outcome
-from tokensieve.sites import guards
+from tokensieve.sites.model import guards
 
 CELLS = [
     pytest.param(name, site, marks=[pytest.mark.slow] if one.slow else [])

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.mutants import helpers, operators, page, traced
 from benchmarks.mutants.operators import INERT, Mutant
 from benchmarks.mutants.patched import ROOT, patched, recompiled
-from tokensieve import registry
+from tokensieve.core import method_registry
 from tokensieve.testing import method_checks
 
 OUT = ROOT / "out" / "mutants"
@@ -46,7 +46,7 @@ def main() -> None:
     sources = {
         str(p.relative_to(ROOT)): p.read_text() for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))
     }
-    checks = {name: _checks(name) for name in registry.methods()}
+    checks = {name: _checks(name) for name in method_registry.methods()}
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         state = _started(sources)
         _trace(state, checks, bar)
@@ -89,8 +89,8 @@ def _trace(state: dict[str, Any], checks: dict[str, Checks], bar: Progress) -> N
 
 def _mutants(sources: dict[str, str]) -> list[Mutant]:
     found = [m for file, source in sources.items() for m in operators.of(file, source)]
-    for name in registry.methods():
-        cls = registry.get(name)
+    for name in method_registry.methods():
+        cls = method_registry.get(name)
         file = cls.__module__.replace(".", "/") + ".py"
         for f in fields(cls):
             rule = "declared inert, with the reason" if f.name in cls.inert else ""

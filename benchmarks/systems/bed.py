@@ -11,7 +11,7 @@ import torch
 import tokensieve as ts
 from benchmarks import digits, several
 from tokensieve import testbed
-from tokensieve.method import Method
+from tokensieve.core.method import Method
 
 PER_KIND, BATCH = 40, 25
 INSIDE = {"layers": 1}  # of 4: the paper's second of 32 is as early; by the second of 4 the text has read the image

@@ -14,13 +14,13 @@ from torch import Tensor
 import tokensieve as ts
 from benchmarks.cache import follow, made
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.method import Method
+from tokensieve.core.method import Method
+from tokensieve.core.needs import AccumulatedAttention
+from tokensieve.core.signals import Signals
 from tokensieve.methods.cache.kvcompose import KVCompose
 from tokensieve.methods.cache.zipcache import ZipCache
-from tokensieve.needs import AccumulatedAttention
 from tokensieve.parts import score
-from tokensieve.signals import Signals
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.testbed import lm
 from tokensieve.testbed.lm.evaluate import stream
 

@@ -14,7 +14,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.methods.vlm.trimmed_llama import TrimmedLlama
+from tokensieve.methods.cross.trimmed_llama import TrimmedLlama
 from tokensieve.sites.model.compatibility import cache_in
 
 CROSS, SIZE, WIDTH = (1, 3, 5), 32, 64

@@ -10,8 +10,8 @@ from torch.nn.functional import normalize
 
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.parts import cluster
-from tokensieve.signals import Signals
+from tokensieve.core.signals import Signals
+from tokensieve.parts.merge import cluster
 
 
 @check(138)

@@ -12,12 +12,12 @@ import tokensieve as ts
 from benchmarks.systems.bed import INSIDE, SEED, Bed, Outcome, beats, check
 from benchmarks.systems.inside import calibration
 from tokensieve import testbed
-from tokensieve.focus import Focus
-from tokensieve.methods.vlm.corematching import CoreMatching
-from tokensieve.methods.vlm.lvlm_csp import Scatter
-from tokensieve.methods.vlm.yopo import YOPO
-from tokensieve.parts import flops
-from tokensieve.plan import Plan, Stage, plan
+from tokensieve.core.focus import Focus
+from tokensieve.core.plan import Plan, Stage, plan
+from tokensieve.methods.focus.yopo import YOPO
+from tokensieve.methods.multistage.lvlm_csp import Scatter
+from tokensieve.methods.prefill.corematching import CoreMatching
+from tokensieve.parts.budget import flops
 from tokensieve.planner import heads
 
 TEXT = 12

@@ -10,11 +10,12 @@ from scipy.stats import spearmanr
 
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.method import Method
-from tokensieve.needs import CLSAttention, Need
-from tokensieve.parts import budget, crops, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.signals import Signals
+from tokensieve.core.method import Method
+from tokensieve.core.needs import CLSAttention, Need
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import budget, score, select
+from tokensieve.parts.score import crops
 from tokensieve.testbed.onevision import TOKENS
 
 KINDS = ("identity", "colour", "location", "reading")

@@ -10,8 +10,8 @@ import torch
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
 from tokensieve import testbed
+from tokensieve.core.plan import Plan
 from tokensieve.parts.budget import Keep
-from tokensieve.plan import Plan
 from tokensieve.planner import schedule, stages
 from tokensieve.planner.drift import drift
 

@@ -14,9 +14,11 @@ from torch import Tensor
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, check
 from benchmarks.systems.cache import model
-from tokensieve.parts import anchor, segments, select
-from tokensieve.reduction import Reduction
-from tokensieve.sites import taps
+from tokensieve.core.reduction import Reduction
+from tokensieve.parts import select
+from tokensieve.parts.attention import anchor
+from tokensieve.parts.select import segments
+from tokensieve.sites.model import taps
 from tokensieve.testbed import lm
 from tokensieve.testbed.lm.evaluate import stream
 

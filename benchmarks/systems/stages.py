@@ -10,7 +10,7 @@ from transformers import DynamicCache
 import tokensieve as ts
 from benchmarks.systems.bed import Bed, Outcome, beats, check
 from tokensieve import testbed
-from tokensieve.methods.vlm.mustdrop import MustDrop
+from tokensieve.methods.multistage.mustdrop import MustDrop
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.model.compatibility import cache_argument
 

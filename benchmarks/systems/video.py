@@ -9,11 +9,11 @@ import torch
 import tokensieve as ts
 from benchmarks import several
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
+from tokensieve.core.plan import Stage, descent
+from tokensieve.core.signals import Signals
+from tokensieve.methods.prefill.text_attention import ByText
 from tokensieve.methods.video.framefusion import SHALLOW, FrameFusion
 from tokensieve.methods.video.lftr import LFTR
-from tokensieve.methods.vlm.text_attention import ByText
-from tokensieve.plan import Stage, descent
-from tokensieve.signals import Signals
 from tokensieve.testbed import ClipQuestion, Several
 from tokensieve.testbed.onevision import TOKENS
 

@@ -11,7 +11,7 @@ from transformers import DynamicCache
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, check
 from tokensieve import testbed
-from tokensieve.method import Method
+from tokensieve.core.method import Method
 from tokensieve.methods.cache.vasparse import VASparse
 from tokensieve.sites.model.compatibility import cache_argument
 from tokensieve.testbed.words import COUNTS

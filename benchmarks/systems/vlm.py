@@ -8,7 +8,7 @@ import torch
 
 import tokensieve as ts
 from benchmarks.systems.bed import INSIDE, SEED, Bed, Outcome, beats, check
-from tokensieve.plan import applied
+from tokensieve.core.plan import applied
 
 
 @check(380)

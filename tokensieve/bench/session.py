@@ -15,7 +15,7 @@ from tokensieve.bench.results import Results, Settings
 from tokensieve.bench.run import BASELINES, cells, run
 from tokensieve.bench.subject import Subject
 from tokensieve.bench.tables import table
-from tokensieve.plan import applied
+from tokensieve.core.plan import applied
 
 DEMO_BUDGETS = (192, 128, 64, 32)
 DEMO_PER_KIND = 8

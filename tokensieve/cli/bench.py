@@ -73,7 +73,7 @@ def show(
     from tokensieve.bench import overlay
     from tokensieve.bench.data import Sample, read_image
     from tokensieve.bench.subject import Subject
-    from tokensieve.plan import plan
+    from tokensieve.core.plan import plan
 
     whole = plan(method, budget(keep))
     if not image.is_file():

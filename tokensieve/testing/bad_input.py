@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from tokensieve.signals import MissingSignal
+from tokensieve.core.signals import MissingSignal
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, expect
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.needs import Need
+from tokensieve.core.method import Method
+from tokensieve.core.needs import Need
 
 HEADS, TEXT = 2, 7
 EXTRAS = ("frame", "crop", "head")

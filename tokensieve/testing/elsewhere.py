@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.focus import Focus
+from tokensieve.core.focus import Focus
+from tokensieve.core.signals import Signals
 from tokensieve.parts import budget
-from tokensieve.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, H, N, Trial, W, close, expect
 

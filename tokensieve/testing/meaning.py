@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from tokensieve.method import Method
-from tokensieve.needs import Keys, Need
+from tokensieve.core.method import Method
+from tokensieve.core.needs import Keys, Need
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score
-from tokensieve.signals import Signals
 from tokensieve.testing import draw, settings
 from tokensieve.testing.draw import EXTRAS
 from tokensieve.testing.trial import B, H, N, Trial, W, differ, expect, reads

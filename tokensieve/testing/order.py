@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.signals import Signals
+from tokensieve.core.method import Method
+from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, expect, slots
 

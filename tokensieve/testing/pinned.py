@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve import registry
-from tokensieve.focus import Focus
-from tokensieve.method import Method
-from tokensieve.signals import Signals
+from tokensieve.core import method_registry
+from tokensieve.core.focus import Focus
+from tokensieve.core.method import Method
+from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, H, N, Trial, W, expect, reads
 
@@ -97,8 +97,8 @@ def _looks(focus: Focus) -> list[Tensor]:
 def write() -> None:
     """Write the file anew, for all registered methods of the library."""
     pins = {
-        name: {what: digest() for what, digest in _situations(registry.get(name))}
-        for name in registry.methods()
-        if _own(registry.get(name))
+        name: {what: digest() for what, digest in _situations(method_registry.get(name))}
+        for name in method_registry.methods()
+        if _own(method_registry.get(name))
     }
     FILE.write_text(json.dumps(pins, indent=1) + "\n", encoding="utf-8")

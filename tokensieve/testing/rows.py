@@ -9,9 +9,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.reduction import Reduction
-from tokensieve.signals import Signals
+from tokensieve.core.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, close, expect, same, slots
 

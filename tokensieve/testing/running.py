@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tokensieve import registry
-from tokensieve.method import Method
+from tokensieve.core import method_registry
+from tokensieve.core.method import Method
 from tokensieve.testing import (
     bad_input,
     budgets,
@@ -81,7 +81,7 @@ def method_checks(method: str | type[Method], slow: bool = False) -> Iterator[tu
         method: a registered name, or a subclass of :class:`Method`, registered or not.
         slow: the checks of very many tokens, in the place of all others.
     """
-    cls = registry.get(method) if isinstance(method, str) else method
+    cls = method_registry.get(method) if isinstance(method, str) else method
     small = dict(cls.small)
     plans: list[tuple[str, dict[str, Any], tuple[Check, ...]]] = [("", {}, SLOW if slow else (*ALWAYS, *ONCE))]
     if not slow:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method, reduce
-from tokensieve.reduction import Reduction
+from tokensieve.core.method import Method, reduce
+from tokensieve.core.reduction import Reduction
 from tokensieve.testing import draw
 
 B, H, W = 3, 6, 6

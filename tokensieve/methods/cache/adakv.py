@@ -4,15 +4,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import make, register
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.methods.cache.score_wrappers import Inner, of_heads, pairs, ranking, safe_of_heads
 from tokensieve.methods.cache.snapkv import SnapKV
-from tokensieve.methods.over import Inner, of_heads, pairs, ranking, safe_of_heads
 from tokensieve.methods.recurring import SHARE
 from tokensieve.parts import budget, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import make, register
-from tokensieve.signals import Signals
 
 
 @register("adakv")

@@ -2,12 +2,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Values, WindowAttention
 from tokensieve.core.options import option
-from tokensieve.methods.over import Over
-from tokensieve.needs import Values, WindowAttention
+from tokensieve.core.signals import Signals
+from tokensieve.methods.cache.score_wrappers import Over
 from tokensieve.parts import score
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("caote", systems=[366])

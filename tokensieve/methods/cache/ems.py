@@ -2,14 +2,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import AccumulatedAttention, Keys, WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import COSINE
-from tokensieve.needs import AccumulatedAttention, Keys, WindowAttention
 from tokensieve.parts import merge, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("ems", systems=[179])

@@ -4,14 +4,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import TokenIds
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import BUDGET
-from tokensieve.needs import TokenIds
 from tokensieve.parts import budget, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 MARKS = ".,?!;: \t\n"
 

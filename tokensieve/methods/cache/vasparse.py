@@ -3,12 +3,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Visual, VisualShare, WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import Visual, VisualShare, WindowAttention
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("vasparse", systems=[288])

@@ -3,12 +3,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.parts import budget, medoids, temporal
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import budget
+from tokensieve.parts.score import temporal
+from tokensieve.parts.select import medoids
 
 ALGORITHMS = ("kmedoids", "spectral")
 PIECE = 1024

@@ -3,14 +3,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import COSINE, SHARE
-from tokensieve.needs import CLSAttention
-from tokensieve.parts import budget, merge, score, select, temporal
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.parts import budget, merge, score, select
+from tokensieve.parts.score import temporal
 
 NEIGHBOURS = 4
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, ends
 from tokensieve.retrieval.index.errors import Incompatible
