@@ -87,13 +87,13 @@ def test_btp_corrects_the_bias_to_late_positions():
 
 def test_farthest_goes_on_from_a_start():
     x = features(3, 150, 8)
-    among = torch.rand(3, 150, generator=torch.Generator().manual_seed(2)) < 0.8
+    candidates = torch.rand(3, 150, generator=torch.Generator().manual_seed(2)) < 0.8
     start = torch.zeros(3, 150, dtype=torch.bool)
     start[0, [3, 77]] = start[2, :40] = True
-    got = distance.farthest(x, torch.tensor([90, 20, 30]), among, start)
-    assert not bool((got & (start | ~among)).any())
+    got = distance.farthest(x, torch.tensor([90, 20, 30]), candidates, start)
+    assert not bool((got & (start | ~candidates)).any())
     for row, count in enumerate((90, 20, 30)):
-        place = (among | start)[row].nonzero()[:, 0]
+        place = (candidates | start)[row].nonzero()[:, 0]
         first = [place.tolist().index(i) for i in start[row].nonzero()[:, 0].tolist()]
         want = farthest(x[row, place], first, count)
         assert set(got[row].nonzero()[:, 0].tolist()) == {int(place[i]) for i in want} - set(
@@ -114,8 +114,8 @@ def test_vmtc(batch, n, keep):
         spare = min(int(keep * 0.5 + 0.5), keep - 1)
         primary = best(importance, keep - spare, range(n))
         rest = [i for i in range(n) if i not in primary]
-        among = torch.tensor([[i in rest for i in range(n)]])
-        chosen, target = cluster.means(torch.tensor(unit(x[row].numpy()))[None], torch.tensor([spare]), among, 10)
+        candidates = torch.tensor([[i in rest for i in range(n)]])
+        chosen, target = cluster.means(torch.tensor(unit(x[row].numpy()))[None], torch.tensor([spare]), candidates, 10)
         centres = chosen[0].nonzero()[:, 0].tolist() if spare else []
         owner = {i: int(target[0, i]) for i in rest} if spare else {}
         want = sorted([*primary, *centres])

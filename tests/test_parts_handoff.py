@@ -21,13 +21,13 @@ from tokensieve.testing import features
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=40), st.integers(0, 6))
 def test_outliers_are_numpys(values, padding):
     score_ = torch.tensor([values + [99.0] * padding])
-    among = torch.arange(score_.shape[1])[None] < len(values)
+    candidates = torch.arange(score_.shape[1])[None] < len(values)
     y = np.array(values, dtype=np.float64)
     low, high = np.percentile(y, 25), np.percentile(y, 75)
     edge = high + 1.5 * (high - low)
     # A value on the edge itself may fall to either side by rounding.
     if np.abs(y - edge).min() > 1e-9:
-        assert int(adaptive_count.outliers(score_, among)) == max(int((y > edge).sum()), 1)
+        assert int(adaptive_count.outliers(score_, candidates)) == max(int((y > edge).sum()), 1)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 5))

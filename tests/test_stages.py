@@ -20,7 +20,7 @@ SYSTEMS = [
     name
     for name in ts.methods()
     if (stages := method_registry.make(name).stages(0.5))
-    and not any(s.method.recalls for s in stages)  # those: test_focus
+    and not any(s.method.restores_dropped for s in stages)  # those: test_focus
 ]
 EXACT = [name for name in SYSTEMS if not method_registry.make(name).adaptive]
 EARLY = [name for name in SYSTEMS if method_registry.get(name).site == "handoff"]

@@ -28,7 +28,7 @@ class Right(ts.Method):
         return score.attention(s, self.needs[0])
 
     def reduce(self, s, keep):
-        long = budget.share(keep, self.share)
+        long = budget.fraction_of(keep, self.share)
         chosen = select.top(self.score(s), keep - long, s.valid)
         return ts.Reduction.keep(chosen | select.top(s.features.norm(dim=2), long, s.valid & ~chosen))
 
@@ -128,7 +128,7 @@ class Idle(ts.Method):
     def score(self, s):
         return score.attention(s, self.needs[0])
 
-    def safe(self, s, keep):
+    def always_keep(self, s, keep):
         return select.last(keep.clamp(max=32), s.valid)
 
 

@@ -84,7 +84,7 @@ def cost(
     for layer, here in layered(stages, anatomy.language).items():
         per_layer += [float(now)] * (layer - len(per_layer))
         for stage in here:
-            now = entered if stage.method.recalls else now
+            now = entered if stage.method.restores_dropped else now
             now = _count(solve(stage.keep, per_layer, depth, now, tokens, text, anatomy.language.config), now)
     per_layer += [float(now)] * (depth - len(per_layer))
     made = of_tokens(anatomy, per_layer, in_encoder, tokens, text)

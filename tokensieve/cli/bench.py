@@ -56,7 +56,7 @@ def bench(
     names = [n.strip() for n in methods.split(",") if n.strip()]
     budgets = [budget(k) for k in keep.split(",")]
     rest = (which, images, question, limit, batch, seed, dtype, device, new_tokens)
-    asked = session.Asked(model, names, budgets, out, *rest)
+    asked = session.BenchConfig(model, names, budgets, out, *rest)
     measured(lambda: session.bench(asked, console()), out)
 
 

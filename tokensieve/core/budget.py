@@ -162,3 +162,10 @@ def of(keep: int | float, held: Tensor) -> Tensor:
     if isinstance(direct, int):
         return held.clamp(max=direct)
     return torch.floor(held.double() * direct + 0.5).long().clamp(min=1).minimum(held)
+
+
+def last(keep: Budget) -> Budget:
+    """A number or share of tokens as what the last of several stages leaves; budgets over layers as they are."""
+    if isinstance(keep, Keep):
+        return keep if keep.layered else Keep(last=keep.direct, per=keep.per)
+    return Keep(last=keep)

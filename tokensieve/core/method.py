@@ -36,15 +36,15 @@ class Method:
 
     Attributes:
         name: the registered name.
-        site: where the paper applies it, one of ``tokensieve.core.plan.SITES`` ("encoder", "handoff", ...); any other one of ``sites``
-            may be asked for.
+        site: where the paper applies it, one of ``tokensieve.core.plan.SITES`` ("encoder", "handoff", ...); any other one of
+            ``sites`` may be asked for.
         sites: all sites that can supply its needs.
         adaptive: True where the method may keep fewer tokens than the budget by its own rule; where that depends on a field,
             `__post_init__` sets it, so read it from the instance.
         pairs: True where the algorithm compares all pairs of tokens, or tokens with cluster centres round by round (time
             quadratic in N, memory in blocks).
         proportional: True where later attention weighs merged tokens by their size.
-        recalls: True where, in front of its prefill stage, tokens that left inside the language model come back.
+        restores_dropped: True where, in front of its prefill stage, tokens that left inside the language model come back.
         ends: for a system of several stages, True where the number given to ``tokensieve.sieve`` is what its last stage leaves;
             in a plan it is the mean over the language model's layers for all.
         layer: for `prefill`, the language-model layer before which tokens leave by default.
@@ -53,12 +53,12 @@ class Method:
             other, which share one budget; ``head`` names each one's head).
         shared: for `cache` and the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
             they evict together, behind the last.
-        reading: for `cache`, True where nothing leaves and layers read a few entries, as :meth:`roles` says.
-        group: for `cache` and a method under which the queries of a prompt read a few keys: of how many that read the same
-            ones, as :meth:`worth` says; 0 for all others.
+        sparse_decode: for `cache`, True where nothing leaves and layers read a few entries, as :meth:`layer_roles` says.
+        query_block_size: for `cache` and a method under which the queries of a prompt read a few keys: of how many that
+            read the same ones, as :meth:`key_scores` says; 0 for all others.
         visual: for `cache`, True where the budget counts visual entries alone, of each image: what else the prompt held has
             room beside them, and what is decoded takes theirs.
-        protected: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
+        min_kept: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
             stays whole.
         small: options with which the algorithm has a choice to make among a few dozen tokens, where with the defaults (a window
             of 32, say) it has none; the contract's checks run with both.
@@ -75,12 +75,12 @@ class Method:
     adaptive: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     proportional: ClassVar[bool] = False
-    recalls: ClassVar[bool] = False
+    restores_dropped: ClassVar[bool] = False
     ends: ClassVar[bool] = False
     layer: ClassVar[int] = 2
     unit: ClassVar[str] = "head"
     shared: ClassVar[bool] = False
-    reading: ClassVar[bool] = False
+    sparse_decode: ClassVar[bool] = False
     visual: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
     inert: ClassVar[Mapping[str, str]] = {}
@@ -92,11 +92,11 @@ class Method:
         check_options(self)
 
     @property
-    def group(self) -> int:
+    def query_block_size(self) -> int:
         return 0
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return 0
 
     @property
@@ -113,7 +113,7 @@ class Method:
         """``(B, N)``, what the method ranks tokens by, for heat maps; None where it does not rank them."""
         return None
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         """``(B, N)`` bool, at most ``keep`` tokens that stay whatever their score; by default none."""
         return torch.zeros_like(s.valid)
 
@@ -122,10 +122,10 @@ class Method:
 
         By default those that are safe, and of the others those of the highest score.
         """
-        score, safe = self.score(s), self.safe(s, keep)
+        score, always_keep = self.score(s), self.always_keep(s, keep)
         if score is None:
             raise NotImplementedError(f"{self.name} has neither a score nor a reduction of its own")
-        return Reduction.keep(safe | top(score, keep - safe.sum(1), s.valid & ~safe))
+        return Reduction.keep(always_keep | top(score, keep - always_keep.sum(1), s.valid & ~always_keep))
 
     def focus(self, s: Signals, keep: int | float) -> Focus:
         """At ``site="focus"``: what of a layer is left, all tokens staying. ``keep`` says of what: see the method."""
@@ -139,12 +139,13 @@ class Method:
         """
         return keep
 
-    def roles(self, depth: int) -> list[str]:
+    def layer_roles(self, depth: int) -> list[str]:
         """For `cache` and a method that reads: which of ``depth`` layers are "dense", which "select", and which "read"."""
         return ["dense"] * depth
 
-    def worth(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
-        """For `cache` and methods with a :attr:`group`: how much each key is worth to a group of queries, below 0 if not read.
+    def key_scores(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
+        """For `cache` and methods with a :attr:`query_block_size`: how much each key is worth to a block of queries, below 0
+        if not read.
 
         Args:
             query: ``(B, H, g, d)``; key: ``(B, H, n, d)``, those in front of the group and its own g, which are always read.

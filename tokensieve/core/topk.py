@@ -6,15 +6,15 @@ import torch
 from torch import Tensor
 
 
-def ranked(score: Tensor, count: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+def ranked(score: Tensor, count: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """The ``count[b]`` candidates of highest score: positions, best first, ``(B, max count)``, and which are real."""
-    count = count.minimum(among.sum(1))[:, None]
+    count = count.minimum(candidates.sum(1))[:, None]
     # A candidate's minus infinity must still stand before what is no candidate.
-    score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~among, -torch.inf)
+    score = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~candidates, -torch.inf)
     order = score.argsort(dim=1, descending=True, stable=True)[:, : int(count.max())]
     return order, torch.arange(order.shape[1], device=score.device) < count
 
 
-def top(score: Tensor, count: Tensor, among: Tensor) -> Tensor:
+def top(score: Tensor, count: Tensor, candidates: Tensor) -> Tensor:
     """The ``count[b]`` candidates of highest score in each row."""
-    return torch.zeros_like(among).scatter_(1, *ranked(score, count, among))
+    return torch.zeros_like(candidates).scatter_(1, *ranked(score, count, candidates))

@@ -158,7 +158,7 @@ def _outranks(trial: Trial, needs: Sequence[Need]) -> None:
     r = trial.run(x, SIDE * SIDE // 2, given, grid=(SIDE, SIDE))
     if r.m < SIDE * SIDE // 2:  # it has no use for as many, and might drop none
         r = trial.run(x, max(r.m // 2, 1), given, grid=(SIDE, SIDE))
-    kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True) & ~trial.made.safe(s, r.counts)
+    kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True) & ~trial.made.always_keep(s, r.counts)
     # What was merged is not lost, where anything is.
     dropped = r.owner < 0 if bool((r.owner < 0).any()) else torch.ones_like(kept).scatter_(1, r.kept, False)
     merged = (r.owner >= 0) & torch.ones_like(kept).scatter_(1, r.kept, False)
@@ -214,8 +214,8 @@ def _at(s: Signals, need: Need) -> Signals:
     return s.over(**{need.name: torch.stack([value[i] for i in need.layers]).mean(0)})
 
 
-def _mean(value: Tensor, among: Tensor) -> float:
-    return float(torch.where(among, value, 0.0).sum() / among.sum().clamp(min=1))
+def _mean(value: Tensor, candidates: Tensor) -> float:
+    return float(torch.where(candidates, value, 0.0).sum() / candidates.sum().clamp(min=1))
 
 
 def _acts(trial: Trial, need: Need) -> bool:
@@ -259,8 +259,10 @@ def _says(made: Method) -> Mapping[str, Any]:
     return {
         "needs": made.needs,
         "stages": [(type(stage.method), stage.keep, stage.layers) for stage in made.stages(0.25)],
-        "attributes": [getattr(made, k) for k in ("adaptive", "protected", "bits", "group", "unit", "layer", "sites")],
-        "roles": made.roles(16) if made.reading else (),
+        "attributes": [
+            getattr(made, k) for k in ("adaptive", "min_kept", "bits", "query_block_size", "unit", "layer", "sites")
+        ],
+        "roles": made.layer_roles(16) if made.sparse_decode else (),
         "off": made.focus(Signals(features=torch.ones(1, 9, 4), grid=(3, 3)), 9).off
         if not made.needs and "focus" in made.sites
         else (),

@@ -40,10 +40,10 @@ class AnchorAttention(Method):
         return (WindowAttention(self.block),)
 
     @property
-    def group(self) -> int:
+    def query_block_size(self) -> int:
         return self.block * self.step
 
-    def worth(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
+    def key_scores(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
         return anchor.stripes(query, key, scale, real, self.block, self.gap)
 
     def score(self, s: Signals) -> Tensor:

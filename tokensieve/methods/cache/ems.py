@@ -38,21 +38,21 @@ class EMS(Method):
         return (AccumulatedAttention(), WindowAttention(self.window), Keys())
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.window
 
     def score(self, s: Signals) -> Tensor:
         everywhere = score.attention(s, self.needs[0])
         lately = score.per_token(s.get(self.needs[1])[1])
         count = s.valid.sum(1, keepdim=True)
-        return (score.share(everywhere, s.valid) * count).maximum(score.share(lately, s.valid) * count)
+        return (score.normalized(everywhere, s.valid) * count).maximum(score.normalized(lately, s.valid) * count)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, keep.clamp(max=self.window))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        rank, safe = self.score(s), self.safe(s, keep)
-        stay = safe | select.top(rank, keep - safe.sum(1), s.valid & ~safe)
+        rank, always_keep = self.score(s), self.always_keep(s, keep)
+        stay = always_keep | select.top(rank, keep - always_keep.sum(1), s.valid & ~always_keep)
         middling = select.top(rank, (keep * self.middle).round().long(), s.valid & ~stay)
         target, like = merge.nearest(s.metric(self.needs[2]), stay)
         joins = middling & (like >= self.alike)

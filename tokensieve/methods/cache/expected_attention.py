@@ -32,7 +32,7 @@ class ExpectedAttention(Method):
         return (ExpectedLogits(self.future), Values())
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.sinks + 1
 
     def score(self, s: Signals) -> Tensor:
@@ -46,5 +46,5 @@ class ExpectedAttention(Method):
     def _sinks(self, s: Signals) -> Tensor:
         return torch.full((s.batch,), self.sinks, device=s.device)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return select.first(self._sinks(s).minimum(keep - 1), s.valid)

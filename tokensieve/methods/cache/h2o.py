@@ -33,11 +33,11 @@ class H2O(Method):
         return (AccumulatedAttention(queries=self.queries),)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return 1
 
     def score(self, s: Signals) -> Tensor:
         return score.attention(s, self.needs[0])
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
-        return select.last(budget.share(keep, self.recent), s.valid)
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
+        return select.last(budget.fraction_of(keep, self.recent), s.valid)

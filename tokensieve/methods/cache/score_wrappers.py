@@ -57,10 +57,10 @@ def of_heads(inner: Method, s: Signals) -> Tensor:
     return score.together(rank, where, s)
 
 
-def safe_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
+def always_keep_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
     """``(B, N)`` bool: what such a method has stay of each head, of which it would keep ``keep``, ``(B, G)``."""
     each, where = score.apart(s)
-    return score.together(inner.safe(each, keep.flatten()).float(), where, s) > 0
+    return score.together(inner.always_keep(each, keep.flatten()).float(), where, s) > 0
 
 
 class Inner(Method):
@@ -78,8 +78,8 @@ class Inner(Method):
         return self.inner.needs
 
     @property
-    def protected(self) -> int:
-        return self.inner.protected
+    def min_kept(self) -> int:
+        return self.inner.min_kept
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Over(Inner):
     def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
         return self.inner.of_layer(keep, seen, layer, depth)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
-        return self.inner.safe(s, keep)
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
+        return self.inner.always_keep(s, keep)
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ class Last(Method):
         return (WindowAttention(1),)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return 1
 
     def score(self, s: Signals) -> Tensor:
         return score.per_token(s.get(self.needs[0])[1])
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, 1)

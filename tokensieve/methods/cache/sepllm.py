@@ -52,14 +52,14 @@ class SepLLM(Method):
         return (TokenIds,)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.sinks + 1
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         kept = select.first((keep - 1).clamp(max=self.sinks), s.valid)
         marks = torch.tensor(self.separators, device=s.device, dtype=torch.long)
         is_mark = (s.get(TokenIds)[1][..., None] == marks).any(-1)
-        most = budget.share(keep, self.share).minimum(keep - kept.sum(1) - 1).clamp(min=0)
+        most = budget.fraction_of(keep, self.share).minimum(keep - kept.sum(1) - 1).clamp(min=0)
         recent = select.last(keep - kept.sum(1) - most, s.valid & ~kept)
         kept = kept | recent
         kept = kept | select.last(most, s.valid & is_mark & ~kept)

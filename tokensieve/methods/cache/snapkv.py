@@ -33,11 +33,11 @@ class SnapKV(Method):
         return (WindowAttention(self.window),)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.window
 
     def score(self, s: Signals) -> Tensor:
         return score.observed(s, self.needs[0], self.kernel, self.pooling)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, keep.clamp(max=self.window))

@@ -27,7 +27,7 @@ class StreamingLLM(Method):
     sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.sinks + 1
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:

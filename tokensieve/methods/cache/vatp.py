@@ -33,14 +33,14 @@ class VATP(Over):
         return (*self.inner.needs, Values())
 
     @property
-    def protected(self) -> int:
-        return self.inner.protected + self.sinks
+    def min_kept(self) -> int:
+        return self.inner.min_kept + self.sinks
 
     def score(self, s: Signals) -> Tensor:
         rank = self.inner.score(s)
         assert rank is not None
         return rank * s.metric(Values()).abs().sum(-1)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
-        safe = self.inner.safe(s, keep)
-        return safe | select.first((keep - safe.sum(1)).clamp(max=self.sinks), s.valid)
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
+        always_keep = self.inner.always_keep(s, keep)
+        return always_keep | select.first((keep - always_keep.sum(1)).clamp(max=self.sinks), s.valid)

@@ -12,7 +12,7 @@ from tokensieve.core.options import option
 from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
-from tokensieve.methods.prefill.text_attention import ByText
+from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.recurring import DEPTH, encoder_layer_option
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.budget import adaptive_count
@@ -48,4 +48,4 @@ class CLSInflection(Method):
 
     def stages(self, keep: budget.Budget) -> Sequence[Stage]:
         first, mean = budget.times(keep, 1.2), budget.mean(keep)
-        return (Stage(self, first), Stage(ByText(), mean, layers=(self.cut,)))
+        return (Stage(self, first), Stage(TextRanking(), mean, layers=(self.cut,)))

@@ -46,7 +46,9 @@ class FlowCut(Method):
         stay, total = s.valid, None
         for left, layer in zip(reversed(range(len(self.encoder_layers))), self.encoder_layers, strict=True):
             cls, like = (score.per_token(s.get(need, layer)[1]) for need in self.needs[:2])
-            flow = (score.share(cls, stay) + score.share(like, stay)) * s.metric(self.needs[2], layer).norm(p=1, dim=-1)
+            flow = (score.normalized(cls, stay) + score.normalized(like, stay)) * s.metric(self.needs[2], layer).norm(
+                p=1, dim=-1
+            )
             total = flow if total is None else (total + flow) / 2
             if left % 2 == 0:
                 stay = select.top(total, budget.concentrate(cls, stay, keep, left), stay)

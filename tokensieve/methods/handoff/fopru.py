@@ -44,7 +44,7 @@ class FoPru(Method):
             raise MissingSignal(f"fopru's mode 'row' needs the tokens' grid; pass {HOW['grid']}, or use mode='rank'")
         high, wide = s.grid
         row = (torch.arange(s.n, device=s.device) // wide).expand(s.batch, -1)
-        held = select.held(row, s.valid, high)
+        held = select.group_sizes(row, s.valid, high)
         mean = groups.sums(self.score(s), row, s.valid, high) / held
         count = groups.filled(keep, mean.nan_to_num(nan=-torch.inf), held)
         return Reduction.keep(select.top_of_each(self.score(s), count, row, s.valid))

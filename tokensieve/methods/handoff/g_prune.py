@@ -49,7 +49,7 @@ class GPrune(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group = self._group(s)
-        held = select.held(group, s.valid, 2)
+        held = select.group_sizes(group, s.valid, 2)
         return Reduction.keep(select.top_of_each(self.score(s), budget.allot(keep, held, held), group, s.valid))
 
     def _group(self, s: Signals) -> Tensor:

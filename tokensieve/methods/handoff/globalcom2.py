@@ -44,12 +44,12 @@ class GlobalCom2(Method):
             return own
         seen = crops.seen(own, crops.spots(s), s.valid & (group == 0))
         blended = groups.scaled(own, group, s.valid, number) + groups.scaled(seen, group, s.valid, number)
-        alone = select.held(group, s.valid, number)[:, 1:-1].sum(1, keepdim=True) == 0
+        alone = select.group_sizes(group, s.valid, number)[:, 1:-1].sum(1, keepdim=True) == 0
         return torch.where((group == 0) | alone, own, blended)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group, number = crops.of(s)
-        held = select.held(group, s.valid, number)
+        held = select.group_sizes(group, s.valid, number)
         weight = held.double()
         if number > 2:
             alone = held[:, 1:-1].sum(1, keepdim=True) == 0

@@ -41,7 +41,7 @@ class HiPrune(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         middle, deep = score.attention(s, self.needs[0]), self.score(s)
-        anchors = select.top(middle, budget.share(keep, self.alpha / 5), s.valid)
+        anchors = select.top(middle, budget.fraction_of(keep, self.alpha / 5), s.valid)
         buffers = select.top(middle, keep - anchors.sum(1), select.around(anchors, s.grid, s.valid))
         chosen = anchors | buffers
         return Reduction.keep(chosen | select.top(deep, keep - chosen.sum(1), s.valid & ~chosen))

@@ -41,8 +41,8 @@ class HiRED(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group, number = crops.of(s)
-        held = select.held(group, s.valid, number)
-        thumbnail = budget.share(keep, self.alpha).minimum(held[:, 0]).maximum(keep - held[:, 1:].sum(1))
+        held = select.group_sizes(group, s.valid, number)
+        thumbnail = budget.fraction_of(keep, self.alpha).minimum(held[:, 0]).maximum(keep - held[:, 1:].sum(1))
         room = held.clone()
         room[:, 0] = 0
         count = budget.allot(keep - thumbnail, self._looks(s, group, number) if number > 2 else room, room)

@@ -46,7 +46,7 @@ class HoloV(Method):
         attention = self.score(s)
         centre, target = select.cells(torch.full_like(keep, self.crops), s.valid, s.grid)
         crop = (centre.long().cumsum(1) - 1).gather(1, target.clamp(min=0)).masked_fill(~s.valid, -1)
-        held = select.held(crop, s.valid, self.crops)
+        held = select.group_sizes(crop, s.valid, self.crops)
         value = _relative(attention, s.valid)
         value = value + self.alpha * _relative(groups.variety(s.features, crop, self.crops, s.valid), s.valid)
         weight = torch.zeros(held.shape, device=s.device).scatter_add_(1, crop.clamp(min=0), value.float() * s.valid)
@@ -54,6 +54,6 @@ class HoloV(Method):
         return Reduction.keep(select.top_of_each(attention, quota, crop, s.valid))
 
 
-def _relative(value: Tensor, among: Tensor) -> Tensor:
+def _relative(value: Tensor, candidates: Tensor) -> Tensor:
     """Values over their mean among the candidates."""
-    return score.share(value, among) * among.sum(1, keepdim=True)
+    return score.normalized(value, candidates) * candidates.sum(1, keepdim=True)

@@ -55,6 +55,6 @@ class MMTok(Method):
         return coverage.calibrated(like, torch.cat(sharpness, 1), torch.cat(share, 1), s.valid)
 
 
-def _mean(among: Tensor) -> Tensor:
-    """Weights of a mean over ``among``."""
-    return among.float() / among.sum(1, keepdim=True).clamp(min=1)
+def _mean(candidates: Tensor) -> Tensor:
+    """Weights of a mean over ``candidates``."""
+    return candidates.float() / candidates.sum(1, keepdim=True).clamp(min=1)

@@ -43,7 +43,7 @@ class TokenCorrelation(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group, number = crops.of(s)
-        held = select.held(group, s.valid, number)
+        held = select.group_sizes(group, s.valid, number)
         often = groups.alike(s.metric(self.needs[1], self.encoder_layer), self.alike, group, s.valid, number)
         size = held.gather(1, group)
         weight = groups.sums((often <= self.often * size).double(), group, s.valid, number)

@@ -41,7 +41,7 @@ class VisionDrop(Method):
         return score.attention(s, self.needs[0])
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        spare = budget.share(keep, self.contextual)
+        spare = budget.fraction_of(keep, self.contextual)
         dominant = select.top(self.score(s), keep - spare, s.valid)
         rest = s.valid & ~dominant
         targets = select.evenly(spare, rest)

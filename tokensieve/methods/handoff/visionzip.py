@@ -37,7 +37,7 @@ class VisionZip(Method):
         return score.attention(s, self.needs[0])
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        spare = budget.share(keep, self.contextual)
+        spare = budget.fraction_of(keep, self.contextual)
         dominant = select.top(self.score(s), keep - spare, s.valid)
         rest = s.valid & ~dominant
         targets = (select.strided if self.parity else select.evenly)(spare, rest)

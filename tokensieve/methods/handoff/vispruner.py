@@ -40,7 +40,7 @@ class VisPruner(Method):
         return score.attention(s, self.needs[0])
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        diverse = budget.share(keep, 1 - self.important)
+        diverse = budget.fraction_of(keep, 1 - self.important)
         important = select.top(self.score(s), keep - diverse, s.valid)
         rest = s.valid & ~important
         place, real = select.ranked(self.score(s), rest.sum(1), rest)

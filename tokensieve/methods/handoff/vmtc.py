@@ -40,7 +40,7 @@ class VMTC(Method):
         return score.attention(s, self.needs[0])
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        importance, spare = self.score(s), budget.share(keep, 1 - self.primary)
+        importance, spare = self.score(s), budget.fraction_of(keep, 1 - self.primary)
         primary = select.top(importance, keep - spare, s.valid)
         rest = s.valid & ~primary
         centres, target = cluster.means(normalize(s.features, dim=-1), spare, rest, ROUNDS)

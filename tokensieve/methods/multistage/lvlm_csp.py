@@ -23,7 +23,7 @@ class Scatter(Method):
 
     site = "prefill"
     sites = ("prefill",)
-    recalls = True
+    restores_dropped = True
     inert = {"features": "tokens lie evenly along the row, whatever they hold"}
     positional = "tokens lie evenly along the row"
 

@@ -47,7 +47,7 @@ class MustDrop(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         saliency, place = self.score(s), torch.arange(s.n, device=s.device)
-        keys = select.top(saliency, budget.share(keep, self.protect), s.valid)
+        keys = select.top(saliency, budget.fraction_of(keep, self.protect), s.valid)
         group, number = select.windows(s.valid & ~keys, s.grid, self.window)
         last = select.last_of_each(group, number).gather(1, group.clamp(min=0))
         alike = groups.cohesion(s.features, group, number).gather(1, group.clamp(min=0))
@@ -84,12 +84,12 @@ class MustDropL(Method):
     def score(self, s: Signals) -> Tensor:
         rows, real = score.text_rows(s, TextAttention)
         rows = rows * real[..., None]
-        return score.share(rows.sum(1, dtype=torch.float64).to(rows.dtype), s.valid).maximum(
-            score.share(rows.amax(1), s.valid)
+        return score.normalized(rows.sum(1, dtype=torch.float64).to(rows.dtype), s.valid).maximum(
+            score.normalized(rows.amax(1), s.valid)
         )
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        keys = select.top(score.last_row(*score.text_rows(s, Ranking)), budget.share(keep, self.protect), s.valid)
+        keys = select.top(score.last_row(*score.text_rows(s, Ranking)), budget.fraction_of(keep, self.protect), s.valid)
         return Reduction.keep(keys | select.top(self.score(s), keep - keys.sum(1), s.valid & ~keys))
 
 
@@ -119,5 +119,5 @@ class MustDropC(Method):
     def score(self, s: Signals) -> Tensor:
         return score.per_token(s.get(self.needs[0])[1])
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return select.last(keep, s.valid & (s.get(Visual)[1] <= 0))

@@ -8,7 +8,7 @@ from tokensieve.core.needs import ReceivedAttention
 from tokensieve.core.plan import Stage, descent
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
-from tokensieve.methods.prefill.text_attention import ByText
+from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.recurring import at_option, encoder_layer_option, first_option
 from tokensieve.parts import budget, score, select
 
@@ -41,4 +41,4 @@ class STAR(Method):
         return Reduction.keep(select.top(self.score(s), keep, s.valid))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(ByText(), keep, (self.at,))]
+        return [Stage(self, budget.times(keep, self.first)), *descent(TextRanking(), keep, (self.at,))]

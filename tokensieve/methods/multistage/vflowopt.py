@@ -61,13 +61,13 @@ class VFlowOpt(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         importance = self.score(s)
         chosen, target = merge.recycled(importance, keep, *select.windows(s.valid, s.grid, self.cell))
-        return Reduction.merge(chosen, target, (score.share(importance, s.valid) + LEAST) * s.weight)
+        return Reduction.merge(chosen, target, (score.normalized(importance, s.valid) + LEAST) * s.weight)
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
         return [Stage(self, budget.times(keep, self.first)), *descent(VFlowOptL(), keep, self.at)]
 
     def _context(self, s: Signals, received: Tensor) -> Tensor:
-        lead = s.valid & (score.share(received, s.valid) * s.valid.sum(1, keepdim=True) > self.threshold)
+        lead = s.valid & (score.normalized(received, s.valid) * s.valid.sum(1, keepdim=True) > self.threshold)
         lead = lead | select.top(received, torch.ones_like(lead[:, 0], dtype=torch.long), s.valid)
         keys = s.metric(self.needs[2], self.encoder_layer)[:, None]
         scale, allowed = keys.shape[3] ** -0.5, s.valid[:, None, None]

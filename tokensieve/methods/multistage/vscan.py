@@ -49,8 +49,8 @@ class VScan(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group, number = select.windows(s.valid, s.grid, self.window)
-        held = select.held(group, s.valid, number)
-        quota = budget.allot(budget.share(keep, self.local), held.float(), held)
+        held = select.group_sizes(group, s.valid, number)
+        quota = budget.allot(budget.fraction_of(keep, self.local), held.float(), held)
         chosen = select.top_of_each(score.attention(s, self.needs[0]), quota, group, s.valid)
         chosen = chosen | select.top(self.score(s), keep - chosen.sum(1), s.valid & ~chosen)
         target, _ = merge.nearest(s.features, chosen)

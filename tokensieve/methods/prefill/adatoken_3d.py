@@ -1,12 +1,12 @@
 from dataclasses import dataclass
 
 from tokensieve.core.method_registry import register
-from tokensieve.methods.prefill.text_attention import ByText
+from tokensieve.methods.prefill.text_attention import TextRanking
 
 
 @register("adatoken-3d", systems=[64])
 @dataclass(frozen=True)
-class AdaToken3D(ByText):
+class AdaToken3D(TextRanking):
     """Keeps the visual or spatial tokens from which most information flows to the text: attention over heads and text tokens.
 
     Source: arXiv 2505.12782. The paper measures this flow at every layer of a 3D model and derives from it how many tokens

@@ -13,7 +13,7 @@ from tokensieve.parts import score, select
 
 @register("text-attention", systems=[287, 316, 397])
 @dataclass(frozen=True)
-class ByText(Method):
+class TextRanking(Method):
     """Keeps the visual tokens to which the text attends most, on average over its tokens.
 
     The stage inside the language model of several systems: STAR (arXiv 2505.12359, which also averages over the tokens of the

@@ -47,7 +47,7 @@ class FastVID(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         x, frame = s.features.detach(), temporal.frames(s)
         segment = temporal.segments(x, frame, self.segments, self.likeness)
-        salient, context = self._shares(keep, select.held(frame, s.valid, segment.shape[1]), segment)
+        salient, context = self._shares(keep, select.group_sizes(frame, s.valid, segment.shape[1]), segment)
         chosen = select.top_of_each(self.score(s), salient, frame, s.valid)
         place, real = temporal.table(frame)
         rest = real & ~chosen.gather(1, place.flatten(1)).view_as(real)

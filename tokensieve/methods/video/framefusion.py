@@ -9,7 +9,7 @@ from tokensieve.core.options import option
 from tokensieve.core.plan import Stage, descent
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
-from tokensieve.methods.prefill.text_attention import ByText
+from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.recurring import COSINE
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.score import temporal
@@ -53,4 +53,4 @@ class FrameFusion(Method):
         return merged.then(Reduction.keep(select.top(left, keep, merged.mask)))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, 2)), *descent(ByText(), keep, (SHALLOW,))]
+        return [Stage(self, budget.times(keep, 2)), *descent(TextRanking(), keep, (SHALLOW,))]

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
-from numbers import Integral, Real
-
 import torch
 from torch import Tensor
 
-from tokensieve.core.budget import Budget, Keep, check, counts, mean, of, times, whole
+from tokensieve.core.budget import Budget, Keep, check, counts, last, mean, of, times, whole
 
-__all__ = ["Budget", "Keep", "check", "counts", "mean", "of", "times", "whole"]
-
-
-def last(keep: Budget) -> Budget:
-    """A number or share of tokens as what the last of several stages leaves; budgets over layers as they are."""
-    if isinstance(keep, Keep):
-        return keep if keep.layered else Keep(last=keep.direct, per=keep.per)
-    return Keep(last=keep)
+__all__ = ["Budget", "Keep", "check", "counts", "last", "mean", "of", "times", "whole"]
 
 
-def share(keep: Tensor, fraction: float) -> Tensor:
+def fraction_of(keep: Tensor, fraction: float) -> Tensor:
     """Part of each count, rounded half up, leaving at least one: ``(B,)`` -> ``(B,)``."""
     return torch.floor(keep.double() * fraction + 0.5).long().clamp(min=0).minimum(keep - 1)
 
@@ -72,7 +61,7 @@ def allot(total: Tensor, weight: Tensor, most: Tensor) -> Tensor:
     return base + torch.zeros_like(base).scatter_(1, order, more.long())
 
 
-def pyramid(keep: Tensor, held: Tensor, protected: int, depth: int, beta: float) -> Tensor:
+def pyramid(keep: Tensor, held: Tensor, min_kept: int, depth: int, beta: float) -> Tensor:
     """PyramidKV's budgets: beyond the protected tokens, layers keep linearly fewer from the first to the last.
 
     The last keeps ``1 / beta`` of the mean; where the first could not hold its part, both move towards the mean.
@@ -83,7 +72,7 @@ def pyramid(keep: Tensor, held: Tensor, protected: int, depth: int, beta: float)
     Returns:
         ``(B, depth)`` long, each row summing to ``depth * keep``.
     """
-    base, room = (keep - protected).clamp(min=0), (held - protected).clamp(min=0)
+    base, room = (keep - min_kept).clamp(min=0), (held - min_kept).clamp(min=0)
     last = base / beta
     first = (2 * base - last).minimum(room.to(last.dtype))
     last = 2 * base - first
@@ -93,13 +82,13 @@ def pyramid(keep: Tensor, held: Tensor, protected: int, depth: int, beta: float)
     return allot(base * depth, weight, most) + (keep - base)[:, None]
 
 
-def concentrate(rows: Tensor, among: Tensor, keep: Tensor, left: int) -> Tensor:
+def concentrate(rows: Tensor, candidates: Tensor, keep: Tensor, left: int) -> Tensor:
     """FlowCut's count: the more concentrated attention is, and the fewer layers are left, the more tokens leave.
 
     Of n candidates leave ``(n - keep) / sqrt(left) * (1 - (H / log n)^2)``, H being the entropy of attention over them.
 
     Args:
-        rows: ``(B, N)``, attention to each token; among: ``(B, N)`` bool; keep: ``(B,)``, the final count.
+        rows: ``(B, N)``, attention to each token; candidates: ``(B, N)`` bool; keep: ``(B,)``, the final count.
         left: layers that follow; 0 for the last, which ends at ``keep``.
 
     Returns:
@@ -107,8 +96,8 @@ def concentrate(rows: Tensor, among: Tensor, keep: Tensor, left: int) -> Tensor:
     """
     if left == 0:
         return keep
-    held = among.sum(1)
-    share = torch.where(among, rows, 0.0).double()
+    held = candidates.sum(1)
+    share = torch.where(candidates, rows, 0.0).double()
     share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
     flat = torch.special.entr(share).sum(1) / held.double().log().clamp(min=1e-12)
     gone = ((held - keep) * left**-0.5 * (1 - flat.square())).round().long().clamp(min=0)

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 
-def outliers(score: Tensor, among: Tensor, reach: float = 1.5) -> Tensor:
+def outliers(score: Tensor, candidates: Tensor, reach: float = 1.5) -> Tensor:
     """The number of candidates above Q3 + ``reach`` (Q3 - Q1), with quartiles interpolated linearly (Tukey's rule)."""
-    held = among.sum(1, keepdim=True)
-    rising = score.double().masked_fill(~among, torch.inf).sort(dim=1).values
+    held = candidates.sum(1, keepdim=True)
+    rising = score.double().masked_fill(~candidates, torch.inf).sort(dim=1).values
 
     def quantile(q: float) -> Tensor:
         place = q * (held - 1)
@@ -18,17 +18,17 @@ def outliers(score: Tensor, among: Tensor, reach: float = 1.5) -> Tensor:
         return below + (place - low) * (above - below)
 
     first, third = quantile(0.25), quantile(0.75)
-    above = (score.double() > third + reach * (third - first)) & among
+    above = (score.double() > third + reach * (third - first)) & candidates
     return above.sum(1).clamp(min=1)
 
 
-def knee(score: Tensor, among: Tensor) -> Tensor:
+def knee(score: Tensor, candidates: Tensor) -> Tensor:
     """The number of candidates above the knee of the falling curve, the point farthest from the line between its ends.
 
     A curve that is a line has no knee: all candidates count.
     """
-    held = among.sum(1, keepdim=True)
-    falling = score.double().masked_fill(~among, -torch.inf).sort(dim=1, descending=True).values
+    held = candidates.sum(1, keepdim=True)
+    falling = score.double().masked_fill(~candidates, -torch.inf).sort(dim=1, descending=True).values
     place = torch.arange(score.shape[1], device=score.device)
     falling = torch.where(place < held, falling, 0.0)
     first, last = falling[:, :1], falling.gather(1, held - 1)
@@ -41,6 +41,6 @@ def knee(score: Tensor, among: Tensor) -> Tensor:
     return torch.where(most[:, 0] > 1e-6 * wide[:, 0], above.clamp(min=1), held[:, 0])
 
 
-def within(count: Tensor, keep: Tensor, among: Tensor) -> Tensor:
+def within(count: Tensor, keep: Tensor, candidates: Tensor) -> Tensor:
     """The count, at most the budget; a row that the budget holds whole is kept whole, as every method does."""
-    return torch.where(keep >= among.sum(1), keep, count.minimum(keep))
+    return torch.where(keep >= candidates.sum(1), keep, count.minimum(keep))

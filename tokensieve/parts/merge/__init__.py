@@ -15,8 +15,8 @@ HELD, HELD_DEVICE = 1 << 20, 1 << 26
 GROUPED = 512
 
 
-def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Tensor, Tensor]:
-    """For every token the source index of the most similar token of ``among``, and that similarity.
+def nearest(metric: Tensor, candidates: Tensor, euclidean: bool = False) -> tuple[Tensor, Tensor]:
+    """For every token the source index of the most similar token of ``candidates``, and that similarity.
 
     Args:
         metric: ``(B, N, D)``. among: ``(B, N)`` bool. euclidean: take the token at the smallest distance instead of the
@@ -27,7 +27,7 @@ def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Ten
         index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
         B x block x M, ``HELD`` numbers.
     """
-    slots, anchors, bias = _anchors(metric, among & _leads(metric, among), euclidean)
+    slots, anchors, bias = _anchors(metric, candidates & _leads(metric, candidates), euclidean)
     first = twins.firsts(metric)
     index, value = [], []
     most = HELD if metric.device.type == "cpu" else HELD_DEVICE
@@ -35,7 +35,7 @@ def nearest(metric: Tensor, among: Tensor, euclidean: bool = False) -> tuple[Ten
         v, i = (rows @ anchors.transpose(1, 2) + bias[:, None]).max(-1)
         value.append(v)
         index.append(slots.gather(1, i))
-    found = twins.level(torch.cat(index, 1), first).masked_fill(~among.any(1, keepdim=True), -1)
+    found = twins.level(torch.cat(index, 1), first).masked_fill(~candidates.any(1, keepdim=True), -1)
     like = twins.level(torch.cat(value, 1), first)
     return found, like if euclidean else like / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
 
@@ -52,9 +52,9 @@ def recycled(importance: Tensor, keep: Tensor, group: Tensor, groups: int) -> tu
     Returns:
         chosen, ``(B, N)`` bool, and the token that each joins, ``(B, N)`` long, -1 where it is dropped.
     """
-    among = group >= 0
-    plain = top(importance, spared(keep, ranks(importance, among), group, groups), among)
-    rest = among & ~plain
+    candidates = group >= 0
+    plain = top(importance, spared(keep, ranks(importance, candidates), group, groups), candidates)
+    rest = candidates & ~plain
     one = torch.ones(len(keep), groups, dtype=torch.long, device=keep.device)
     heads = top_of_each(importance, one, group, rest)
     heads = top(importance, keep - plain.sum(1), heads)
@@ -62,14 +62,14 @@ def recycled(importance: Tensor, keep: Tensor, group: Tensor, groups: int) -> tu
     return plain | heads, target.masked_fill(~rest, -1)
 
 
-def nearest_within(metric: Tensor, among: Tensor, group: Tensor, euclidean: bool = False) -> Tensor:
+def nearest_within(metric: Tensor, candidates: Tensor, group: Tensor, euclidean: bool = False) -> Tensor:
     """As :func:`nearest`, looking only at tokens of the same group: index ``(B, N)`` long, -1 where there is none.
 
     Args:
         group: ``(B, N)`` long, not negative; fast where groups lie one after the other.
     """
     of_group = torch.cat([metric, group[..., None].to(metric.dtype)], 2)
-    slots, anchors, bias = _anchors(metric, among & _leads(of_group, among), euclidean)
+    slots, anchors, bias = _anchors(metric, candidates & _leads(of_group, candidates), euclidean)
     own = group.gather(1, slots).masked_fill(bias == -torch.inf, -1)
     index = []
     for rows, theirs in zip(metric.split(GROUPED, 1), group.split(GROUPED, 1), strict=True):
@@ -83,18 +83,18 @@ def nearest_within(metric: Tensor, among: Tensor, group: Tensor, euclidean: bool
     return torch.cat(index, 1)
 
 
-def _leads(metric: Tensor, among: Tensor) -> Tensor:
+def _leads(metric: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)`` bool: False at candidates that have a twin in front of them."""
-    first = twins.firsts(metric, among)
-    return among if first is None else first == torch.arange(first.shape[1], device=first.device)
+    first = twins.firsts(metric, candidates)
+    return candidates if first is None else first == torch.arange(first.shape[1], device=first.device)
 
 
-def _anchors(metric: Tensor, among: Tensor, euclidean: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _anchors(metric: Tensor, candidates: Tensor, euclidean: bool) -> tuple[Tensor, Tensor, Tensor]:
     """The candidates' positions, what tokens are multiplied with to compare them with the candidates, and what is added.
 
     A token's own length does not change which candidate is nearest, so the tokens need no normalised copy.
     """
-    slots, held = compact(among)
+    slots, held = compact(candidates)
     anchors = take(metric, slots)
     anchors = anchors if euclidean else normalize(anchors, dim=-1)
     bias = anchors.square().sum(-1) / -2 if euclidean else torch.zeros_like(anchors[..., 0])

@@ -19,22 +19,22 @@ EXACT = 4096
 
 
 @torch.no_grad()
-def agglomerative(metric: Tensor, count: Tensor, among: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
+def agglomerative(metric: Tensor, count: Tensor, candidates: Tensor, linkage: str) -> tuple[Tensor, Tensor]:
     """Bottom-up clustering of the candidates by cosine distance, to exactly ``count[b]`` clusters.
 
     A cluster stands where its member nearest to its mean direction stands. Beyond ``EXACT`` tokens it works in two
     stages: contiguous pieces of at most that many tokens are clustered first, then the mean directions of their clusters.
 
     Args:
-        metric: ``(B, N, d)``; among: ``(B, N)`` bool; linkage: one of ``LINKAGES``.
+        metric: ``(B, N, d)``; candidates: ``(B, N)`` bool; linkage: one of ``LINKAGES``.
 
     Returns:
         the tokens at which clusters stand, ``(B, N)`` bool, and for each candidate the one of its cluster, ``(B,
         N)`` long, -1 elsewhere.
     """
-    chosen, target = torch.zeros_like(among), torch.full(among.shape, -1, device=among.device)
-    for row, (most, held) in enumerate(zip(count.tolist(), among.sum(1).tolist(), strict=True)):
-        place = among[row].nonzero()[:, 0]
+    chosen, target = torch.zeros_like(candidates), torch.full(candidates.shape, -1, device=candidates.device)
+    for row, (most, held) in enumerate(zip(count.tolist(), candidates.sum(1).tolist(), strict=True)):
+        place = candidates[row].nonzero()[:, 0]
         unit = normalize(metric[row, place].float(), dim=-1)
         label = clusters(unit, min(most, held), linkage)
         centre = place[_centres(unit, label)]
@@ -97,7 +97,7 @@ def _centres(unit: Tensor, label: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def means(x: Tensor, count: Tensor, among: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def means(x: Tensor, count: Tensor, candidates: Tensor, steps: int) -> tuple[Tensor, Tensor]:
     """K-means of the candidates by Euclidean distance, into exactly ``count[b]`` clusters, by at most ``steps`` rounds.
 
     The first centres are candidates at equal steps along the row. A cluster that is left without tokens takes the one
@@ -111,22 +111,22 @@ def means(x: Tensor, count: Tensor, among: Tensor, steps: int) -> tuple[Tensor, 
         the tokens at which clusters stand, ``(B, N)`` bool, and for each candidate the one of its cluster, ``(B,
         N)`` long, -1 elsewhere.
     """
-    place, real = compact(evenly(count, among))
+    place, real = compact(evenly(count, candidates))
     centre = take(x, place)
-    label, first = _assign(x, centre, real, among)
+    label, first = _assign(x, centre, real, candidates)
     for _ in range(steps - 1):
-        centre, before = _member_means(x, label, among, centre), label
-        label, first = _assign(x, centre, real, among)
+        centre, before = _member_means(x, label, candidates, centre), label
+        label, first = _assign(x, centre, real, candidates)
         if torch.equal(label, before):
             break
     n = x.shape[1]
     # Clusters that a row lacks stand in a column of their own, beyond the last token.
-    chosen = among.new_zeros(len(x), n + 1).scatter_(1, first.masked_fill(~real, n), True)[:, :n]
-    return chosen, first.clamp(max=n - 1).gather(1, label).masked_fill_(~(among & (count > 0)[:, None]), -1)
+    chosen = candidates.new_zeros(len(x), n + 1).scatter_(1, first.masked_fill(~real, n), True)[:, :n]
+    return chosen, first.clamp(max=n - 1).gather(1, label).masked_fill_(~(candidates & (count > 0)[:, None]), -1)
 
 
-def _member_means(x: Tensor, label: Tensor, among: Tensor, centre: Tensor) -> Tensor:
-    weight = among.to(x.dtype)
+def _member_means(x: Tensor, label: Tensor, candidates: Tensor, centre: Tensor) -> Tensor:
+    weight = candidates.to(x.dtype)
     size = x.new_zeros(centre.shape[:2]).scatter_add_(1, label, weight)
     row = torch.arange(len(x), device=x.device)[:, None] * centre.shape[1]
     total = (
@@ -137,27 +137,27 @@ def _member_means(x: Tensor, label: Tensor, among: Tensor, centre: Tensor) -> Te
     return total.view_as(centre) / size.clamp(min=1)[..., None]
 
 
-def _assign(x: Tensor, centre: Tensor, real: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+def _assign(x: Tensor, centre: Tensor, real: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centre of each token, ``(B, N)``, and the member nearest to each centre, ``(B, K)``; none is empty."""
     n = x.shape[1]
-    lead, alike = twins.firsts(centre, real), twins.firsts(x, among)
+    lead, alike = twins.firsts(centre, real), twins.firsts(x, candidates)
     open_ = real if lead is None else real & (lead == torch.arange(lead.shape[1], device=x.device))
     bias = (centre.square().sum(2) / -2).masked_fill(~open_, -torch.inf)[:, None]
     best = [torch.baddbmm(bias, rows, centre.transpose(1, 2)).max(2) for rows in x.split(BLOCK, 1)]
     label = twins.level(torch.cat([b.indices for b in best], 1), alike)
     # Squared distances, halved.
     square = x.square().sum(2) / 2
-    far = twins.level(square - torch.cat([b.values for b in best], 1), alike).masked_fill_(~among, torch.inf)
+    far = twins.level(square - torch.cat([b.values for b in best], 1), alike).masked_fill_(~candidates, torch.inf)
     least = far.new_full(real.shape, torch.inf).scatter_reduce_(1, label, far, "amin")
     place = torch.arange(n, device=x.device).expand_as(label)
     # Two members of a cluster are equally near to its mean, but for rounding.
-    leads = torch.where(among & (far <= least.gather(1, label) + 1e-5 * square), place, n)
+    leads = torch.where(candidates & (far <= least.gather(1, label) + 1e-5 * square), place, n)
     first = label.new_full(real.shape, n).scatter_reduce_(1, label, leads, "amin")
     empty = real & (first == n)
     wanted = empty.sum(1)
     if int(wanted.max()) > 0:
-        lead = among.new_zeros(len(x), n + 1).scatter_(1, first, True)[:, :n]
-        moved = top(far, wanted, among & ~lead)
+        lead = candidates.new_zeros(len(x), n + 1).scatter_(1, first, True)[:, :n]
+        moved = top(far, wanted, candidates & ~lead)
         into, _ = compact(empty)
         label = torch.where(moved, into.gather(1, (moved.long().cumsum(1) - 1).clamp(0, into.shape[1] - 1)), label)
         first = torch.where(empty, n, first).scatter_reduce_(1, label, torch.where(moved, place, n), "amin")

@@ -23,22 +23,22 @@ def metric(s: Signals, need: Need) -> Tensor:
 
 
 @torch.no_grad()
-def bipartite(metric: Tensor, count: Tensor, among: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+def bipartite(metric: Tensor, count: Tensor, candidates: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Merge the candidates down to ``count[b]`` of them by rounds of bipartite soft matching.
 
     A round lets at most half of the tokens leave, so that it ends exactly at the count; before the next one the
     metric of merged tokens is averaged with their weights. Time N^2 D / 3; memory 512 x N and once the metric.
 
     Args:
-        metric: ``(B, N, d)``, compared by cosine; among: ``(B, N)`` bool; weight: ``(B, N)``, tokens behind each token.
+        metric: ``(B, N, d)``, compared by cosine; candidates: ``(B, N)`` bool; weight: ``(B, N)``, tokens behind each token.
 
     Returns:
         the tokens that stay, ``(B, N)`` bool, and the token that each candidate joins, ``(B, N)`` long, -1 elsewhere.
     """
-    place, real = compact(among)
-    x = metric if bool(among.all()) else take(metric, place)
+    place, real = compact(candidates)
+    x = metric if bool(candidates.all()) else take(metric, place)
     w = weight.gather(1, place) * real
-    owner = (among.long().cumsum(1) - 1).clamp(min=0)
+    owner = (candidates.long().cumsum(1) - 1).clamp(min=0)
     held = real.sum(1)
     count = count.minimum(held)
     while bool((held > count).any()):
@@ -51,8 +51,8 @@ def bipartite(metric: Tensor, count: Tensor, among: Tensor, weight: Tensor) -> t
         place = place.gather(1, front)
         if bool((held > count).any()):
             x, w = _averaged(x, w, gone, into, front)
-    chosen = torch.zeros_like(among).scatter_(1, place, real)
-    return chosen, torch.where(among, place.gather(1, owner), -1)
+    chosen = torch.zeros_like(candidates).scatter_(1, place, real)
+    return chosen, torch.where(candidates, place.gather(1, owner), -1)
 
 
 def pairs(x: Tensor, leave: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,20 +44,20 @@ def dots(unit: Tensor, more: Tensor | None = None) -> Rows:
     return lambda place: select.take(table, lead(place))
 
 
-def blocks(among: Tensor) -> list[Tensor]:
+def blocks(candidates: Tensor) -> list[Tensor]:
     """All positions, in blocks ``(B, up to 512)``."""
-    every = torch.arange(among.shape[1], device=among.device).expand(len(among), -1)
+    every = torch.arange(candidates.shape[1], device=candidates.device).expand(len(candidates), -1)
     return list(every.split(ROWS, 1))
 
 
 @torch.no_grad()
-def unlike(score: Tensor, metric: Tensor, count: Tensor, among: Tensor, likeness: float, penalty: float) -> Tensor:
+def unlike(score: Tensor, metric: Tensor, count: Tensor, candidates: Tensor, likeness: float, penalty: float) -> Tensor:
     """Greedy choice by score, less ``penalty`` for each earlier pick whose cosine is above ``likeness``."""
 
     def join(cost: Tensor, like: Tensor) -> Tensor:
         return cost + penalty * (like > likeness).sum(2)
 
-    return distance.greedy(normalize(metric, dim=-1), -score, count, among, join)
+    return distance.greedy(normalize(metric, dim=-1), -score, count, candidates, join)
 
 
 def pairs(metric: Tensor, chosen: Tensor, likeness: float) -> Tensor:

@@ -19,31 +19,31 @@ BLOCK = 1 << 22
 
 
 @torch.no_grad()
-def firsts(x: Tensor, among: Tensor | None = None) -> Tensor | None:
+def firsts(x: Tensor, candidates: Tensor | None = None) -> Tensor | None:
     """``(B, N)`` long: the first candidate that is identical to each one, itself for what is no candidate.
 
     Args:
-        x: ``(B, N, D)``; among: ``(B, N)`` bool, all by default.
+        x: ``(B, N, D)``; candidates: ``(B, N)`` bool, all by default.
 
     Returns:
         None where no two candidates are identical, which is found out at the cost of a few numbers per token.
     """
-    among = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if among is None else among
-    if not _repeats(_key(x[..., :LEAD]), among):
+    candidates = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if candidates is None else candidates
+    if not _repeats(_key(x[..., :LEAD]), candidates):
         return None
-    place = torch.arange(x.shape[1], device=x.device).expand_as(among)
-    first = torch.where(among, heads(_key(x), among), place)
+    place = torch.arange(x.shape[1], device=x.device).expand_as(candidates)
+    first = torch.where(candidates, heads(_key(x), candidates), place)
     return None if bool((first == place).all()) else first
 
 
-def heads(key: Tensor, among: Tensor) -> Tensor:
+def heads(key: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)``: the first candidate with the same key (long); -1 for what is none."""
-    sorted_, order = key.masked_fill(~among, torch.iinfo(key.dtype).max).sort(dim=1, stable=True)
+    sorted_, order = key.masked_fill(~candidates, torch.iinfo(key.dtype).max).sort(dim=1, stable=True)
     step = torch.arange(key.shape[1], device=key.device).expand_as(key)
-    new = torch.ones_like(among)
+    new = torch.ones_like(candidates)
     new[:, 1:] = sorted_[:, 1:] != sorted_[:, :-1]
     first = order.gather(1, torch.where(new, step, 0).cummax(1).values)
-    return torch.where(among, torch.zeros_like(key).scatter_(1, order, first), -1)
+    return torch.where(candidates, torch.zeros_like(key).scatter_(1, order, first), -1)
 
 
 def level(value: Tensor, first: Tensor | None, dim: int = 1) -> Tensor:
@@ -92,6 +92,6 @@ def _bits(x: Tensor) -> Tensor:
     return (x + 0.0).contiguous().view(whole).long()
 
 
-def _repeats(key: Tensor, among: Tensor) -> bool:
+def _repeats(key: Tensor, candidates: Tensor) -> bool:
     place = torch.arange(key.shape[1], device=key.device).expand_as(key)
-    return bool((among & (heads(key, among) != place)).any())
+    return bool((candidates & (heads(key, candidates) != place)).any())

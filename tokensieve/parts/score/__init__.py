@@ -50,7 +50,7 @@ def recent(s: Signals, count: int | Tensor, group: Tensor | None = None) -> Tens
     return select.top_of_each(place, each, group, s.valid)
 
 
-def smoothed(a: Tensor, among: Tensor, width: int, pooling: str, group: Tensor | None = None) -> Tensor:
+def smoothed(a: Tensor, candidates: Tensor, width: int, pooling: str, group: Tensor | None = None) -> Tensor:
     """``(B, N)``: every candidate's "mean" or "max" over ``width`` neighbouring candidates (an odd number); zero elsewhere.
 
     As in SnapKV's code, what lies beyond the ends counts as zero in means. What is no candidate is left out, as if it were not
@@ -59,7 +59,7 @@ def smoothed(a: Tensor, among: Tensor, width: int, pooling: str, group: Tensor |
     Args:
         group: ``(B, N)`` long; neighbours are of the same group.
     """
-    place, real = _front(among)
+    place, real = _front(candidates)
     row = torch.where(real, a.gather(1, place), 0.0)
     if group is None:
         pool = avg_pool1d if pooling == "mean" else max_pool1d
@@ -75,26 +75,26 @@ def smoothed(a: Tensor, among: Tensor, width: int, pooling: str, group: Tensor |
     return torch.zeros_like(a).scatter_(1, place, torch.where(real, out, 0.0))
 
 
-def _front(among: Tensor) -> tuple[Tensor, Tensor]:
+def _front(candidates: Tensor) -> tuple[Tensor, Tensor]:
     """As `select.compact`, without sorting where all rows have the same candidates."""
-    if not bool((among == among[:1]).all()) or not bool(among[0].any()):
-        return select.compact(among)
-    place = among[0].nonzero()[:, 0].expand(len(among), -1)
+    if not bool((candidates == candidates[:1]).all()) or not bool(candidates[0].any()):
+        return select.compact(candidates)
+    place = candidates[0].nonzero()[:, 0].expand(len(candidates), -1)
     return place, torch.ones_like(place, dtype=torch.bool)
 
 
-def eviction_error(a: Tensor, values: Tensor, among: Tensor, fast: bool = False) -> Tensor:
+def eviction_error(a: Tensor, values: Tensor, candidates: Tensor, fast: bool = False) -> Tensor:
     """``(B, H, N)``: by how much losing each entry alone changes the attention output, in Euclidean length.
 
     Args:
         a: ``(B, H, N)``, what weighs the entries, taken as shares of its sum; from its least value on, where that is negative.
-        values: ``(B, N, d)``; among: ``(B, N)`` bool; fast: the mean value stands for the output.
+        values: ``(B, N, d)``; candidates: ``(B, N)`` bool; fast: the mean value stands for the output.
     """
-    low = a.masked_fill(~among[:, None], torch.inf).amin(2, keepdim=True).clamp(max=0)
-    a = torch.where(among[:, None], a - low, 0.0)
+    low = a.masked_fill(~candidates[:, None], torch.inf).amin(2, keepdim=True).clamp(max=0)
+    a = torch.where(candidates[:, None], a - low, 0.0)
     a = a / a.sum(2, keepdim=True).clamp(min=1e-12)
-    values = torch.where(among[..., None], values, 0.0)
-    centre = values.sum(1) / among.sum(1, keepdim=True).clamp(min=1)
+    values = torch.where(candidates[..., None], values, 0.0)
+    centre = values.sum(1) / candidates.sum(1, keepdim=True).clamp(min=1)
     out = []
     for one in a.unbind(1):  # all heads at once would hold the values as many times
         at = centre if fast else (one[:, None] @ values)[:, 0]
@@ -102,14 +102,14 @@ def eviction_error(a: Tensor, values: Tensor, among: Tensor, fast: bool = False)
     return torch.stack(out, 1)
 
 
-def composite(a: Tensor, among: Tensor) -> Tensor:
+def composite(a: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)``: what slots are worth that hold every head's best, every head's second, ...: the mean over heads; 0 for none.
 
     Args:
-        a: ``(B, G, N)``, each head's own score; among: ``(B, G, N)`` bool.
+        a: ``(B, G, N)``, each head's own score; candidates: ``(B, G, N)`` bool.
     """
     return (
-        a.masked_fill(~among, -torch.inf)
+        a.masked_fill(~candidates, -torch.inf)
         .sort(dim=2, descending=True)[0]
         .clamp(min=0)
         .mean(1, dtype=torch.float64)
@@ -117,9 +117,9 @@ def composite(a: Tensor, among: Tensor) -> Tensor:
     )
 
 
-def share(a: Tensor, among: Tensor) -> Tensor:
+def normalized(a: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)``: values, not negative, as shares of their sum over the candidates; zero elsewhere."""
-    a = torch.where(among, a, 0.0)
+    a = torch.where(candidates, a, 0.0)
     return a / a.sum(1, keepdim=True).clamp(min=1e-12)
 
 
@@ -185,10 +185,10 @@ def relevance(s: Signals) -> Tensor:
     return mean_row(*similarity(s, Relevance))
 
 
-def best_row(rows: Tensor, among: Tensor) -> Tensor:
-    """``(B, N)``: the highest value over those rows that ``among`` (``(B, T)`` bool) names; zero where it names none."""
-    best = rows.masked_fill(~among[..., None], -torch.inf).amax(1)
-    return best.masked_fill(~among.any(1, keepdim=True), 0.0)
+def best_row(rows: Tensor, candidates: Tensor) -> Tensor:
+    """``(B, N)``: the highest value over those rows that ``candidates`` (``(B, T)`` bool) names; zero where it names none."""
+    best = rows.masked_fill(~candidates[..., None], -torch.inf).amax(1)
+    return best.masked_fill(~candidates.any(1, keepdim=True), 0.0)
 
 
 def last_row(rows: Tensor, real: Tensor) -> Tensor:
@@ -197,9 +197,9 @@ def last_row(rows: Tensor, real: Tensor) -> Tensor:
     return rows[torch.arange(rows.shape[0], device=rows.device), last]
 
 
-def mean_row(rows: Tensor, among: Tensor) -> Tensor:
-    """``(B, N)``: the mean of those rows that ``among`` (``(B, T)`` bool) names."""
-    weight = among.to(rows.dtype) / among.sum(1, keepdim=True).clamp(min=1)
+def mean_row(rows: Tensor, candidates: Tensor) -> Tensor:
+    """``(B, N)``: the mean of those rows that ``candidates`` (``(B, T)`` bool) names."""
+    weight = candidates.to(rows.dtype) / candidates.sum(1, keepdim=True).clamp(min=1)
     return (rows * weight[..., None]).sum(1, dtype=torch.float64).to(rows.dtype)
 
 

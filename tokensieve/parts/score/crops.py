@@ -36,13 +36,13 @@ def spots(s: Signals) -> Tensor:
     return s.spots
 
 
-def regions(spots: Tensor, group: Tensor, among: Tensor, number: int) -> Tensor:
+def regions(spots: Tensor, group: Tensor, candidates: Tensor, number: int) -> Tensor:
     """``(B, N)`` long: for every thumbnail token the crop it lies in or nearest to, the first of several; -1 elsewhere.
 
     Args:
         spots: ``(B, N, 2)``; group, number: of :func:`of`.
     """
-    part = torch.where(among & (group < number - 1), group, number - 1)[..., None].expand(-1, -1, 2)
+    part = torch.where(candidates & (group < number - 1), group, number - 1)[..., None].expand(-1, -1, 2)
     start = spots.new_full((len(spots), number, 2), torch.inf)
     low = start.scatter_reduce(1, part, spots, "amin")[:, 1:-1]
     high = (-start).scatter_reduce(1, part, spots, "amax")[:, 1:-1]
@@ -55,16 +55,16 @@ def regions(spots: Tensor, group: Tensor, among: Tensor, number: int) -> Tensor:
             min=0
         ).square()
     distance, nearest = apart.min(2)
-    return torch.where(among & (group == 0) & distance.isfinite(), nearest + 1, -1)
+    return torch.where(candidates & (group == 0) & distance.isfinite(), nearest + 1, -1)
 
 
 @torch.no_grad()
-def seen(value: Tensor, spots: Tensor, among: Tensor) -> Tensor:
+def seen(value: Tensor, spots: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)``: what the candidates (a thumbnail's tokens, on a regular grid) have at every token's spot, bilinearly.
 
     Beyond the outermost candidates their value goes on; zero where no candidate is near.
     """
-    place, real = compact(among)
+    place, real = compact(candidates)
     known, value = take(spots, place), value.gather(1, place)
     pitch = _pitch(known, real)
     out = []

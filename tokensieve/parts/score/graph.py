@@ -14,7 +14,7 @@ Flow = Callable[[Tensor], Tensor]
 
 
 @torch.no_grad()
-def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperature: float) -> tuple[Flow, Tensor]:
+def similar(unit: Tensor, candidates: Tensor, group: Tensor, least: float, temperature: float) -> tuple[Flow, Tensor]:
     """The graph of similar tokens: edges where the cosine is at least ``least``, weighted by a softmax along each row.
 
     Edges stay within a group (``group``: ``(B, N)`` long) and among the candidates. Time N^2 d / 2; memory N x N, or
@@ -27,14 +27,14 @@ def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperatur
 
     def edges(place: Tensor) -> tuple[Tensor, Tensor]:
         near = like(place)
-        far = (near < least) | ~among[:, None] | (group.gather(1, place)[..., None] != group[:, None])
+        far = (near < least) | ~candidates[:, None] | (group.gather(1, place)[..., None] != group[:, None])
         return (near / temperature).masked_fill_(far, -torch.inf).softmax(2).nan_to_num_(0.0), (~far).sum(2)
 
-    places, held, degree = similarity.blocks(among), [], []
+    places, held, degree = similarity.blocks(candidates), [], []
     for place in places:
         weight, edged = edges(place)
         degree.append(edged)
-        if len(among) * among.shape[1] ** 2 <= similarity.HELD:
+        if len(candidates) * candidates.shape[1] ** 2 <= similarity.HELD:
             held.append(weight)
 
     def flow(x: Tensor) -> Tensor:

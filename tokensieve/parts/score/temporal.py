@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokensieve.core.signals import Signals
 from tokensieve.parts.numeric import twins
-from tokensieve.parts.select import held, take, top
+from tokensieve.parts.select import group_sizes, take, top
 from tokensieve.parts.select.distance import density_peaks
 
 BLOCK = 1024
@@ -30,12 +30,12 @@ def frames(s: Signals) -> Tensor:
     return dense(torch.where(s.frame >= 0, s.frame, last - 1), s.valid)
 
 
-def dense(key: Tensor, among: Tensor) -> Tensor:
+def dense(key: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)``: the candidates' keys in their order as 0, 1, ... without gaps; -1 elsewhere."""
-    sorted_, order = key.masked_fill(~among, torch.iinfo(key.dtype).max).sort(dim=1, stable=True)
+    sorted_, order = key.masked_fill(~candidates, torch.iinfo(key.dtype).max).sort(dim=1, stable=True)
     new = torch.zeros_like(key)
     new[:, 1:] = (sorted_[:, 1:] != sorted_[:, :-1]).long()
-    return torch.where(among, torch.zeros_like(key).scatter_(1, order, new.cumsum(1)), -1)
+    return torch.where(candidates, torch.zeros_like(key).scatter_(1, order, new.cumsum(1)), -1)
 
 
 def number(frame: Tensor) -> int:
@@ -48,7 +48,7 @@ def places(frame: Tensor) -> Tensor:
     count = number(frame)
     group = torch.where(frame < 0, count, frame)
     order = group.argsort(dim=1, stable=True)
-    size = held(group, torch.ones_like(frame, dtype=torch.bool), count + 1)
+    size = group_sizes(group, torch.ones_like(frame, dtype=torch.bool), count + 1)
     first = (size.cumsum(1) - size).gather(1, group)
     step = torch.arange(frame.shape[1], device=frame.device).expand_as(frame)
     return torch.where(frame < 0, -1, torch.zeros_like(frame).scatter_(1, order, step) - first)
@@ -116,12 +116,12 @@ def _linked(x: Tensor, link: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         yield own, rows(x, other[:, None])
 
 
-def per_frame(value: Tensor, frame: Tensor, among: Tensor) -> Tensor:
+def per_frame(value: Tensor, frame: Tensor, candidates: Tensor) -> Tensor:
     """``(B, F)``: the mean of a value ``(B, N)`` over the candidates of each frame; 0 where it has none."""
     total = value.new_zeros(len(frame), number(frame))
-    inside = among & (frame >= 0)
+    inside = candidates & (frame >= 0)
     total.scatter_add_(1, frame.clamp(min=0), torch.where(inside, value, 0.0))
-    return total / held(frame, inside, total.shape[1]).clamp(min=1)
+    return total / group_sizes(frame, inside, total.shape[1]).clamp(min=1)
 
 
 def means(x: Tensor, frame: Tensor) -> Tensor:
@@ -129,7 +129,7 @@ def means(x: Tensor, frame: Tensor) -> Tensor:
     count = number(frame)
     flat = torch.where(frame < 0, count, frame) + torch.arange(len(x), device=x.device)[:, None] * (count + 1)
     total = x.new_zeros(len(x) * (count + 1), x.shape[2]).index_add_(0, flat.flatten(), x.flatten(0, 1))
-    size = held(frame, frame >= 0, count).clamp(min=1)
+    size = group_sizes(frame, frame >= 0, count).clamp(min=1)
     return total.unflatten(0, (len(x), count + 1))[:, :count] / size[..., None]
 
 
@@ -222,7 +222,7 @@ def fixtures(frame: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
     place, real = table(frame)
     start = windows(still.gather(1, place.flatten(1)).view_as(real) & real)
     there = torch.arange(start.shape[1], device=frame.device) <= frame.amax(1, keepdim=True)
-    length = held(start, there, start.shape[1])
+    length = group_sizes(start, there, start.shape[1])
     own = start.gather(1, frame.clamp(min=0))
     head = twins.heads(own * frame.shape[1] + places(frame), frame >= 0)
     steady = torch.zeros_like(frame).scatter_add_(1, head.clamp(min=0), (still & (frame > own)).long())
@@ -230,10 +230,10 @@ def fixtures(frame: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
     return (steady.gather(1, head.clamp(min=0)) == length - 1) & (length > 1) & (frame >= 0), head
 
 
-def peaks(x: Tensor, count: Tensor, place: Tensor, among: Tensor, neighbours: int) -> Tensor:
+def peaks(x: Tensor, count: Tensor, place: Tensor, candidates: Tensor, neighbours: int) -> Tensor:
     """``(B, N)``: the ``count[b, f]`` density peaks of every frame of a table among its candidates ``(B, F, P)``."""
-    out, asked = torch.zeros_like(among).flatten(0, 1), (count.flatten() > 0).nonzero()[:, 0]
+    out, asked = torch.zeros_like(candidates).flatten(0, 1), (count.flatten() > 0).nonzero()[:, 0]
     if len(asked):
         own = rows(x, place)[asked]
-        out[asked] = density_peaks(own, count.flatten()[asked], among.flatten(0, 1)[asked], neighbours)
-    return back(out.view_as(among), place, among, x.shape[1], False)
+        out[asked] = density_peaks(own, count.flatten()[asked], candidates.flatten(0, 1)[asked], neighbours)
+    return back(out.view_as(candidates), place, candidates, x.shape[1], False)

@@ -1,6 +1,6 @@
 """Select: which tokens stay. A selection is a ``(B, N)`` bool tensor, so `&`, `|` and `~` combine selections.
 
-All functions take ``among`` (``(B, N)`` bool, the candidates) and ``count`` (``(B,)`` long, how many of them; at most
+All functions take ``candidates`` (``(B, N)`` bool, the candidates) and ``count`` (``(B,)`` long, how many of them; at most
 the candidates are taken). Ties go to the earlier position, and no row has an influence on another.
 """
 
@@ -16,12 +16,12 @@ from tokensieve.core.topk import ranked, top
 __all__ = ["ranked", "top"]
 
 
-def compact(among: Tensor) -> tuple[Tensor, Tensor]:
+def compact(candidates: Tensor) -> tuple[Tensor, Tensor]:
     """The candidates' positions at the front of each row, ``(B, M)``, and which of them are real; M is at least 1."""
-    held = among.sum(1, keepdim=True)
+    held = candidates.sum(1, keepdim=True)
     width = max(int(held.max()), 1)
-    place = (~among).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-    return place, torch.arange(width, device=among.device) < held
+    place = (~candidates).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
+    return place, torch.arange(width, device=candidates.device) < held
 
 
 def take(x: Tensor, place: Tensor) -> Tensor:
@@ -33,15 +33,15 @@ def take(x: Tensor, place: Tensor) -> Tensor:
     return x.flatten(0, 1).index_select(0, (place + row).flatten()).view(*place.shape, x.shape[2])
 
 
-def ranks(score: Tensor, among: Tensor) -> Tensor:
+def ranks(score: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)`` long: each candidate's place in the order of scores, 0 for the highest; -1 elsewhere."""
-    count = among.sum(1)
-    order, real = ranked(score, count, among)
+    count = candidates.sum(1)
+    order, real = ranked(score, count, candidates)
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.full_like(among, -1, dtype=torch.long).scatter_(1, order, torch.where(real, place, -1))
+    return torch.full_like(candidates, -1, dtype=torch.long).scatter_(1, order, torch.where(real, place, -1))
 
 
-def union(score: Tensor, among: Tensor) -> Tensor:
+def union(score: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)`` long: each candidate's place in the order in which the union of every head's best takes them in, as heads
     name one more each; those named at once by their mean over heads. -1 elsewhere.
 
@@ -49,32 +49,32 @@ def union(score: Tensor, among: Tensor) -> Tensor:
         score: ``(B, H, N)``.
     """
     heads = score.shape[1]
-    each = ranks(score.flatten(0, 1), among.repeat_interleave(heads, 0)).unflatten(0, (-1, heads))
-    order = each.amin(1) * among.shape[1] + ranks(score.mean(1, dtype=torch.float64), among)
-    return ranks(-order.double(), among)
+    each = ranks(score.flatten(0, 1), candidates.repeat_interleave(heads, 0)).unflatten(0, (-1, heads))
+    order = each.amin(1) * candidates.shape[1] + ranks(score.mean(1, dtype=torch.float64), candidates)
+    return ranks(-order.double(), candidates)
 
 
-def held(group: Tensor, among: Tensor, groups: int) -> Tensor:
+def group_sizes(group: Tensor, candidates: Tensor, groups: int) -> Tensor:
     """``(B, G)``: how many candidates each of ``groups`` groups holds; group: ``(B, N)`` long, negative for none."""
-    inside = (among & (group >= 0)).long()
+    inside = (candidates & (group >= 0)).long()
     return inside.new_zeros(len(group), groups).scatter_add_(1, group.clamp(min=0), inside)
 
 
-def top_of_each(score: Tensor, count: Tensor, group: Tensor, among: Tensor) -> Tensor:
+def top_of_each(score: Tensor, count: Tensor, group: Tensor, candidates: Tensor) -> Tensor:
     """The ``count[b, g]`` candidates of highest score in every group g (crop, frame, window, cluster) of every row.
 
     Args:
         score: ``(B, N)``; count: ``(B, G)`` long; group: ``(B, N)`` long, negative for none.
     """
     groups = count.shape[1]
-    place = torch.where(among & (group >= 0), group, groups)
+    place = torch.where(candidates & (group >= 0), group, groups)
     order = score.argsort(dim=1, descending=True, stable=True)
     order = order.gather(1, place.gather(1, order).argsort(dim=1, stable=True))
     place = place.gather(1, order)
-    size = held(place, torch.ones_like(among), groups + 1)
+    size = group_sizes(place, torch.ones_like(candidates), groups + 1)
     rank = torch.arange(place.shape[1], device=place.device) - (size.cumsum(1) - size).gather(1, place)
     limit = torch.cat([count, torch.zeros_like(count[:, :1])], 1).gather(1, place)
-    return torch.zeros_like(among).scatter_(1, order, rank < limit)
+    return torch.zeros_like(candidates).scatter_(1, order, rank < limit)
 
 
 def drawn(weight: Tensor, noise: Tensor) -> Tensor:
@@ -87,35 +87,35 @@ def drawn(weight: Tensor, noise: Tensor) -> Tensor:
     return weight.clamp(min=tiny).log() - (-noise.clamp(min=tiny).log()).clamp(min=tiny).log()
 
 
-def first(count: Tensor, among: Tensor) -> Tensor:
+def first(count: Tensor, candidates: Tensor) -> Tensor:
     """The first ``count[b]`` candidates."""
-    return among & (among.long().cumsum(1) <= count[:, None])
+    return candidates & (candidates.long().cumsum(1) <= count[:, None])
 
 
-def last(count: Tensor, among: Tensor) -> Tensor:
+def last(count: Tensor, candidates: Tensor) -> Tensor:
     """The last ``count[b]`` candidates."""
-    rank = among.long().cumsum(1)
-    return among & (rank > rank[:, -1:] - count[:, None])
+    rank = candidates.long().cumsum(1)
+    return candidates & (rank > rank[:, -1:] - count[:, None])
 
 
-def evenly(count: Tensor, among: Tensor) -> Tensor:
+def evenly(count: Tensor, candidates: Tensor) -> Tensor:
     """``count[b]`` candidates at equal steps along the row, starting with the first."""
-    held = among.sum(1, keepdim=True)
-    rank = among.long().cumsum(1) - 1
+    held = candidates.sum(1, keepdim=True)
+    rank = candidates.long().cumsum(1) - 1
     step = count[:, None].minimum(held)
     # Rank r is chosen when r * count // held moves on: exactly `count` of `held` ranks do.
     moved = (rank * step) // held.clamp(min=1) != ((rank - 1) * step).div(held.clamp(min=1), rounding_mode="floor")
-    return among & moved & (step > 0)
+    return candidates & moved & (step > 0)
 
 
-def strided(count: Tensor, among: Tensor) -> Tensor:
+def strided(count: Tensor, candidates: Tensor) -> Tensor:
     """The first ``count[b]`` candidates at whole steps of ``candidates // count``, as VisionZip's code takes them."""
-    rank = among.long().cumsum(1) - 1
-    step = (among.sum(1, keepdim=True) // count[:, None].clamp(min=1)).clamp(min=1)
-    return among & (rank % step == 0) & (rank // step < count[:, None])
+    rank = candidates.long().cumsum(1) - 1
+    step = (candidates.sum(1, keepdim=True) // count[:, None].clamp(min=1)).clamp(min=1)
+    return candidates & (rank % step == 0) & (rank // step < count[:, None])
 
 
-def cells(count: Tensor, among: Tensor, grid: tuple[int | Tensor, int] | None) -> tuple[Tensor, Tensor]:
+def cells(count: Tensor, candidates: Tensor, grid: tuple[int | Tensor, int] | None) -> tuple[Tensor, Tensor]:
     """Exactly ``count[b]`` near-equal cells of the grid; of the row, where there is none or the candidates do not fill it.
 
     Where rows lie on grids of different height, that is a tensor ``(B, 1)``, and their candidates stand in front.
@@ -125,10 +125,10 @@ def cells(count: Tensor, among: Tensor, grid: tuple[int | Tensor, int] | None) -
     Returns:
         centres ``(B, N)`` bool, and for every candidate the index of its cell's centre, ``(B, N)`` long, -1 elsewhere.
     """
-    held = among.sum(1, keepdim=True)
-    place = torch.arange(among.shape[1], device=among.device).expand_as(among)
-    rank = among.long().cumsum(1) - 1
-    high, wide = (1, among.shape[1]) if grid is None else grid
+    held = candidates.sum(1, keepdim=True)
+    place = torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
+    rank = candidates.long().cumsum(1) - 1
+    high, wide = (1, candidates.shape[1]) if grid is None else grid
     whole = held == high * wide
     h, w = torch.where(whole, high, 1), torch.where(whole, wide, held)
     y, x = torch.where(whole, place // wide, 0), torch.where(whole, place % wide, rank)
@@ -141,26 +141,26 @@ def cells(count: Tensor, among: Tensor, grid: tuple[int | Tensor, int] | None) -
     cell = ((x + 1) * across - 1) // w
     centre_y = (band * h // bands + (band + 1) * h // bands - 1) // 2
     centre_x = (cell * w // across + (cell + 1) * w // across - 1) // 2
-    centre = (y == centre_y) & (x == centre_x) & among
-    order, _ = compact(among)
+    centre = (y == centre_y) & (x == centre_x) & candidates
+    order, _ = compact(candidates)
     target = order.gather(1, (centre_y * w + centre_x).clamp(0, order.shape[1] - 1))
-    return centre, torch.where(among, target, -1)
+    return centre, torch.where(candidates, target, -1)
 
 
-def windows(among: Tensor, grid: tuple[int, int] | None, side: int) -> tuple[Tensor, int]:
+def windows(candidates: Tensor, grid: tuple[int, int] | None, side: int) -> tuple[Tensor, int]:
     """Windows of ``side`` x ``side`` cells of the grid; runs of as many candidates, where there is none.
 
     Returns:
         the window of each candidate, ``(B, N)`` long, -1 elsewhere, and the number of windows.
     """
-    place = torch.arange(among.shape[1], device=among.device)
+    place = torch.arange(candidates.shape[1], device=candidates.device)
     if grid is None:
-        window, number = (among.long().cumsum(1) - 1) // side**2, -(-among.shape[1] // side**2)
+        window, number = (candidates.long().cumsum(1) - 1) // side**2, -(-candidates.shape[1] // side**2)
     else:
         across = -(-grid[1] // side)
-        window = (place // grid[1] // side * across + place % grid[1] // side).expand_as(among)
+        window = (place // grid[1] // side * across + place % grid[1] // side).expand_as(candidates)
         number = -(-grid[0] // side) * across
-    return torch.where(among, window, -1), number
+    return torch.where(candidates, window, -1), number
 
 
 def last_of_each(group: Tensor, groups: int) -> Tensor:
@@ -170,33 +170,33 @@ def last_of_each(group: Tensor, groups: int) -> Tensor:
     return last.scatter_reduce_(1, group.clamp(min=0), torch.where(group >= 0, place, -1), "amax")
 
 
-def around(chosen: Tensor, grid: tuple[int, int] | None, among: Tensor) -> Tensor:
+def around(chosen: Tensor, grid: tuple[int, int] | None, candidates: Tensor) -> Tensor:
     """The candidates beside, above and below the chosen ones on the grid, ``(B, N)`` bool.
 
     Where there is no grid, those right before and behind them in the row of candidates.
     """
-    if grid is None and not bool(among.all()):
-        place, real = compact(among)
+    if grid is None and not bool(candidates.all()):
+        place, real = compact(candidates)
         beside = around(chosen.gather(1, place) & real, None, torch.ones_like(real)) & real
-        return torch.zeros_like(among).scatter_(1, place, beside)
+        return torch.zeros_like(candidates).scatter_(1, place, beside)
     flat = chosen.reshape(-1, *(grid or (1, chosen.shape[1])))
     out = torch.zeros_like(flat)
     out[:, 1:] |= flat[:, :-1]
     out[:, :-1] |= flat[:, 1:]
     out[:, :, 1:] |= flat[:, :, :-1]
     out[:, :, :-1] |= flat[:, :, 1:]
-    return out.view_as(chosen) & ~chosen & among
+    return out.view_as(chosen) & ~chosen & candidates
 
 
-def near(among: Tensor, grid: tuple[int, int] | None, count: int) -> Tensor:
+def near(candidates: Tensor, grid: tuple[int, int] | None, count: int) -> Tensor:
     """``(B, N, N)`` bool: for each candidate those in the largest square window around it of at most ``count`` cells of the
     grid; in the longest run of as many candidates, where there is none. Memory B x N x N.
     """
-    both = among[:, :, None] & among[:, None]
+    both = candidates[:, :, None] & candidates[:, None]
     if grid is None:
-        rank = among.long().cumsum(1)
+        rank = candidates.long().cumsum(1)
         return both & ((rank[:, :, None] - rank[:, None]).abs() <= (count - 1) // 2)
     reach = (math.isqrt(count) - 1) // 2
-    place = torch.arange(among.shape[1], device=among.device)
+    place = torch.arange(candidates.shape[1], device=candidates.device)
     y, x = place // grid[1], place % grid[1]
     return both & ((y[:, None] - y).abs() <= reach) & ((x[:, None] - x).abs() <= reach)

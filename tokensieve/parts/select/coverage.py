@@ -15,15 +15,15 @@ POOL = 16
 
 
 @torch.no_grad()
-def calibrated(like: Rows, sharpness: Tensor, weight: Tensor, among: Tensor) -> Rows:
+def calibrated(like: Rows, sharpness: Tensor, weight: Tensor, candidates: Tensor) -> Rows:
     """Turn likeness into shares: for each target a softmax over the candidates, times the target's weight.
 
     Args:
         sharpness, weight: ``(B, R)``, one over the temperature, and the weight of each target (0 leaves it out).
     """
     parts = []
-    for place in similarity.blocks(among):
-        bias = torch.where(among.gather(1, place), 0.0, -torch.inf)
+    for place in similarity.blocks(candidates):
+        bias = torch.where(candidates.gather(1, place), 0.0, -torch.inf)
         parts.append(torch.addcmul(bias[..., None], like(place), sharpness[:, None]).logsumexp(1))
     bias = weight.log() - torch.stack(parts).logsumexp(0)
     return lambda place: torch.addcmul(bias[:, None], like(place), sharpness[:, None]).exp_()
@@ -31,7 +31,7 @@ def calibrated(like: Rows, sharpness: Tensor, weight: Tensor, among: Tensor) -> 
 
 @torch.no_grad()
 def cover(
-    reach: Rows, count: Tensor, among: Tensor, scale: Tensor | None = None, bonus: Tensor | None = None
+    reach: Rows, count: Tensor, candidates: Tensor, scale: Tensor | None = None, bonus: Tensor | None = None
 ) -> Tensor:
     """Greedy facility location: each pick is the candidate that adds most to how well all targets are covered.
 
@@ -49,9 +49,11 @@ def cover(
         gained = gained if scale is None else gained * scale.gather(1, place)
         return gained if bonus is None else gained + bonus.gather(1, place)
 
-    covered = torch.zeros(len(among), 1, 1, device=among.device)
-    bound = torch.cat([gain(place, covered) for place in similarity.blocks(among)], 1).masked_fill_(~among, -torch.inf)
-    left, chosen, fresh = count.minimum(among.sum(1)), torch.zeros_like(among), torch.ones_like(among)
+    covered = torch.zeros(len(candidates), 1, 1, device=candidates.device)
+    bound = torch.cat([gain(place, covered) for place in similarity.blocks(candidates)], 1).masked_fill_(
+        ~candidates, -torch.inf
+    )
+    left, chosen, fresh = count.minimum(candidates.sum(1)), torch.zeros_like(candidates), torch.ones_like(candidates)
     for step in range(int(left.max())):
         lead, width = bound.argmax(1, keepdim=True), POOL
         while not bool(fresh.gather(1, lead).all()):

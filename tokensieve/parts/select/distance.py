@@ -17,7 +17,7 @@ Join = Callable[[Tensor, Tensor], Tensor]
 
 
 @torch.no_grad()
-def farthest(metric: Tensor, count: Tensor, among: Tensor, start: Tensor | None = None) -> Tensor:
+def farthest(metric: Tensor, count: Tensor, candidates: Tensor, start: Tensor | None = None) -> Tensor:
     """Greedy max-min diversity over cosine distances: each pick is the candidate farthest from those picked before it.
 
     The first pick is the candidate whose nearest other candidate is farthest; in rows where ``start``, ``(B, N)`` bool,
@@ -25,29 +25,29 @@ def farthest(metric: Tensor, count: Tensor, among: Tensor, start: Tensor | None 
     former and N count D for the rest; memory B x 512 x N.
     """
     unit = normalize(metric, dim=-1)
-    start = torch.zeros_like(among) if start is None else start
-    first = twins.firsts(metric, among | start)
+    start = torch.zeros_like(candidates) if start is None else start
+    first = twins.firsts(metric, candidates | start)
     unit = unit if first is None else take(unit, first)
-    among, chosen = among & ~start, torch.zeros_like(among)
-    left = count.minimum(among.sum(1))
+    candidates, chosen = candidates & ~start, torch.zeros_like(candidates)
+    left = count.minimum(candidates.sum(1))
     bare = ~start.any(1)
     if bool(bare.any()):
-        lone = _nearest_other(unit, among, first).masked_fill_(~among, torch.inf).argmin(1, keepdim=True)
+        lone = _nearest_other(unit, candidates, first).masked_fill_(~candidates, torch.inf).argmin(1, keepdim=True)
         chosen.scatter_(1, lone, (bare & (left > 0))[:, None])
     place, real = compact(start | chosen)
     anchors = take(unit, place).transpose(1, 2)
     near = [(rows @ anchors).masked_fill_(~real[:, None], -torch.inf).amax(2) for rows in unit.split(ROWS, 1)]
     cost = torch.cat(near, 1)
     if first is not None:
-        there = torch.zeros_like(among).scatter_(1, first.gather(1, place), real)
+        there = torch.zeros_like(candidates).scatter_(1, first.gather(1, place), real)
         cost = twins.level(cost, first).masked_fill_(there.gather(1, first), 1.0)
     left = left - chosen.sum(1)
     join: Join = lambda cost, like: cost.maximum(like.amax(2))  # noqa: E731
-    return chosen | greedy(unit, cost, left, among & ~chosen, join)
+    return chosen | greedy(unit, cost, left, candidates & ~chosen, join)
 
 
 @torch.no_grad()
-def greedy(unit: Tensor, cost: Tensor, count: Tensor, among: Tensor, join: Join) -> Tensor:
+def greedy(unit: Tensor, cost: Tensor, count: Tensor, candidates: Tensor, join: Join) -> Tensor:
     """Greedy choice of the cheapest candidate, whose likeness to the others then raises their costs.
 
     Picks are found in batches. Since costs only grow, among the ``LOOKAHEAD`` candidates that are cheapest now the
@@ -59,9 +59,9 @@ def greedy(unit: Tensor, cost: Tensor, count: Tensor, among: Tensor, join: Join)
         join: from costs ``(B, N)`` and the likeness of N tokens to K picks, ``(B, N, K)``, minus infinity where there is
             no pick, their costs afterwards, which must not be lower.
     """
-    first = twins.firsts(unit, among)
-    cost, left = cost.masked_fill(~among, torch.inf), count.minimum(among.sum(1))
-    chosen = torch.zeros_like(among)
+    first = twins.firsts(unit, candidates)
+    cost, left = cost.masked_fill(~candidates, torch.inf), count.minimum(candidates.sum(1))
+    chosen = torch.zeros_like(candidates)
     width = min(LOOKAHEAD, cost.shape[1])
     while int(left.max()) > 0:
         ahead, order = cost.sort(dim=1, stable=True)
@@ -86,22 +86,22 @@ def _similarity(unit: Tensor, first: Tensor | None, index: Tensor) -> Tensor:
     return twins.level(like, first).masked_fill_(twins.both(first, first.gather(1, index)), 1.0)
 
 
-def _nearest_other(unit: Tensor, among: Tensor, first: Tensor | None) -> Tensor:
+def _nearest_other(unit: Tensor, candidates: Tensor, first: Tensor | None) -> Tensor:
     """``(B, N)``: the similarity of each token to its most similar candidate other than itself; 1 between twins."""
     if first is not None:
-        held = torch.zeros_like(first).scatter_add_(1, first, among.long()).gather(1, first)
-        lead = among & (first == torch.arange(first.shape[1], device=first.device))
+        held = torch.zeros_like(first).scatter_add_(1, first, candidates.long()).gather(1, first)
+        lead = candidates & (first == torch.arange(first.shape[1], device=first.device))
         return _nearest_other(unit, lead, None).clamp_(max=1.0).masked_fill_(held > 1, 1.0)
     n = unit.shape[1]
     out = unit.new_full(unit.shape[:2], -torch.inf)
-    padded = not bool(among.all())
+    padded = not bool(candidates.all())
     for start in range(0, n, ROWS):
         rows = slice(start, min(start + ROWS, n))
         # Only the upper triangle is computed; both ends of a pair see the same value.
         like = unit[:, rows] @ unit[:, start:].transpose(1, 2)
         like[:, :, : like.shape[1]].diagonal(dim1=1, dim2=2).fill_(-torch.inf)
         if padded:
-            like.masked_fill_(~(among[:, rows, None] & among[:, None, start:]), -torch.inf)
+            like.masked_fill_(~(candidates[:, rows, None] & candidates[:, None, start:]), -torch.inf)
         out[:, rows] = out[:, rows].maximum(like.amax(2))
         out[:, start:] = out[:, start:].maximum(like.amax(1))
     return out
@@ -126,7 +126,7 @@ def _greedy(
 
 
 @torch.no_grad()
-def density_peaks(x: Tensor, count: Tensor, among: Tensor, neighbours: int | None = None) -> Tensor:
+def density_peaks(x: Tensor, count: Tensor, candidates: Tensor, neighbours: int | None = None) -> Tensor:
     """Cluster centres by density peaks: candidates that are dense, and far from any denser one.
 
     Density is exp(-mean squared distance to the nearest ``neighbours`` candidates, ``count[b]`` by default, itself
@@ -135,12 +135,12 @@ def density_peaks(x: Tensor, count: Tensor, among: Tensor, neighbours: int | Non
     M^2 D, memory B x 512 x M.
     """
     if int(count.max()) == 0:
-        return torch.zeros_like(among)
-    place, real = compact(among)
+        return torch.zeros_like(candidates)
+    place, real = compact(candidates)
     x = take(x, place) * x.shape[2] ** -0.5
     first = twins.firsts(x, real)
     near = count if neighbours is None else torch.full_like(count, neighbours)
-    k = near.minimum(among.sum(1)).clamp(min=1)[:, None]
+    k = near.minimum(candidates.sum(1)).clamp(min=1)[:, None]
     within = torch.arange(int(k.max()), device=x.device) < k
     # The logarithm of the density: far points would all be zero otherwise.
     density = [
@@ -159,7 +159,7 @@ def density_peaks(x: Tensor, count: Tensor, among: Tensor, neighbours: int | Non
     apart = torch.where(apart.isinf(), torch.cat(widest, 1).amax(1, keepdim=True), apart)
     # Squared distances on both sides of the product keep its order: log(distance * density).
     centres = top(apart.clamp(min=torch.finfo(apart.dtype).tiny).log() / 2 + dense, count, real)
-    return torch.zeros_like(among).scatter_(1, place, centres) & among
+    return torch.zeros_like(candidates).scatter_(1, place, centres) & candidates
 
 
 def _squares(x: Tensor, real: Tensor, first: Tensor | None) -> Iterator[Tensor]:

@@ -14,7 +14,7 @@ NOTHING_NEW = 1e-5
 
 
 @torch.no_grad()
-def most_likely(vector: Tensor, count: Tensor, among: Tensor) -> Tensor:
+def most_likely(vector: Tensor, count: Tensor, candidates: Tensor) -> Tensor:
     """Greedy maximum a posteriori choice under the kernel ``vector @ vector^T``: each pick adds most to its determinant.
 
     What a pick adds is the squared length of the part of its vector that earlier picks do not span. That only shrinks,
@@ -24,10 +24,10 @@ def most_likely(vector: Tensor, count: Tensor, among: Tensor) -> Tensor:
     Args:
         vector: ``(B, N, d)``, the tokens' directions, their lengths being how good they are.
     """
-    first = twins.firsts(vector, among)
+    first = twins.firsts(vector, candidates)
     square = twins.level(vector.square().sum(2), first)
-    new, left = square.masked_fill(~among, -torch.inf), count.minimum(among.sum(1))
-    chosen, factor = torch.zeros_like(among), vector.new_zeros(len(vector), 0, vector.shape[1])
+    new, left = square.masked_fill(~candidates, -torch.inf), count.minimum(candidates.sum(1))
+    chosen, factor = torch.zeros_like(candidates), vector.new_zeros(len(vector), 0, vector.shape[1])
     width = min(LOOKAHEAD, vector.shape[1])
     while int(left.max()) > 0:
         ahead, order = new.sort(dim=1, descending=True, stable=True)
@@ -52,7 +52,7 @@ def most_likely(vector: Tensor, count: Tensor, among: Tensor) -> Tensor:
         factor = torch.cat([factor, grown], 1)
         new = twins.level(new - grown.square().sum(1), first).masked_fill_(chosen, -torch.inf)
         new.masked_fill_(new <= NOTHING_NEW * square, -torch.inf)
-    return chosen | top(square, left, among & ~chosen)
+    return chosen | top(square, left, candidates & ~chosen)
 
 
 def _kernel(vector: Tensor, factor: Tensor, rows: Tensor, columns: Tensor | None = None) -> Tensor:

@@ -13,17 +13,17 @@ from tokensieve.parts.select import compact, take
 ROWS = 512
 
 
-def sums(value: Tensor, group: Tensor, among: Tensor, groups: int) -> Tensor:
+def sums(value: Tensor, group: Tensor, candidates: Tensor, groups: int) -> Tensor:
     """``(B, G)`` float64: the sum of ``value`` over the candidates of each group."""
-    inside = among & (group >= 0)
+    inside = candidates & (group >= 0)
     out = torch.zeros(len(group), groups, dtype=torch.float64, device=value.device)
     return out.scatter_add_(1, group.clamp(min=0), torch.where(inside, value, 0.0).double())
 
 
-def scaled(value: Tensor, group: Tensor, among: Tensor, groups: int) -> Tensor:
+def scaled(value: Tensor, group: Tensor, candidates: Tensor, groups: int) -> Tensor:
     """``(B, N)``: values divided by their group's Euclidean norm, zero outside the groups."""
-    norm = sums(value.square(), group, among, groups).sqrt().clamp(min=1e-12).to(value.dtype)
-    inside = among & (group >= 0)
+    norm = sums(value.square(), group, candidates, groups).sqrt().clamp(min=1e-12).to(value.dtype)
+    inside = candidates & (group >= 0)
     return torch.where(inside, value / norm.gather(1, group.clamp(min=0)), 0.0)
 
 
@@ -41,13 +41,13 @@ def filled(total: Tensor, score: Tensor, most: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def alike(metric: Tensor, above: float, group: Tensor, among: Tensor, groups: int) -> Tensor:
+def alike(metric: Tensor, above: float, group: Tensor, candidates: Tensor, groups: int) -> Tensor:
     """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
 
     Over M tokens of a group, time M^2 D and memory B x block x M.
     """
     out = torch.zeros_like(group)
-    for place, rows, real, like in _pairs(metric, group, among, groups):
+    for place, rows, real, like in _pairs(metric, group, candidates, groups):
         out.scatter_add_(1, place, ((like > above) & real[:, None]).sum(2) * real[:, rows])
     return out
 
@@ -69,13 +69,13 @@ def cohesion(x: Tensor, group: Tensor, groups: int) -> Tensor:
 
 
 @torch.no_grad()
-def variety(x: Tensor, group: Tensor, groups: int, among: Tensor) -> Tensor:
+def variety(x: Tensor, group: Tensor, groups: int, candidates: Tensor) -> Tensor:
     """``(B, N)``: the variance of a token's cosines to the other candidates of its group, 0 where it has none.
 
     Over M tokens of a group, time M^2 D and memory B x block x M.
     """
     out = torch.zeros_like(x[..., 0])
-    for place, rows, real, like in _pairs(x, group, among, groups):
+    for place, rows, real, like in _pairs(x, group, candidates, groups):
         other = real[:, None].repeat(1, like.shape[1], 1)
         other.diagonal(rows.start, 1, 2).fill_(False)
         count = other.sum(2, keepdim=True).clamp(min=1)
@@ -85,7 +85,7 @@ def variety(x: Tensor, group: Tensor, groups: int, among: Tensor) -> Tensor:
     return out
 
 
-def _pairs(x: Tensor, group: Tensor, among: Tensor, groups: int) -> Iterator[tuple[Tensor, slice, Tensor, Tensor]]:
+def _pairs(x: Tensor, group: Tensor, candidates: Tensor, groups: int) -> Iterator[tuple[Tensor, slice, Tensor, Tensor]]:
     """Cosines within groups, one group after the other, in blocks of its members.
 
     Yields:
@@ -94,7 +94,7 @@ def _pairs(x: Tensor, group: Tensor, among: Tensor, groups: int) -> Iterator[tup
     """
     unit, size = normalize(x, dim=-1), max(ROWS // len(x), 64)
     for g in range(groups):
-        place, real = compact(among & (group == g))
+        place, real = compact(candidates & (group == g))
         own = take(unit, place)
         for start in range(0, place.shape[1], size):
             rows = slice(start, start + size)

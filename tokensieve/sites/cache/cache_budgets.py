@@ -12,7 +12,7 @@ from tokensieve.core.needs import Need
 from tokensieve.core.plan import Stage
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.model.blocks import Stack
-from tokensieve.sites.visual.layer_budgets import share
+from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 def layers_of(stage: Stage, language: Stack, full: list[int]) -> list[int]:
@@ -86,8 +86,8 @@ def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, gro
         ValueError: a budget below what the method always keeps.
     """
     method, held = stage.method, now.valid.sum(2)
-    least = method.protected
-    keep, short = now.room(stage.keep) if method.visual else share(stage.keep, seen), held.amax(1) <= least
+    least = method.min_kept
+    keep, short = now.room(stage.keep) if method.visual else resolve_count(stage.keep, seen), held.amax(1) <= least
     wrong = (keep < least) & ~short
     if grows:
         keep = keep.clamp(min=least)

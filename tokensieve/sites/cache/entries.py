@@ -16,9 +16,9 @@ from tokensieve.parts import select
 from tokensieve.parts.attention import rows
 from tokensieve.parts.budget import Budget
 from tokensieve.sites.cache.evicted_layer import EvictedLayer, alike
-from tokensieve.sites.model.position_ids import rotary, tables_of, turned, turns
+from tokensieve.sites.model.position_ids import apply_rope, rotary, tables_of, uses_rope
 from tokensieve.sites.model.taps import Call
-from tokensieve.sites.visual.layer_budgets import share
+from tokensieve.sites.visual.layer_budgets import resolve_count
 
 CACHE_SIGNALS = (
     "window_attention", "accumulated_attention", "expected_logits", "probe_attention", "visual", "visual_share",
@@ -107,7 +107,7 @@ class Entries:
 
     def shown(self) -> Tensor:
         """``(B, G, N)`` bool: the entries of visual tokens."""
-        shown = self.layer.shown
+        shown = self.layer.is_visual
         assert shown is not None
         inside = self.valid & (self.columns < shown.shape[1])
         at = torch.where(inside, self.columns, 0).flatten(1)
@@ -116,10 +116,10 @@ class Entries:
     def room(self, keep: Budget) -> Tensor:
         """``(B,)``: entries that stay where a budget counts those of each image: it, the prompt's text, and what has been
         decoded in the place of visual ones, of which one stays."""
-        assert self.layer.shown is not None
-        shown = self.layer.shown
+        assert self.layer.is_visual is not None
+        shown = self.layer.is_visual
         images = (shown & ~pad(shown[:, :-1], (1, 0))).sum(1).clamp(min=1)
-        visual = share(keep, shown.sum(1) // images) * images
+        visual = resolve_count(keep, shown.sum(1) // images) * images
         text = self.valid & ~self.shown()
         prompt = (text & (self.columns < shown.shape[1])).sum(2).amax(1)
         return (visual + prompt).maximum(text.sum(2).amax(1) + 1)
@@ -132,8 +132,8 @@ class Entries:
             if need.name == "window_attention":
                 out[need.name] = laid(self.window(need.window), unit, heads)
             elif need.name == "accumulated_attention":
-                assert self.layer.carried is not None
-                out[need.name] = laid(self.layer.carried, unit, heads)
+                assert self.layer.accumulated_attention is not None
+                out[need.name] = laid(self.layer.accumulated_attention, unit, heads)
             elif need.name == "expected_logits":
                 out[need.name] = laid(self.expected(need.window, language, hidden, module), unit, heads)
             elif need.name == "probe_attention":
@@ -145,8 +145,8 @@ class Entries:
                 assert self.layer.shares is not None
                 out[need.name] = laid(self.layer.shares, unit, heads)
             elif need.name == "token_ids":
-                assert self.layer.named is not None
-                named = self.layer.named
+                assert self.layer.token_ids is not None
+                named = self.layer.token_ids
                 out[need.name] = named[:, 0] if unit == "token" else vectors(named.expand(-1, heads, -1), unit)
             elif need.name == "values":
                 out[need.name] = vectors(self._made(self.values, self.call.value), unit)
@@ -171,8 +171,10 @@ class Entries:
             return None if x is None else x.expand(-1, heads, -1).gather(2, at)
 
         layer, keys, values = self.layer, self.keys, self.values
-        layer.carried, layer.named, layer.shares = (taken(x) for x in (layer.carried, layer.named, layer.shares))
-        layer.named = None if layer.named is None else alike(layer.named)
+        layer.accumulated_attention, layer.token_ids, layer.shares = (
+            taken(x) for x in (layer.accumulated_attention, layer.token_ids, layer.shares)
+        )
+        layer.token_ids = None if layer.token_ids is None else alike(layer.token_ids)
         if not step.drops:
             keys, values, lengths = (
                 step.apply(x.flatten(0, 1)).unflatten(0, (batch, heads))
@@ -199,14 +201,14 @@ class Entries:
         whole = square.new_empty(*square.shape[:2], size, size)
         whole[..., row, column] = whole[..., column, row] = square
         spread = whole / count[..., None] - mean[..., None] * mean[..., None, :]
-        if turns(module, tables_of(language)):
+        if uses_rope(module, tables_of(language)):
             ids = last[:, None] + torch.arange(1, ahead + 1, device=last.device)
             kinds: Any = getattr(module.config, "layer_types", None)
             every = rotary(language, hidden, ids, kinds[module.layer_idx] if kinds else None)
             table = tuple(t.float().mean(1, keepdim=True) for t in every)
-            mean = turned(module, mean[:, :, None], table)[:, :, 0]
-            spread = turned(module, spread, table)
-            spread = turned(module, spread.transpose(2, 3), table)
+            mean = apply_rope(module, mean[:, :, None], table)[:, :, 0]
+            spread = apply_rope(module, spread, table)
+            spread = apply_rope(module, spread.transpose(2, 3), table)
         groups, scale = mean.shape[1] // self.attended.shape[1], self.call.scale
         keys = self.attended.float()
         logits = keys @ mean.unflatten(1, (-1, groups)).transpose(2, 3) * scale

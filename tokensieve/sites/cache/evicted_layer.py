@@ -30,10 +30,10 @@ class EvictedLayer(SievedLayer):
         pages: the kept entries, where heads hold different numbers; rows are those of the batch times heads.
         packed: the kept keys and values of one precision after another, in pairs; None where they are as they were.
         salient: ``(B, M)`` bool, which kept entries are packed in the first precision.
-        carried: ``(B, G, M + T)`` attention accumulated by each entry, the mean over the query heads of its own; None where
-            nobody asked.
-        named: ``(B, G, M + T)`` int, the token id of each entry, or ``(B, 1, M + T)`` likewise; None where nobody asked.
-        shown: ``(B, C)`` bool, which columns up to the end of the last prompt are visual tokens; None where nobody asked.
+        accumulated_attention: ``(B, G, M + T)`` attention accumulated by each entry, the mean over the query heads of its own;
+            None where nobody asked.
+        token_ids: ``(B, G, M + T)`` int, the token id of each entry, or ``(B, 1, M + T)`` likewise; None where nobody asked.
+        is_visual: ``(B, C)`` bool, which columns up to the end of the last prompt are visual tokens; None where nobody asked.
         shares: ``(B, G, M + T)``, how much of each entry's own attention went to visual tokens, likewise; None where nobody
             asked.
         queries: the latest queries ``(B, H, t, d)`` and their columns ``(B, t)``, pass by pass.
@@ -50,9 +50,9 @@ class EvictedLayer(SievedLayer):
         super().__init__()
         self.pages: Pages | None = None
         self.packed: list[tuple[Packed, Packed]] | None = None
-        self.carried: Tensor | None = None
-        self.named: Tensor | None = None
-        self.shown: Tensor | None = None
+        self.accumulated_attention: Tensor | None = None
+        self.token_ids: Tensor | None = None
+        self.is_visual: Tensor | None = None
         self.shares: Tensor | None = None
         self.queries: list[tuple[Tensor, Tensor]] = []
         self.probes: list[tuple[Tensor, Tensor]] = []
@@ -168,12 +168,12 @@ class EvictedLayer(SievedLayer):
         Raises:
             ValueError: of earlier columns this is not known.
         """
-        known = visual[:, :0] if self.shown is None else self.shown
-        if past and self.shown is None:
+        known = visual[:, :0] if self.is_visual is None else self.is_visual
+        if past and self.is_visual is None:
             raise ValueError(
                 "the method reads which cached tokens are visual, which is not known of all; fill the cache under this sieve"
             )
-        self.shown = torch.cat([known, visual.new_zeros(len(visual), past - known.shape[1]), visual], 1)
+        self.is_visual = torch.cat([known, visual.new_zeros(len(visual), past - known.shape[1]), visual], 1)
 
     def settle(self) -> None:
         """Forget what only the next chunk or eviction would ask for, and which takes the room of many entries."""
@@ -199,8 +199,8 @@ class EvictedLayer(SievedLayer):
 
     def reset(self) -> None:
         self.places, self.packed = self.places[:, :, :0], None
-        self.pages, self.carried, self.named, self.mark = None, None, None, 0
-        self.shown, self.shares = None, None
+        self.pages, self.accumulated_attention, self.token_ids, self.mark = None, None, None, 0
+        self.is_visual, self.shares = None, None
         self.settle()
         super().reset()
 
@@ -218,9 +218,9 @@ class EvictedLayer(SievedLayer):
         self.keys, self.values = (x[..., : kept + late, :] for x in (self.keys, self.values))
         self.columns, self.length = self.columns[:, :late], self.length - more
         kept = self.places.shape[2] + late
-        cut = (None if x is None else x[..., :kept] for x in (self.carried, self.named, self.shares))
-        self.carried, self.named, self.shares = cut
-        self.shown = None if self.shown is None else self.shown[:, : self.length]
+        cut = (None if x is None else x[..., :kept] for x in (self.accumulated_attention, self.token_ids, self.shares))
+        self.accumulated_attention, self.token_ids, self.shares = cut
+        self.is_visual = None if self.is_visual is None else self.is_visual[:, : self.length]
         self.queries, self.probes = [], []
 
     def _rows(self, change: Callable[[Tensor, int], Tensor]) -> None:
@@ -232,8 +232,10 @@ class EvictedLayer(SievedLayer):
             self.packed = [(k.rows(change), v.rows(change)) for k, v in self.packed]
             self.salient = change(self.salient, 0)
         self.places = change(self.places, 0)
-        each = (self.carried, self.named, self.shown, self.shares)
-        self.carried, self.named, self.shown, self.shares = (None if x is None else change(x, 0) for x in each)
+        each = (self.accumulated_attention, self.token_ids, self.is_visual, self.shares)
+        self.accumulated_attention, self.token_ids, self.is_visual, self.shares = (
+            None if x is None else change(x, 0) for x in each
+        )
         self.queries, self.probes = ([(change(q, 0), change(c, 0)) for q, c in x] for x in (self.queries, self.probes))
         self.moments = None if self.moments is None else tuple(change(m, 0) for m in self.moments)
 

@@ -32,7 +32,7 @@ from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.model.trace import Trace
 from tokensieve.sites.visual import layer_signals
 from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.layer_budgets import share
+from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 class CacheSite:
@@ -60,7 +60,7 @@ class CacheSite:
         self.layers = {id(s): cache_budgets.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             layer_signals.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
-            share(stage.keep, torch.ones(1, dtype=torch.long))
+            resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         cache_budgets.check(self.stages, self.layers, self.full, self._read)
         ledger.late += self.stages
         self.model = Fingerprint(language.root)
@@ -185,7 +185,7 @@ class CacheSite:
             layer.model = self.model
             assert layer.columns is not None
             columns, since = layer.columns[:, -call.query.shape[2] :], layer.length - layer.mark
-            if self._visual is not None and (layer.shown is None or call.query.shape[2] > 1):
+            if self._visual is not None and (layer.is_visual is None or call.query.shape[2] > 1):
                 layer.show(self._visual, self._past)
             module = self.language.attentions[index]
             assert module is not None
@@ -228,7 +228,7 @@ class CacheSite:
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
         layer, method, heads = now.layer, stage.method, now.keys.shape[1]
-        among = self.layers[id(stage)]
+        candidates = self.layers[id(stage)]
         seen = (
             now.valid.new_full((len(now.valid),), layer.length, dtype=torch.long)
             if self._real is None
@@ -236,7 +236,7 @@ class CacheSite:
         )
         # A share of a prompt that has not ended may still grow.
         grows = bool(self._past or self._cache.__dict__.get(MORE))
-        keep, held = cache_budgets.counts(stage, now, seen, among.index(index), len(among), grows)
+        keep, held = cache_budgets.counts(stage, now, seen, candidates.index(index), len(candidates), grows)
         if bool((keep >= held).all()) and not method.shared:
             layer.mark = layer.length
             return
@@ -280,7 +280,7 @@ class CacheSite:
             worth.append(score.composite(rank, valid))
             held.append(valid.sum(2).amax(1))
         most, total = torch.stack(held, 1), torch.stack([keep for *_, keep in waiting], 1).sum(1) // heads
-        each = across_layers.across(worth, total, torch.full_like(total, method.protected), most)
+        each = across_layers.across(worth, total, torch.full_like(total, method.min_kept), most)
         if bool((each == most).all()):
             for _, now, *_ in waiting:
                 now.layer.mark = now.layer.length

@@ -13,7 +13,7 @@ ROOM = 64
 """A layer that has to grow takes room for one more in so many entries."""
 
 
-class RoomyLayer(DynamicLayer):
+class GrowableLayer(DynamicLayer):
     """A dynamic layer whose tensors have room behind what they hold, once tokens come a few at a time.
 
     Joining old and new entries at every token copies the whole cache, which on a CPU takes several times as long as the attention

@@ -19,7 +19,7 @@ from tokensieve.sites.model.compatibility import EMPTY, BaseQuantizedLayer, Cach
 from tokensieve.sites.model.fingerprint import Fingerprint
 
 FORMAT = "tokensieve.cache.2"
-ASIDE = ("carried", "named", "shown", "shares")
+ASIDE = ("accumulated_attention", "token_ids", "is_visual", "shares")
 """What methods note of each entry."""
 
 MORE = "_tokensieve_more"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from tokensieve.sites.cache.growable_layer import RoomyLayer
+from tokensieve.sites.cache.growable_layer import GrowableLayer
 from tokensieve.sites.model import guards
 from tokensieve.sites.model.compatibility import Cache, DynamicLayer, DynamicSlidingWindowLayer
 from tokensieve.sites.model.fingerprint import Fingerprint
@@ -58,7 +58,7 @@ def taken_back(tokens_to_remove: int) -> int:
     return -tokens_to_remove
 
 
-class SievedLayer(RoomyLayer):
+class SievedLayer(GrowableLayer):
     """A dynamic cache layer that holds fewer entries than the sequence has tokens.
 
     To `generate` and to the mask builder it reports the length of the whole sequence, so that positions, slicing and a

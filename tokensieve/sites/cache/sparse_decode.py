@@ -20,7 +20,7 @@ from tokensieve.sites.model.decoder import full_layers, padding
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.trace import Trace
 from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.layer_budgets import share
+from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 class ReadingSite:
@@ -32,8 +32,8 @@ class ReadingSite:
         self.language, self.stage, self.clock, self.ledger = language, stage, clock, ledger
         ledger.every += [] if stage.keep == 1.0 else [stage]
         self.full = full_layers(language)
-        self.roles = dict(zip(self.full, stage.method.roles(len(self.full)), strict=True))
-        share(stage.keep, torch.ones(1, dtype=torch.long))
+        self.layer_roles = dict(zip(self.full, stage.method.layer_roles(len(self.full)), strict=True))
+        resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         self.trace: Trace | None = None
         self._real: Tensor | None = None
         self._length = 0
@@ -58,7 +58,7 @@ class ReadingSite:
     @torch.no_grad()
     def _observe(self, index: int, call: taps.Call) -> None:
         self.ledger.ran(self.stage)
-        if self.roles[index] != "select" or call.query.shape[2] > 1:
+        if self.layer_roles[index] != "select" or call.query.shape[2] > 1:
             return
         if call.key.shape[2] != self._length:
             raise ValueError(
@@ -75,11 +75,11 @@ class ReadingSite:
                 window_attention=entries.laid(attention, "head", heads),
                 seed=self.ledger.seed(self.stage) + index,
             )
-            step = self.stage.method(signals, share(self.stage.keep, every).repeat_interleave(heads))
+            step = self.stage.method(signals, resolve_count(self.stage.keep, every).repeat_interleave(heads))
             self._read = None if step.is_identity else (step.kept, step.mask)
 
     def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
-        if self._read is None or self.roles[index] != "read" or call.query.shape[2] > 1:
+        if self._read is None or self.layer_roles[index] != "read" or call.query.shape[2] > 1:
             return None
         taps.refuse(kwargs, index, "layers that read a few entries cannot")
         assert self.trace is not None

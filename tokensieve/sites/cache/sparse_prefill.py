@@ -18,7 +18,7 @@ from tokensieve.sites.model.decoder import full_layers, padding
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.trace import Trace
 from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.layer_budgets import share
+from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 class SparseSite:
@@ -32,7 +32,7 @@ class SparseSite:
         if set(asked) - set(full):
             raise ValueError(f"layers={stage.layers}: layers that see every token are {full}")
         self.layers = asked
-        share(stage.keep, torch.ones(1, dtype=torch.long))
+        resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         self.trace: Trace | None = None
         self._real: Tensor | None = None
 
@@ -57,7 +57,7 @@ class SparseSite:
     def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         self.ledger.ran(self.stage)
         (batch, _, length, _), total = call.query.shape, call.key.shape[2]
-        if length == 1 or total <= self.stage.method.group:
+        if length == 1 or total <= self.stage.method.query_block_size:
             return None
         taps.refuse(kwargs, index, "groups of queries that read a few keys cannot")
         real = self._real
@@ -71,7 +71,7 @@ class SparseSite:
 
     def _attend(self, index: int, real: Tensor, padded: bool, trace: Trace, call: taps.Call) -> Tensor:
         (batch, heads, length, _), total = call.query.shape, call.key.shape[2]
-        size = self.stage.method.group
+        size = self.stage.method.query_block_size
         query, past, short = call.query, total - length, real.sum(1) <= size
         key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (call.key, call.value))
         mask = call.mask if call.mask is not None and call.mask.dim() == 4 else None
@@ -106,9 +106,9 @@ class SparseSite:
         batch, heads, length, _ = query.shape
         front, own = key.shape[2] - length, torch.arange(length, device=query.device)
         with self.clock, torch.no_grad():
-            worth = self.stage.method.worth(query, key, scale, real).flatten(0, 1)
+            worth = self.stage.method.key_scores(query, key, scale, real).flatten(0, 1)
             held = real[:, :front].sum(1)
-            count = torch.where(short, held, share(self.stage.keep, held)).repeat_interleave(heads)
+            count = torch.where(short, held, resolve_count(self.stage.keep, held)).repeat_interleave(heads)
             worth = worth.masked_fill((short[:, None] & real[:, :front]).repeat_interleave(heads, 0), torch.inf)
             kept, mask = select.compact(select.top(worth, count, worth >= 0))
             kept, mask = (x[:, :front].unflatten(0, (batch, heads)) for x in (kept, mask))

@@ -12,13 +12,13 @@ from tokensieve.core.needs import Need
 from tokensieve.parts import select
 from tokensieve.parts.attention import rows
 from tokensieve.sites.cache.entries import Entries
-from tokensieve.sites.model.position_ids import turned, turns
+from tokensieve.sites.model.position_ids import apply_rope, uses_rope
 
 OUTLIERS = 4
 """Queries of the first tokens are unlike all others and tell nothing of those to come."""
 
 
-LASTING = {"token_ids": "named", "visual_share": "shares"}
+LASTING = {"token_ids": "token_ids", "visual_share": "shares"}
 """Needs that ask what each entry was as it came, and where a layer remembers it: no later pass can tell."""
 
 
@@ -63,14 +63,14 @@ def note(
         return
     if need.name == "token_ids":
         named = words if words is None else words.to(torch.int32)[:, None]
-        if named is not None and layer.named is not None:
-            named = torch.cat([layer.named, named.expand(-1, layer.named.shape[1], -1)], 2)
+        if named is not None and layer.token_ids is not None:
+            named = torch.cat([layer.token_ids, named.expand(-1, layer.token_ids.shape[1], -1)], 2)
         if named is None or named.shape[2] != entries.keys.shape[2]:
             raise ValueError(
                 "the method reads token ids, which are not known of every cached token; call the model with input_ids, from the "
                 "beginning of the prompt on"
             )
-        layer.named = named
+        layer.token_ids = named
         return
     if need.name == "visual_share":
         shown = entries.shown().repeat_interleave(query.shape[1] // entries.keys.shape[1], 1).float()
@@ -96,12 +96,12 @@ def note(
         # The pass's own entries are the last, in order; of what stands before them, it sees all that is real.
         total = entries.gathered(_some(query, at), (at + entries.keys.shape[2] - query.shape[2])[:, None], weight)
         total = _grouped(total, entries)
-        if layer.carried is not None:
-            known = layer.carried.shape[2]
-            total[..., :known] += layer.carried * need.rate ** (total.shape[2] - known)
-        layer.carried = total
+        if layer.accumulated_attention is not None:
+            known = layer.accumulated_attention.shape[2]
+            total[..., :known] += layer.accumulated_attention * need.rate ** (total.shape[2] - known)
+        layer.accumulated_attention = total
     elif need.name == "expected_logits":
-        plain = turned(module, query.float(), table, back=True) if turns(module, table) else query.float()
+        plain = apply_rope(module, query.float(), table, back=True) if uses_rope(module, table) else query.float()
         first = columns if real is None else real.long().cumsum(1).gather(1, columns.clamp(min=0)) - 1
         weight = here * (first >= OUTLIERS)
         plain = plain * weight[:, None, :, None]

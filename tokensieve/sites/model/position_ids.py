@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokensieve.parts.numeric import position_ids
 from tokensieve.sites.model.masks import gather_ids
-from tokensieve.sites.model.quirks import UNTURNED
+from tokensieve.sites.model.quirks import NO_ROPE
 from tokensieve.sites.visual.token_stream import Stream
 
 
@@ -82,11 +82,11 @@ def lower(language: nn.Module, kwargs: dict[str, Any], ids: Tensor, shift: Tenso
     kwargs["position_embeddings"] = rotary(language, hidden, new)
 
 
-def turns(attention: nn.Module, tables: Any) -> bool:
+def uses_rope(attention: nn.Module, tables: Any) -> bool:
     """Whether a layer turns its queries by the rotary tables of its pass; positions may be told elsewhere, or not at all."""
     config: Any = attention.config
     narrow = "sliding_attention" in (getattr(config, "layer_types", None) or ())
-    if not getattr(attention, "use_rope", True) or (config.model_type in UNTURNED and narrow):
+    if not getattr(attention, "use_rope", True) or (config.model_type in NO_ROPE and narrow):
         return False
     own = inspect.unwrap(type(attention).forward)
     if not any("rotary" in name for name in own.__code__.co_names):
@@ -94,7 +94,7 @@ def turns(attention: nn.Module, tables: Any) -> bool:
     return tables is not None or "position_embeddings" not in inspect.signature(own).parameters
 
 
-def turned(attention: nn.Module, x: Tensor, tables: Any, back: bool = False) -> Tensor:
+def apply_rope(attention: nn.Module, x: Tensor, tables: Any, back: bool = False) -> Tensor:
     """Vectors ``(B, H, t, d)`` turned by rotary tables ``(B or 1, t or 1, d)``, as a layer that :func:`turns` does queries.
 
     Args:

@@ -12,7 +12,7 @@ DEEPSTACK = (("visual_pos_masks", "deepstack_visual_embeds"),)
 """Arguments of language models that add features of the encoder's blocks to the states of visual tokens behind the first
 layers: the mask of those tokens, and the features by layer."""
 
-UNTURNED = frozenset({"cohere2", "cohere2_moe", "exaone4", "exaone_moe"})
+NO_ROPE = frozenset({"cohere2", "cohere2_moe", "exaone4", "exaone_moe"})
 """Layers that see every token have no rotary positions, where others see a window."""
 
 REFUSED: dict[str, str] = {

@@ -29,7 +29,7 @@ class Anatomy:
     Attributes:
         base: the module whose forward takes ``input_ids`` and calls the language model (None for a bare encoder).
         vision: the encoder of images, or the encoder itself for a bare one; None where pictures have none.
-        film: the encoder of videos, where they have one of their own.
+        video_tower: the encoder of videos, where they have one of their own.
         resampled: whether attention stands between the encoder and the language model, so that tokens are not made of patches.
         language: the language model; None for a bare encoder.
         feature_layer: index of the encoder block whose output feeds the language model.
@@ -43,7 +43,7 @@ class Anatomy:
     feature_layer: int = -1
     image_token_id: int | None = None
     video_token_id: int | None = None
-    film: Stack | None = None
+    video_tower: Stack | None = None
     resampled: bool = False
 
     def placeholders(self, ids: Tensor | None, embedded: Tensor | None) -> dict[str, Tensor]:
@@ -87,7 +87,7 @@ def find(model: nn.Module) -> Anatomy:
     language = stack_of(language_of(model))
     towers = [] if sight is None else [(n, m) for n, m in _holders(model, sight) if blocks(m)]
     vision = next((encoder_of(m) for n, m in towers if "video" not in n), None)
-    film = next((encoder_of(m) for n, m in towers if "video" in n), None)
+    video_tower = next((encoder_of(m) for n, m in towers if "video" in n), None)
     block = -1
     if vision is not None:
         wanted = getattr(config, "vision_feature_layer", -1)
@@ -99,7 +99,9 @@ def find(model: nn.Module) -> Anatomy:
     if image is None and video is None:
         raise ValueError(f"{name} has no image_token_id in its config; visual tokens cannot be found")
     check_hooks(language.root, language.attending)
-    return Anatomy(model, base, vision, language, block, image, video, film, _resampled(base, towers, language.root))
+    return Anatomy(
+        model, base, vision, language, block, image, video, video_tower, _resampled(base, towers, language.root)
+    )
 
 
 def _resampled(base: nn.Module, towers: list[tuple[str, nn.Module]], language: nn.Module) -> bool:

@@ -43,7 +43,7 @@ class Call:
     causal: bool
     neurons: Tensor | None = None
 
-    def among(self, index: Tensor) -> Call:
+    def restricted_to(self, index: Tensor) -> Call:
         """The same call over some of its tokens (``(B, l)``, -1 at padding) and all cached ones before them."""
         past = self.key.shape[2] - self.query.shape[2]
         cached = torch.arange(past, device=index.device).expand(len(index), -1)

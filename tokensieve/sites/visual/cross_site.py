@@ -23,7 +23,7 @@ from tokensieve.sites.model.structure import crossing
 from tokensieve.sites.model.trace import StageTrace, Trace
 from tokensieve.sites.visual import layer_signals
 from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.generate_prompt import Asked
+from tokensieve.sites.visual.generate_prompt import GeneratePrompt
 
 STATES, MASK, SEEING = "cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"
 
@@ -69,7 +69,7 @@ class CrossSite:
             )
         layer_signals.wanted(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
         self.trace: Trace | None = None
-        self.asked = Asked(model, ledger)
+        self.asked = GeneratePrompt(model, ledger)
         self.now: CrossPass | None = None
 
     def attach(self) -> list[Detach]:

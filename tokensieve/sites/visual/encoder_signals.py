@@ -24,7 +24,7 @@ from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS, Detach, Encoded, EncoderSite, Heard, Watch
 from tokensieve.sites.visual.feature_memory import Remembered, features_of
 from tokensieve.sites.visual.images import Images
-from tokensieve.sites.visual.layout import Look, Unmapped
+from tokensieve.sites.visual.layout import EncoderPass, Unmapped
 from tokensieve.sites.visual.pictures import Pictures, are_tiles, order, runs_of
 from tokensieve.sites.visual.token_stream import Stream
 
@@ -53,11 +53,11 @@ class Sight:
 
     def __init__(self, anatomy: Anatomy, needs: Sequence[Need], encoder: EncoderSite | None, clock: Clock):
         self.anatomy, self.encoder, self.needs, self.clock = anatomy, encoder, needs, clock
-        self.towers = [stack for stack in (anatomy.vision, anatomy.film) if stack is not None]
+        self.towers = [stack for stack in (anatomy.vision, anatomy.video_tower) if stack is not None]
         self.watches = [Watch(stack, needs, clock, (anatomy.feature_layer,)) for stack in self.towers]
         self._encoding: Encoding | None = None
         self.remembered = Remembered()
-        self._waiting: WeakSet[Look] = WeakSet()
+        self._waiting: WeakSet[EncoderPass] = WeakSet()
         self._inside: dict[str, Pictures] | None = None
 
     @property
@@ -100,7 +100,7 @@ class Sight:
         features = features_of(out)
         lengths = _videos(_lengths(features), pixels_in(given, kind) if kind == "video" else None)
         if lengths and now.shapes:
-            look = Look(self.anatomy, kind, given, lengths, now.shapes, {}, now.packed, made)
+            look = EncoderPass(self.anatomy, kind, given, lengths, now.shapes, {}, now.packed, made)
             with self.clock:
                 look.seen = {**self._heard(look, heard), **self._bits(look)}
             every = self.remembered.add(look, out, features)
@@ -122,7 +122,7 @@ class Sight:
 
         return hook
 
-    def _heard(self, look: Look, heard: Sequence[Heard]) -> dict[str, dict[int, Tensor]]:
+    def _heard(self, look: EncoderPass, heard: Sequence[Heard]) -> dict[str, dict[int, Tensor]]:
         """The recorded signals, ``(rows, ...)``, in the order in which the rows entered the encoder."""
         out: dict[str, dict[int, Tensor]] = {}
         for stack, name, layers in (
@@ -144,7 +144,7 @@ class Sight:
                 out.setdefault(name, {})[layer] = look.unwindowed(rows)
         return out
 
-    def _bits(self, look: Look) -> dict[str, dict[int, Tensor]]:
+    def _bits(self, look: EncoderPass) -> dict[str, dict[int, Tensor]]:
         """The entropy of each patch's pixels, where a stage asks for it and pictures come as pixels."""
         pixels, patch = pixels_in(look.given, look.kind), getattr(self.towers[0].config, "patch_size", None)
         if not any(need.name == "entropy" for need in self.needs) or not isinstance(patch, int):
@@ -190,7 +190,7 @@ class Sight:
         source = torch.zeros_like(visual, dtype=torch.long)
         picture = torch.zeros_like(source)
         runs = runs_of(visual, sequence)
-        looks: list[Look] = []
+        looks: list[EncoderPass] = []
         known = True
         for kind in KINDS:
             here = kinds[kind]
@@ -296,7 +296,7 @@ class Sight:
             out["spot"] = spot
         return {name: stream.reduction.take(value) for name, value in out.items()}
 
-    def _tiled(self, look: Look) -> bool:
+    def _tiled(self, look: EncoderPass) -> bool:
         config: Any = self.anatomy.model.config
         return look.kind == "image" and config.model_type in TILED
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from tokensieve.sites.visual.layout import Look
+from tokensieve.sites.visual.layout import EncoderPass
 from tokensieve.sites.visual.pictures import Pictures
 
 
@@ -23,7 +23,7 @@ class Remembered:
     def __len__(self) -> int:
         return len(self._known)
 
-    def add(self, look: Look, out: Any, features: Any) -> Pictures:
+    def add(self, look: EncoderPass, out: Any, features: Any) -> Pictures:
         """The pictures of one call that encodes them; ``out`` is what it returned, ``features`` a tensor or several."""
         every = [(look, i) for i in range(len(look.lengths))]
         if isinstance(features, Tensor):

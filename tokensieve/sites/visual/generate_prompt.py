@@ -45,7 +45,7 @@ class Prompt:
         return any(bool((there[:, at - 1] & there[:, at]).any()) for at in ends if 0 < at < there.shape[1])
 
 
-class Asked:
+class GeneratePrompt:
     """Knows the prompt of the call of `generate` that is under way."""
 
     def __init__(self, model: nn.Module, ledger: Ledger):

@@ -13,7 +13,7 @@ from tokensieve.parts import budget
 from tokensieve.parts.budget import Keep
 
 if TYPE_CHECKING:
-    from tokensieve.sites.visual.layout import Look
+    from tokensieve.sites.visual.layout import EncoderPass
 
 
 class Images:
@@ -28,7 +28,7 @@ class Images:
         looks: the passes of the encoder that :attr:`source` counts through; empty where they are not known.
     """
 
-    looks: tuple[Look, ...] = ()
+    looks: tuple[EncoderPass, ...] = ()
 
     def __init__(self, row: Tensor, place: Tensor, source: Tensor | None, pictures: Tensor, alone: Tensor):
         self.row, self.place, self.source, self.pictures, self.alone = row, place, source, pictures, alone

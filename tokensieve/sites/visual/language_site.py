@@ -29,7 +29,7 @@ from tokensieve.sites.visual import last_token, layer_arguments, layer_signals
 from tokensieve.sites.visual.encoder_signals import Sight
 from tokensieve.sites.visual.encoder_site import Detach, EncoderSite
 from tokensieve.sites.visual.focus_site import FocusSite
-from tokensieve.sites.visual.generate_prompt import Asked
+from tokensieve.sites.visual.generate_prompt import GeneratePrompt
 from tokensieve.sites.visual.layer_budgets import layered, resolve
 from tokensieve.sites.visual.passes import Pass
 from tokensieve.sites.visual.token_stream import Stream
@@ -79,7 +79,7 @@ class LanguageSite:
         self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"], ledger)
         ledger.visual += [s for s in stages if s.site in ("encoder", "handoff")]
         ledger.visual += [s for here in self.prefill.values() for s in here]
-        if any(s.method.recalls for here in self.prefill.values() for s in here):
+        if any(s.method.restores_dropped for here in self.prefill.values() for s in here):
             if any(s.positions == "compact" for s in stages):
                 raise ValueError("positions='compact': tokens that come back later need those they had; use 'original'")
             # What never entered the language model could not come back.
@@ -88,7 +88,7 @@ class LanguageSite:
         attentions = enumerate(self.language.attentions)
         self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
         self.trace: Trace | None = None
-        self.asked = Asked(anatomy.model, ledger)
+        self.asked = GeneratePrompt(anatomy.model, ledger)
         self.now: Pass | None = None
 
     def _names(self, stage: Stage) -> list[str]:
@@ -198,7 +198,7 @@ class LanguageSite:
             hidden = now.deep.add(index, hidden, stream)
             call = now.calls.pop(index, None)
             for stage in self.prefill.get(index, ()):
-                if stage.method.recalls:
+                if stage.method.restores_dropped:
                     hidden, call = stream.recall(hidden), None
                 here = stream.index
                 hidden = self._thin(stream, stage, index, hidden, call, kwargs)
@@ -207,7 +207,7 @@ class LanguageSite:
                 elif stream.renumbered is not None and stream.index is not here:
                     stream.renumbered = position_ids.fewer(self.language.root, stream, hidden)
                 if call is not None and stream.index is not here:
-                    call = call.among(stream.stayed)
+                    call = call.restricted_to(stream.stayed)
             stream.held.append(stream.reduction.counts)
             self.focus.before(index, stream, kwargs, partial(self.sight.grid, stream.images))
             if not stream.reduced:

@@ -104,7 +104,7 @@ def _first(mean: float, now: int, steps: int) -> float:
     return min(now * high, float(int(steps * mean - steps + 1)))
 
 
-def share(keep: Budget, seen: Tensor) -> Tensor:
+def resolve_count(keep: Budget, seen: Tensor) -> Tensor:
     """``(B,)``: the budget of rows that have seen so many tokens.
 
     Raises:

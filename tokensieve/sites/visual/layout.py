@@ -26,7 +26,7 @@ class Unmapped(ValueError):
 
 
 @dataclass(eq=False)
-class Look:
+class EncoderPass:
     """One pass of the encoder over the pictures of one kind.
 
     Attributes:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from tokensieve.sites.visual.layout import Look
+from tokensieve.sites.visual.layout import EncoderPass
 
-Pictures = list[tuple[Look, int]]
+Pictures = list[tuple[EncoderPass, int]]
 """Each picture as an encoder's pass, and its number among those that it made."""
 
 
@@ -26,7 +26,7 @@ def are_tiles(run: Tensor, tile: int | None) -> bool:
     return tile is not None and bool((run.unique_consecutive(return_counts=True)[1] == tile).all())
 
 
-def order(here: Tensor, pictures: Pictures, looks: list[Look]) -> tuple[Tensor, Tensor] | None:
+def order(here: Tensor, pictures: Pictures, looks: list[EncoderPass]) -> tuple[Tensor, Tensor] | None:
     """For the V placeholders of a kind, ``here`` being ``(B, L)`` bool, which picture each belongs to, and its rank among the
     tokens of all looks so far; both ``(V,)`` long. None where they do not fit.
 
