@@ -7,13 +7,13 @@ import torch
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tokensieve.bench.cost import cost
 from tokensieve.core import method_registry
 from tokensieve.core.plan import plan
 from tokensieve.core.signals import Signals
 from tokensieve.parts import budget
 from tokensieve.parts.attention import rows
 from tokensieve.planner.drift import drift, tune
+from tokensieve.sites.cost import cost
 from tokensieve.sites.visual.layer_budgets import solve
 
 SYSTEMS = [

@@ -2,7 +2,6 @@
 
 # The package first: imported later, it would take the place of the function `methods` below.
 import tokensieve.methods  # noqa: F401
-from tokensieve.bench.cost import cost
 from tokensieve.core.focus import Focus
 from tokensieve.core.method import Method, reduce
 from tokensieve.core.method_registry import card, make, methods, register, systems
@@ -14,6 +13,7 @@ from tokensieve.core.signals import MissingSignal, Signals
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.cache.evicted_layer import held_bytes
 from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
+from tokensieve.sites.cost import cost
 from tokensieve.sites.sieve import Sieve, sieve
 
 __version__ = "0.1.0"

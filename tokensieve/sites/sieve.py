@@ -11,12 +11,12 @@ from tokensieve.core.method import Method
 from tokensieve.core.method_registry import check_names
 from tokensieve.core.plan import WHERE, Plan, Stage, applied
 from tokensieve.parts.budget import Budget
-from tokensieve.sites import compiled
 from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite
-from tokensieve.sites.model import copies, guards
+from tokensieve.sites.model import compiled, copies, guards
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import warn_untested
 from tokensieve.sites.model.decoder import decoder
@@ -24,7 +24,7 @@ from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.structure import Anatomy, find, pretrained
 from tokensieve.sites.model.trace import Trace
 from tokensieve.sites.visual.cross_site import CrossSite
-from tokensieve.sites.visual.encoder_site import Detach, EncoderSite
+from tokensieve.sites.visual.encoder_site import EncoderSite
 from tokensieve.sites.visual.language_site import LanguageSite
 
 NEST = "_tokensieve_sieves"

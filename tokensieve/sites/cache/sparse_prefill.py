@@ -11,14 +11,14 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tokensieve.core.plan import Stage
 from tokensieve.parts import select
+from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.model import calls, checkpointing, taps
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.decoder import full_layers, padding
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.trace import Trace
-from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 class SparseSite:

@@ -50,11 +50,35 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "TESTED", "AttentionInterface",
-    "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
-    "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
-    "check_hooks", "find_packed_sequence_indices", "get_vision_window_index", "layers_of", "masks_of",
-    "pixels_in", "pixels_name", "release", "warn_untested", "with_cache",
+    "ALL_ATTENTION_FUNCTIONS",
+    "ALL_MASK_ATTENTION_FUNCTIONS",
+    "EMPTY",
+    "SIEVABLE",
+    "TESTED",
+    "AttentionInterface",
+    "AttentionMaskInterface",
+    "BaseQuantizedLayer",
+    "Cache",
+    "DynamicCache",
+    "DynamicLayer",
+    "DynamicSlidingWindowLayer",
+    "GenerationConfig",
+    "GenerationMixin",
+    "LinearAttentionLayer",
+    "PreTrainedModel",
+    "cache_argument",
+    "cache_in",
+    "cache_of",
+    "check_hooks",
+    "find_packed_sequence_indices",
+    "get_vision_window_index",
+    "layers_of",
+    "masks_of",
+    "pixels_in",
+    "pixels_name",
+    "release",
+    "warn_untested",
+    "with_cache",
 ]  # fmt: skip
 
 BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
@@ -62,6 +86,9 @@ BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLa
 
 EMPTY: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLayer",) if hasattr(cache_utils, name))
 """Cache layers that hold nothing, since theirs attends to the keys of another layer or not at all."""
+
+SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Cache layers whose entries can leave."""
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""

@@ -17,12 +17,12 @@ from tokensieve.parts.attention import rows
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.cache.sieved_layer import SievedLayer
 from tokensieve.sites.model import calls, checkpointing, compatibility, masks, taps
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.structure import crossing
+from tokensieve.sites.model.supply import supplied
 from tokensieve.sites.model.trace import StageTrace, Trace
-from tokensieve.sites.visual import layer_signals
-from tokensieve.sites.visual.encoder_site import Detach
 from tokensieve.sites.visual.generate_prompt import GeneratePrompt
 
 STATES, MASK, SEEING = "cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"
@@ -67,7 +67,7 @@ class CrossSite:
             raise ValueError(
                 f"layers={stage.layers}; at site='cross' keys leave behind layer {self.layers[0]}: leave it out"
             )
-        layer_signals.wanted(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
+        supplied(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
         self.trace: Trace | None = None
         self.asked = GeneratePrompt(model, ledger)
         self.now: CrossPass | None = None

@@ -16,11 +16,11 @@ from tokensieve.parts import budget
 from tokensieve.parts.attention import rows
 from tokensieve.sites.model import checkpointing, taps
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.trace import StageTrace, Trace
 
-Detach = Callable[[], None]
 Heard = dict[str, dict[int, list[Tensor]]]
 """Signals by name and layer, one of each call: a block may be called several times in one pass."""
 ENCODER_SIGNALS = ("cls_attention", "received_attention", "cls_similarity", "keys", "values")
