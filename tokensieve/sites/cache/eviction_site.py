@@ -63,6 +63,7 @@ class CacheSite:
             resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         cache_budgets.check(self.stages, self.layers, self.full, self._read)
         ledger.late += self.stages
+        ledger.models.append(language.root)
         self.model = Fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
@@ -75,6 +76,10 @@ class CacheSite:
         self._hidden: Any = None
         self._met: set[int] = set()
         self._masks: dict[int, Any] = {}
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.language]
 
     def attach(self) -> list[Detach]:
         root = self.language.root

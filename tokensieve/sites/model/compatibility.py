@@ -43,6 +43,8 @@ try:
         find_packed_sequence_indices,
     )
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
+    from transformers.utils.logging import disable_progress_bar
     from transformers.vision_utils import get_vision_window_index
 except ImportError as error:
     raise ImportError(
@@ -50,35 +52,12 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "ALL_ATTENTION_FUNCTIONS",
-    "ALL_MASK_ATTENTION_FUNCTIONS",
-    "EMPTY",
-    "SIEVABLE",
-    "TESTED",
-    "AttentionInterface",
-    "AttentionMaskInterface",
-    "BaseQuantizedLayer",
-    "Cache",
-    "DynamicCache",
-    "DynamicLayer",
-    "DynamicSlidingWindowLayer",
-    "GenerationConfig",
-    "GenerationMixin",
-    "LinearAttentionLayer",
-    "PreTrainedModel",
-    "cache_argument",
-    "cache_in",
-    "cache_of",
-    "check_hooks",
-    "find_packed_sequence_indices",
-    "get_vision_window_index",
-    "layers_of",
-    "masks_of",
-    "pixels_in",
-    "pixels_name",
-    "release",
-    "warn_untested",
-    "with_cache",
+    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "SIEVABLE", "TESTED", "AttentionInterface",
+    "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer",
+    "DynamicSlidingWindowLayer", "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel",
+    "cache_argument", "cache_in", "cache_of", "check_hooks", "disable_progress_bar", "find_packed_sequence_indices",
+    "get_vision_window_index", "is_flash_attn_2_available", "is_torch_flex_attn_available", "layers_of", "masks_of",
+    "pixels_in", "pixels_name", "release", "warn_untested", "with_cache",
 ]  # fmt: skip
 
 BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)

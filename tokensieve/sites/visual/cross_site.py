@@ -17,6 +17,7 @@ from tokensieve.parts.attention import rows
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.cache.sieved_layer import SievedLayer
 from tokensieve.sites.model import calls, checkpointing, compatibility, masks, taps
+from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
@@ -57,6 +58,7 @@ class CrossSite:
         self.base, self.language, self.layers = crossing(model)
         self.stage, self.clock, self.ledger, self.scores = stage, clock, ledger, scores
         ledger.visual.append(stage)
+        ledger.models.append(self.language.root)
         keep = stage.keep
         if isinstance(keep, Keep) and (keep.per == "prompt" or (keep.tokens is None and keep.share is None)):
             # Of images that share one, all keys of the first might leave: text in front of the second would see only that.
@@ -71,6 +73,10 @@ class CrossSite:
         self.trace: Trace | None = None
         self.asked = GeneratePrompt(model, ledger)
         self.now: CrossPass | None = None
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.language]
 
     def attach(self) -> list[Detach]:
         root, first = self.language.root, self.language.attentions[self.layers[0]]

@@ -139,11 +139,17 @@ class EncoderSite:
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
         self.alone = alone
-        ledger.every += [stage] if alone else []
+        if alone:
+            ledger.every.append(stage)
+            ledger.models.append(stack.root)
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
         self.trace: Trace | None = None
         self.now: Encoded | None = None
         self.made: list[Encoded] | None = None  # a list while somebody collects the passes
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.stack]
 
     def attach(self) -> list[Detach]:
         out = [*checkpointing.attach(self.stack), *self.watch.attach()]

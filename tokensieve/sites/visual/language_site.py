@@ -19,6 +19,7 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.sites.cache import gathered_masks
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.model import calls, checkpointing, compatibility, guards, masks, taps
+from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.fingerprint import Fingerprint
@@ -56,6 +57,7 @@ class LanguageSite:
         scores: bool,
     ):
         assert anatomy.language is not None
+        assert anatomy.base is not None
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
         self.stages, self.clock, self.ledger, self.scores = stages, clock, ledger, scores
         self.handoff = [s for s in stages if s.site == "handoff"]
@@ -86,6 +88,9 @@ class LanguageSite:
                 raise ValueError("positions='compact': tokens that come back later need those they had; use 'original'")
             # What never entered the language model could not come back.
             self.prefill, self.handoff = {0: self.handoff, **self.prefill}, []
+        ledger.models += [anatomy.base, self.language.root]
+        ledger.encoders += [stack.root for stack in self.sight.towers]
+        ledger.anatomy = anatomy
         self.model = Fingerprint(self.language.root)
         attentions = enumerate(self.language.attentions)
         self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
@@ -102,10 +107,16 @@ class LanguageSite:
         """Those that it reads at its own layer."""
         return layer_signals.own(stage.method.needs, self._names(stage)) if stage.site == "prefill" else []
 
+    @property
+    def stacks(self) -> list[Stack]:
+        inside = [] if self.encoder is None else self.encoder.stacks
+        return [*inside, *self.sight.watched, self.language]
+
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
         assert anatomy.base is not None
-        out = [*self.asked.attach(), *self.sight.attach(), self._end]
+        out = [] if self.encoder is None else self.encoder.attach()
+        out += [*self.asked.attach(), *self.sight.attach(), self._end]
         out.append(calls.before(anatomy.base, self._see))
         out.append(anatomy.base.register_forward_hook(self._end, always_call=True).remove)
         out.append(calls.before(language.root, self._enter))
