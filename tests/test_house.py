@@ -37,11 +37,7 @@ EXCEPTIONS = {
 """(importing, imported) modules that break a rule above, and why."""
 
 LINES = 300
-LONG: dict[str, str] = {
-    "sites/visual/language_site.py": "to be split",
-    "sites/visual/encoder_signals.py": "to be split",
-    "sites/cache/eviction_site.py": "to be split",
-}
+LONG: dict[str, str] = {}
 """Files of more lines, and why they are one idea all the same."""
 
 

@@ -33,7 +33,8 @@ class Site(Protocol):
         stacks: those whose attention is read or limited, or whose tokens leave.
     """
 
-    trace: Trace | None
+    @property
+    def trace(self) -> Trace | None: ...
 
     @property
     def stacks(self) -> Sequence[Stack]: ...
