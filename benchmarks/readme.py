@@ -41,11 +41,11 @@ def table(data: dict[str, Any]) -> str:
 def main(folder: Path) -> None:
     data = load(folder / "results.json")
     fill(ROOT / "README.md", "demo", table(data))
-    shutil.copy(folder / "pareto.png", ROOT / "docs" / "pareto.png")
+    shutil.copy(folder / "pareto.png", ROOT / "docs" / "pictures" / "pareto.png")
     sample = from_testbed(10, 0)[0]
     shown = overlay.look(Subject.load("testbed"), sample, ts.Plan(ts.method("visionzip", keep=64)))
     sheet = overlay.sheet(shown, f"visionzip, keep 64 of 576: {sample.question} {shown.answer}", 320)
-    sheet.save(ROOT / "docs" / "visionzip.png", optimize=True)
+    sheet.save(ROOT / "docs" / "pictures" / "visionzip.png", optimize=True)
 
 
 if __name__ == "__main__":

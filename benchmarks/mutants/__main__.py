@@ -50,7 +50,7 @@ def main() -> None:
         _trace(state, checks, bar)
         _run(state, sources, checks, bar)
         _control(state, sources, checks, bar)
-    (ROOT / "docs" / "mutants.md").write_text(page.text(state, _mutants(sources)))
+    (ROOT / "docs" / "measured" / "mutants.md").write_text(page.text(state, _mutants(sources)))
 
 
 def _checks(name: str) -> Checks:
