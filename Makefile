@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-all systems leaderboard retrieval models peers benchmark kvpress docs clean
+.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers benchmark kvpress docs clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -23,6 +23,10 @@ test: $(MADE)
 
 test-slow: $(MADE)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
+
+# Other releases of transformers go to out/matrix.
+test-matrix: $(MADE)
+	$(BIN)/python -m tests.matrix
 
 test-all: test-slow test
 

@@ -26,6 +26,7 @@ from benchmarks.cache_plot import plot
 from benchmarks.resumed import Resumed, weights
 from tokensieve.method import Method
 from tokensieve.methods.cache.sepllm import separators
+from tokensieve.sites.model.compatibility import cache_argument, cache_in
 from tokensieve.testbed import lm
 from tokensieve.testbed.lm.evaluate import stream
 
@@ -53,13 +54,13 @@ def follow(model: Any, ids: np.ndarray, context: int, one_by_one: bool = False) 
     """
     rows = torch.as_tensor(ids, device=model.device)
     first = model(rows[:, :context], use_cache=True, logits_to_keep=1)
-    held, logits, at = ts.held_bytes(first.past_key_values), [first.logits], context
+    held, logits, at = ts.held_bytes(cache_in(first)), [first.logits], context
     while at < rows.shape[1] - 1:
         upto = at + 1 if one_by_one else rows.shape[1] - 1
         places = torch.arange(at, upto, device=model.device).expand(len(rows), -1)
         out = model(
             rows[:, at:upto],
-            past_key_values=first.past_key_values,
+            **cache_argument(model, cache_in(first)),
             attention_mask=torch.ones(len(rows), upto, dtype=torch.long, device=model.device),
             position_ids=places,
             use_cache=True,

@@ -29,6 +29,7 @@ import tokensieve as ts
 from benchmarks.kvpress import EAGER
 from benchmarks.resumed import Resumed
 from tokensieve.bench.clocks import Peak
+from tokensieve.sites.model.compatibility import cache_argument, cache_in
 
 TOKENS, KEEP, NEW, TURNS, VOCAB = 4096, 0.25, 16, 3, 1000
 FIGURES = ("prefill", "compression", "token", "peak", "held")
@@ -64,12 +65,13 @@ def generate(model: Any, name: str) -> dict[str, float]:
         out = model(ids, use_cache=True, logits_to_keep=1)
         prefill, steps = perf_counter() - began, []
         compression = attached.seconds if attached else 0.0
-        cache = out.past_key_values
+        cache = cache_in(out)
+        held = cache_argument(model, cache)
         for place in range(TOKENS, TOKENS + NEW):
             token, began = out.logits[:, -1:].argmax(-1), perf_counter()
             seen = torch.ones(1, place + 1, dtype=torch.long)
             at = torch.tensor([[place]])
-            out = model(token, past_key_values=cache, attention_mask=seen, position_ids=at, use_cache=True)
+            out = model(token, **held, attention_mask=seen, position_ids=at, use_cache=True)
             steps.append(perf_counter() - began)
     return {"prefill": prefill, "compression": compression, "token": median(steps), "held": ts.held_bytes(cache)}
 

@@ -28,6 +28,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 import tokensieve as ts
 from tokensieve.bench.results import environment
+from tokensieve.sites.model.compatibility import cache_argument
 
 CONTEXT, KEEP, BATCH, QUESTION, LAYERS, VOCAB = 8192, 0.25, 4, 64, 18, 32000
 TURNS, WARM, STEPS = 5, 1, 2
@@ -68,7 +69,8 @@ def step(model: Any, cache: DynamicCache, ids: torch.Tensor) -> None:
     past = cache.get_seq_length()
     mask = torch.ones(len(ids), past + ids.shape[1], dtype=torch.long)
     places = torch.arange(past, past + ids.shape[1]).expand(len(ids), -1)
-    model(ids, past_key_values=cache, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
+    held = cache_argument(model, cache)
+    model(ids, **held, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1)
 
 
 def seconds(model: Any, cache: DynamicCache, ids: torch.Tensor) -> float:

@@ -162,10 +162,10 @@ def test_bytes_are_really_fewer():
         else:
             model(**inputs, past_key_values=cache)
         held[high, low] = ts.held_bytes(cache)
-    # Beside the codes of 256 bytes a token (in single precision): two places and an order of 4 bytes, a scale and a least value.
+    # Beside the codes of 256 bytes a token (in single precision): a place, its precision, a scale and a least value.
     for (high, low), size in held.items():
         if high < 16:
-            assert size / held[16, 16] < (high + low) / 64 + 24 / 256 + 0.02
+            assert size / held[16, 16] < (high + low) / 64 + 13 / 256 + 0.02
 
 
 def test_evict_then_pack():

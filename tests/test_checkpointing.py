@@ -2,10 +2,14 @@
 
 import copy
 import functools
+import inspect
 import threading
 
 import pytest
 import torch
+from torch import nn
+from transformers.models.clip.modeling_clip import CLIPEncoderLayer
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 import tokensieve as ts
 from tokensieve.bench.compat import tiny_models
@@ -84,3 +88,42 @@ def test_the_backward_pass_may_run_in_another_thread(name, site, inside):
 @pytest.mark.parametrize(("name", "site"), SOME)
 def test_another_pass_may_run_in_between(name, site):
     same(name, site, reentrant=False, between=made(name).prompts.batch((2, 1)))
+
+
+@pytest.mark.parametrize("site", ["handoff", "prefill", "encoder", "focus"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_releases_that_checkpoint_a_call_with_its_hooks(monkeypatch, site, reentrant):
+    """They run the hooks of a layer inside of what is checkpointed."""
+    for layer in (LlamaDecoderLayer, CLIPEncoderLayer):
+
+        def call(self, *args, plain=nn.Module.__call__, **kwargs):
+            if self.gradient_checkpointing and self.training:
+                return self._gradient_checkpointing_func(functools.partial(plain.__get__(self), **kwargs), *args)
+            return plain(self, *args, **kwargs)
+
+        monkeypatch.setattr(layer, "forward", inspect.unwrap(layer.forward))
+        monkeypatch.setattr(layer, "__call__", call)
+    same("llava", site, reentrant=reentrant, inside=False)
+
+
+def test_what_was_forgotten_by_a_pass_that_failed_is_not_recomputed():
+    model, site = copy.deepcopy(made("llava").model).train(), made("llava")
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    layer = model.model.language_model.layers[1]
+
+    def fails(module, args):
+        raise KeyError("on purpose")
+
+    with ts.sieve(model, "cmai", keep=site.keep):
+        handle = layer.register_forward_pre_hook(fails)
+        with pytest.raises(KeyError, match="on purpose"):
+            model(**site.inputs, use_cache=False)
+        handle.remove()
+    got = model(**site.inputs, use_cache=False).logits
+    got.sum().backward()
+    again = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.zero_grad()
+    model.gradient_checkpointing_disable()
+    model(**site.inputs, use_cache=False).logits.sum().backward()
+    plain = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all(torch.equal(a, b) for a, b in zip(again, plain, strict=True))

@@ -10,6 +10,7 @@ import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.check import Case
+from tokensieve.bench.compat.cross import CrossCase
 from tokensieve.bench.compat.prompts import TEXT_FROM
 
 NAMES = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
@@ -93,6 +94,16 @@ def test_beams_and_batches_without_a_cache(name):
     told = {"max_new_tokens": 4, "do_sample": False, "suppress_tokens": [IMAGE], "num_beams": 3}
     with ts.sieve(model, name, keep=16):
         assert torch.equal(model.generate(**inputs, **told), model.generate(**inputs, **told, use_cache=False))
+
+
+def test_image_keys_of_cross_attention_are_chosen_by_the_prompt():
+    case = CrossCase("mllama")
+    found, inputs = [], case.batch((1,))
+    for options in ({}, {"use_cache": False}):
+        with ts.sieve(case.model, "trimmed-llama", keep=5) as s:
+            out = case.model.generate(**inputs, max_new_tokens=8, do_sample=False, **options)
+        found.append((out.tolist(), s.last.stages[-1].reduction.kept.tolist()))
+    assert found[0] == found[1]
 
 
 # ---- chunks ---------------------------------------------------------------------------------------------------------

@@ -173,6 +173,16 @@ def test_one_is_not_all(model, name):
     assert not torch.equal(out.logits[-1], plain.logits[-1])
 
 
+@pytest.mark.parametrize("keep", [1.0, ts.Keep(average=1.0), ts.Keep(share=1.0)])
+def test_where_all_stay_none_has_to_come_back(model, keep):
+    inputs = prompt((1, 2))
+    plain = model.generate(**inputs, **GREEDY)
+    with ts.sieve(model, "lvlm-csp", keep=keep) as s:
+        out = model.generate(**inputs, **GREEDY)
+    assert s.last.layer_tokens == [N] * 4
+    assert all(torch.equal(a, b) for a, b in zip(out.logits, plain.logits, strict=True))
+
+
 @pytest.mark.parametrize(("name", "keep", "where"), [*CASES, ("lvlm-csp", 0.45, {})])
 def test_rows_alone_and_the_model_afterwards(model, name, keep, where):
     inputs = prompt((1, 2, 1))

@@ -33,7 +33,9 @@ class Stage:
             default all); cache: the layers that evict (by default all that see every token). A float between 0 and 1 is a share
             of the depth, so that a plan fits models of any depth.
         positions: "original" or "compact": the position ids of the survivors in the language model.
-        every: cache: also evict whenever so many tokens have been decoded; 0 for never.
+        every: cache: also evict whenever so many tokens have been decoded; 0 for never. What the method reads is then noted of
+            decoded tokens too, and stays: of each layer ``window`` x H x d numbers of the model's precision where it reads the last
+            queries, H x d (d + 3) / 2 of 4 bytes where it reads their moments.
         prefill: cache: whether to evict behind every pass over a prompt (or a chunk of one).
 
     Raises:

@@ -15,6 +15,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 import tokensieve as ts
 from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
 from tokensieve.methods.vlm.trimmed_llama import TrimmedLlama
+from tokensieve.sites.model.compatibility import cache_in
 
 CROSS, SIZE, WIDTH = (1, 3, 5), 32, 64
 DIGIT, ASKED, IMAGE = 3, 13, 17  # the first of ten answers, the first of four questions, the placeholder
@@ -110,9 +111,7 @@ def trimmed_llama(bed: Bed) -> Outcome:
             out = model(**inputs)
         error = (out.logits[:, -1] - full.logits[:, -1]).norm() / full.logits[:, -1].norm()
         n |= {name: _right(out.logits, answers), f"logit error: {name}": round(float(error), 4)}
-        held = [
-            out.past_key_values.layers[i].keys.shape[2] / full.past_key_values.layers[i].keys.shape[2] for i in CROSS
-        ]
+        held = [cache_in(out).layers[i].keys.shape[2] / cache_in(full).layers[i].keys.shape[2] for i in CROSS]
         n["image KV bytes by cross layer"] = [round(share, 3) for share in held]
     halved = all(share <= 0.51 for share in n["image KV bytes by cross layer"][1:])
     return halved and n["full"] - n["trimmed-llama"] < 0.01 and beats(n, "trimmed-llama", ("random",)), n

@@ -12,6 +12,7 @@ from benchmarks.systems.bed import Bed, Outcome, beats, check
 from tokensieve import testbed
 from tokensieve.methods.vlm.mustdrop import MustDrop
 from tokensieve.parts.budget import Keep
+from tokensieve.sites.model.compatibility import cache_argument
 
 MEAN = {"layers": 1}
 
@@ -119,7 +120,7 @@ def most_held(bed: Bed, keep: float, new: int = 12) -> list[int]:
     with ts.sieve(bed.model, "mustdrop", keep=keep), torch.no_grad():
         bed.model.generate(
             **inputs,
-            past_key_values=cache,
+            **cache_argument(bed.model, cache),
             logits_processor=[note],
             do_sample=False,
             min_new_tokens=new,

@@ -13,6 +13,7 @@ from benchmarks.systems.bed import SEED, Bed, Outcome, check
 from tokensieve import testbed
 from tokensieve.method import Method
 from tokensieve.methods.cache.vasparse import VASparse
+from tokensieve.sites.model.compatibility import cache_argument
 from tokensieve.testbed.words import COUNTS
 
 ASKED, LATE, NEW = ("digits", "shapes"), 2, 32
@@ -41,12 +42,12 @@ def says_yes(bed: Bed, asked: list[tuple[Any, str, bool]], what: Method | None, 
         ids, cache = given["input_ids"], DynamicCache()
         stage = ts.Plan([]) if what is None else ts.Plan(ts.Stage(what, keep))
         with ts.sieve(bed.model, stage, seed=SEED):
-            bed.model(input_ids=ids[:, :-LATE], pixel_values=given["pixel_values"], past_key_values=cache)
+            bed.model(input_ids=ids[:, :-LATE], pixel_values=given["pixel_values"], **cache_argument(bed.model, cache))
             for step in range(LATE):
                 upto = ids.shape[1] - LATE + step
                 mask = torch.ones(1, upto + 1, dtype=torch.long)
                 logits = bed.model(
-                    input_ids=ids[:, upto : upto + 1], attention_mask=mask, past_key_values=cache
+                    input_ids=ids[:, upto : upto + 1], attention_mask=mask, **cache_argument(bed.model, cache)
                 ).logits[0, -1]
         out.append(int(logits.argmax()) != none)
     return out
@@ -62,12 +63,13 @@ def speed(bed: Bed, what: Method | None, keep: float, passes: int = 1, batch: in
     with ts.sieve(bed.model, stage, seed=SEED):
         caches = [DynamicCache() for _ in range(passes)]
         for cache in caches:
-            bed.model(**given, past_key_values=cache)
+            bed.model(**given, **cache_argument(bed.model, cache))
+        held = [cache_argument(bed.model, cache) for cache in caches]
         mask, ids = given["attention_mask"], given["input_ids"][:, -1:]
         start = perf_counter()
         for _ in range(NEW):
             mask = torch.cat([mask, torch.ones_like(ids)], 1)
-            every = [bed.model(input_ids=ids, attention_mask=mask, past_key_values=c).logits[:, -1] for c in caches]
+            every = [bed.model(input_ids=ids, attention_mask=mask, **h).logits[:, -1] for h in held]
             ids = every[0].argmax(-1, keepdim=True)
         return batch * NEW / (perf_counter() - start)
 

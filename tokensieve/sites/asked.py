@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from tokensieve.sites.model.compatibility import GenerationConfig, GenerationMixin
 
+from tokensieve.sites.ledger import Ledger
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -47,8 +49,8 @@ class Prompt:
 class Asked:
     """Knows the prompt of the call of `generate` that is under way."""
 
-    def __init__(self, model: nn.Module):
-        self.model = model
+    def __init__(self, model: nn.Module, ledger: Ledger):
+        self.model, self.ledger = model, ledger
         self.prompt: Prompt | None = None
 
     def attach(self) -> list[Callable[[], None]]:
@@ -59,11 +61,12 @@ class Asked:
 
         @functools.wraps(plain)
         def generate(*args: Any, **kwargs: Any) -> Any:
-            before, self.prompt = self.prompt, _prompt(plain, args, kwargs)
-            try:
-                return plain(*args, **kwargs)
-            finally:
-                self.prompt = before
+            with self.ledger.whole():
+                before, self.prompt = self.prompt, _prompt(plain, args, kwargs)
+                try:
+                    return plain(*args, **kwargs)
+                finally:
+                    self.prompt = before
 
         module.__dict__["generate"] = generate
         return [lambda: module.__dict__.pop("generate")]

@@ -94,8 +94,8 @@ class SievedLayer(RoomyLayer):
             return old
         if type(old) not in SIEVABLE:
             raise ValueError(
-                f"layer {index} of the cache is a {type(old).__name__}; tokens can leave a DynamicCache only (pass "
-                "past_key_values=DynamicCache(), or no cache)"
+                f"layer {index} of the cache is a {type(old).__name__}; tokens can leave a DynamicCache only (pass one, "
+                "or no cache)"
             )
         new = cls()
         new.__dict__.update(old.__dict__)

@@ -176,7 +176,7 @@ class EvictedLayer(SievedLayer):
         self.shown = torch.cat([known, visual.new_zeros(len(visual), past - known.shape[1]), visual], 1)
 
     def settle(self) -> None:
-        """Forget what only the next prompt or eviction would ask for, and which takes the room of many entries."""
+        """Forget what only the next chunk or eviction would ask for, and which takes the room of many entries."""
         self.queries, self.probes, self.moments = [], [], None
 
     def before(self, mask: Tensor | None) -> Tensor | None:

@@ -12,13 +12,14 @@ from tokensieve.focus import Focus
 from tokensieve.parts import select
 from tokensieve.plan import Stage
 from tokensieve.signals import Signals
-from tokensieve.sites import masks, readings, recomputed, taps
+from tokensieve.sites import guards, masks, readings, recomputed, taps
 from tokensieve.sites.cache import Seen, SievedLayer
 from tokensieve.sites.encoder import Detach
+from tokensieve.sites.images import Images
 from tokensieve.sites.ledger import Ledger
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.stack import Stack, neurons
-from tokensieve.sites.stream import Images, Stream
+from tokensieve.sites.stream import Stream
 
 READS = {"text_attention", "text_text"}
 FIRES = {"neurons", "text_neurons"}
@@ -52,10 +53,7 @@ class FocusSite:
         ledger.visual += {id(s): s for here in self.layers.values() for s in here}.values()
         kind = taps.kind(language.config)
         if self.layers and kind not in KERNELS:
-            raise ValueError(
-                f"attn_implementation={kind!r} takes no mask of pairs; for site='focus' load the model with "
-                f"attn_implementation={KERNELS[0]!r} or {KERNELS[1]!r}"
-            )
+            raise guards.refusal("pairs", kind=kind)
         self._at: dict[int, tuple[Stream | None, SievedLayer | None, tuple[int, int] | None]] = {}
         self._now: dict[int, Seen | None] = {}
 

@@ -18,6 +18,9 @@ VISUAL = ("encoder", "handoff", "prefill", "focus")
 """Sites whose stages act in passes that bring pictures."""
 LANGUAGE = ("handoff", "prefill", "focus", "cross", "cache", "reading")
 """Sites inside a language model or right in front of it; "reading" are methods at `cache` under which nothing leaves."""
+THINNED = ("encoder", "handoff", "prefill", "cache")
+"""Sites behind which layers of the cache hold fewer entries than the sequence has tokens. At "cross" the prompt's are all there,
+and whoever reads the image keys reads those that were kept."""
 SITES = ("encoder", *LANGUAGE)
 
 
@@ -51,9 +54,14 @@ GUARDS = {
             "this model is running in another thread; let that end (join the thread), then attach or detach a sieve",
         ),
         Guard(
-            "flex", SITES, "attach", ValueError,
+            "flex", ("encoder", "handoff", "prefill", "cross", "cache", "reading"), "attach", ValueError,
             "attn_implementation={kind!r} takes no mask of the tokens that are left; load the model with "
             "attn_implementation='sdpa'",
+        ),
+        Guard(
+            "pairs", ("focus",), "attach", ValueError,
+            "attn_implementation={kind!r} takes no mask of pairs; for site='focus' load the model with "
+            "attn_implementation='sdpa' or 'eager'",
         ),
         Guard(
             "meta", SITES, "attach", ValueError,
@@ -80,7 +88,7 @@ GUARDS = {
             "or use site='handoff'",
         ),
         Guard(
-            "unread", ("encoder", "handoff", "prefill", "cross", "cache"), "cache", RuntimeError,
+            "unread", THINNED, "cache", RuntimeError,
             "tokens have left this cache; attach a sieve to the model that reads it (one that evicts nothing more: "
             "sieve(model, Plan([])))",
         ),
@@ -90,16 +98,16 @@ GUARDS = {
             "model that reads it",
         ),
         Guard(
-            "broken", ("encoder", "handoff", "prefill", "cross", "cache"), "cache", RuntimeError,
+            "broken", THINNED, "cache", RuntimeError,
             "a pass over this cache broke off: its layers have seen {least} to {most} tokens; fill a new cache",
         ),
         Guard(
-            "sliced", ("encoder", "handoff", "prefill", "cross", "cache"), "cache", RuntimeError,
+            "sliced", THINNED, "cache", RuntimeError,
             "this cache holds {held} entries of {rows} rows where {known} of {batch} are known: it was changed past its own "
             "methods; use crop(), reorder_cache(), batch_select_indices() or batch_repeat_interleave(), or fill a new cache",
         ),
         Guard(
-            "other model", ("encoder", "handoff", "prefill", "cross", "cache"), "cache", ValueError,
+            "other model", THINNED, "cache", ValueError,
             "layer {layer} of this cache was filled by another model; fill a new cache with this one",
         ),
         Guard(

@@ -16,10 +16,9 @@ from tokensieve.parts.budget import Budget, Keep
 from tokensieve.plan import Stage
 from tokensieve.reduction import Reduction
 from tokensieve.signals import Signals
-from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, recomputed, taps
+from tokensieve.sites import calls, decode, ending, guards, masks, positions, readings, recomputed, survivors, taps
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.asked import Asked
-from tokensieve.sites.cache import SievedLayer
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.coming import Coming, copied
 from tokensieve.sites.deepstack import Deepstack
@@ -88,7 +87,7 @@ class LanguageSite:
         attentions = enumerate(self.language.attentions)
         self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
         self.trace: Trace | None = None
-        self.asked = Asked(anatomy.model)
+        self.asked = Asked(anatomy.model, ledger)
         self.now: Pass | None = None
 
     def _names(self, stage: Stage) -> list[str]:
@@ -212,7 +211,7 @@ class LanguageSite:
             self.focus.before(index, stream, kwargs, partial(self.sight.grid, stream.images))
             if not stream.reduced:
                 return _placed(hidden, given, decode.adapt(self.language, index, hidden, kwargs, now.ids))
-            return _placed(hidden, given, self._gather(stream, index, hidden, kwargs))
+            return _placed(hidden, given, self._given(stream, index, hidden, kwargs))
 
         return hook
 
@@ -359,50 +358,15 @@ class LanguageSite:
         """What layer ``index`` would call its attention kernel with, if no token left in front of it."""
         cache = compatibility.cache_of(kwargs)
         if cache is None:
-            return self.coming[index].call(x, self._gather(stream, index, x, kwargs))
+            return self.coming[index].call(x, self._given(stream, index, x, kwargs))
         cache = copied(cache, index)
-        given = self._gather(stream, index, x, compatibility.with_cache(kwargs, cache))
+        given = self._given(stream, index, x, compatibility.with_cache(kwargs, cache))
         if isinstance(cache.layers[index], EvictedLayer):
             cache.layers[index].awaited = True
         return self.coming[index].call(x, given)
 
-    def _gather(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The layer's arguments for the tokens that are there; tells its cache layer which they are."""
-        thinned = stream.thinned
-        out = masks.arguments(kwargs, stream.entry, stream.width) if thinned else dict(kwargs)
-        if thinned and stream.renumbered is not None:
-            ids, out["position_embeddings"] = stream.renumbered
-            if out.get("position_ids") is not None:
-                out["position_ids"] = ids[0] if ids.dim() == 3 and out["position_ids"].dim() == 2 else ids
-        cache = compatibility.cache_of(kwargs)
-        columns, past = stream.entry, 0
-        holes = thinned and stream.holes
-        source = self.language.sources[index]
-        if source != index and cache is not None:
-            held = cache.layers[source]
-            past, holes = held.length - stream.length, holes or held.holes
-            columns = held.columns[:, : -stream.entry.shape[1]]
-            columns = torch.cat([columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
-        if self.language.attentions[index] is None or source != index:
-            cache = None  # its state is of one size, whatever has left; or it has none of its own
-        if cache is not None:
-            layer = SievedLayer.of(cache, index, hidden.shape[0], hidden.device)
-            past, holes, layer.model = layer.length, holes or layer.holes, self.model
-            assert layer.columns is not None
-            columns = torch.cat([layer.columns, torch.where(stream.entry >= 0, stream.entry + past, -1)], 1)
-            named = torch.where(stream.index >= 0, stream.index + past, -1)
-            if layer.shift is not None:
-                assert stream.ids is not None
-                ids = stream.ids if not thinned else masks.gather_ids(stream.ids, stream.entry)
-                positions.lower(self.language.root, out, ids, layer.shift, hidden)
-            layer.expect(named, stream.length, stream.holes, stream.shift)
-        if thinned or past:
-            kind = taps.kind(self.language.config)
-            whole = hidden.shape[1] == stream.entry.shape[1]  # some run their last layers on the last tokens only
-            rows, width = stream.entry if thinned and whole else None, past + stream.width
-            mask: Any = masks.attention(kwargs.get("attention_mask"), rows, columns, width, holes, kind, hidden)
-            out["attention_mask"] = mask if cache is None else layer.before(mask)
-        return out
+    def _given(self, stream: Stream, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return survivors.arguments(self.language, self.model, stream, index, hidden, kwargs)
 
 
 def _placed(hidden: Tensor, given: Sequence[str], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from threading import get_ident
 from typing import Any
@@ -44,7 +45,7 @@ class Ledger:
         self._outer: nn.Module | None = None
         self._given: dict[str, Any] = {}
         self._ran: set[int] = set()
-        self._encoded = self._warned = False
+        self._encoded = self._warned = self._whole = False
 
     def seed(self, stage: Stage) -> int:
         """That of the sieve which the stage is of."""
@@ -73,6 +74,18 @@ class Ledger:
             out.append(module.register_forward_hook(self._encoded_by, always_call=True).remove)
         return out
 
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """A call of `generate`, whose passes go together: no other thread runs the model between them."""
+        self._take()
+        outer, self._whole = not self._whole, True
+        try:
+            yield
+        finally:
+            if outer:
+                self._whole, self._outer = False, None
+                del self._busy["thread"]
+
     def _take(self) -> None:
         if self._busy.setdefault("thread", get_ident()) != get_ident():
             raise guards.refusal("threads")
@@ -91,7 +104,8 @@ class Ledger:
         if module is not self._outer or self.elsewhere:
             return False
         self._outer = None
-        del self._busy["thread"]
+        if not self._whole:
+            del self._busy["thread"]
         return True
 
     def _begin(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:

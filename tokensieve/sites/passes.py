@@ -7,12 +7,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from tokensieve.sites.deepstack import Deepstack
-from tokensieve.sites.layout import Look
+from tokensieve.sites.pictures import Pictures
 from tokensieve.sites.stream import Stream
 from tokensieve.sites.taps import Call
-
-Pictures = list[tuple[Look, int]]
-"""What stands in a prompt, in order: each picture as an encoder's pass, and its number among those that it made."""
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,7 +11,6 @@ from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
 
 from tokensieve.needs import Need
 from tokensieve.parts import score
@@ -21,12 +19,14 @@ from tokensieve.sites import recomputed
 from tokensieve.sites.anatomy import Anatomy
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.encoder import ENCODER_SIGNALS, Detach, Encoded, EncoderSite, Heard, Watch
+from tokensieve.sites.images import Images
 from tokensieve.sites.known import TILED
 from tokensieve.sites.layout import Look, Unmapped
 from tokensieve.sites.model.compatibility import pixels_in
-from tokensieve.sites.passes import Pictures
+from tokensieve.sites.pictures import Pictures, are_tiles, order, runs_of
+from tokensieve.sites.remembered import Remembered, features_of
 from tokensieve.sites.stack import Stack
-from tokensieve.sites.stream import Images, Stream
+from tokensieve.sites.stream import Stream
 
 KINDS = ("image", "video")
 
@@ -56,8 +56,7 @@ class Sight:
         self.towers = [stack for stack in (anatomy.vision, anatomy.film) if stack is not None]
         self.watches = [Watch(stack, needs, clock, (anatomy.feature_layer,)) for stack in self.towers]
         self._encoding: Encoding | None = None
-        # By the output and by each tensor of features in it, for as long as these live: which pictures those are.
-        self._known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self.remembered = Remembered()
         self._waiting: WeakSet[Look] = WeakSet()
         self._inside: dict[str, Pictures] | None = None
 
@@ -98,28 +97,18 @@ class Sight:
             for watch in self.watches:
                 watch.seen = None
         given = _named(encode, args, kwargs)
-        features = _features(out)
+        features = features_of(out)
         lengths = _videos(_lengths(features), pixels_in(given, kind) if kind == "video" else None)
         if lengths and now.shapes:
             look = Look(self.anatomy, kind, given, lengths, now.shapes, {}, now.packed, made)
             with self.clock:
                 look.seen = {**self._heard(look, heard), **self._bits(look)}
-            self._remember(look, out, features)
+            every = self.remembered.add(look, out, features)
+            if self._inside is not None:
+                self._inside[kind] = every
+            else:
+                self._waiting.add(look)
         return out
-
-    def _remember(self, look: Look, out: Any, features: Any) -> None:
-        every = [(look, i) for i in range(len(look.lengths))]
-        if isinstance(features, Tensor):
-            self._known[features] = every
-        elif len(features) == len(every):
-            for one, picture in zip(features, every, strict=True):
-                self._known[one] = [picture]
-        if self._inside is not None:
-            self._inside[look.kind] = every
-        else:
-            self._waiting.add(look)
-            if not isinstance(out, tuple):
-                self._known[out] = (every, features)
 
     def _pack(self, pack: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         if self._encoding is not None:
@@ -176,28 +165,10 @@ class Sight:
         self._inside = out = {}
         for kind in KINDS:
             output = given.get(kind) if isinstance(given, dict) else given if kind == "image" else None
-            pictures = None if output is None else self.pictures(output)
+            pictures = None if output is None else self.remembered.find(output)
             if pictures is not None:
                 out[kind] = pictures
         return out
-
-    def pictures(self, output: Any) -> Pictures | None:
-        """The pictures that features are of, by the tensors themselves; None where they are not known."""
-        features = _features(output)
-        parts = [features] if isinstance(features, Tensor) else features or []
-        found = [self._known.get(part) for part in parts]
-        if found and all(found):
-            return [picture for part in found for picture in part]
-        # `generate` copies features for beams and cuts them into chunks; then they are told apart by what they hold.
-        for every, made in [one for one in self._known.values() if isinstance(one, tuple)]:
-            if made is features or (
-                isinstance(made, list) and len(made) == len(parts) and all(map(operator.is_, made, parts))
-            ):
-                return every
-            same = _copied(parts, every, made) if len(made) == len(every) else None
-            if same is not None:
-                return same
-        return None
 
     def end(self) -> None:
         self._inside = None
@@ -218,21 +189,21 @@ class Sight:
         visual = kinds["image"] | kinds["video"]
         source = torch.zeros_like(visual, dtype=torch.long)
         picture = torch.zeros_like(source)
-        runs = _runs(visual, sequence)
+        runs = runs_of(visual, sequence)
         looks: list[Look] = []
         known = True
         for kind in KINDS:
             here = kinds[kind]
             if not bool(here.any()):
                 continue
-            order = _order(here, pictures.get(kind, []), looks)
-            if order is None:
+            found = order(here, pictures.get(kind, []), looks)
+            if found is None:
                 known, picture = False, torch.where(here, 2 * runs, picture)
                 continue
-            label, at = order
+            label, at = found
             own = runs[here]
             look = pictures[kind][0][0]
-            if kind == "image" and (self._tiled(look) or _are_tiles(own, look.tile)):
+            if kind == "image" and (self._tiled(look) or are_tiles(own, look.tile)):
                 label = own
             picture[here] = 2 * label + (kind == "video")
             source[here] = at
@@ -349,28 +320,6 @@ def _named(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> d
     return {**bound, **bound.pop("kwargs", {})}
 
 
-def _copied(parts: Sequence[Tensor], every: Pictures, made: Sequence[Tensor]) -> Pictures | None:
-    """The pictures whose features, ``(n, D)`` each in ``made``, stand one behind the other in ``parts``, bit for bit; or None."""
-    rows = torch.cat([part.flatten(0, -2) for part in parts])
-    old = [one.reshape(-1, one.shape[-1]) for one in made]
-    out, at = [], 0
-    while at < len(rows):
-        same = (i for i, one in enumerate(old) if torch.equal(rows[at : at + len(one)], one))
-        number = next(same, None)
-        if number is None:
-            return None
-        out.append(every[number])
-        at += len(old[number])
-    return out
-
-
-def _features(output: Any) -> Any:
-    """The features of pictures in what encodes them gave."""
-    if isinstance(output, Tensor):
-        return output
-    return output[1] if isinstance(output, tuple) else getattr(output, "pooler_output", None)
-
-
 def _lengths(features: Any) -> list[int]:
     """Tokens of each picture, from the features that a model made of them."""
     if isinstance(features, Tensor):
@@ -386,42 +335,3 @@ def _videos(lengths: list[int], pixels: Tensor | None) -> list[int]:
         return lengths
     frames = pixels.shape[1]
     return [sum(lengths[i : i + frames]) for i in range(0, len(lengths), frames)]
-
-
-def _runs(visual: Tensor, sequence: Tensor | None) -> Tensor:
-    """``(B, L)`` long: the number of the run of neighbours, of one sequence, that each visual token belongs to."""
-    before = torch.nn.functional.pad(visual[:, :-1], (1, 0))
-    if sequence is not None:
-        before = before & torch.nn.functional.pad(sequence[:, 1:] == sequence[:, :-1], (1, 0))
-    return (visual & ~before).flatten().long().cumsum(0).view(visual.shape)
-
-
-def _are_tiles(run: Tensor, tile: int | None) -> bool:
-    """Whether every run holds the tokens of one of the encoder's images."""
-    return tile is not None and bool((run.unique_consecutive(return_counts=True)[1] == tile).all())
-
-
-def _order(here: Tensor, pictures: Pictures, looks: list[Look]) -> tuple[Tensor, Tensor] | None:
-    """For the V placeholders of a kind, ``here`` being ``(B, L)`` bool, which picture each belongs to, and its rank among the
-    tokens of all looks so far; both ``(V,)`` long. None where they do not fit.
-
-    Args:
-        looks: is added those that are new.
-    """
-    if not pictures:
-        return None
-    lengths = [look.lengths[i] for look, i in pictures]
-    if sum(lengths) != int(here.sum()):
-        return None
-    for look, _ in pictures:
-        if not any(look is one for one in looks):
-            looks.append(look)
-    first = {}
-    before = 0
-    for look in looks:
-        first[id(look)], before = before, before + look.tokens
-    starts = [first[id(look)] + sum(look.lengths[:i]) for look, i in pictures]
-    count = torch.tensor(lengths)
-    label = torch.arange(len(pictures)).repeat_interleave(count)
-    inside = torch.arange(len(label)) - (count.cumsum(0) - count)[label]
-    return label.to(here.device), (torch.tensor(starts)[label] + inside).to(here.device)

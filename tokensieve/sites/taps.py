@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,7 @@ class Taps:
     kernels: list[Kernel]
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """What the taps of a call say.
 
     Attributes:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from tokensieve.needs import Need
 from tokensieve.signals import MissingSignal
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, expect
@@ -60,10 +59,5 @@ def check_stand_ins_serve(trial: Trial) -> None:
     for i, need in enumerate(needs):
         for other in need.instead:
             rest = [n for j, n in enumerate(needs) if j != i and n.name != need.name]
-            given = draw.signals(_Asks([replace(need, name=other), *rest]), B, N)  # type: ignore[arg-type]
+            given = draw.signals(draw.Asks([replace(need, name=other), *rest]), B, N)
             expect(trial.run(x, 9, given).m <= 9, f"{other} to stand in for {need.name}")
-
-
-@dataclass(frozen=True)
-class _Asks:
-    needs: Sequence[Need]

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tokensieve.method import Method
+from tokensieve.needs import Need
 
 HEADS, TEXT = 2, 7
 EXTRAS = ("frame", "crop", "head")
 """Signals that methods read where they are given, without naming them as needs."""
 TOKENS = {"keys": 1, "values": 1, "neurons": 1, "spot": 1}
 """The token dimension of signals whose last one it is not."""
+NATURAL = ("token_ids",)
+"""Signals that are numbers of something."""
 TEXTS = ("text", "text_mask", "paired", "text_attention", "text_neurons", "text_text")
 """Signals that hold text tokens; all but the rows of attention hold no others."""
 
@@ -23,7 +28,14 @@ def features(batch: int, n: int, dim: int = 16, seed: int = 0) -> Tensor:
     return torch.randn(batch, n, dim, generator=torch.Generator().manual_seed(seed))
 
 
-def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Asks:
+    """In the place of a method: what it would need."""
+
+    needs: Sequence[Need]
+
+
+def signals(method: Method | Asks, batch: int, n: int, dim: int = 16, seed: int = 1) -> dict[str, Any]:
     """Every signal that a method names among its needs, random, as `tokensieve.reduce` takes them."""
     draw = torch.Generator().manual_seed(seed)
     shapes = {
@@ -61,7 +73,7 @@ def signals(method: Method, batch: int, n: int, dim: int = 16, seed: int = 1) ->
         made = torch.randn(shape, generator=draw)
         if name in wanted:
             shares = name.endswith(("attention", "similarity", "rank", "share", "text_text"))
-            out[name] = made.softmax(-1) if shares else made
+            out[name] = (2 * made).softmax(-1) if shares else made
     if "word" in out:
         out["word"] = _words(batch, n, seed)
     if "token_ids" in out:

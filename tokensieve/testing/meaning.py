@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from tokensieve.method import Method
-from tokensieve.needs import Keys
+from tokensieve.needs import Keys, Need
 from tokensieve.parts import score
 from tokensieve.signals import Signals
-from tokensieve.testing import settings
+from tokensieve.testing import draw, settings
 from tokensieve.testing.draw import EXTRAS
 from tokensieve.testing.trial import B, H, N, Trial, W, differ, expect, reads
 
@@ -87,26 +87,44 @@ def check_score_is_a_map(trial: Trial) -> None:
 
 def check_kept_outrank_dropped(trial: Trial) -> None:
     """On average, by the declared score and by what it ranks by, beside what is safe; unless it is ``unranked``."""
-    reason, favours = trial.cls.unranked, trial.cls.favours
-    for name, value, kept, dropped in _halves(trial):
-        if name == "score" and favours is None and not reason:
-            measured = [n.name for n in trial.made.needs if n.name in MEASURES]
-            expect(
-                measured,
-                f"favours=(...) to say what a high score means ({', '.join(MEASURES)}), or a reason in unranked",
-            )
-        if reason:
-            continue
-        gap = _mean(value, kept) - _mean(value, dropped)
-        expect(gap > 0, f"kept tokens to have more {name} than dropped ones on average; the difference is {gap:.3g}")
+    if trial.cls.unranked:
+        return
+    if trial.cls.favours is None and trial.made.score(_signals(trial)) is not None:
+        measured = [n.name for n in trial.made.needs if n.name in MEASURES]
+        expect(
+            measured, f"favours=(...) to say what a high score means ({', '.join(MEASURES)}), or a reason in unranked"
+        )
+    _outranks(trial, trial.made.needs)
+
+
+def check_kept_outrank_dropped_under_options(trial: Trial) -> None:
+    """The same for every choice that an option offers by name."""
+    for f in dataclasses.fields(trial.cls):
+        span = f.metadata.get("range")
+        for choice in getattr(span, "choices", ()) if isinstance(getattr(trial.made, f.name), str) else ():
+            if choice != getattr(trial.made, f.name) and not trial.cls.unranked:
+                other = Trial(trial.cls, {**trial.options, f.name: choice}, trial.extras)
+                _outranks(other, other.made.needs)
+
+
+def check_kept_outrank_dropped_by_stand_ins(trial: Trial) -> None:
+    """The same where a stand-in is given in the place of a need."""
+    if trial.cls.unranked or trial.cls.favours is not None:
+        return
+    for i, need in enumerate(trial.made.needs):
+        for other in need.instead:
+            rest = [n for j, n in enumerate(trial.made.needs) if j != i and n.name != need.name]
+            present = {other, *(n.name for n in rest)}
+            if other in MEASURES and next(w for w in need.instead if w in present) == other:
+                _outranks(trial, [dataclasses.replace(need, name=other), *rest])
 
 
 def check_needs_matter(trial: Trial) -> None:
     """Every signal among the needs changes the result when it changes; the features do where there are none."""
-    made, inert = trial.made, trial.cls.inert
-    for name in [n.name for n in made.needs] or ["features"]:
-        if name not in inert:
-            expect(_acts(trial, name), f"{name} to change the result when it changes (or a reason in inert)")
+    inert = trial.cls.inert
+    for need in trial.made.needs or [Need("features")]:
+        if need.name not in inert:
+            expect(_acts(trial, need), f"{_called(need)} to change the result when it changes (or a reason in inert)")
 
 
 def check_options_matter(trial: Trial) -> None:
@@ -120,37 +138,87 @@ def check_options_matter(trial: Trial) -> None:
         expect(changed, f"option {f.name} to change something at one of {tried} (or a reason in inert)")
 
 
-def _halves(trial: Trial) -> list[tuple[str, Tensor, Tensor, Tensor]]:
-    """By what tokens are compared, ``(B, N)``, and those that were kept for it and dropped."""
-    x, given = trial.draw(ROWS, SIDE * SIDE, seed=40)
+def _signals(trial: Trial) -> Signals:
+    x, given = trial.draw()
+    return Signals(features=x, grid=(H, W), **given)
+
+
+def _outranks(trial: Trial, needs: Sequence[Need]) -> None:
+    x, given = draw.features(ROWS, SIDE * SIDE, seed=40), draw.signals(draw.Asks(needs), ROWS, SIDE * SIDE, seed=41)
+    for name in trial.extras:
+        given.update(draw.extras(name, ROWS, SIDE * SIDE))
+    given = _layered(trial, given, 40)
     s = Signals(features=x, grid=(SIDE, SIDE), **given)
     rank = trial.made.score(s)
     if rank is None:
-        return []
+        return
     r = trial.run(x, SIDE * SIDE // 2, given, grid=(SIDE, SIDE))
     if r.m < SIDE * SIDE // 2:  # it has no use for as many, and might drop none
         r = trial.run(x, max(r.m // 2, 1), given, grid=(SIDE, SIDE))
-    kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True)
+    kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True) & ~trial.made.safe(s, r.counts)
     # What was merged is not lost, where anything is.
-    dropped = r.owner < 0 if bool((r.owner < 0).any()) else ~kept
-    safe = trial.made.safe(s, r.counts)
-    favours: tuple[str, ...] | None = trial.cls.favours
-    names = [n.name for n in trial.made.needs if n.name in MEASURES] if favours is None else favours
-    values = [("score", rank), *((name, MEASURES[name](s)) for name in dict.fromkeys(names))]
-    return [(name, value, kept & ~safe, dropped) for name, value in values]
+    dropped = r.owner < 0 if bool((r.owner < 0).any()) else torch.ones_like(kept).scatter_(1, r.kept, False)
+    for name, value in _values(trial, s, rank, needs):
+        gap = _mean(value, kept) - _mean(value, dropped)
+        expect(gap > 0, f"kept tokens to have more {name} than dropped ones on average; the difference is {gap:.3g}")
+
+
+def _values(trial: Trial, s: Signals, rank: Tensor, needs: Sequence[Need]) -> Iterator[tuple[str, Tensor]]:
+    """By what kept and dropped tokens are compared, ``(B, N)``."""
+    yield "score", rank
+    if trial.cls.favours is None:
+        for need in needs:
+            if need.name in MEASURES:
+                yield _called(need), MEASURES[need.name](_at(s, need))
+    for name in trial.cls.favours or ():
+        named = [n for n in needs if n.name == name]
+        yield name, MEASURES[name](_at(s, named[-1]) if named else s)
+
+
+def _called(need: Need) -> str:
+    return f"{need.name} at layer {need.layers[0]}" if len(need.layers) == 1 else need.name
+
+
+def _layered(trial: Trial, given: dict[str, Any], seed: int, only: Need | None = None) -> dict[str, Any]:
+    """Signals of which needs name several layers, with a tensor for each; drawn anew for the layers of the need ``only``."""
+    out = dict(given)
+    for need in trial.made.needs:
+        layers = {layer for n in trial.made.needs if n.name == need.name for layer in n.layers}
+        if len(layers) > 1 and need.name in given:
+            anew = {layer: only is not None and only.name == need.name and layer in only.layers for layer in layers}
+            out[need.name] = {
+                i: _draw(trial, given[need.name], need.name, seed=seed + 7 * (i % 97) + 1000 * anew[i])
+                for i in sorted(layers)
+            }
+    return out
+
+
+def _draw(trial: Trial, like: Tensor, name: str, seed: int) -> Tensor:
+    batch, n, dim = like.shape[0], like.shape[draw.TOKENS.get(name, -1)], like.shape[-1]
+    return draw.signals(trial.made, batch, n, dim if name in draw.TOKENS else 16, seed)[name]
+
+
+def _at(s: Signals, need: Need) -> Signals:
+    """With one tensor, the mean over the need's layers, in the place of one for each layer."""
+    value = getattr(s, need.name)
+    if not isinstance(value, Mapping):
+        return s
+    return s.over(**{need.name: torch.stack([value[i] for i in need.layers]).mean(0)})
 
 
 def _mean(value: Tensor, among: Tensor) -> float:
     return float(torch.where(among, value, 0.0).sum() / among.sum().clamp(min=1))
 
 
-def _acts(trial: Trial, name: str) -> bool:
+def _acts(trial: Trial, need: Need) -> bool:
     for seed, laid in product(range(DRAWS), _layouts(trial)):
         x, given = laid.draw(seed=seed)
-        other, changed = laid.draw(seed=seed + 51)
-        mixed = {**given, name: changed[name]} if name != "features" else given
-        y = other if name == "features" else x
-        if any(differ(laid.run(x, keep, given), laid.run(y, keep, mixed)) for keep in TRIED):
+        y, changed = laid.draw(seed=seed + 51)
+        one, other = _layered(laid, given, seed), _layered(laid, given, seed, need)
+        if need.name in given and isinstance(given[need.name], Tensor) and not isinstance(other[need.name], Mapping):
+            other[need.name] = changed[need.name]
+        y = y if need.name == "features" else x
+        if any(differ(laid.run(x, keep, one), laid.run(y, keep, other)) for keep in TRIED):
             return True
     return False
 
@@ -190,3 +258,7 @@ def _says(made: Method) -> Mapping[str, Any]:
         else (),
         "layers": [made.of_layer(keep, seen, layer, 8).tolist() for layer in range(8)],
     }
+
+
+def _mean(value: Tensor, among: Tensor) -> float:
+    return float(torch.where(among, value, 0.0).sum() / among.sum().clamp(min=1))

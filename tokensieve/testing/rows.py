@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch import Tensor
 
 from tokensieve.method import Method
 from tokensieve.testing import draw
@@ -43,6 +45,7 @@ def check_padding_is_as_if_it_were_not_there(trial: Trial) -> None:
     mask[0, 6:] = mask[1, :13] = mask[3, 11] = True
     mask[2] = torch.arange(20) % 3 != 1
     x, given = trial.draw(4, 20)
+    x, given = _spoilt(x, given, mask)
     for keep in (1, 4, 0.5, 100):
         r = trial.run(x, keep, given, grid=(4, 5), mask=mask)
         slots(r)
@@ -62,6 +65,22 @@ def check_padding_is_as_if_it_were_not_there(trial: Trial) -> None:
             )
             expect(torch.equal(padded.owner[:, place], alone.owner), f"{what}: tokens go to other slots")
             expect(close(padded.dense()[:, :count, place], alone.dense()), f"{what}: weights differ")
+
+
+def _spoilt(x: Tensor, given: dict[str, Any], mask: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Padding that holds large numbers of either sign: it would win, or lose, wherever it took part."""
+    sign = torch.where(torch.arange(mask.shape[1]) % 2 == 0, 30.0, -30.0).expand(mask.shape)
+    out = {}
+    for name, value in {"x": x, **given}.items():
+        if not value.is_floating_point() or name == "spot" or (name in draw.TEXTS and name != "text_attention"):
+            out[name] = value
+            continue
+        axis = 1 if name == "x" else draw.TOKENS.get(name, -1) % value.dim()
+        shape = [1] * value.dim()
+        shape[0], shape[axis] = mask.shape
+        junk = sign.reshape(shape) * (1 + value.abs()) if name not in draw.NATURAL else value.new_tensor(7.0)
+        out[name] = torch.where(mask.reshape(shape), value, junk)
+    return out.pop("x"), out
 
 
 def check_padding_of_the_text(trial: Trial) -> None:

@@ -38,6 +38,8 @@ ALWAYS: tuple[Check, ...] = (
 """Run with the defaults, with small options where the method has them, and with all that it reads where that is given."""
 
 SMALL: tuple[Check, ...] = (
+    meaning.check_kept_outrank_dropped_under_options,
+    meaning.check_kept_outrank_dropped_by_stand_ins,
     meaning.check_needs_matter,
     meaning.check_options_matter,
 )

@@ -27,6 +27,7 @@ class AdaKV(Inner, SnapKV):
     """
 
     unit = "entry"
+    small = {"window": 4, "kernel": 3, "floor": 0.9}
     inert = {"options": "options of the method that scorer names"}
     kernel: int = option(7, "over how many neighbouring entries votes are pooled", lo=1, odd=True, unit="tokens")
     pooling: str = option("max", "how the votes of neighbours are pooled", choices=("mean", "max"))

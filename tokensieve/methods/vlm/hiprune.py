@@ -25,6 +25,7 @@ class HiPrune(Method):
     divides it by the batch), halves round up, and attention paid by a CLS token counts only where the signal includes it.
     """
 
+    small = {"alpha": 0.6}
     positional = "neighbours of the anchors stay"
 
     alpha: float = option(0.1, "what goes to anchors and their neighbours", **BUDGET)

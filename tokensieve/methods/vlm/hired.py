@@ -25,6 +25,7 @@ class HiRED(Method):
     what a full crop cannot take goes to the others.
     """
 
+    favours = ("cls_attention",)
     alpha: float = option(0.5, "what goes to the thumbnail", **BUDGET)
     budget_layer: int = option(0, "the encoder layer whose attention shares the rest out over the crops", unit="layer")
     encoder_layer: int = encoder_layer_option()

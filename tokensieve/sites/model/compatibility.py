@@ -21,7 +21,11 @@ TESTED = (
 )  # fmt: skip
 """Releases on which the sites', models' and cache's tests have passed."""
 
-RELEASE = f"transformers {transformers.__version__}"
+
+def release() -> str:
+    """What is installed, for messages."""
+    return f"transformers {transformers.__version__}"
+
 
 try:
     from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel, cache_utils
@@ -42,15 +46,15 @@ try:
     from transformers.vision_utils import get_vision_window_index
 except ImportError as error:
     raise ImportError(
-        f"{RELEASE} lacks what tokensieve hooks into ({error}); install one that was tested, {TESTED[0]} to {TESTED[-1]}"
+        f"{release()} lacks what tokensieve hooks into ({error}); install one that was tested, {TESTED[0]} to {TESTED[-1]}"
     ) from error
 
 __all__ = [
-    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "RELEASE", "TESTED", "AttentionInterface",
+    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
     "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
     "check_hooks", "create_masks_for_generate", "find_packed_sequence_indices", "get_vision_window_index", "layers_of",
-    "pixels_in", "pixels_name", "warn_untested", "with_cache",
+    "pixels_in", "pixels_name", "release", "warn_untested", "with_cache",
 ]  # fmt: skip
 
 BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLayer)
@@ -88,7 +92,7 @@ def cache_argument(module: nn.Module, cache: Any) -> dict[str, Any]:
     """
     name = _cache_name(module)
     if name is None:
-        raise ValueError(f"{RELEASE}: {type(module).__name__}.forward takes no cache as {' or '.join(CACHE)}")
+        raise ValueError(f"{release()}: {type(module).__name__}.forward takes no cache as {' or '.join(CACHE)}")
     return {name: cache}
 
 
@@ -163,7 +167,7 @@ def check_hooks(root: nn.Module, layers: Sequence[nn.Module]) -> None:
 def _unknown(what: str) -> ValueError:
     tested = "which was tested" if transformers.__version__ in TESTED else "which is untested"
     return ValueError(
-        f"{RELEASE}, {tested}: {what}; without it no sieve can be attached. Install a release that was tested with this model, "
+        f"{release()}, {tested}: {what}; without it no sieve can be attached. Install a release that was tested with this model, "
         f"{TESTED[0]} to {TESTED[-1]}"
     )
 
@@ -172,4 +176,4 @@ def _unknown(what: str) -> ValueError:
 def warn_untested() -> None:
     """Warn, once in a process, where the release is not among the tested ones."""
     if transformers.__version__ not in TESTED:
-        warnings.warn(f"{RELEASE} is untested; run `tokensieve doctor`", stacklevel=2)
+        warnings.warn(f"{release()} is untested; run `tokensieve doctor`", stacklevel=2)

@@ -1,0 +1,59 @@
+"""Every cell of the page "What works under a sieve", and the table of guards."""
+
+import pytest
+import torch
+
+from tests import works_models, works_running  # noqa: F401 (they fill the table)
+from tests.models import llava
+from tests.works import SITES, SITUATIONS, Setting, outcome
+from tokensieve.sites import guards
+
+CELLS = [
+    pytest.param(name, site, marks=[pytest.mark.slow] if one.slow else [])
+    for name, one in SITUATIONS.items()
+    for site in SITES
+    if one.expect[site]
+]
+
+
+@pytest.mark.parametrize(("name", "site"), CELLS)
+def test_a_situation_is_answered_right_or_refused_by_name(name, site):
+    one = SITUATIONS[name]
+    if one.needs:
+        pytest.importorskip(one.needs)
+    got, sentence = outcome(name, site)
+    assert got == one.expect[site], sentence
+    if got == "refused":
+        assert one.says in sentence
+        assert not one.guard or any(_fits(guard, sentence) for guard in one.guard)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("site", ["handoff", "focus", "cache"])
+def test_a_compiled_forward_is_sieved_or_refused(site):
+    setting = Setting(site)
+    model, plain = llava(layers=2), llava(layers=2)
+    with setting.sieve(plain):
+        want = setting.logits(plain)
+    torch._dynamo.reset()
+    model.forward = torch.compile(model.forward, backend="eager")
+    setting.logits(model)
+    said = ""
+    with setting.sieve(model):
+        try:
+            torch.testing.assert_close(setting.logits(model), want)
+        except RuntimeError as error:
+            said = str(error)
+    assert not said or _fits("compiled", said)
+
+
+def _fits(name, sentence):
+    """Whether a sentence is a guard's, whatever facts stand in it."""
+    parts = [p.split("}")[-1] for p in guards.GUARDS[name].says.split("{")]
+    return all(part in sentence for part in parts)
+
+
+def test_every_guard_is_met_at_each_of_its_sites():
+    for name, guard in guards.GUARDS.items():
+        met = {s for one in SITUATIONS.values() if name in one.guard for s in SITES if one.expect[s] == "refused"}
+        assert met >= set(guard.sites), name
