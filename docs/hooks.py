@@ -12,6 +12,7 @@ from typing import Any
 import tokensieve as ts
 from tokensieve.core.registry import REGISTRIES
 from tokensieve.registry import Card, entries, record, systems
+from tokensieve.sites.guards import GUARDS
 
 EXTENSIBLE = (
     "tokensieve.bench.columns",
@@ -96,7 +97,14 @@ def published() -> str:
     return count + _table(("id", "system", "what answers to it", "", "check"), rows)
 
 
+def guards() -> str:
+    """What a sieve refuses, with the sentence that it says."""
+    rows = [(g.says, f"`{g.error.__name__}`", ", ".join(g.sites), g.when) for g in GUARDS.values()]
+    return _table(("what is said", "error", "at", "when"), rows)
+
+
 MARKS: dict[str, Callable[[], str]] = {
+    "<!-- guards -->": guards,
     "<!-- methods -->": methods,
     "<!-- names -->": names,
     "<!-- registered -->": registered,

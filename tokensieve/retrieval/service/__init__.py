@@ -1,4 +1,4 @@
-"""Service: a library over HTTP, with a page to search it by. Needs `pip install 'tokensieve[serve]'`."""
+"""Service: a library over HTTP, with a page to search it by. Needs the extra `serve`."""
 
 from tokensieve.retrieval.service.app import application
 
