@@ -2,7 +2,9 @@
 
 import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,8 +25,10 @@ PAGES = sorted(DOCS.rglob("*.md"))
 def run(page: str, **found: Any) -> dict[str, Any]:
     """The Python blocks of a page as one program; ``found`` is what it takes for granted."""
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
-    exec(compile("\n".join(blocks), page, "exec"), found)
-    return found
+    module = sys.modules["page"] = ModuleType("page")  # where what it defines is found, to be pickled
+    module.__dict__.update(found)
+    exec(compile("\n".join(blocks), page, "exec"), module.__dict__)
+    return module.__dict__
 
 
 @pytest.fixture
