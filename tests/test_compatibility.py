@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokensieve.bench.case import Case
-from tokensieve.bench.crossing import CrossCase
-from tokensieve.search.quality import answered, quality
+from tokensieve.bench.compat.check import Case
+from tokensieve.bench.compat.cross import CrossCase
+from tokensieve.planner.quality import answered, quality
 from torch import nn
 from transformers import cache_utils
 from transformers.utils.logging import warning_once
 
 import tokensieve as ts
 from tests.models import decoder, llava, prompt, text
-from tokensieve.bench import tiny
+from tokensieve.bench.compat import tiny_models
 from tokensieve.sites.model import compatibility
 
 PACKAGE = Path(ts.__file__).parent
@@ -108,7 +108,7 @@ def test_what_nothing_works_without_is_named(monkeypatch, module, name):
 
 
 def test_caches_that_leave_out_layers_which_share(monkeypatch):
-    config = tiny.config("gemma4").text_config
+    config = tiny_models.config("gemma4").text_config
     whole = compatibility.layers_of(config)
     assert len(whole) == 6
     kept = [layer for layer in whole[:4] if layer is not None]

@@ -84,7 +84,10 @@ def test_no_architecture_is_accused_of_what_it_does_right(name):
     case = Case(name)
     findings = found(Checked(name, "visual", case.model, case.inputs))
     assert all(f.status == "ok" for f in findings if f.site in ("handoff", "prefill"))
-    assert {f.status for f in findings if f.site == "encoder"} == {"refused"}
+    # Where all stay there is nothing to refuse.
+    told = [f.status for f in findings if f.site == "encoder"]
+    assert "refused" in told
+    assert set(told) <= {"ok", "refused"}
 
 
 def test_keys_of_images_are_counted_where_text_attends_to_them():

@@ -15,7 +15,7 @@ import torch
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
-from tokensieve.bench.crossing import CrossCase
+from tokensieve.bench.compat.cross import CrossCase
 
 SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "reading")
 THINNED = ("encoder", "handoff", "prefill", "cache")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from tests.works import SITES, VLM, Setting, situation, without
-from tokensieve.bench.case import Case
+from tokensieve.bench.compat.check import Case
 
 
 @situation("PEFT around the model", works=VLM, needs="peft")
