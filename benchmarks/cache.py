@@ -144,7 +144,7 @@ def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
     """The page as Markdown."""
     what = (
         f"What the packaged language model still knows of {LENGTH} tokens (continuations and questions included) once its "
-        "cache is compressed at the end of the prompt. `held` is measured (`ts.held_bytes`): all that the cache keeps after "
+        "cache is compressed at the end of the prompt. `held` is measured (`ts.cache_bytes`): all that the cache keeps after "
         "the prompt, whatever for, in % of the full cache's. Bits per byte (less is better) and code (next token right) "
         f"are of {NEXT} tokens of held-out Python that follow {LENGTH - NEXT}; needle is one fact in held-out text (in the first "
         f"round at 0.78 and 0.87 of it), its "

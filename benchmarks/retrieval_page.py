@@ -106,7 +106,15 @@ def page(r: Results) -> str:
         "(bootstrap, paired). Nothing was tuned on these queries."
     )
     where = f"{d['cpu']}, torch {d['versions']['torch']}, transformers {d['versions']['transformers']}."
-    out = ["# Retrieval leaderboard", "", fill(what, 128), "", where, "", f"![Quality against bytes](../pictures/{PLOT.name})"]
+    out = [
+        "# Retrieval leaderboard",
+        "",
+        fill(what, 128),
+        "",
+        where,
+        "",
+        f"![Quality against bytes](../pictures/{PLOT.name})",
+    ]
     out += ["", "## Without reduction", "", *_table("ranking", [(n, r.row(k)) for n, k in _WHOLE])]
     out += ["", "## Goals", "", *_goals(r)]
     for keep in r.budgets:

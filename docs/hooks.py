@@ -48,7 +48,9 @@ def on_post_build(config: Any, **_: Any) -> None:
     for old, new in MOVED.items():
         page = Path(config["site_dir"], old, "index.html")
         page.parent.mkdir(parents=True, exist_ok=True)
-        page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url=../{new}/"><a href="../{new}/">{new}</a>\n')
+        page.write_text(
+            f'<!doctype html><meta http-equiv="refresh" content="0; url=../{new}/"><a href="../{new}/">{new}</a>\n'
+        )
 
 
 def methods() -> str:
@@ -92,7 +94,15 @@ def published() -> str:
         found = entries(system.id)
         if found:
             row = checked.get(str(system.id), {})
-            rows.append((str(system.id), system.name, ", ".join(f"`{n}`" for n in found), row.get("status", ""), row.get("check", "")))
+            rows.append(
+                (
+                    str(system.id),
+                    system.name,
+                    ", ".join(f"`{n}`" for n in found),
+                    row.get("status", ""),
+                    row.get("check", ""),
+                )
+            )
     count = f"{len(rows)} of {len(systems())} systems; recorded {record().get('date', '')}.\n\n"
     return count + _table(("id", "system", "what answers to it", "", "check"), rows)
 
@@ -123,7 +133,10 @@ def _card(card: Card) -> str:
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in lines) + "\n"
+    return (
+        "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in lines)
+        + "\n"
+    )
 
 
 def _summary(thing: Any) -> str:

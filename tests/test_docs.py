@@ -199,7 +199,9 @@ def test_troubleshooting_shows_what_is_printed(tmp_path):
         lambda: llm.generate(**longer, past_key_values=cache, max_new_tokens=2),
         lambda: under_nothing(decoder(seed=3), longer, cache),
         lambda: under("snapkv", {**inputs, "cache_implementation": "static"}, keep=0.5),
-        lambda: under("snapkv", {k: v[:1] for k, v in inputs.items()} | {"prompt_lookup_num_tokens": 2}, None, 8, keep=0.5),
+        lambda: under(
+            "snapkv", {k: v[:1] for k, v in inputs.items()} | {"prompt_lookup_num_tokens": 2}, None, 8, keep=0.5
+        ),
         lambda: ts.Index.create(tmp_path / "b", 8, codec="int5"),
         lambda: index.add([torch.randn(3, 9)]),
         lambda: index.add([torch.randn(3, 8)], ids=["a"]),
