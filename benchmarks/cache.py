@@ -1,8 +1,8 @@
 """One page for the KV cache: what is still known of a context against the bytes that its cache really holds.
 
 `python -m benchmarks.cache` measures what `out/cache-cost.json` and `out/cache.json` do not hold yet, times and memory
-first, then round by round, and writes docs/measured/cache-leaderboard.md after each cell. A round is one set of contexts, the same
-for all methods: held-out Python to be continued, facts in held-out text, random words to be repeated.
+first, then round by round, and writes docs/measured/cache-leaderboard.md after each cell. A round is one set of contexts,
+the same for all methods: held-out Python to be continued, facts in held-out text, random words to be repeated.
 """
 
 from __future__ import annotations

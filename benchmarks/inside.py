@@ -100,8 +100,8 @@ def page(data: dict[str, Any]) -> str:
     head = ("tokens leave", "vectors", "time to encode", "nDCG@10", "change", "95%", "MRR")
     return (
         f"Measured on {data['date']}: the first {PASSAGES} passages and their {data['queries']} held-out queries of the "
-        f"[leaderboard](../measured/retrieval-leaderboard.md), MiniLM, {data['cpu']}. Vectors are of a passage; time is over that of the "
-        f"plain encoder. `python -m benchmarks.inside` measures again.\n\n{table(head, rows)}"
+        f"[leaderboard](../measured/retrieval-leaderboard.md), MiniLM, {data['cpu']}. Vectors are of a passage; time is "
+        f"over that of the plain encoder. `python -m benchmarks.inside` measures again.\n\n{table(head, rows)}"
     )
 
 

@@ -1,6 +1,6 @@
-"""Check every architecture, for tokensieve/bench/compat/models.json and docs/measured/models.md: `python -m benchmarks.models [NAME ...]`.
+"""Check every architecture, for tokensieve/bench/compat/models.json and docs/measured/models.md.
 
-With names, only those are checked again, and the others keep what was found before.
+`python -m benchmarks.models [NAME ...]`: with names, only those are checked again, and the others keep what was found before.
 """
 
 from __future__ import annotations

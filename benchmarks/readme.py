@@ -37,8 +37,8 @@ def table(data: dict[str, Any]) -> str:
     settings, env = data["settings"], data["environment"]
     about = (
         f"{KEEP} of {rows['full']['mean_tokens']:.0f} visual tokens. Accuracy in %, {settings['samples']} held-out questions of "
-        f"{len(kinds)} kinds (so a few percent are noise), seed {settings['seed']}. FLOPs of encoder and prefill. Milliseconds per "
-        f"batch of {settings['batch']}, medians; {env['cpu']}, {env['cores']} cores, torch {env['versions']['torch']}, "
+        f"{len(kinds)} kinds (so a few percent are noise), seed {settings['seed']}. FLOPs of encoder and prefill. Milliseconds "
+        f"per batch of {settings['batch']}, medians; {env['cpu']}, {env['cores']} cores, torch {env['versions']['torch']}, "
         f"transformers {env['versions']['transformers']}."
     )
     return "\n".join([*lines, "", wrapped(about, 128)])

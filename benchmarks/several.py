@@ -1,7 +1,7 @@
 """The leaderboard of prompts of several pictures: clips, pairs, and pictures in crops, on the testbed's second model.
 
-`python -m benchmarks.several` measures what `out/several.json` does not hold yet and writes docs/measured/several.md; about ten minutes
-on one core. Accuracy stands as it is, beside that of the full model and of the most frequent training answer.
+`python -m benchmarks.several` measures what `out/several.json` does not hold yet and writes docs/measured/several.md; about ten
+minutes on one core. Accuracy stands as it is, beside that of the full model and of the most frequent training answer.
 """
 
 from __future__ import annotations

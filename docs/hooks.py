@@ -151,7 +151,7 @@ def _link(found: re.Match[str]) -> str:
 
 def _home(name: str) -> str:
     """Where a name is defined: ``ts.reduce`` stands for the function's own module."""
-    first, *rest = name.split(".")
+    rest = name.split(".")[1:]
     thing: Any = ts
     for i, part in enumerate(rest):
         if not hasattr(thing, part) and isinstance(thing, ModuleType):

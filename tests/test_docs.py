@@ -150,7 +150,7 @@ def test_every_page_is_in_the_navigation_and_old_addresses_lead_to_pages():
 def test_pages_are_written_where_pages_are():
     written = set()
     for source in (ROOT / "benchmarks").rglob("*.py"):
-        written |= {m for m in re.findall(r"\bdocs/[\w/-]+\.md\b", source.read_text())}
+        written |= set(re.findall(r"\bdocs/[\w/-]+\.md\b", source.read_text()))
     assert written <= {f"docs/{p.relative_to(DOCS)}" for p in PAGES}
 
 
@@ -247,7 +247,8 @@ def test_the_arithmetic_of_a_hundred_million_documents_holds():
 
 def _hooks() -> Any:
     spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
