@@ -1,7 +1,8 @@
 """One page for all methods: accuracy kept on the testbed at four budgets, by kind of question, over three seeds.
 
-`python -m benchmarks.leaderboard` measures what `out/leaderboard.json` does not hold yet and writes docs/measured/leaderboard.md. A
-seed decides the held-out questions and what methods draw; all methods get the same. Retention is accuracy over that of the full model.
+`python -m benchmarks.leaderboard` measures what `out/leaderboard.json` does not hold yet and writes
+docs/measured/leaderboard.md. A seed decides the held-out questions and what methods draw; all methods get the same.
+Retention is accuracy over that of the full model.
 """
 
 from __future__ import annotations
