@@ -30,8 +30,9 @@ MOVED = {
     "sites": "how-to/sites", "writing-a-method": "extend/method",
 }  # fmt: skip
 """Addresses of pages before they stood in sections; links to them still lead there."""
-NAME = re.compile(r"(?<![\[`])`((?:ts|tokensieve)(?:\.\w+)+)((?:\([^`]*\))?)`(?![\]`])")
-FENCE = re.compile(r"(^```.*?^```[^\n]*$)", re.M | re.S)
+NAME = re.compile(r"<code>((?:ts|tokensieve)(?:\.\w+)+)(\([^<]*\))?</code>")
+WHOLE = re.compile(r"(<pre.*?</pre>|<h\d.*?</h\d>|<a .*?</a>|<autoref.*?</autoref>)", re.S)
+"""What is left as it is: code, headings, and what is a link already."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
@@ -39,7 +40,12 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     for mark, made in MARKS.items():
         if mark in markdown:
             markdown = markdown.replace(mark, made())
-    parts = FENCE.split(markdown)
+    return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by mkdocs with every page once it is HTML, docstrings included: dotted names become links."""
+    parts = WHOLE.split(html)
     return "".join(part if i % 2 else NAME.sub(_link, part) for i, part in enumerate(parts))
 
 
@@ -124,7 +130,9 @@ MARKS: dict[str, Callable[[], str]] = {
 
 def _card(card: Card) -> str:
     needs = ", ".join(f"`{n}`" for n in card.needs) or "nothing but the features"
-    text = f"### {card.name}\n\n{card.summary}\n\nRuns at {', '.join(card.sites)}; reads {needs}.\n"
+    cls = type(ts.get_method(card.name))
+    told = (inspect.getdoc(cls) or "").split("\nAttributes:")[0].strip()
+    text = f"### {card.name}\n\n{told}\n\nRuns at {', '.join(card.sites)}; reads {needs}. `{cls.__module__}`\n"
     if not card.options:
         return text
     rows = [(f"`{o.name}`", o.type, o.range, o.unit, f"`{o.default!r}`", o.meaning) for o in card.options.values()]
@@ -146,7 +154,7 @@ def _summary(thing: Any) -> str:
 
 def _link(found: re.Match[str]) -> str:
     """A dotted name as a link to where the reference tells of it, if it does."""
-    return f'<autoref identifier="{_home(found[1])}" optional><code>{found[1]}{found[2]}</code></autoref>'
+    return f'<autoref identifier="{_home(found[1])}" optional><code>{found[1]}{found[2] or ""}</code></autoref>'
 
 
 def _home(name: str) -> str:
