@@ -129,6 +129,13 @@ def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
     assert found["held"].get_seq_length() == 203 + 19
 
 
+def test_pages_call_things_by_their_names():
+    rooms = {p.parent.name for p in (ROOT / "tokensieve").glob("*/__init__.py")}
+    for page in (ROOT / "README.md", *PAGES):
+        unknown = set(re.findall(r"\bts\.(\w+)", page.read_text())) - set(ts.__all__) - rooms
+        assert not unknown, f"{page.name}: {sorted(unknown)}"
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(page):
     told = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
