@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers benchmark kvpress docs clean
+.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers pins mutants benchmark kvpress docs release clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -48,6 +48,12 @@ peers: $(MADE)
 models: $(MADE)
 	$(BIN)/python -m benchmarks.models
 
+pins: $(MADE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.pins
+
+mutants: $(MADE)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mutants
+
 benchmark: $(MADE)
 	$(BIN)/python -m benchmarks.all
 
@@ -66,5 +72,15 @@ docs: $(MADE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
 
+# What builds and judges a release has an environment of its own; nothing is uploaded.
+out/release/.venv/.made:
+	mkdir -p out/release
+	$(PYTHON) -m venv out/release/.venv
+	out/release/.venv/bin/pip install --quiet --disable-pip-version-check build 'setuptools>=77' twine trove-classifiers
+	touch $@
+
+release: $(MADE) out/release/.venv/.made
+	$(BIN)/python -m tools.release out/release/.venv/bin/python
+
 clean:
-	rm -rf .venv out site
+	rm -rf .venv out site dist

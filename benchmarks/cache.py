@@ -24,7 +24,7 @@ import tokensieve as ts
 from benchmarks import cache_cost
 from benchmarks.cache_plot import plot
 from benchmarks.resumed import Resumed, weights
-from tokensieve.method import Method
+from tokensieve.core.method import Method
 from tokensieve.methods.cache.sepllm import separators
 from tokensieve.sites.model.compatibility import cache_argument, cache_in
 from tokensieve.testbed import lm
@@ -70,7 +70,7 @@ def follow(model: Any, ids: np.ndarray, context: int, one_by_one: bool = False) 
     return torch.cat(logits, 1), held
 
 
-class Bed:
+class CheckContext:
     """The testbed model and, for each round, its contexts."""
 
     def __init__(self) -> None:
@@ -88,7 +88,7 @@ class Bed:
             return self._tasks(number, False)
         method = made(name, self.tokenizer)
         with ts.sieve(self.model, method, keep=keep, site="cache", seed=number):
-            return self._tasks(number, method.reading)
+            return self._tasks(number, method.sparse_decode)
 
     def _tasks(self, number: int, slow: bool) -> dict[str, float]:
         rng = np.random.default_rng((7, number))
@@ -122,7 +122,7 @@ class Bed:
 def measure(file: Path) -> None:
     """All cells, resumed from ``file``; the page is written after each."""
     costs = cache_cost.measure(file.with_stem(f"{file.stem}-cost"), NAMES)
-    found, bed = Resumed.open(file, FORMAT, weights(lm.path() / "model.safetensors")), Bed()
+    found, bed = Resumed.open(file, FORMAT, weights(lm.path() / "model.safetensors")), CheckContext()
     pairs = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in NAMES]
     cells = [(name, keep, number) for number in range(ROUNDS) for name, keep in pairs]
     for name, keep, number in track(cells, description="cache", console=Console(stderr=True)):

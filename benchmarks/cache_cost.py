@@ -80,12 +80,12 @@ def cell(name: str) -> dict[str, float]:
     """A method's figures as shares of the full cache's; of "full" itself what they are shares of."""
     model = build()
     generate(model, name)
-    turns = [{which: generate(model, which) for which in ("full", name)} for _ in range(TURNS)]
+    uses_rope = [{which: generate(model, which) for which in ("full", name)} for _ in range(TURNS)]
     peaks = {which: peak(which) for which in ("full", name)}
     if name == "full":
-        return {k: median(t[name][k] for t in turns) for k in turns[0][name]} | {"peak": peaks[name]}
-    row = {k: median(t[name][k] / t["full"][k] for t in turns) for k in ("prefill", "token", "held")}
-    row["compression"] = median(t[name]["compression"] / t["full"]["prefill"] for t in turns)
+        return {k: median(t[name][k] for t in uses_rope) for k in uses_rope[0][name]} | {"peak": peaks[name]}
+    row = {k: median(t[name][k] / t["full"][k] for t in uses_rope) for k in ("prefill", "token", "held")}
+    row["compression"] = median(t[name]["compression"] / t["full"]["prefill"] for t in uses_rope)
     return row | {"peak": peaks[name] / peaks["full"]}
 
 

@@ -20,7 +20,7 @@ from torch.nn.functional import normalize
 
 from benchmarks import search_speed
 from benchmarks.pages import fill, table
-from benchmarks.retrieval import Bed
+from benchmarks.retrieval import CheckContext
 from tokensieve.bench.results import environment
 from tokensieve.retrieval import Ragged, maxsim
 from tokensieve.retrieval.scoring.maxsim import segment_max
@@ -122,7 +122,7 @@ def compare(docs: Ragged, queries: list[Tensor]) -> list[dict[str, Any]]:
 
 def main(out: Path | None = None) -> None:
     torch.set_num_threads(search_speed.THREADS)
-    bed = Bed()
+    bed = CheckContext()
     texts = [bed.queries[i] for i in range(0, len(bed.texts), EVERY)]
     made = search_speed.documents(search_speed.LARGE)
     data = {

@@ -127,7 +127,7 @@ def prefill(model: Any, ids: torch.Tensor) -> float:
     return perf_counter() - began
 
 
-def compression(kv_heads: int, names: Sequence[str], console: Console, turns: int = 3) -> list[dict[str, Any]]:
+def compression(kv_heads: int, names: Sequence[str], console: Console, uses_rope: int = 3) -> list[dict[str, Any]]:
     """What choosing, recording what it reads, and gathering cost, as a share of a prefill without a sieve."""
     if not names:
         return []
@@ -135,7 +135,7 @@ def compression(kv_heads: int, names: Sequence[str], console: Console, turns: in
     model, ids = build(kv_heads, 1), some(CONTEXT, 1)
     taken: dict[str, list[tuple[float, float, float]]] = {name: [] for name in names}
     prefill(model, ids)
-    for _ in track(range(turns), description=f"compression, {kv_heads} KV heads", console=console):
+    for _ in track(range(uses_rope), description=f"compression, {kv_heads} KV heads", console=console):
         plain = prefill(model, ids)
         for name in names:
             sieve = ts.sieve(model, name, keep=KEEP, site="cache")

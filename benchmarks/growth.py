@@ -25,8 +25,8 @@ from rich.table import Table
 import tokensieve as ts
 from benchmarks.resumed import Resumed
 from benchmarks.selection import DIM, SEED, inputs
-from tokensieve import registry
 from tokensieve.bench.clocks import Peak
+from tokensieve.core import method_registry
 
 TOKENS = (500, 1000, 2000, 5000, 10000, 20000)
 SHARE, REPEATS, THREADS, LIMIT_MB, SECONDS = 1 / 9, 5, 1, 1000.0, 900
@@ -36,7 +36,7 @@ SHARE, REPEATS, THREADS, LIMIT_MB, SECONDS = 1 / 9, 5, 1, 1000.0, 900
 def cell(name: str, n: int) -> dict[str, Any]:
     """Runs in a fresh process. Above 5,000 tokens, a first run of more than 10 s is the only one."""
     torch.set_num_threads(THREADS)
-    method = registry.make(name)
+    method = method_registry.make(name)
     given = inputs(method, 1, n)
     x, keep = given.pop("x"), max(round(n * SHARE), 1)
     ts.reduce(x[:, :32], method, 4, **{k: _first(v, n, 32) for k, v in given.items()})

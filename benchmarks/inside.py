@@ -18,7 +18,7 @@ import torch
 
 import tokensieve as ts
 from benchmarks.pages import fill, table
-from benchmarks.retrieval import Bed
+from benchmarks.retrieval import CheckContext
 from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.encoders.encoded import Encoded
@@ -52,7 +52,7 @@ def encoder(inside: tuple[str, float] | None) -> Any:
 
 def measure(file: Path) -> dict[str, Any]:
     """Ranks, vectors of a passage and time over the plain encoder's of every cell, complete after each plan."""
-    bed = Bed(PASSAGES)
+    bed = CheckContext(PASSAGES)
     of = {"format": FORMAT, "collection": bed.collection.digest, "encoder": bed.encoder.identity.digest}
     about = {**environment(), "date": date.today().isoformat(), "queries": len(bed.texts)}
     data: dict[str, Any] = {**of, **about, "cells": {}}
@@ -76,7 +76,7 @@ def measure(file: Path) -> dict[str, Any]:
     return data
 
 
-def _encoded(bed: Bed, inside: tuple[str, float]) -> tuple[Encoded, float]:
+def _encoded(bed: CheckContext, inside: tuple[str, float]) -> tuple[Encoded, float]:
     """All passages by a plan, and its time over that of the plain encoder, in turns."""
     plain, fewer, texts = encoder(None), encoder(inside), bed.collection.bodies
     some = texts[:: len(texts) // TIMED][:TIMED]

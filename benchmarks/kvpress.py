@@ -208,14 +208,14 @@ def main(out: Path = FOLDER / "kvpress.json", names: Sequence[str] = ()) -> None
         data = json.loads(out.read_text())
     data["versions"] = {side: one.versions for side, one in sides.items()}
     for name in track(names or OURS, description="kvpress", console=Console(stderr=True)):
-        turns = [{side: one.run(name) for side, one in sides.items()} for _ in range(WARM + TURNS)][WARM:]
+        uses_rope = [{side: one.run(name) for side, one in sides.items()} for _ in range(WARM + TURNS)][WARM:]
         weighed = [{side: one.run(name) for side, one in exact.items()}]
         row: dict[str, Any] = {}
-        for what, told in (("prefill", turns), ("decode", turns), ("peak", weighed), ("held", weighed)):
+        for what, told in (("prefill", uses_rope), ("decode", uses_rope), ("peak", weighed), ("held", weighed)):
             for side in sides:
                 row[f"{what} {side}"] = median(t[side][what] for t in told)
             row[f"{what} ratio"] = median(t["ours"][what] / t["theirs"][what] for t in told)
-        data["rows"][name] = row | {"same": same(turns[-1]["ours"]["kept"], turns[-1]["theirs"]["kept"])}
+        data["rows"][name] = row | {"same": same(uses_rope[-1]["ours"]["kept"], uses_rope[-1]["theirs"]["kept"])}
         out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
     table = Table(
         "method", "prefill s", "token ms", "peak MB", "held MB", "same entries", title="ours / kvpress = ratio"

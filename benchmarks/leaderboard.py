@@ -22,8 +22,8 @@ from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.run import BASELINES
-from tokensieve.plan import Plan, applied
-from tokensieve.sites.anatomy import find
+from tokensieve.core.plan import Plan, applied
+from tokensieve.sites.model.structure import find
 
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "leaderboard.md"
 FORMAT = "tokensieve.leaderboard.1"
@@ -31,7 +31,7 @@ BUDGETS, SEEDS, PER_KIND, BATCH = (192, 128, 64, 32), (0, 1, 2), 10, 25
 FAMILIES = ("vlm", "vit")
 
 
-class Bed:
+class CheckContext:
     """The testbed model and, for each seed, its questions."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ def names() -> list[str]:
 
 def measure(file: Path) -> dict[str, Any]:
     """All cells, resumed from ``file``."""
-    found, bed = Resumed.open(file, FORMAT, weights(testbed.path() / "model.safetensors")), Bed()
+    found, bed = Resumed.open(file, FORMAT, weights(testbed.path() / "model.safetensors")), CheckContext()
     cells = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in names()]
     for name, keep in track(cells, description="leaderboard", console=Console(stderr=True)):
         for seed in SEEDS:

@@ -23,8 +23,8 @@ from benchmarks.llava300 import TEXT, build, inputs
 from tokensieve.bench.clocks import Watchmaker, now
 from tokensieve.bench.floor import Free
 from tokensieve.bench.results import environment
-from tokensieve.registry import card
-from tokensieve.sites.anatomy import find
+from tokensieve.core.method_registry import card
+from tokensieve.sites.model.structure import find
 
 KEEP, REPEATS = 64, 5
 LIMITS = {True: 1.10, False: 1.15}

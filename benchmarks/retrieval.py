@@ -44,7 +44,7 @@ STORED = (("full", 1.0), ("agglomerative", 0.5))
 """What is stored by every codec."""
 
 
-class Bed:
+class CheckContext:
     """The collection and its encoded halves, cached in ``out/``.
 
     Args:
@@ -128,7 +128,7 @@ class Bed:
         return np.concatenate(out), made.bytes_per_token
 
 
-def measure(bed: Bed, file: Path) -> dict[str, Any]:
+def measure(bed: CheckContext, file: Path) -> dict[str, Any]:
     """All cells of the queries that the bed asks, resumed from ``file``, which is complete after each group (written to a
     temporary name first, then renamed).
 
@@ -161,7 +161,7 @@ Cells = dict[str, tuple[list[int], int, int]]
 """By key: the ranks, the vectors of all passages and the bytes of one."""
 
 
-def groups(bed: Bed) -> list[tuple[list[str], Callable[[], Cells]]]:
+def groups(bed: CheckContext) -> list[tuple[list[str], Callable[[], Cells]]]:
     """What is measured together: keys, and what gives their cells."""
     width = 2 * bed.encoder.identity.dim  # as float16, in which nothing is lost that shows
 
@@ -201,7 +201,7 @@ def cells(keep: float) -> dict[str, tuple[str, int]]:
 
 def main(folder: Path = Path("out/retrieval")) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    bed, parts = Bed(), []
+    bed, parts = CheckContext(), []
     for start in range(0, QUERIES, SLICE):
         bed.ask(slice(start, start + SLICE))
         parts.append(measure(bed, folder / f"queries-{start}.json"))

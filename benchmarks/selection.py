@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import tokensieve as ts
-from tokensieve import registry
 from tokensieve.bench.results import environment
-from tokensieve.method import Method
-from tokensieve.reduction import Reduction
+from tokensieve.core import method_registry
+from tokensieve.core.method import Method
+from tokensieve.core.reduction import Reduction
 
 SIZES = (((24, 24), 64), ((48, 60), 320))
 FRAMES, VIDEO = 32, ((32 * 14, 14), 627)
@@ -69,7 +69,7 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
         out[name] = made.softmax(-1) if name.endswith(("attention", "text_text")) else made
     if "word" in {need.name for need in method.needs}:
         out["word"] = (torch.arange(n) // 2).expand(batch, -1)
-    if n % FRAMES == 0 and registry.card(method.name).family == "video":
+    if n % FRAMES == 0 and method_registry.card(method.name).family == "video":
         out["frame"] = torch.arange(FRAMES).repeat_interleave(n // FRAMES).expand(batch, -1)
     return out
 
@@ -97,7 +97,7 @@ def clock(*runs: Callable[[], Any]) -> list[tuple[float, float]]:
 
 @torch.no_grad()
 def measure(name: str, grid: tuple[int, int], keep: int) -> dict[str, Any]:
-    method, n = registry.make(name), grid[0] * grid[1]
+    method, n = method_registry.make(name), grid[0] * grid[1]
 
     given, score = inputs(method, BATCH, n), torch.rand(1, n, generator=torch.Generator().manual_seed(SEED))
     row = cycle(range(BATCH))
@@ -147,7 +147,7 @@ def direct(x: Tensor, keep: int) -> list[int]:
 @torch.no_grad()
 def divprune(grid: tuple[int, int], keep: int) -> dict[str, Any]:
     n = grid[0] * grid[1]
-    x = inputs(registry.make("divprune"), 1, n)["x"]
+    x = inputs(method_registry.make("divprune"), 1, n)["x"]
     (ours, share), (theirs, _) = clock(lambda: ts.reduce(x, "divprune", keep), lambda: direct(x[0], keep))
     same = ts.reduce(x, "divprune", keep).kept[0].tolist() == direct(x[0], keep)
     return {"tokens": n, "keep": keep, "ms": ours, "share": share, "direct_ms": theirs, "same_indices": same}

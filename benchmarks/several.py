@@ -21,8 +21,8 @@ from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.cost import of_tokens
 from tokensieve.bench.run import BASELINES
-from tokensieve.plan import Plan, applied
-from tokensieve.sites.anatomy import find
+from tokensieve.core.plan import Plan, applied
+from tokensieve.sites.model.structure import find
 from tokensieve.testbed import PATCHES, PICTURES, Several, onevision
 
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "several.md"
@@ -50,7 +50,7 @@ def items(form: str, each: int, seed: int = SEED) -> list[Several]:
     return DRAWS[form](number=60, each=each, seed=seed)
 
 
-class Bed:
+class CheckContext:
     """The model of several pictures and its questions."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ def _by_kind(asked: list[Several], right: list[bool]) -> dict[str, float]:
 
 def measure(file: Path) -> dict[str, Any]:
     """All cells, resumed from ``file``."""
-    found, bed = Resumed.open(file, FORMAT, weights(testbed.several_path() / "model.safetensors")), Bed()
+    found, bed = Resumed.open(file, FORMAT, weights(testbed.several_path() / "model.safetensors")), CheckContext()
     found.data["prior"] = {form: bed.prior(form) for form in METHODS}
     for form, keep, name in track(_cells(), description="several", console=Console(stderr=True)):
         run = partial(bed.measure, form, applied("uniform" if name == "full" else name, keep))

@@ -27,8 +27,8 @@ OUT = 128
 
 
 @cache
-def _bed() -> retrieval.Bed:
-    return retrieval.Bed()
+def _bed() -> retrieval.CheckContext:
+    return retrieval.CheckContext()
 
 
 @cache

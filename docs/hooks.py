@@ -11,8 +11,8 @@ from typing import Any
 
 import tokensieve as ts
 from tokensieve.core.registry import REGISTRIES
-from tokensieve.registry import Card, entries, record, systems
-from tokensieve.sites.guards import GUARDS
+from tokensieve.core.method_registry import Card, entries, record, systems
+from tokensieve.sites.model.guards import GUARDS
 
 EXTENSIBLE = (
     "tokensieve.bench.columns",

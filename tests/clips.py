@@ -32,8 +32,8 @@ def layout(frame):
     return [[i for i, f in enumerate(frame.tolist()) if f == k] for k in sorted(set(frame.tolist()))]
 
 
-def best(score, count, among):
-    return sorted(among, key=lambda i: (-float(score[i]), i))[:count]
+def best(score, count, candidates):
+    return sorted(candidates, key=lambda i: (-float(score[i]), i))[:count]
 
 
 def cosine(a, b):

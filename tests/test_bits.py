@@ -11,8 +11,8 @@ from transformers import DynamicCache
 import tokensieve as ts
 from tests.models import decoder, text
 from tests.test_parity_cache import SIZES, attention, best, kept
-from tokensieve.parts.bits import Packed, pack, unpack
-from tokensieve.sites.noted import probes
+from tokensieve.parts.numeric.bits import Packed, pack, unpack
+from tokensieve.sites.cache.statistics import probes
 from tokensieve.testing import features
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}

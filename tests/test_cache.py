@@ -13,10 +13,10 @@ from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
 from tests.models import IMAGE, decoder, eight_bits, llava, prompt, text
-from tokensieve.sites.decoder import decoder as site
-from tokensieve.sites.decoder import full_layers
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.model.compatibility import cache_of
+from tokensieve.sites.model.decoder import decoder as site
+from tokensieve.sites.model.decoder import full_layers
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 SMALL = {"window": 6}
@@ -538,6 +538,8 @@ def test_what_is_refused(model):
         cache = ts.prefill(model, text(30))
         with pytest.raises(ValueError, match="cannot crop 3 tokens; 0 have come since"):
             cache.crop(-3)
+        with pytest.raises(ValueError, match=r"crop\(3\): to take tokens back, pass a number below 0"):
+            cache.crop(3)
     with pytest.raises(ValueError, match="chunk=0; it must be a number of tokens"):
         ts.prefill(model, text(30), chunk=0)
 

@@ -6,7 +6,7 @@ from transformers import DynamicCache
 
 import tokensieve as ts
 from tests.models import decoder, llava, prompt, text
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 
 MARKS = {"separators": tuple(range(3, 64, 5))}
 SMALL = {

@@ -10,12 +10,12 @@ from tests.models import decoder, eight_bits, text
 from tests.test_cache import GREEDY, SMALL, masked, steps
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.cross import CrossCase
-from tokensieve.sites.decoder import decoder as site
-from tokensieve.sites.decoder import full_layers
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.model.compatibility import cache_of
-from tokensieve.sites.positions import turned, turns
-from tokensieve.sites.taps import attach
+from tokensieve.sites.model.decoder import decoder as site
+from tokensieve.sites.model.decoder import full_layers
+from tokensieve.sites.model.position_ids import apply_rope, uses_rope
+from tokensieve.sites.model.taps import attach
 
 MLA = {
     "head_dim": 8,
@@ -126,7 +126,11 @@ def test_a_prefix_is_saved_with_all_its_layers(family, name, tmp_path):
     for one, two in zip(back.layers, cache.layers, strict=True):
         assert type(one) is type(two)
         assert one.keys is two.keys or torch.equal(one.keys, two.keys)
-        assert torch.equal(one.carried, two.carried) if getattr(two, "carried", None) is not None else True
+        assert (
+            torch.equal(one.accumulated_attention, two.accumulated_attention)
+            if getattr(two, "accumulated_attention", None) is not None
+            else True
+        )
 
 
 @eight_bits
@@ -172,11 +176,11 @@ def test_queries_are_turned_back(family, does):
         model(torch.full((1, 12), 9))
     undo()
     query = seen[0].query
-    assert turns(attention, tables[0]) == does
+    assert uses_rope(attention, tables[0]) == does
     if does:
         assert not torch.allclose(query, query[:, :, :1].expand_as(query), atol=1e-2)
-        plain = turned(attention, query, tables[0], back=True)
-        torch.testing.assert_close(turned(attention, plain, tables[0]), query, atol=1e-4, rtol=1e-4)
+        plain = apply_rope(attention, query, tables[0], back=True)
+        torch.testing.assert_close(apply_rope(attention, plain, tables[0]), query, atol=1e-4, rtol=1e-4)
         query = plain
     torch.testing.assert_close(query, query[:, :, :1].expand_as(query), atol=1e-3, rtol=1e-3)
 

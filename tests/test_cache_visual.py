@@ -8,11 +8,11 @@ from transformers import DynamicCache
 
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
-from tokensieve.needs import Visual, VisualShare
-from tokensieve.plan import plan
-from tokensieve.registry import make
-from tokensieve.sites import taps
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.core.method_registry import make
+from tokensieve.core.needs import Visual, VisualShare
+from tokensieve.core.plan import plan
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
+from tokensieve.sites.model import taps
 
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
 

@@ -9,9 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from tokensieve.bench.compat.check import Case
-from tokensieve.bench.compat.cross import CrossCase
-from tokensieve.planner.quality import answered, quality
 from torch import nn
 from transformers import cache_utils
 from transformers.utils.logging import warning_once
@@ -19,6 +16,9 @@ from transformers.utils.logging import warning_once
 import tokensieve as ts
 from tests.models import decoder, llava, prompt, text
 from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.check import Case
+from tokensieve.bench.compat.cross import CrossCase
+from tokensieve.planner.quality import answered, quality
 from tokensieve.sites.model import compatibility
 
 PACKAGE = Path(ts.__file__).parent
@@ -131,8 +131,32 @@ def test_entries_are_gone_after_a_reset_whatever_the_base_class_does(monkeypatch
     assert {layer.keys for layer in cache.layers} == {None}
 
 
+def test_masks_of_kinds_that_do_not_take_all_arguments(monkeypatch):
+    config, x, real = (
+        tiny_models.config("llama4").text_config,
+        torch.zeros(1, 40, 64),
+        torch.ones(1, 40, dtype=torch.long),
+    )
+    config._attn_implementation = "sdpa"
+    whole = compatibility.masks_of(config, x, real, None)
+    makers = dict(compatibility.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING)
+    chunked = makers["chunked_attention"]
+    makers["chunked_attention"] = lambda config, inputs_embeds, attention_mask, cache: chunked(
+        config, inputs_embeds, attention_mask, cache
+    )
+    monkeypatch.setattr(compatibility, "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING", makers)
+    monkeypatch.setattr(compatibility, "create_masks_for_generate", forbidden)
+    parts = compatibility.masks_of(config, x, real, None)
+    assert set(parts) == set(whole) == {"full_attention", "chunked_attention"}
+    assert torch.equal(parts["chunked_attention"], whole["chunked_attention"])
+
+
+def forbidden(config, inputs_embeds, attention_mask, cache, block_sequence_ids=None):
+    raise AssertionError("it hands on what not all take")
+
+
 def test_rotary_tables_by_axis_are_gathered():
-    from tokensieve.sites import masks
+    from tokensieve.sites.model import masks
 
     table, index = torch.arange(3 * 2 * 7 * 4.0).view(3, 2, 7, 4), torch.tensor([[0, 3], [2, 6]])
     out = masks.arguments({"position_embeddings": (table, table)}, index, 7)["position_embeddings"][1]

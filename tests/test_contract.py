@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from tokensieve import registry
+from tokensieve.core import method_registry
 from tokensieve.testing import parametrize_with_checks
 
 
-@parametrize_with_checks(registry.methods())
+@parametrize_with_checks(method_registry.methods())
 def test_contract(check):
     check()
 
 
 @pytest.mark.slow
-@parametrize_with_checks(registry.methods(), slow=True)
+@parametrize_with_checks(method_registry.methods(), slow=True)
 def test_contract_of_many_tokens(check):
     check()

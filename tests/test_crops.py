@@ -7,7 +7,8 @@ import torch
 import tokensieve as ts
 from tests.test_parity_crops import CROPPED, SIDE, pictures
 from tests.test_parity_vlm import unit
-from tokensieve.parts import crops, groups
+from tokensieve.parts.score import crops
+from tokensieve.parts.select import groups
 from tokensieve.testing import features
 
 
@@ -44,24 +45,24 @@ def test_regions_without_a_thumbnail_or_crops():
 
 def test_alike_in_blocks(monkeypatch):
     keys, group = features(2, 50, 4), torch.arange(50).expand(2, -1) // 20
-    among = torch.ones(2, 50, dtype=torch.bool)
-    among[0, 3:9] = False
-    whole = groups.alike(keys, 0.3, group, among, 3)
+    candidates = torch.ones(2, 50, dtype=torch.bool)
+    candidates[0, 3:9] = False
+    whole = groups.alike(keys, 0.3, group, candidates, 3)
     monkeypatch.setattr(groups, "ROWS", 2)
-    torch.testing.assert_close(groups.alike(keys, 0.3, group, among, 3), whole)
+    torch.testing.assert_close(groups.alike(keys, 0.3, group, candidates, 3), whole)
     for i in range(50):
-        same = [j for j in range(50) if among[0, j] and group[0, j] == group[0, i]]
-        want = sum(float(unit(keys[0, i]) @ unit(keys[0, j])) > 0.3 for j in same) if among[0, i] else 0
+        same = [j for j in range(50) if candidates[0, j] and group[0, j] == group[0, i]]
+        want = sum(float(unit(keys[0, i]) @ unit(keys[0, j])) > 0.3 for j in same) if candidates[0, i] else 0
         assert int(whole[0, i]) == want
 
 
 def test_sums_and_scaled_by_group():
     value, group = features(2, 12, 1)[..., 0], torch.randint(-1, 3, (2, 12), generator=torch.Generator().manual_seed(0))
-    among = torch.arange(12)[None] < torch.tensor([[12], [7]])
-    summed, scaled = groups.sums(value, group, among, 3), groups.scaled(value, group, among, 3)
+    candidates = torch.arange(12)[None] < torch.tensor([[12], [7]])
+    summed, scaled = groups.sums(value, group, candidates, 3), groups.scaled(value, group, candidates, 3)
     for b in range(2):
         for g in range(3):
-            inside = (group[b] == g) & among[b]
+            inside = (group[b] == g) & candidates[b]
             torch.testing.assert_close(summed[b, g], value[b, inside].double().sum())
             torch.testing.assert_close(scaled[b, inside], value[b, inside] / value[b, inside].norm())
-        assert not bool(scaled[b, (group[b] < 0) | ~among[b]].any())
+        assert not bool(scaled[b, (group[b] < 0) | ~candidates[b]].any())

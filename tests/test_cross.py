@@ -15,7 +15,7 @@ from transformers.models.mllama.configuration_mllama import MllamaTextConfig, Ml
 
 import tokensieve as ts
 from tokensieve.bench.compat import tiny_models
-from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.cache.sieved_layer import SievedLayer
 from tokensieve.testing import features
 
 CROSS, LENGTH, TILES, PATCHES, NEW = (1, 3, 4), 14, 2, 17, 4

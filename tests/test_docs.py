@@ -1,6 +1,7 @@
 """The examples in the documentation run as they stand, links lead somewhere, and messages are those that are printed."""
 
 import importlib.util
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import torch
 import tokensieve as ts
 from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
-from tokensieve import registry
 from tokensieve.bench.columns import COLUMNS
+from tokensieve.core import method_registry
+from tokensieve.core.registry import PLUGINS
 from tokensieve.retrieval.storage import FORMATS
 
 ROOT = Path(__file__).parent.parent
@@ -37,8 +39,8 @@ def forget():
     names: list[str] = []
     yield names
     for name in names:
-        registry._METHODS.pop(name, None)
-        registry._SYSTEMS.pop(name, None)
+        method_registry._METHODS.pop(name, None)
+        method_registry._SYSTEMS.pop(name, None)
 
 
 def test_the_method_of_the_guide_is_complete(forget):
@@ -132,6 +134,8 @@ def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
 def test_pages_call_things_by_their_names():
     rooms = {p.parent.name for p in (ROOT / "tokensieve").glob("*/__init__.py")}
     for page in (ROOT / "README.md", *PAGES):
+        for name in set(re.findall(r"`(tokensieve(?:\.\w+)+)(?:\([^`]*\))?`", page.read_text())) - {PLUGINS}:
+            assert pkgutil.resolve_name(name) is not None, f"{page.name}: {name}"
         unknown = set(re.findall(r"\bts\.(\w+)", page.read_text())) - set(ts.__all__) - rooms
         assert not unknown, f"{page.name}: {sorted(unknown)}"
 

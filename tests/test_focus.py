@@ -10,8 +10,8 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
-from tokensieve.methods.vlm.fastv import FastV
-from tokensieve.methods.vlm.lvlm_csp import Scatter
+from tokensieve.methods.multistage.lvlm_csp import Scatter
+from tokensieve.methods.prefill.fastv import FastV
 from tokensieve.parts import select
 from tokensieve.planner import heads
 from tokensieve.testing import features
@@ -289,16 +289,16 @@ def test_errors_name_the_way_out():
 
 @pytest.mark.parametrize("count", [1, 8, 9, 24, 25, 48])
 def test_windows(count):
-    among = torch.ones(2, 48, dtype=torch.bool)
-    among[1, 40:] = False
-    got = select.near(among, (6, 8), count)
+    candidates = torch.ones(2, 48, dtype=torch.bool)
+    candidates[1, 40:] = False
+    got = select.near(candidates, (6, 8), count)
     for b in range(2):
         for i in range(48):
-            near = {j for j in range(48) if among[b, i] and among[b, j]}
+            near = {j for j in range(48) if candidates[b, i] and candidates[b, j]}
             reach = max(r for r in range(4) if (2 * r + 1) ** 2 <= count)
             near = {j for j in near if max(abs(i // 8 - j // 8), abs(i % 8 - j % 8)) <= reach}
             assert set(got[b, i].nonzero()[:, 0].tolist()) == near
-    assert int(select.near(among, None, 5)[1].sum(1).max()) == 5
+    assert int(select.near(candidates, None, 5)[1].sum(1).max()) == 5
 
 
 def test_cmai_on_arrays_keeps_what_the_last_text_token_focuses_on():

@@ -17,7 +17,7 @@ from tokensieve.bench.cost import merged
 from tokensieve.bench.data import Sample, from_testbed
 from tokensieve.bench.measure import _encoded, held, measure
 from tokensieve.bench.subject import Subject, prepare
-from tokensieve.sites.anatomy import find
+from tokensieve.sites.model.structure import find
 
 
 @pytest.fixture(scope="module")

@@ -304,11 +304,11 @@ def test_a_token_that_takes_every_text_over_is_found():
 
 
 def test_insertions_stand_in_front_behind_and_among():
-    front, behind, among = inserted([1, 2, 3], 9, 4, torch.Generator().manual_seed(0))
+    front, behind, candidates = inserted([1, 2, 3], 9, 4, torch.Generator().manual_seed(0))
     assert front == [9] * 4 + [1, 2, 3]
     assert behind == [1, 2, 3] + [9] * 4
-    assert [t for t in among if t != 9] == [1, 2, 3]
-    assert among.count(9) == 4
+    assert [t for t in candidates if t != 9] == [1, 2, 3]
+    assert candidates.count(9) == 4
 
 
 def test_a_scan_says_what_it_lacks():

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from benchmarks.reference.poly_encoder_188 import PolyEncoder
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
 from tokensieve.retrieval.encoders import head as encode_head
 from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends
 from tokensieve.retrieval.encoders.head import Headed, through

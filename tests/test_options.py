@@ -15,13 +15,13 @@ import pytest
 import tokensieve as ts
 from tests.models import decoder
 from tests.test_cli import call
-from tokensieve import registry
+from tokensieve.core import method_registry
 from tokensieve.core.options import check_options, option, options_of
+from tokensieve.core.plan import plan
 from tokensieve.methods.cache.snapkv import SnapKV
-from tokensieve.plan import plan
 
 ROOT = Path(__file__).parent.parent
-EVERY = [(name, o) for name in ts.methods() for o in options_of(registry.get(name))]
+EVERY = [(name, o) for name in ts.methods() for o in options_of(method_registry.get(name))]
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,17 @@ def test_every_option_says_what_it_means_and_refuses_what_it_cannot_be(name, kno
     assert known.meaning
     assert len(known.meaning) <= 130
     assert "\n" not in known.meaning
-    assert registry.card(name).options[known.name] == known
+    assert method_registry.card(name).options[known.name] == known
     wrong = {"Any": 3, "float": float("nan")}.get(known.type)
     with pytest.raises(ValueError, match=rf"\b{known.name}={wrong}"):
-        registry.make(name, **{known.name: wrong})
+        method_registry.make(name, **{known.name: wrong})
     if known.range.startswith("one of"):
         with pytest.raises(ValueError, match=f"{name}: {known.name}='neither'; it must be {known.range}"):
-            registry.make(name, **{known.name: "neither"})
+            method_registry.make(name, **{known.name: "neither"})
     elif known.type in ("int", "float") and known.range:
         with pytest.raises(ValueError, match=rf"{name}: {known.name}=-1000000; it must be"):
-            registry.make(name, **{known.name: -1000000})
-    made = registry.make(name)
+            method_registry.make(name, **{known.name: -1000000})
+    made = method_registry.make(name)
     assert dataclasses.replace(made, **{known.name: known.default}) == made
 
 
@@ -133,7 +133,7 @@ def test_wrong_values_never_reach_an_algorithm(name, options, said):
     """By name, by class, by a changed copy, and by a plan on disk."""
     ways = [
         lambda: ts.make(name, **options),
-        lambda: registry.get(name)(**options),
+        lambda: method_registry.get(name)(**options),
         lambda: dataclasses.replace(ts.make(name), **options),
         lambda: ts.method(name, 9, **options),
         lambda: ts.Plan.from_json(
@@ -253,8 +253,8 @@ def test_a_docstring_with_attributes_of_its_own_is_left():
         ts.register("with-attributes")(Own)
         assert inspect.getdoc(Own) == doc
     finally:
-        registry._METHODS.pop("with-attributes", None)
-        registry._SYSTEMS.pop("with-attributes", None)
+        method_registry._METHODS.pop("with-attributes", None)
+        method_registry._SYSTEMS.pop("with-attributes", None)
 
 
 def _hooks():

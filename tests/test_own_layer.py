@@ -14,9 +14,10 @@ import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
 from tests.test_parity_vlm import best
 from tokensieve.bench.compat.check import Case
-from tokensieve.needs import LastAttention, OwnLastAttention
-from tokensieve.plan import plan
-from tokensieve.sites import readings, taps
+from tokensieve.core.needs import LastAttention, OwnLastAttention
+from tokensieve.core.plan import plan
+from tokensieve.sites.model import taps
+from tokensieve.sites.visual import layer_signals
 
 N = SIDE * SIDE
 ROWS = {"own": OwnLastAttention, "before": LastAttention}
@@ -145,7 +146,7 @@ def test_a_method_may_read_both_layers(model):
 
         @property
         def needs(self):
-            from tokensieve.needs import TextAttention
+            from tokensieve.core.needs import TextAttention
 
             return (OwnLastAttention, TextAttention)
 
@@ -185,7 +186,7 @@ def test_a_second_image_is_ranked_over_all_that_is_cached(stages):
     call = calls[-1]
     past = call.key.shape[2] - call.query.shape[2]
     last = torch.tensor([[call.query.shape[2] - 1]])
-    row = readings.looking(call, last, past, call.scale)[0, :, 0]
+    row = layer_signals.looking(call, last, past, call.scale)[0, :, 0]
     paged = bool(plans) and plans[-1].method.unit == "entry"  # these entries are in no tensor of keys
     assert (past == 0) is paged
     start = past + int((more["input_ids"][0] == IMAGE).nonzero()[0])

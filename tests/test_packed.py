@@ -9,7 +9,7 @@ import tokensieve as ts
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.check import Case
 from tokensieve.parts import budget
-from tokensieve.sites import masks
+from tokensieve.sites.model import masks
 
 NAMES = ("llava", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
 METHODS = [

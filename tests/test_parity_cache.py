@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.models import decoder, text
-from tokensieve.parts import budget, pages
-from tokensieve.parts import rows as attention_rows
+from tokensieve.parts import budget
+from tokensieve.parts.attention import pages
+from tokensieve.parts.attention import rows as attention_rows
 from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (2, 100, 60)]
@@ -24,9 +25,9 @@ def attention(*shape: int, seed: int = 5) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).softmax(-1)
 
 
-def best(score, count, among):
-    """The ``count`` members of ``among`` with the highest score, earlier ones first among equals."""
-    return sorted(among, key=lambda i: (-float(score[i]), i))[:count]
+def best(score, count, candidates):
+    """The ``count`` members of ``candidates`` with the highest score, earlier ones first among equals."""
+    return sorted(candidates, key=lambda i: (-float(score[i]), i))[:count]
 
 
 def kept(r):
@@ -68,7 +69,7 @@ def adakv(rows, head, keep, window, kernel, floor):
     groups = sorted(set(head))
     even = {g: keep // len(groups) + (g < keep % len(groups)) for g in groups}
     vote = rows.double().mean((0, 1)).tolist()
-    score, safe = {}, []
+    score, always_keep = {}, []
     for g in groups:
         own = [i for i, h in enumerate(head) if h == g]
         late = own[-min(window, even[g], len(own)) :]
@@ -76,8 +77,10 @@ def adakv(rows, head, keep, window, kernel, floor):
         score |= dict(zip(early, pooled([vote[i] for i in early], kernel, "max"), strict=True))
         score |= dict.fromkeys(own[-window:], 0.0)
         rest = [i for i in own if i not in late]
-        safe += late + best(score, math.floor(max(even[g] - window, 0) * floor), rest)
-    return sorted(safe + best(score, keep - len(safe), [i for i in range(len(head)) if i not in safe]))
+        always_keep += late + best(score, math.floor(max(even[g] - window, 0) * floor), rest)
+    return sorted(
+        always_keep + best(score, keep - len(always_keep), [i for i in range(len(head)) if i not in always_keep])
+    )
 
 
 @pytest.mark.parametrize(("n", "heads", "keep"), [(20, 2, 13), (30, 3, 40), (30, 3, 16), (12, 4, 30), (40, 1, 9)])
@@ -103,19 +106,19 @@ def test_adakv_over_others_ranks_what_they_give_each_head_alone(name):
     got = kept(ts.reduce(x, made, keep, head=head, **given))
     for row in range(2):
         even = [7, 7, 6]
-        safe, rank = [], {}
+        always_keep, rank = [], {}
         for h, m in enumerate(n):
             own = (head[row] == h).nonzero()[:, 0]
             s = ts.Signals(x[row : row + 1, own], **{
                 k: v[row : row + 1][:, own] if k == "values" else v[row : row + 1][..., own] for k, v in given.items()
             })  # fmt: skip
-            score, always = inner.score(s)[0], inner.safe(s, torch.tensor([even[h]]))[0]
+            score, always = inner.score(s)[0], inner.always_keep(s, torch.tensor([even[h]]))[0]
             rest = [i for i in range(m) if not always[i]]
-            floor = best(score, math.floor((even[h] - inner.protected) * 0.25), rest)
-            safe += [int(own[i]) for i in range(m) if always[i] or i in floor]
+            floor = best(score, math.floor((even[h] - inner.min_kept) * 0.25), rest)
+            always_keep += [int(own[i]) for i in range(m) if always[i] or i in floor]
             rank |= {int(own[i]): float(score[i]) for i in range(m)}
-        rest = [i for i in range(total) if i not in safe]
-        assert got[row] == sorted(safe + best(rank, keep - len(safe), rest))
+        rest = [i for i in range(total) if i not in always_keep]
+        assert got[row] == sorted(always_keep + best(rank, keep - len(always_keep), rest))
 
 
 def test_adakv_over_what_ranks_no_heads_is_refused():

@@ -12,8 +12,8 @@ from torch.nn.functional import interpolate
 
 import tokensieve as ts
 from tests.test_parity_vlm import attention, best, kept, unit
+from tokensieve.core.method_registry import make
 from tokensieve.parts import select
-from tokensieve.registry import make
 from tokensieve.testing import features
 
 CROPPED = ["hired", "globalcom2", "token-correlation"]

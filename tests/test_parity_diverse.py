@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 import tokensieve as ts
 from tests.models import llava, prompt
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.parts import cluster, coverage, dpp, groups, likeness
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.parts.merge import cluster
+from tokensieve.parts.numeric import similarity as likeness
+from tokensieve.parts.select import coverage, dpp, groups
 from tokensieve.testing import Largest, features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33)]
@@ -114,13 +116,13 @@ def test_mmtok_covers_the_text():
 def test_lazy_coverage_is_the_plain_greedy_rule(n, keep, seed):
     """Also with ties: coverage in whole numbers."""
     table = (4 * features(2, n, 9, seed=seed)).round()
-    among = torch.rand(2, n, generator=torch.Generator().manual_seed(seed)) < 0.8
-    among[:, 0] = True
+    candidates = torch.rand(2, n, generator=torch.Generator().manual_seed(seed)) < 0.8
+    candidates[:, 0] = True
     chosen = coverage.cover(
-        lambda place: table.gather(1, place[..., None].expand(-1, -1, 9)), torch.tensor([keep, 1]), among
+        lambda place: table.gather(1, place[..., None].expand(-1, -1, 9)), torch.tensor([keep, 1]), candidates
     )
     for b, count in enumerate((keep, 1)):
-        place = among[b].nonzero()[:, 0]
+        place = candidates[b].nonzero()[:, 0]
         want = facility(table[b, place].numpy().T, min(count, len(place)))
         assert chosen[b].nonzero()[:, 0].tolist() == place[want].tolist()
 
@@ -250,8 +252,8 @@ def test_cluster_aggregation(batch, n, keep, steps):
 def test_no_cluster_is_empty(n, keep, seed):
     """Few places with many tokens each, and more clusters than places."""
     x = features(1, 3, 4, seed=seed)[:, torch.arange(n) % 3]
-    among = torch.ones(1, n, dtype=torch.bool)
-    chosen, target = cluster.means(x, torch.tensor([min(n, keep)]), among, 5)
+    candidates = torch.ones(1, n, dtype=torch.bool)
+    chosen, target = cluster.means(x, torch.tensor([min(n, keep)]), candidates, 5)
     assert int(chosen.sum()) == min(n, keep)
     assert target.unique().tolist() == chosen[0].nonzero()[:, 0].tolist()
 
@@ -286,15 +288,17 @@ def holov(x, a, crops, keep, alpha):
 @pytest.mark.parametrize("n", [1, 2, 90, 700])
 def test_variety(n):
     """Groups of any size, one of a single token and one of none, and more members than a block holds."""
-    x, among = crowd(2, n, seed=n), torch.ones(2, n, dtype=torch.bool)
-    among[1, 3::5] = False
+    x, candidates = crowd(2, n, seed=n), torch.ones(2, n, dtype=torch.bool)
+    candidates[1, 3::5] = False
     group = torch.arange(n).expand(2, -1) % 7 // 3
     group = torch.where(torch.arange(n) == n - 1, 4, group)
-    got = groups.variety(x, group, 5, among)
+    got = groups.variety(x, group, 5, candidates)
     for b in range(2):
         u = unit(x[b])
         for i in range(0, n, 1 + n // 50):
-            mates = [j for j in range(n) if j != i and group[b, j] == group[b, i] and among[b, i] and among[b, j]]
+            mates = [
+                j for j in range(n) if j != i and group[b, j] == group[b, i] and candidates[b, i] and candidates[b, j]
+            ]
             want = np.var([u[i] @ u[j] for j in mates]) if mates else 0.0
             assert float(got[b, i]) == pytest.approx(want, abs=1e-5)
 

@@ -11,8 +11,8 @@ import torch
 import tokensieve as ts
 from tests.models import llava, prompt
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
-from tokensieve.plan import plan
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.core.plan import plan
 from tokensieve.testing import features
 
 # ---- FoPru: arXiv 2411.14164

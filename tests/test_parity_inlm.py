@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.parts import cluster, curve, distance, select
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.parts import select
+from tokensieve.parts.budget import adaptive_count
+from tokensieve.parts.merge import cluster
+from tokensieve.parts.select import distance
 from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (1, 180, 150)]
@@ -84,13 +87,13 @@ def test_btp_corrects_the_bias_to_late_positions():
 
 def test_farthest_goes_on_from_a_start():
     x = features(3, 150, 8)
-    among = torch.rand(3, 150, generator=torch.Generator().manual_seed(2)) < 0.8
+    candidates = torch.rand(3, 150, generator=torch.Generator().manual_seed(2)) < 0.8
     start = torch.zeros(3, 150, dtype=torch.bool)
     start[0, [3, 77]] = start[2, :40] = True
-    got = distance.farthest(x, torch.tensor([90, 20, 30]), among, start)
-    assert not bool((got & (start | ~among)).any())
+    got = distance.farthest(x, torch.tensor([90, 20, 30]), candidates, start)
+    assert not bool((got & (start | ~candidates)).any())
     for row, count in enumerate((90, 20, 30)):
-        place = (among | start)[row].nonzero()[:, 0]
+        place = (candidates | start)[row].nonzero()[:, 0]
         first = [place.tolist().index(i) for i in start[row].nonzero()[:, 0].tolist()]
         want = farthest(x[row, place], first, count)
         assert set(got[row].nonzero()[:, 0].tolist()) == {int(place[i]) for i in want} - set(
@@ -111,8 +114,8 @@ def test_vmtc(batch, n, keep):
         spare = min(int(keep * 0.5 + 0.5), keep - 1)
         primary = best(importance, keep - spare, range(n))
         rest = [i for i in range(n) if i not in primary]
-        among = torch.tensor([[i in rest for i in range(n)]])
-        chosen, target = cluster.means(torch.tensor(unit(x[row].numpy()))[None], torch.tensor([spare]), among, 10)
+        candidates = torch.tensor([[i in rest for i in range(n)]])
+        chosen, target = cluster.means(torch.tensor(unit(x[row].numpy()))[None], torch.tensor([spare]), candidates, 10)
         centres = chosen[0].nonzero()[:, 0].tolist() if spare else []
         owner = {i: int(target[0, i]) for i in rest} if spare else {}
         want = sorted([*primary, *centres])
@@ -165,14 +168,14 @@ def test_a_knee_where_there_is_one():
     score = torch.tensor([[9.0, 1.0, 8.0, 0.5, 0.9, 7.0], [1, 1, 1, 1, 1, 1], [6, 5, 4, 3, 2, 1], [9, 1, 1, 3, 3, 3]])
     valid = torch.ones(4, 6, dtype=torch.bool)
     valid[3, 3:] = False
-    assert curve.knee(score, valid).tolist() == [3, 6, 6, 1]
+    assert adaptive_count.knee(score, valid).tolist() == [3, 6, 6, 1]
 
 
 @given(st.lists(st.integers(0, 12), min_size=1, max_size=30))
 @settings(max_examples=80, deadline=None)
 def test_knees(values):
     assert int(
-        curve.knee(torch.tensor([values], dtype=torch.float32), torch.ones(1, len(values), dtype=torch.bool))
+        adaptive_count.knee(torch.tensor([values], dtype=torch.float32), torch.ones(1, len(values), dtype=torch.bool))
     ) == knee(values)
 
 

@@ -10,7 +10,8 @@ from tests.models import decoder, text
 from tests.test_cache import masked, steps
 from tests.test_parity_cache import SIZES, W, attention, best, kept, places
 from tokensieve.methods.cache.sepllm import separators
-from tokensieve.parts import layers, score
+from tokensieve.parts import score
+from tokensieve.parts.budget import across_layers
 from tokensieve.testing import features
 
 # ---- A2SF
@@ -46,11 +47,11 @@ def test_a2sf_goes_on_from_pass_to_pass():
     inputs = text(40, 40)
     with ts.sieve(decoder(), "a2sf", keep=38, factor=0.8) as s:
         cache = ts.prefill(s.model, {k: v[:, :38] for k, v in inputs.items()}, chunk=5)
-        held = [layer.carried.clone() for layer in cache.layers]
+        held = [layer.accumulated_attention.clone() for layer in cache.layers]
     with ts.sieve(decoder(), "a2sf", keep=38, factor=0.8) as s:
         whole = ts.prefill(s.model, {k: v[:, :38] for k, v in inputs.items()})
     for one, layer in zip(held, whole.layers, strict=True):
-        torch.testing.assert_close(one, layer.carried, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one, layer.accumulated_attention, atol=1e-5, rtol=1e-4)
 
 
 # ---- VATP and CAOTE over any scorer
@@ -82,8 +83,8 @@ def error(a, values):
 
 def test_the_predicted_error_is_the_measured_one():
     rows, values = attention(3, 4, 9).double(), features(3, 9).double()
-    among = torch.ones(3, 9, dtype=torch.bool)
-    got = score.eviction_error(rows, values, among)
+    candidates = torch.ones(3, 9, dtype=torch.bool)
+    got = score.eviction_error(rows, values, candidates)
     for b in range(3):
         for h in range(4):
             torch.testing.assert_close(got[b, h], error(rows[b, h], values[b]), atol=1e-6, rtol=0)
@@ -135,7 +136,7 @@ def test_wrappers_take_scorers_only_and_are_values():
         ts.registry.make("caote", scorer="snapkv", options={"width": 3})
     plan = ts.Plan([ts.method("caote", keep=20, scorer="snapkv", options={"window": 4, "kernel": 3})])
     assert ts.Plan.from_json(plan.to_json()) == plan
-    assert plan.stages[0].method.protected == 4
+    assert plan.stages[0].method.min_kept == 4
 
 
 # ---- EMS
@@ -213,7 +214,7 @@ def test_one_budget_for_all_layers():
     worth = [torch.rand(4, m, generator=g).sort(1, descending=True)[0] for m in (9, 5, 7)]
     most = torch.tensor([[9, 5, 7], [9, 5, 7], [2, 5, 1], [9, 0, 7]])
     total = torch.tensor([10, 21, 6, 30])
-    got = layers.across(worth, total, torch.full((4,), 2), most)
+    got = across_layers.across(worth, total, torch.full((4,), 2), most)
     for b in range(4):
         slots = [(-float(w[b, i]), la, i) for la, w in enumerate(worth) for i in range(int(most[b, la]))]
         taken = [x for x in slots if x[2] < 2]
@@ -302,7 +303,7 @@ def test_sepllm_in_a_model_while_decoding():
         assert any(held[i + 1] - held[i] > 2 for i in range(2, 11))
         for layer in out.past_key_values.layers:
             assert layer.entries()[2][b].tolist() == [held, held]
-            assert layer.named[b].tolist() == [[ids[c] for c in held]]
+            assert layer.token_ids[b].tolist() == [[ids[c] for c in held]]
 
 
 def test_separators_of_a_tokenizer():
@@ -326,8 +327,8 @@ def test_tidaldecode_reads_what_the_selecting_layers_attend_to():
     inputs, keep = text(33, 48), 9
     plain, model, seen = decoder("eager", layers=5), decoder(layers=5), []
     method = ts.registry.make("tidaldecode", dense=1, again=0.6)
-    assert method.roles(5) == ["dense", "select", "read", "select", "read"]
-    real = type(method).safe
+    assert method.layer_roles(5) == ["dense", "select", "read", "select", "read"]
+    real = type(method).always_keep
 
     def spy(self, s, keep):
         seen.append(s)

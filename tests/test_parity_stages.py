@@ -11,13 +11,14 @@ import torch
 
 import tokensieve as ts
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
-from tokensieve.parts import budget, groups, score, select
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.parts import budget, score, select
+from tokensieve.parts.select import groups
 from tokensieve.testing import features
 
 
-def nearest(x, i, among):
-    return max(among, key=lambda j: (float(unit(x[i]) @ unit(x[j])), -j))
+def nearest(x, i, candidates):
+    return max(candidates, key=lambda j: (float(unit(x[i]) @ unit(x[j])), -j))
 
 
 def means(x, members, weight=None):
@@ -173,11 +174,11 @@ def test_flowcut(batch, n, keep):
 def test_flowcut_lets_more_go_where_attention_is_concentrated():
     flat, sharp = torch.full((1, 100), 0.01), torch.zeros(1, 100)
     sharp[0, 3] = 1
-    among, keep = torch.ones(1, 100, dtype=torch.bool), torch.tensor([20])
-    assert budget.concentrate(flat, among, keep, 4).tolist() == [100]
-    assert budget.concentrate(sharp, among, keep, 4).tolist() == [60]
-    assert budget.concentrate(sharp, among, keep, 16).tolist() == [80]
-    assert budget.concentrate(flat, among, keep, 0).tolist() == [20]
+    candidates, keep = torch.ones(1, 100, dtype=torch.bool), torch.tensor([20])
+    assert budget.concentrate(flat, candidates, keep, 4).tolist() == [100]
+    assert budget.concentrate(sharp, candidates, keep, 4).tolist() == [60]
+    assert budget.concentrate(sharp, candidates, keep, 16).tolist() == [80]
+    assert budget.concentrate(flat, candidates, keep, 0).tolist() == [20]
 
 
 def test_flowcut_remembers_earlier_layers():
@@ -332,17 +333,19 @@ def test_mustdrop_inside_the_language_model(batch, n, keep):
 
 @pytest.mark.parametrize(("grid", "side"), [((4, 6), 3), ((5, 5), 2), ((1, 7), 3), (None, 2), (None, 3)])
 def test_windows(grid, side):
-    among = torch.rand(3, 24 if grid is None else grid[0] * grid[1], generator=torch.Generator().manual_seed(1)) > 0.3
-    got, number = select.windows(among, grid, side)
+    candidates = (
+        torch.rand(3, 24 if grid is None else grid[0] * grid[1], generator=torch.Generator().manual_seed(1)) > 0.3
+    )
+    got, number = select.windows(candidates, grid, side)
     for b in range(3):
-        place = among[b].nonzero()[:, 0].tolist()
+        place = candidates[b].nonzero()[:, 0].tolist()
         if grid is None:
             want = [place[i : i + side**2] for i in range(0, len(place), side**2)]
         else:
-            want = [[i for i in w if among[b, i]] for w in grid_windows(grid, side)]
+            want = [[i for i in w if candidates[b, i]] for w in grid_windows(grid, side)]
         assert number >= len(want)
         assert [(got[b] == g).nonzero()[:, 0].tolist() for g in range(len(want))] == want
-        assert bool((got[b][~among[b]] == -1).all())
+        assert bool((got[b][~candidates[b]] == -1).all())
         assert select.last_of_each(got, number)[b].tolist()[: len(want)] == [w[-1] if w else -1 for w in want]
 
 

@@ -13,8 +13,8 @@ from scipy.spatial.distance import cdist
 
 import tokensieve as ts
 from tests.test_parity_vlm import kept, unit
+from tokensieve.core.method_registry import make
 from tokensieve.parts import merge
-from tokensieve.registry import make
 from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 90, 33)]

@@ -10,9 +10,9 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, best, clip, cosine, kept, layout, share
-from tokensieve.parts import medoids
-from tokensieve.plan import plan
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.core.plan import plan
+from tokensieve.parts.select import medoids
 from tokensieve.testing import features
 
 # ---- FrameFusion: arXiv 2501.01986

@@ -11,8 +11,8 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, best, clip, cosine, dense_peaks, kept, layout, share
-from tokensieve.parts import temporal
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
+from tokensieve.parts.score import temporal
 from tokensieve.testing import same
 from tokensieve.testing.draw import features, rows, signals
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tokensieve as ts
+from tokensieve.core.method_registry import make
 from tokensieve.parts import budget
-from tokensieve.registry import make
 from tokensieve.testing import features
 
 SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33), (1, 180, 150)]
@@ -25,9 +25,9 @@ def unit(x):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def best(score, count, among):
+def best(score, count, candidates):
     """The `count` members of `among` with the highest score, earlier ones first among equals."""
-    return sorted(among, key=lambda i: (-float(score[i]), i))[:count]
+    return sorted(candidates, key=lambda i: (-float(score[i]), i))[:count]
 
 
 def kept(r):
@@ -254,15 +254,15 @@ def test_sparsevlm(n, keep):
         assert r.owner[b].ge(0).sum() == int(plain) + int(again)
 
 
-def density_peaks(x, among, count):
+def density_peaks(x, candidates, count):
     """Density over the nearest neighbours, distance to the nearest denser token, both multiplied."""
     x = np.asarray(x, dtype=np.float64)
-    d = {(i, j): np.linalg.norm(x[i] - x[j]) / math.sqrt(x.shape[1]) for i in among for j in among}
-    density = {i: math.exp(-np.mean(np.sort([d[i, j] for j in among])[:count] ** 2)) for i in among}
-    order = sorted(among, key=lambda i: (-density[i], i))
+    d = {(i, j): np.linalg.norm(x[i] - x[j]) / math.sqrt(x.shape[1]) for i in candidates for j in candidates}
+    density = {i: math.exp(-np.mean(np.sort([d[i, j] for j in candidates])[:count] ** 2)) for i in candidates}
+    order = sorted(candidates, key=lambda i: (-density[i], i))
     apart = {i: min((d[i, j] for j in order[:rank]), default=max(d.values())) for rank, i in enumerate(order)}
-    centres = sorted(among, key=lambda i: -density[i] * apart[i])[:count]
-    return centres, {i: i if i in centres else min(centres, key=lambda c: d[i, c]) for i in among}
+    centres = sorted(candidates, key=lambda i: -density[i] * apart[i])[:count]
+    return centres, {i: i if i in centres else min(centres, key=lambda c: d[i, c]) for i in candidates}
 
 
 @pytest.mark.parametrize(("keep", "plain"), [(192, 180), (128, 114), (64, 48)])

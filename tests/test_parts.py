@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from torch.nn.functional import avg_pool2d, normalize
 
 import tokensieve as ts
-from tokensieve.needs import Need
-from tokensieve.parts import budget, distance, merge, score, select
+from tokensieve.core.needs import Need
+from tokensieve.parts import budget, merge, score, select
 from tokensieve.parts.budget import Keep
+from tokensieve.parts.select import distance
 from tokensieve.testing import Largest, features
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)
@@ -24,9 +25,9 @@ settings.load_profile("quick")
 def selections(draw):
     """Candidates and counts for a few rows of one length."""
     n, b = draw(st.integers(1, 24)), draw(st.integers(1, 4))
-    among = torch.tensor(draw(st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=b, max_size=b)))
+    candidates = torch.tensor(draw(st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=b, max_size=b)))
     count = torch.tensor(draw(st.lists(st.integers(0, n + 2), min_size=b, max_size=b)))
-    return among, count
+    return candidates, count
 
 
 # ---- select
@@ -34,25 +35,25 @@ def selections(draw):
 
 @given(selections(), st.integers(0, 99))
 def test_selections_take_what_is_asked_from_the_candidates(drawn, seed):
-    among, count = drawn
-    x = features(*among.shape, 4, seed=seed)
-    want = count.minimum(among.sum(1))
+    candidates, count = drawn
+    x = features(*candidates.shape, 4, seed=seed)
+    want = count.minimum(candidates.sum(1))
     for chosen in (
-        select.top(x[..., 0], count, among),
-        select.evenly(count, among),
-        select.strided(count, among),
-        distance.farthest(x, count, among),
-        distance.density_peaks(x, count, among),
+        select.top(x[..., 0], count, candidates),
+        select.evenly(count, candidates),
+        select.strided(count, candidates),
+        distance.farthest(x, count, candidates),
+        distance.density_peaks(x, count, candidates),
     ):
-        assert not bool((chosen & ~among).any())
+        assert not bool((chosen & ~candidates).any())
         assert torch.equal(chosen.sum(1), want)
 
 
 def test_top_breaks_ties_by_position_and_bears_infinities():
-    among = torch.tensor([[False, True, True, True, True]])
+    candidates = torch.tensor([[False, True, True, True, True]])
     flat = torch.zeros(1, 5)
-    assert select.top(flat, torch.tensor([2]), among).tolist() == [[False, True, True, False, False]]
-    assert select.top(flat - math.inf, torch.tensor([2]), among).tolist() == [[False, True, True, False, False]]
+    assert select.top(flat, torch.tensor([2]), candidates).tolist() == [[False, True, True, False, False]]
+    assert select.top(flat - math.inf, torch.tensor([2]), candidates).tolist() == [[False, True, True, False, False]]
 
 
 def test_ranked_is_best_first():
@@ -127,8 +128,11 @@ def test_pool_is_average_pooling():
 def test_around_stops_at_the_edges():
     chosen = torch.zeros(1, 12, dtype=torch.bool)
     chosen[0, [3, 4]] = True
-    assert select.around(chosen, (3, 4))[0].nonzero()[:, 0].tolist() == [0, 2, 5, 7, 8]
-    assert select.around(chosen, None)[0].nonzero()[:, 0].tolist() == [2, 5]
+    every = torch.ones_like(chosen)
+    assert select.around(chosen, (3, 4), every)[0].nonzero()[:, 0].tolist() == [0, 2, 5, 7, 8]
+    assert select.around(chosen, None, every)[0].nonzero()[:, 0].tolist() == [2, 5]
+    every[0, 5] = False  # padding between tokens is as if it were not there
+    assert select.around(chosen, None, every)[0].nonzero()[:, 0].tolist() == [2, 6]
 
 
 def test_farthest_needs_no_square_matrix():
@@ -145,16 +149,16 @@ def test_farthest_needs_no_square_matrix():
 
 def test_nearest_in_blocks_and_without_anchors(monkeypatch):
     x = features(2, 50, 6)
-    among = torch.zeros(2, 50, dtype=torch.bool)
-    among[0, [3, 20, 41]] = True
+    candidates = torch.zeros(2, 50, dtype=torch.bool)
+    candidates[0, [3, 20, 41]] = True
     monkeypatch.setattr(merge, "HELD", 1)
-    index, like = merge.nearest(x, among)
+    index, like = merge.nearest(x, candidates)
     u = normalize(x[0], dim=-1)
     value, slot = (u @ u[[3, 20, 41]].T).max(1)
     torch.testing.assert_close(like[0], value)
     assert index[0].tolist() == torch.tensor([3, 20, 41])[slot].tolist()
     assert bool((index[1] == -1).all())
-    index, _ = merge.nearest(x, among, euclidean=True)
+    index, _ = merge.nearest(x, candidates, euclidean=True)
     assert index[0].tolist() == torch.tensor([3, 20, 41])[torch.cdist(x[0], x[0, [3, 20, 41]]).argmin(1)].tolist()
 
 
@@ -168,16 +172,16 @@ def test_density_peaks_finds_clusters():
 
 def test_density_peaks_in_blocks(monkeypatch):
     x, count = features(3, 70, 5), torch.tensor([2, 9, 30])
-    among = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)) < 0.8
-    whole = distance.density_peaks(x, count, among)
+    candidates = torch.rand(3, 70, generator=torch.Generator().manual_seed(1)) < 0.8
+    whole = distance.density_peaks(x, count, candidates)
     monkeypatch.setattr(distance, "ROWS", 16)
-    assert torch.equal(distance.density_peaks(x, count, among), whole)
-    assert torch.equal(distance.farthest(x, count, among), _at(512, x, count, among, monkeypatch))
+    assert torch.equal(distance.density_peaks(x, count, candidates), whole)
+    assert torch.equal(distance.farthest(x, count, candidates), _at(512, x, count, candidates, monkeypatch))
 
 
-def _at(rows, x, count, among, monkeypatch):
+def _at(rows, x, count, candidates, monkeypatch):
     monkeypatch.setattr(distance, "ROWS", rows)
-    return distance.farthest(x, count, among)
+    return distance.farthest(x, count, candidates)
 
 
 # ---- budget
@@ -273,12 +277,12 @@ def test_allot_gives_what_a_full_group_cannot_take_to_the_others():
 def test_top_of_each_takes_the_best_of_every_group():
     generator = torch.Generator().manual_seed(3)
     score, group = torch.rand(4, 20, generator=generator), torch.randint(-1, 3, (4, 20), generator=generator)
-    among, count = torch.rand(4, 20, generator=generator) > 0.2, torch.tensor([[2, 0, 3]]).expand(4, -1)
-    got = select.top_of_each(score, count, group, among)
+    candidates, count = torch.rand(4, 20, generator=generator) > 0.2, torch.tensor([[2, 0, 3]]).expand(4, -1)
+    got = select.top_of_each(score, count, group, candidates)
     for b in range(4):
         want = set()
         for g in range(3):
-            mine = [i for i in range(20) if group[b, i] == g and among[b, i]]
+            mine = [i for i in range(20) if group[b, i] == g and candidates[b, i]]
             want |= set(sorted(mine, key=lambda i: -float(score[b, i]))[: int(count[b, g])])
         assert set(got[b].nonzero()[:, 0].tolist()) == want
 

@@ -10,32 +10,35 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.test_parity_vlm import kept, unit
-from tokensieve.needs import Relevance
-from tokensieve.parts import curve, groups, match, score
+from tokensieve.core.needs import Relevance
+from tokensieve.parts import score
+from tokensieve.parts.budget import adaptive_count
+from tokensieve.parts.merge import match
+from tokensieve.parts.select import groups
 from tokensieve.testing import features
 
 
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=40), st.integers(0, 6))
 def test_outliers_are_numpys(values, padding):
     score_ = torch.tensor([values + [99.0] * padding])
-    among = torch.arange(score_.shape[1])[None] < len(values)
+    candidates = torch.arange(score_.shape[1])[None] < len(values)
     y = np.array(values, dtype=np.float64)
     low, high = np.percentile(y, 25), np.percentile(y, 75)
     edge = high + 1.5 * (high - low)
     # A value on the edge itself may fall to either side by rounding.
     if np.abs(y - edge).min() > 1e-9:
-        assert int(curve.outliers(score_, among)) == max(int((y > edge).sum()), 1)
+        assert int(adaptive_count.outliers(score_, candidates)) == max(int((y > edge).sum()), 1)
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=30), st.integers(0, 5))
 def test_knee_ignores_padding_and_order(values, padding):
     y = torch.tensor([values], dtype=torch.float32)
     whole = torch.ones(1, len(values), dtype=torch.bool)
-    count = int(curve.knee(y, whole))
+    count = int(adaptive_count.knee(y, whole))
     assert 1 <= count <= len(values)
-    assert int(curve.knee(y.flip(1), whole)) == count
+    assert int(adaptive_count.knee(y.flip(1), whole)) == count
     padded = torch.cat([torch.full((1, padding), 99.0), y], 1)
-    assert int(curve.knee(padded, torch.arange(padded.shape[1])[None] >= padding)) == count
+    assert int(adaptive_count.knee(padded, torch.arange(padded.shape[1])[None] >= padding)) == count
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 9)), min_size=1, max_size=8), st.integers(0, 50))

@@ -3,7 +3,7 @@
 import pytest
 
 import tokensieve as ts
-from tokensieve import registry
+from tokensieve.core import method_registry
 
 
 def test_functions_keep_their_names_after_the_packages_are_imported():
@@ -32,7 +32,7 @@ def test_each_system_of_the_first_release_has_an_entry():
     }
     by_entry |= {62: "token-transforming", 345: "atc", 357: "ficoco"}
     for system, name in by_entry.items():
-        assert name in registry.entries(system)
+        assert name in method_registry.entries(system)
     assert len(ts.systems()) == 400
     assert [s.id for s in ts.systems()] == list(range(400))
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tokensieve.reduction import Reduction
+from tokensieve.core.reduction import Reduction
 from tokensieve.testing import features
 
 settings.register_profile("quick", max_examples=60, deadline=None, derandomize=True)

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer
 
-from tokensieve.sites.room import ROOM, RoomyLayer
+from tokensieve.sites.cache.growable_layer import ROOM, GrowableLayer
 
 ACTIONS = st.one_of(
     st.tuples(st.just("update"), st.integers(1, 3)),
@@ -27,9 +27,10 @@ def states(count, seed):
     return (torch.stack([x, -x]) for x in some(count, seed))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a busy machine is no fault
 @given(st.lists(ACTIONS, max_size=12))
 def test_it_is_a_dynamic_layer(actions):
-    ours, plain = RoomyLayer(), DynamicLayer()
+    ours, plain = GrowableLayer(), DynamicLayer()
     for layer in (ours, plain):
         layer.update(*states(2 * ROOM, 0))
     for seed, (what, value) in enumerate(actions):
@@ -51,7 +52,7 @@ def test_it_is_a_dynamic_layer(actions):
 
 
 def test_most_tokens_copy_nothing():
-    layer = RoomyLayer()
+    layer = GrowableLayer()
     layer.update(*states(8 * ROOM, 0))
     seen = set()
     for i in range(9):
@@ -63,7 +64,7 @@ def test_most_tokens_copy_nothing():
 
 @pytest.mark.parametrize("how", ["gradients", "half", "inference"])
 def test_what_cannot_be_written_is_joined(how):
-    layer = RoomyLayer()
+    layer = GrowableLayer()
     with torch.inference_mode(how == "inference"):
         layer.update(*states(8 * ROOM, 0))
         layer.update(*states(1, 1))

@@ -13,7 +13,7 @@ from tokensieve import testbed
 from tokensieve.bench.data import SETS, from_testbed
 from tokensieve.bench.measure import measure
 from tokensieve.bench.subject import Subject, prepare
-from tokensieve.sites.anatomy import find
+from tokensieve.sites.model.structure import find
 from tokensieve.testbed import further, onevision, packing, spelled
 from tokensieve.testbed.onevision import TOKENS
 from tokensieve.testbed.train_several import PLAN, train

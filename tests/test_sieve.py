@@ -11,11 +11,11 @@ from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
 from tests.models import IMAGE, SIDE, llava, prompt
-from tokensieve import registry
-from tokensieve.method import Method
-from tokensieve.sites import masks
-from tokensieve.sites.language import LanguageSite
-from tokensieve.sites.stream import Stream
+from tokensieve.core import method_registry
+from tokensieve.core.method import Method
+from tokensieve.sites.model import masks
+from tokensieve.sites.visual.language_site import LanguageSite
+from tokensieve.sites.visual.token_stream import Stream
 
 NEW = 6
 GREEDY = {"max_new_tokens": NEW, "do_sample": False}
@@ -366,7 +366,7 @@ def test_an_inner_sieve_that_cannot_be_attached_leaves_the_outer_one_as_it_was(s
 @pytest.mark.parametrize(("name", "where"), [("fastervlm", {}), ("fastv", {}), ("tome", {"site": "encoder"})])
 def test_scores_are_computed_a_second_time_only_where_they_are_asked_for(sdpa, monkeypatch, name, where):
     calls = []
-    cls = registry.get(name)
+    cls = method_registry.get(name)
     ranked = cls.score
     monkeypatch.setattr(cls, "score", lambda self, s: calls.append(1) or ranked(self, s))
     for asked in (False, True):

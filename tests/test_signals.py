@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import tokensieve as ts
-from tokensieve.needs import CLSAttention, Keys
-from tokensieve.signals import Signals
+from tokensieve.core.needs import CLSAttention, Keys
+from tokensieve.core.signals import Signals
 from tokensieve.testing import features
 
 X = features(2, 12, 4)

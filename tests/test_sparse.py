@@ -7,8 +7,8 @@ import torch
 
 import tokensieve as ts
 from tests.models import decoder, text
-from tokensieve.parts import anchor
-from tokensieve.sites import taps
+from tokensieve.parts.attention import anchor
+from tokensieve.sites.model import taps
 from tokensieve.testing import Largest
 
 SMALL = {"block": 4, "step": 2}

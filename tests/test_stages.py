@@ -7,21 +7,23 @@ import torch
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tokensieve import registry
 from tokensieve.bench.cost import cost
-from tokensieve.parts import budget, rows
-from tokensieve.plan import plan
+from tokensieve.core import method_registry
+from tokensieve.core.plan import plan
+from tokensieve.core.signals import Signals
+from tokensieve.parts import budget
+from tokensieve.parts.attention import rows
 from tokensieve.planner.drift import drift, tune
-from tokensieve.signals import Signals
-from tokensieve.sites.resolve import solve
+from tokensieve.sites.visual.layer_budgets import solve
 
 SYSTEMS = [
     name
     for name in ts.methods()
-    if (stages := registry.make(name).stages(0.5)) and not any(s.method.recalls for s in stages)  # those: test_focus
+    if (stages := method_registry.make(name).stages(0.5))
+    and not any(s.method.restores_dropped for s in stages)  # those: test_focus
 ]
-EXACT = [name for name in SYSTEMS if not registry.make(name).adaptive]
-EARLY = [name for name in SYSTEMS if registry.get(name).site == "handoff"]
+EXACT = [name for name in SYSTEMS if not method_registry.make(name).adaptive]
+EARLY = [name for name in SYSTEMS if method_registry.get(name).site == "handoff"]
 N, LAYERS = 64, 4
 
 
@@ -40,13 +42,13 @@ def test_the_systems_are_there():
     by_entry = {287: "star", 90: "vscan", 150: "visiondrop", 10: "aim", 66: "vflowopt", 53: "mustdrop", 141: "catp"}
     assert {*by_entry.values(), "pyramiddrop", "sparsevlm"} <= set(SYSTEMS)
     for system, name in {**by_entry, 305: "flowcut"}.items():
-        assert name in registry.entries(system)
+        assert name in method_registry.entries(system)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("keep", [40, 0.25, ts.Keep(tokens=24, per="prompt"), ts.Keep(average=0.5)])
 def test_a_system_goes_through_json(name, keep, tmp_path):
-    made = registry.make(name)
+    made = method_registry.make(name)
     whole = plan(name, keep)
     assert whole.stages[0].method == made
     assert len(whole.stages) > 1
@@ -259,7 +261,7 @@ class Seen(ts.Method):
 
     @property
     def needs(self):
-        from tokensieve.needs import Need
+        from tokensieve.core.needs import Need
 
         return tuple(Need(n) for n in self.names)
 
@@ -291,7 +293,7 @@ def test_attention_among_visual_tokens(attn, images):
 def sharpened(model, inputs, row):
     """PageRank in five steps over softmax(logits / 0.1) of layer 1, from the layer's own queries and keys."""
     calls = []
-    from tokensieve.sites import taps
+    from tokensieve.sites.model import taps
 
     undo = taps.attach(model.model.language_model.layers[1].self_attn, observe=calls.append)
     with torch.no_grad():

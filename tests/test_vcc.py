@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tokensieve.methods.vlm.vcc import around
-from tokensieve.parts import segments
+from tokensieve.methods.prefill.vcc import around
+from tokensieve.parts.select import segments
 
 
 def randoms(*shapes, seed=0):

@@ -7,14 +7,14 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, clip, kept
-from tokensieve import registry
-from tokensieve.parts import temporal
-from tokensieve.registry import make
+from tokensieve.core import method_registry
+from tokensieve.core.method_registry import make
+from tokensieve.parts.score import temporal
 from tokensieve.testing import same, slots
 from tokensieve.testing.draw import features, rows, signals, tokens
 
 VARIANTS = [
-    *((name, {}) for name in registry.methods(family="video")),
+    *((name, {}) for name in method_registry.methods(family="video")),
     ("centerclip", {"algorithm": "spectral", "segment": 3}),
     *(("quota", {"within": way}) for way in ("merge", "uniform", "attention")),
 ]

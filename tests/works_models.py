@@ -162,9 +162,21 @@ def meta(s: Setting) -> None:
     s.sieve(s.make().to("meta")).attach()
 
 
-@situation("A forward compiled, or replaced, before the sieve is attached", refused=SITES, guard="compiled")
+@situation(
+    "`model.forward` or the model compiled in place, before the sieve is attached", refused=SITES, guard="precompiled"
+)
+def compiled_before(s: Setting) -> None:
+    model = s.make()
+    if s.site == "handoff":
+        model.compile(backend="eager")
+    else:
+        model.forward = torch.compile(model.forward, backend="eager")
+    s.sieve(model).attach()
+
+
+@situation("A forward replaced by one that knows nothing of the sieve", refused=SITES, guard="compiled")
 def compiled(s: Setting) -> None:
-    """What is compiled goes past the hooks of the modules inside, as does the forward of another model."""
+    """As what is compiled goes past the hooks of the modules inside, so does the forward of another model."""
     model, other = s.make(), s.make()
     model.forward = other.forward
     with s.sieve(model):

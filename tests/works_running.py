@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from tests.models import llava, prompt
 from tests.works import GREEDY, SITES, THINNED, VISUAL, VLM, Setting, image_last, merged, situation, without
-from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.cache.sieved_layer import SievedLayer
 
 
 class Streamer(BaseStreamer):

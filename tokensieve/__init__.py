@@ -3,18 +3,18 @@
 # The package first: imported later, it would take the place of the function `methods` below.
 import tokensieve.methods  # noqa: F401
 from tokensieve.bench.cost import cost
+from tokensieve.core.focus import Focus
+from tokensieve.core.method import Method, reduce
+from tokensieve.core.method_registry import card, make, methods, register, systems
+from tokensieve.core.needs import Need
 from tokensieve.core.options import Option, option
-from tokensieve.focus import Focus
-from tokensieve.method import Method, reduce
-from tokensieve.needs import Need
+from tokensieve.core.plan import Plan, Stage, method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import MissingSignal, Signals
 from tokensieve.parts.budget import Keep
-from tokensieve.plan import Plan, Stage, method
-from tokensieve.reduction import Reduction
-from tokensieve.registry import card, make, methods, register, systems
-from tokensieve.signals import MissingSignal, Signals
-from tokensieve.sites.evicted import held_bytes
+from tokensieve.sites.cache.evicted_layer import held_bytes
+from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
 from tokensieve.sites.sieve import Sieve, sieve
-from tokensieve.sites.store import load_cache, prefill, save_cache
 
 __version__ = "0.1.0"
 

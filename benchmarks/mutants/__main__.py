@@ -1,8 +1,9 @@
 """`make mutants`: breaks every method and every part in small ways, and has each method that runs the line checked.
 
 A mutant of a part counts once for every method whose checks run its line. It is killed where a check of
-`tokensieve.testing.check_method` fails; the checks of memory are left out, since they cost most. A second run goes on where
-the first one stopped, as long as neither the methods nor their checks changed.
+`tokensieve.testing.check_method` fails; the checks of memory are left out, since they cost most. Where a line runs and the
+changed part of it never does (the second half of an `and`), the pair does not count. A second run goes on where the first
+one stopped, as long as neither the methods nor their checks changed.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from typing import Any
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from benchmarks.mutants import operators, page, traced
+from benchmarks.mutants import helpers, operators, page, traced
 from benchmarks.mutants.operators import INERT, Mutant
 from benchmarks.mutants.patched import ROOT, patched, recompiled
-from tokensieve import registry
+from tokensieve.core import method_registry
 from tokensieve.testing import method_checks
 
 OUT = ROOT / "out" / "mutants"
@@ -32,6 +33,7 @@ FOLDERS = ("tokensieve/methods/", "tokensieve/parts/")
 SECONDS = 20
 """After which a check counts as failed: a swapped comparison may never end."""
 
+PINNED, IDLE = "pinned", "never evaluated"
 Checks = dict[str, Callable[[], None]]
 
 
@@ -44,13 +46,13 @@ def main() -> None:
     sources = {
         str(p.relative_to(ROOT)): p.read_text() for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))
     }
-    checks = {name: _checks(name) for name in registry.methods()}
+    checks = {name: _checks(name) for name in method_registry.methods()}
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         state = _started(sources)
         _trace(state, checks, bar)
         _run(state, sources, checks, bar)
         _control(state, sources, checks, bar)
-    (ROOT / "docs" / "measured" / "mutants.md").write_text(page.text(state, _mutants(sources)))
+    (ROOT / "docs" / "measured" / "mutants.md").write_text(page.text(state, pairs(state, _mutants(sources))))
 
 
 def _checks(name: str) -> Checks:
@@ -87,8 +89,8 @@ def _trace(state: dict[str, Any], checks: dict[str, Checks], bar: Progress) -> N
 
 def _mutants(sources: dict[str, str]) -> list[Mutant]:
     found = [m for file, source in sources.items() for m in operators.of(file, source)]
-    for name in registry.methods():
-        cls = registry.get(name)
+    for name in method_registry.methods():
+        cls = method_registry.get(name)
         file = cls.__module__.replace(".", "/") + ".py"
         for f in fields(cls):
             rule = "declared inert, with the reason" if f.name in cls.inert else ""
@@ -117,10 +119,13 @@ def _run(state: dict[str, Any], sources: dict[str, str], checks: dict[str, Check
         key = f"{mutant.key}@{name}"
         if key in state["pairs"]:
             continue
-        order = sorted(checks[name], key=lambda what: -killers[mutant.operator, what])
+        # What was pinned notices nearly anything: it comes last, so that it counts for what nothing else does.
+        order = sorted(checks[name], key=lambda what: (what == PINNED, -killers[mutant.operator, what]))
+        helpers.RAN[0] = mutant.operator == INERT
         with patched(mutant, sources[mutant.file]):
             killer = next((what for what in order if _fails(checks[name][what])), "")
-        killers[mutant.operator, killer] += bool(killer)
+        killer = killer if killer or helpers.RAN[0] else IDLE
+        killers[mutant.operator, killer] += 1
         state["pairs"][key] = killer
         if time.monotonic() - saved > 20:
             _save(state)

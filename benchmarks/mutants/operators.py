@@ -84,7 +84,9 @@ def changed(source: str, mutant: Mutant) -> ast.Module:
     parents = {child: n for n in ast.walk(tree) for child in ast.iter_child_nodes(n)}
     if mutant.operator == COMPARED:
         assert isinstance(node, ast.Compare)
-        node.ops = [SWAPPED.get(type(op), type(op))() for op in node.ops]
+        other = copy.copy(node)
+        other.ops = [SWAPPED.get(type(op), type(op))() for op in node.ops]
+        _replace(parents[node], node, _call("swapped", other))
     elif mutant.operator == MASK and isinstance(node, ast.arg):
         function = _outermost(node, parents)
         assert function is not None

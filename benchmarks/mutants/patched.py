@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.mutants import helpers, operators
 from benchmarks.mutants.operators import Mutant
-from tokensieve.method import Method
+from tokensieve.core.method import Method
 
 ROOT = Path(__file__).parents[2]
 

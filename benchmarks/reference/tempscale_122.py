@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from tokensieve.sites import taps
-from tokensieve.sites.anatomy import find
+from tokensieve.sites.model import taps
+from tokensieve.sites.model.structure import find
 
 
 @contextmanager

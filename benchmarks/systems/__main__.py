@@ -20,7 +20,7 @@ from rich.table import Table
 
 import tokensieve as ts
 from benchmarks import systems
-from benchmarks.systems.bed import CHECKS, SEED, Bed
+from benchmarks.systems.bed import CHECKS, SEED, CheckContext
 from tokensieve.core.files import write_json
 
 for found in pkgutil.iter_modules(systems.__path__, systems.__name__ + "."):
@@ -46,7 +46,7 @@ def write(rows: dict[str, dict[str, Any]], questions: int) -> None:
 
 def main(asked: Sequence[int] = ()) -> int:
     """All checks, or those of some systems, beside what the record says of the others."""
-    bed = Bed()
+    bed = CheckContext()
     rows = {k: row for k, row in json.loads(RECORD.read_text(encoding="utf-8"))["rows"].items() if int(k) in CHECKS}
     for system in track(sorted(asked or CHECKS), description="checks", console=Console(stderr=True)):
         shown, numbers = CHECKS[system](bed)

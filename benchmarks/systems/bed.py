@@ -11,16 +11,16 @@ import torch
 import tokensieve as ts
 from benchmarks import digits, several
 from tokensieve import testbed
-from tokensieve.method import Method
+from tokensieve.core.method import Method
 
 PER_KIND, BATCH = 40, 25
 INSIDE = {"layers": 1}  # of 4: the paper's second of 32 is as early; by the second of 4 the text has read the image
 SEED = 7
 Outcome = tuple[bool, dict[str, Any]]
-CHECKS: dict[int, Callable[[Bed], Outcome]] = {}
+CHECKS: dict[int, Callable[[CheckContext], Outcome]] = {}
 
 
-class Bed:
+class CheckContext:
     """The testbed model and its held-out questions; accuracies are measured once and kept."""
 
     def __init__(self) -> None:
@@ -145,8 +145,8 @@ class Several:
         return int(s.last.stages[-1].reduction.counts[0])
 
 
-def check(system: int) -> Callable[[Callable[[Bed], Outcome]], Callable[[Bed], Outcome]]:
-    def add(function: Callable[[Bed], Outcome]) -> Callable[[Bed], Outcome]:
+def check(system: int) -> Callable[[Callable[[CheckContext], Outcome]], Callable[[CheckContext], Outcome]]:
+    def add(function: Callable[[CheckContext], Outcome]) -> Callable[[CheckContext], Outcome]:
         CHECKS[system] = function
         return function
 

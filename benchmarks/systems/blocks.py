@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.reference.block_transformer_184 import BlockTransformer
 from benchmarks.reference.decoder import Decoder, Held, Shape
 from benchmarks.systems import small
-from benchmarks.systems.bed import Bed, Outcome, check
+from benchmarks.systems.bed import CheckContext, Outcome, check
 
 LENGTH, STEPS, BATCH, BLOCK = 256, 200, 8, 4
 VANILLA = Shape(width=128, layers=4, heads=4, groups=4, head=32, mlp=384)
@@ -62,7 +62,7 @@ def seconds(run: Callable[[dict[Any, Any]], None], shape: Shape, count: int) -> 
 
 @check(184)
 @torch.no_grad()
-def block_transformer(bed: Bed) -> Outcome:
+def block_transformer(bed: CheckContext) -> Outcome:
     """Byte models of 0.9 and 2.5 M parameters, equal steps: a quarter of the cache, at least twice the bytes a second
     in batches, and held-out bits per byte within 5% of the plain transformer's."""
     text, rows = small.read_bytes(4_000_000), small.held_out_bytes(LENGTH, 48)

@@ -13,14 +13,14 @@ from torch import Tensor
 
 import tokensieve as ts
 from benchmarks.cache import follow, made
-from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.method import Method
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
+from tokensieve.core.method import Method
+from tokensieve.core.needs import AccumulatedAttention
+from tokensieve.core.signals import Signals
 from tokensieve.methods.cache.kvcompose import KVCompose
 from tokensieve.methods.cache.zipcache import ZipCache
-from tokensieve.needs import AccumulatedAttention
 from tokensieve.parts import score
-from tokensieve.signals import Signals
-from tokensieve.sites.evicted import EvictedLayer
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.testbed import lm
 from tokensieve.testbed.lm.evaluate import stream
 
@@ -95,7 +95,7 @@ def output_error(what: Method, keep: float) -> float:
 
 
 @check(375)
-def a2sf(bed: Bed) -> Outcome:
+def a2sf(bed: CheckContext) -> Outcome:
     """20% kept: perplexity below undecayed accumulation; kept positions later as the factor falls; factor one is H2O."""
     n: dict[str, Any] = {"a2sf": perplexity("a2sf", 0.2), "h2o": perplexity("h2o", 0.2)}
     places = [mean(x.float().mean().item() for x in held(ts.make("a2sf", factor=f), 0.2)[0]) for f in (1, 0.99, 0.9)]
@@ -106,7 +106,7 @@ def a2sf(bed: Bed) -> Outcome:
 
 
 @check(336)
-def vatp(bed: Bed) -> Outcome:
+def vatp(bed: CheckContext) -> Outcome:
     """Half kept: mean perplexity over three texts below H2O, and attention outputs closer to the full cache's."""
     n = {name: perplexity(name, 0.5) for name in ("vatp", "h2o")}
     n |= {f"{name} output error": output_error(ts.make(name), 0.5) for name in ("vatp", "h2o")}
@@ -114,7 +114,7 @@ def vatp(bed: Bed) -> Outcome:
 
 
 @check(366)
-def caote(bed: Bed) -> Outcome:
+def caote(bed: CheckContext) -> Outcome:
     """The predicted error of one eviction equals the measured change within 1e-6; H2O with it below H2O, 20% kept."""
     draw = torch.Generator().manual_seed(SEED)
     a = torch.rand(1, 1, 32, generator=draw, dtype=torch.float64).softmax(-1)
@@ -128,7 +128,7 @@ def caote(bed: Bed) -> Outcome:
 
 
 @check(179)
-def ems(bed: Bed) -> Outcome:
+def ems(bed: CheckContext) -> Outcome:
     """A fifth kept: recall of planted facts and perplexity better than H2O and a window of recent tokens."""
     names = ("ems", "h2o", "streamingllm")
     n = {name: perplexity(name, 0.2) for name in names} | {f"{name} recall": recall(name, 0.2) for name in names}
@@ -145,7 +145,7 @@ class OneSet(KVCompose):
 
 
 @check(204)
-def kvcompose(bed: Bed) -> Outcome:
+def kvcompose(bed: CheckContext) -> Outcome:
     """A quarter kept: perplexity below one set of positions and even layers by the same score; one tensor a layer."""
     n: dict[str, Any] = {"kvcompose": perplexity("kvcompose", 0.25), "one set": perplexity(OneSet(), 0.25)}
     cache = held(ts.make("kvcompose"), 0.25)[1]
@@ -177,7 +177,7 @@ class Noted(ZipCache):
 
 
 @check(266)
-def zipcache(bed: Bed) -> Outcome:
+def zipcache(bed: CheckContext) -> Outcome:
     """4 and 2 bits: perplexity below 2 bits for all and below accumulated attention; probes find over 80% of the top."""
     n = {"zipcache": perplexity("zipcache", 0.4), "2 bits": perplexity("zipcache", 0.4, high=2)}
     n["by accumulation"] = perplexity(ByAccumulation(), 0.4)
@@ -192,7 +192,7 @@ def zipcache(bed: Bed) -> Outcome:
 
 @check(351)
 @torch.no_grad()
-def sepllm(bed: Bed) -> Outcome:
+def sepllm(bed: CheckContext) -> Outcome:
     """Half kept: perplexity below StreamingLLM; one pass under a mask agrees with eviction within 1e-4."""
     n: dict[str, Any] = {name: perplexity(name, 0.5) for name in ("sepllm", "streamingllm")}
     kept = held(method("sepllm"), 0.5)[0][0][0]
@@ -210,7 +210,7 @@ def sepllm(bed: Bed) -> Outcome:
 
 
 @check(24)
-def tidaldecode(bed: Bed) -> Outcome:
+def tidaldecode(bed: CheckContext) -> Outcome:
     """Facts asked token by token: within a point of the full cache reading under 15%, above a window and one early choice."""
     keep = 0.1
     tries: dict[str, Method | None] = {"full": None, "window": ts.make("streamingllm")}
@@ -230,7 +230,7 @@ def tidaldecode(bed: Bed) -> Outcome:
             logits = follow(model()[0], ids, sample.context, what is not None and what.reading)[0]
         right = logits[0].argmax(-1).numpy() == ids[0, sample.context :]
         n[name] = mean(float(right[a - sample.context : b - sample.context].all()) for a, b in sample.answers)
-    roles = tries["tidaldecode"].roles(4) if tries["tidaldecode"] else []
-    n["share read"] = mean(keep if role == "read" else 1.0 for role in roles)
+    layer_roles = tries["tidaldecode"].layer_roles(4) if tries["tidaldecode"] else []
+    n["share read"] = mean(keep if role == "read" else 1.0 for role in layer_roles)
     good = beats(n, "tidaldecode", ("window", "once")) and n["tidaldecode"] >= n["full"] - 0.01
     return good and n["share read"] < 0.15, n

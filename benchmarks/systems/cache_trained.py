@@ -13,7 +13,7 @@ from benchmarks.reference.decoder import Attend, Decoder, causal, full
 from benchmarks.reference.nats_79 import NAtS, Ragged
 from benchmarks.reference.pod_291 import PoD, blocks, similarity
 from benchmarks.systems import small
-from benchmarks.systems.bed import SEED, Bed, Outcome, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from tokensieve.testbed import lm
 
 LENGTH, EACH, SINKS = 1024, 6, 4
@@ -69,24 +69,24 @@ def token_by_token(model: Decoder, attend: Any) -> Any:
 
 @check(79)
 @torch.no_grad()
-def nats(bed: Bed) -> Outcome:
+def nats(bed: CheckContext) -> Outcome:
     """The packaged model, frozen, its tokens' roles trained: held-out perplexity within 3% of full attention at under
     half the pairs, below sinks and a window, and below heavy hitters, at as many; the bytes really held as counted."""
     model = Decoder.of_llama(lm.load()[0]).requires_grad_(False)
-    roles = NAtS(model.stack.shape)
+    layer_roles = NAtS(model.stack.shape)
 
     def loss(ids: Tensor) -> Tensor:
-        text = small.next_token(model(ids, roles), ids)
-        return text + 0.1 * torch.stack(list(roles.visible.values())).mean()
+        text = small.next_token(model(ids, layer_roles), ids)
+        return text + 0.1 * torch.stack(list(layer_roles.visible.values())).mean()
 
-    small.train("79 roles", roles, loss, small.windows(small.tokens(600_000), 512), 120, 3e-3, 4)
+    small.train("79 roles", layer_roles, loss, small.windows(small.tokens(600_000), 512), 120, 3e-3, 4)
     rows = small.held_out(LENGTH, EACH)
     n: dict[str, Any] = {"full": small.perplexity(lambda ids: model(ids), rows)}
     shares: list[float] = []
 
     def sparse(ids: Tensor) -> Tensor:
-        logits = model(ids, roles)
-        shares.append(float(torch.stack(list(roles.visible.values())).mean()))
+        logits = model(ids, layer_roles)
+        shares.append(float(torch.stack(list(layer_roles.visible.values())).mean()))
         return logits
 
     n["nats"] = small.perplexity(sparse, rows)
@@ -98,7 +98,7 @@ def nats(bed: Bed) -> Outcome:
     n["heavy hitters"] = small.perplexity(token_by_token(model, HeavyHitters(budget)), rows, 6)
     every: dict[Any, Any] = {}
     kept: dict[Any, Any] = {}
-    for attend, memory in ((full, every), (roles, kept)):
+    for attend, memory in ((full, every), (layer_roles, kept)):
         model(rows, attend, memory)
     held = sum(layer.bytes() for layer in kept.values() if isinstance(layer, Ragged))
     n["bytes held at the end"] = round(held / sum(layer.bytes() for layer in every.values()), 4)
@@ -123,7 +123,7 @@ def attention_rows(model: Decoder, ids: Tensor, last: int = 64) -> Tensor:
 
 @check(291)
 @torch.no_grad()
-def pod(bed: Bed) -> Outcome:
+def pod(bed: CheckContext) -> Outcome:
     """A model of 8 layers, then tuned on as it is, with blocks of like layers, or with a window of as many bytes:
     about a third of the bytes saved, held-out perplexity within 2% of full attention and below the window's."""
     length, sinks, recent = 256, 4, 28

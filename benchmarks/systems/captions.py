@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.reference.lotlip_338 import LoTLIP
 from benchmarks.reference.text_encoder import Vocabulary, batch, tiny
-from benchmarks.systems.bed import SEED, Bed, Outcome, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from benchmarks.trained import mean
 from tokensieve.retrieval.evaluation.evaluate import ranks
 from tokensieve.retrieval.heads.contrast import fit
@@ -49,7 +49,7 @@ class Eye(nn.Module):
 
 
 @check(338)
-def lotlip(_: Bed) -> Outcome:
+def lotlip(_: CheckContext) -> Outcome:
     """Generated scenes, captions of one thing and of all things, two seeds: R@1 of long captions above training by CLS
     alone on the same captions, that of short ones within one point."""
     pictures, short, long = scenes("train")

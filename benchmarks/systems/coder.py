@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from benchmarks.reference.decoder import Decoder
 from benchmarks.reference.longcoder_178 import LongCoder, definitions
 from benchmarks.systems import small
-from benchmarks.systems.bed import Bed, Outcome, check
+from benchmarks.systems.bed import CheckContext, Outcome, check
 from benchmarks.systems.cache_trained import masked_by, seen_within
 from tokensieve.testbed import lm
 
@@ -52,7 +52,7 @@ def far_names(row: Tensor) -> Tensor:
 
 @check(178)
 @torch.no_grad()
-def longcoder(bed: Bed) -> Outcome:
+def longcoder(bed: CheckContext) -> Outcome:
     """The packaged model tuned on Python with a window, alone or with bridges and definitions, equal steps: held-out
     loss on names defined before the window below the plain window's; attended pairs grow linearly with the length."""
     plain = Decoder.of_llama(lm.load()[0])

@@ -13,8 +13,8 @@ from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 import tokensieve as ts
-from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.methods.vlm.trimmed_llama import TrimmedLlama
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
+from tokensieve.methods.cross.trimmed_llama import TrimmedLlama
 from tokensieve.sites.model.compatibility import cache_in
 
 CROSS, SIZE, WIDTH = (1, 3, 5), 32, 64
@@ -98,7 +98,7 @@ class RandomKeys(TrimmedLlama):
 
 @check(268)
 @torch.no_grad()
-def trimmed_llama(bed: Bed) -> Outcome:
+def trimmed_llama(bed: CheckContext) -> Outcome:
     """A small Mllama trained here on two digits in a picture, half of the image keys: within 1 point of full and above random
     keys; image KV bytes in later cross-attention layers halve. Beside it the error of the logits."""
     with torch.enable_grad():

@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import normalize
 
 import tokensieve as ts
-from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.parts import cluster
-from tokensieve.signals import Signals
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
+from tokensieve.core.signals import Signals
+from tokensieve.parts.merge import cluster
 
 
 @check(138)
-def mmtok(bed: Bed) -> Outcome:
+def mmtok(bed: CheckContext) -> Outcome:
     """64 and 16 of 576: not below text-only or image-only coverage, above random; greedy above 1 - 1/e of the best."""
     n: dict[str, Any] = {}
     for keep in (64, 16):
@@ -38,7 +38,7 @@ def mmtok(bed: Bed) -> Outcome:
 
 
 @check(30)
-def todre(bed: Bed) -> Outcome:
+def todre(bed: CheckContext) -> Outcome:
     """At 10%: covering radius below CLS top-k; above random and CLS top-k; late removal costs under a point."""
     site = {"site": "handoff"}
     n = {
@@ -54,7 +54,7 @@ def todre(bed: Bed) -> Outcome:
 
 
 @torch.no_grad()
-def _radius(bed: Bed, name: str, **options: Any) -> float:
+def _radius(bed: CheckContext, name: str, **options: Any) -> float:
     """Mean over images of the largest cosine distance of a token to the nearest kept one, in front of the model."""
     values = []
     for item, kept in bed.kept(name, 58, count=20, **options):
@@ -64,7 +64,7 @@ def _radius(bed: Bed, name: str, **options: Any) -> float:
 
 
 @check(303)
-def greedyprune(bed: Bed) -> Outcome:
+def greedyprune(bed: CheckContext) -> Outcome:
     """At 32: no lower than attention top-k and max-min diversity; the greedy objective against brute force on 12 tokens."""
     n: dict[str, Any] = {
         "greedyprune": bed.right("greedyprune", 32, layers=1),
@@ -82,7 +82,7 @@ def greedyprune(bed: Bed) -> Outcome:
 
 
 @check(339)
-def g_prune(bed: Bed) -> Outcome:
+def g_prune(bed: CheckContext) -> Outcome:
     """At 64: above random and CLS top-k; the kept tokens touch more of 32 k-means clusters than CLS top-k's."""
     n = {name: bed.right(name, 64) for name in ("g-prune", "random", "fastervlm")}
     n |= {f"clusters: {name}": _touched(bed, name) for name in ("g-prune", "fastervlm")}
@@ -91,7 +91,7 @@ def g_prune(bed: Bed) -> Outcome:
 
 
 @torch.no_grad()
-def _touched(bed: Bed, name: str) -> float:
+def _touched(bed: CheckContext, name: str) -> float:
     """Of 32 k-means clusters of an image's tokens, how many hold a kept one, mean over images."""
     counts = []
     for item, kept in bed.kept(name, 64, count=20):
@@ -103,7 +103,7 @@ def _touched(bed: Bed, name: str) -> float:
 
 
 @check(391)
-def cluster_aggregation(bed: Bed) -> Outcome:
+def cluster_aggregation(bed: CheckContext) -> Outcome:
     """At 64: cluster means no lower than attention top-k, encoder-level merging and random."""
     n = {name: bed.right(name, 64) for name in ("cluster-aggregation", "fastervlm", "tome", "random")}
     return beats(n, "cluster-aggregation", (), ("fastervlm", "tome", "random")), n

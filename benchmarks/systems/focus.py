@@ -9,21 +9,21 @@ from typing import Any
 import torch
 
 import tokensieve as ts
-from benchmarks.systems.bed import INSIDE, SEED, Bed, Outcome, beats, check
+from benchmarks.systems.bed import INSIDE, SEED, CheckContext, Outcome, beats, check
 from benchmarks.systems.inside import calibration
 from tokensieve import testbed
-from tokensieve.focus import Focus
-from tokensieve.methods.vlm.corematching import CoreMatching
-from tokensieve.methods.vlm.lvlm_csp import Scatter
-from tokensieve.methods.vlm.yopo import YOPO
-from tokensieve.parts import flops
-from tokensieve.plan import Plan, Stage, plan
+from tokensieve.core.focus import Focus
+from tokensieve.core.plan import Plan, Stage, plan
+from tokensieve.methods.focus.yopo import YOPO
+from tokensieve.methods.multistage.lvlm_csp import Scatter
+from tokensieve.methods.prefill.corematching import CoreMatching
+from tokensieve.parts.budget import flops
 from tokensieve.planner import heads
 
 TEXT = 12
 
 
-def visual(bed: Bed, made: Plan) -> float:
+def visual(bed: CheckContext, made: Plan) -> float:
     """Prefill FLOPs beyond those of the text alone, as a share of the full ones; what is hidden is not counted."""
     cost, language = ts.cost(bed.model, made, text=TEXT), bed.model.config.text_config
     text = language.num_hidden_layers * flops.of_layer(language, TEXT)
@@ -43,7 +43,7 @@ def skipping(layers: tuple[int, ...], depth: int) -> list[Stage]:
 
 
 @check(15)
-def yopo(bed: Bed) -> Outcome:
+def yopo(bed: CheckContext) -> Outcome:
     """5 x 5 neighbours, half of the heads off, vision skipped in the last half of the layers: counted visual FLOPs (hidden pairs
     not counted; kernels here compute them) fall by over 70% and under 2 points are lost; equally many random heads, and equally
     many random layers, lose more."""
@@ -71,7 +71,7 @@ def yopo(bed: Bed) -> Outcome:
 
 
 @check(381)
-def lvlm_csp(bed: Bed) -> Outcome:
+def lvlm_csp(bed: CheckContext) -> Outcome:
     """The largest mean that leaves 35% of the image-token FLOPs: above FastV at equal FLOPs; after scattering, the tokens are the
     original ones, in place (accuracy; there is no mask head)."""
     tokens = max(k for k in range(170, 576) if visual(bed, plan("lvlm-csp", k)) <= 0.35)
@@ -107,7 +107,7 @@ class RandomNeurons(CoreMatching):
 
 
 @check(300)
-def corematching(bed: Bed) -> Outcome:
+def corematching(bed: CheckContext) -> Outcome:
     """Core tokens at the knee's count beat random tokens; while decoding, a feed-forward network of 40% core neurons beats one of
     equally many random neurons. The first word of an answer comes from the prompt's own pass, which neurons do not limit."""
     sizes = [count for count, _ in bed.counts("corematching", 575, scenes=30, **INSIDE)]
@@ -124,7 +124,7 @@ def corematching(bed: Bed) -> Outcome:
 
 
 @check(55)
-def vmtc(bed: Bed) -> Outcome:
+def vmtc(bed: CheckContext) -> Outcome:
     """VMTC at 192, alone and with CMAI (each text token sees half of what is left), beside spatial downsampling of equal count.
     Compliance with output formats is not measured, and so nothing is shown: the testbed's model knows no such instructions."""
     both = Plan([ts.method("vmtc", 192), ts.method("cmai", 0.5)])

@@ -9,12 +9,13 @@ import torch
 from scipy.stats import spearmanr
 
 import tokensieve as ts
-from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
-from tokensieve.method import Method
-from tokensieve.needs import CLSAttention, Need
-from tokensieve.parts import budget, crops, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.signals import Signals
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
+from tokensieve.core.method import Method
+from tokensieve.core.needs import CLSAttention, Need
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import budget, score, select
+from tokensieve.parts.score import crops
 from tokensieve.testbed.onevision import TOKENS
 
 KINDS = ("identity", "colour", "location", "reading")
@@ -36,7 +37,7 @@ class EqualShare(Method):
 
     def reduce(self, s: Signals, keep: torch.Tensor) -> Reduction:
         group, number = crops.of(s)
-        held = select.held(group, s.valid, number)
+        held = select.group_sizes(group, s.valid, number)
         weight = held.double()
         weight[:, -1] = 0
         if self.thumbnail is not None:
@@ -48,7 +49,7 @@ class EqualShare(Method):
 
 
 @check(0)
-def globalcom2(bed: Bed) -> Outcome:
+def globalcom2(bed: CheckContext) -> Outcome:
     """Questions about one thing of a large picture, 25% of the tokens: above equal shares with CLS top-k, and above random."""
     keep = TOKENS["anyres"] // 4
     n = {
@@ -61,7 +62,7 @@ def globalcom2(bed: Bed) -> Outcome:
 
 
 @check(52)
-def hired(bed: Bed) -> Outcome:
+def hired(bed: CheckContext) -> Outcome:
     """Questions about one thing of a large picture, 20% of the tokens: above an equal split with the same top-k; exact total."""
     keep = TOKENS["anyres"] // 5
     n = {
@@ -74,7 +75,7 @@ def hired(bed: Bed) -> Outcome:
 
 
 @check(8)
-def token_correlation(bed: Bed) -> Outcome:
+def token_correlation(bed: CheckContext) -> Outcome:
     """A page of four crops from blank to dense: kept count against glyph cells, Spearman above 0.8; words above equal draws."""
     draw = torch.Generator().manual_seed(SEED)
     group = torch.arange(5).repeat_interleave(144)
@@ -98,7 +99,7 @@ def token_correlation(bed: Bed) -> Outcome:
 
 
 @check(50)
-def fopru(bed: Bed) -> Outcome:
+def fopru(bed: CheckContext) -> Outcome:
     """At 25%: ranking above random; whole rows above ranking on questions about written words; kept indices ascend."""
     n: dict[str, Any] = {
         "rank": bed.right("fopru", 144),
@@ -111,7 +112,7 @@ def fopru(bed: Bed) -> Outcome:
 
 
 @check(316)
-def cls_inflection(bed: Bed) -> Outcome:
+def cls_inflection(bed: CheckContext) -> Outcome:
     """Mean kept share below 30%; the count follows the number of things (Spearman above 0.3); above a fixed budget."""
     site = {"site": "handoff"}
     counts, things = zip(*bed.counts("cls-inflection", 575, **site), strict=True)
@@ -126,14 +127,14 @@ def cls_inflection(bed: Bed) -> Outcome:
 
 
 @check(322)
-def simignore(bed: Bed) -> Outcome:
+def simignore(bed: CheckContext) -> Outcome:
     """192 of 576: above random."""
     n = {"simignore": bed.right("simignore", 192), "random": bed.right("random", 192)}
     return beats(n, "simignore", ("random",)), n
 
 
 @check(373)
-def trim(bed: Bed) -> Outcome:
+def trim(bed: CheckContext) -> Outcome:
     """Kept share below 30%; above random of the same mean size on the same prompts, and above the same without the appended
     token."""
     mean = bed.left("trim", 575)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 import tokensieve as ts
-from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
 from tokensieve import testbed
+from tokensieve.core.plan import Plan
 from tokensieve.parts.budget import Keep
-from tokensieve.plan import Plan
 from tokensieve.planner import schedule, stages
 from tokensieve.planner.drift import drift
 
@@ -19,7 +19,7 @@ EARLY = {"layers": 1}
 
 
 @cache
-def calibration(bed: Bed, per_kind: int = 6) -> list[dict[str, Any]]:
+def calibration(bed: CheckContext, per_kind: int = 6) -> list[dict[str, Any]]:
     """Prompts of the training split with their answers, as the searches take them."""
     items = testbed.test_set(n_scenes=60, questions_per_kind=per_kind, seed=SEED, split="train")
     out = []
@@ -34,20 +34,20 @@ def calibration(bed: Bed, per_kind: int = 6) -> list[dict[str, Any]]:
     return out
 
 
-def prompts(bed: Bed) -> list[dict[str, Any]]:
+def prompts(bed: CheckContext) -> list[dict[str, Any]]:
     """Held-out prompts without answers."""
     items = bed.items[::8]
     texts = [testbed.prompt(item.question.text) for item in items]
     return [dict(bed.processor(images=[i.image for i in items], text=texts, padding=True, return_tensors="pt"))]
 
 
-def spent(bed: Bed, plan: Plan) -> float:
+def spent(bed: CheckContext, plan: Plan) -> float:
     """Mean visual tokens over the layers."""
     return round(ts.cost(bed.model, plan).mean, 1)
 
 
 @check(91)
-def btp(bed: Bed) -> Outcome:
+def btp(bed: CheckContext) -> Outcome:
     """A mean of 0.3 (0.22 is less than the first of four layers holds): the last state drifts less than under schedules by
     attention alone and by diversity alone, and accuracy is at least theirs."""
     given = prompts(bed)
@@ -63,7 +63,7 @@ def btp(bed: Bed) -> Outcome:
 
 
 @check(13)
-def gsearch(bed: Bed) -> Outcome:
+def gsearch(bed: CheckContext) -> Outcome:
     """Searched counts hold the accuracy floor on calibration prompts with fewer token-layers than the best constant count that
     holds it; the fitted sigmoid answers better than a linear schedule at equal FLOPs."""
     asked = calibration(bed)
@@ -92,7 +92,7 @@ def gsearch(bed: Bed) -> Outcome:
     return fewer and n["accuracy: sigmoid"] > n["accuracy: linear"], n
 
 
-def _constant(bed: Bed, asked: list[dict[str, Any]]) -> Plan:
+def _constant(bed: CheckContext, asked: list[dict[str, Any]]) -> Plan:
     """The smallest count, the same from layer 1 on, that holds 95% of the accuracy on these prompts."""
     from tokensieve.planner.quality import answered, quality
 
@@ -108,7 +108,7 @@ def _constant(bed: Bed, asked: list[dict[str, Any]]) -> Plan:
 
 
 @check(64)
-def adatoken(bed: Bed) -> Outcome:
+def adatoken(bed: CheckContext) -> Outcome:
     """The measured schedule costs under a point, and less than random dropping at the same counts."""
     plan = stages.adatoken3d(bed.model, calibration(bed), cover=0.9, first=1)
     random = Plan([ts.Stage("random", s.keep, site="prefill", layers=s.layers) for s in plan.stages])

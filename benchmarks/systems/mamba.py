@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from benchmarks.reference.longmamba_265 import SelectiveSSM, thresholds
-from benchmarks.systems.bed import SEED, Bed, Outcome, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from benchmarks.systems.cache import model
 from tokensieve.testbed.lm.evaluate import stream
 
@@ -72,7 +72,7 @@ def train(text: Tensor, words: int) -> Small:
 
 
 @check(265)
-def longmamba(bed: Bed) -> Outcome:
+def longmamba(bed: CheckContext) -> Outcome:
     """A small Mamba trained on 64 tokens here, read at 512: perplexity of held-out text and recall of a key better with the
     filter than without it; channels of short memory put out what they did."""
     ids, words = torch.as_tensor(stream(model()[1])), len(model()[1])

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 import tokensieve as ts
-from benchmarks.systems.bed import SEED, Bed, Outcome, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from benchmarks.systems.cache import model
-from tokensieve.parts import anchor, segments, select
-from tokensieve.reduction import Reduction
-from tokensieve.sites import taps
+from tokensieve.core.reduction import Reduction
+from tokensieve.parts import select
+from tokensieve.parts.attention import anchor
+from tokensieve.parts.select import segments
+from tokensieve.sites.model import taps
 from tokensieve.testbed import lm
 from tokensieve.testbed.lm.evaluate import stream
 
@@ -74,9 +76,9 @@ def best_blocks(query: Tensor, key: Tensor, scale: float, like: Tensor) -> Tenso
 
     def worth(start: int) -> Tensor:
         order = (query[start : start + GROUP].mean(0) @ means[: start // BLOCK].T * scale).repeat_interleave(BLOCK)
-        among = torch.arange(start)[None] >= BLOCK
-        count = (like[start, :start] & among[0]).sum()[None]
-        return select.top(order[None], count, among)[0].float() - 0.5
+        candidates = torch.arange(start)[None] >= BLOCK
+        count = (like[start, :start] & candidates[0]).sum()[None]
+        return select.top(order[None], count, candidates)[0].float() - 0.5
 
     return by_group(worth)
 
@@ -105,7 +107,7 @@ def lines(query: Tensor, key: Tensor, scale: float, like: Tensor) -> Tensor:
 
 @check(153)
 @torch.no_grad()
-def anchor_attention(bed: Bed) -> Outcome:
+def anchor_attention(bed: CheckContext) -> Outcome:
     """Groups of 4 blocks of 16 queries, 2,048 tokens of held-out text, all heads of all layers: at three gaps, attention mass
     recalled above that of the best blocks and of columns and diagonals that read as many pairs; errors of outputs beside it."""
     names = ("anchor-attention", "block top-k", "vertical-slash")
@@ -182,7 +184,7 @@ def seconds(n: int) -> float:
 
 @check(385)
 @torch.no_grad()
-def vcc(bed: Bed) -> Outcome:
+def vcc(bed: CheckContext) -> Outcome:
     """Facts in 2,048 tokens of held-out text, pooled to an eighth: errors of the attention output of the question's tokens below
     those of uniform pooling, on average over layers; four times the tokens take less than 6 times as long (quadratic: 16)."""
     llm, tokenizer = model()

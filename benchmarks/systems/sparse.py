@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, relu, scaled_dot_product_attentio
 
 from benchmarks.reference.cats_148 import calibrate, cats, gated
 from benchmarks.reference.token_ring_149 import token_ring
-from benchmarks.systems.bed import SEED, Bed, Outcome, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from benchmarks.systems.cache import model
 from tokensieve.testbed.lm.evaluate import stream
 
@@ -48,7 +48,7 @@ def changed(gate: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
 
 
 @check(148)
-def cats_(bed: Bed) -> Outcome:
+def cats_(bed: CheckContext) -> Outcome:
     """Half of the neurons left out, not tuned: perplexity of held-out text above the full network's by less than with a random
     half left out, and with ReLU in the place of SiLU; on that text within 2 points of the sparsity calibrated on other text."""
     seen, held = windows()
@@ -71,7 +71,7 @@ def cats_(bed: Bed) -> Outcome:
 
 
 @check(149)
-def ring(bed: Bed) -> Outcome:
+def ring(bed: CheckContext) -> Outcome:
     """8 devices, 1,024 tokens of 16 heads of 64: within 1e-5 of full attention, causal and not; the most bytes in either
     direction of a link below what keys and values take that travel."""
     draw = torch.Generator().manual_seed(SEED)

@@ -8,9 +8,9 @@ import torch
 from transformers import DynamicCache
 
 import tokensieve as ts
-from benchmarks.systems.bed import Bed, Outcome, beats, check
+from benchmarks.systems.bed import CheckContext, Outcome, beats, check
 from tokensieve import testbed
-from tokensieve.methods.vlm.mustdrop import MustDrop
+from tokensieve.methods.multistage.mustdrop import MustDrop
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.model.compatibility import cache_argument
 
@@ -18,7 +18,7 @@ MEAN = {"layers": 1}
 
 
 @check(287)
-def star(bed: Bed) -> Outcome:
+def star(bed: CheckContext) -> Outcome:
     """At 0.3 of the tokens on average: above encoder-only and above LM-only pruning of the same average."""
     n = {
         "star": bed.right("star", 0.3),
@@ -29,7 +29,7 @@ def star(bed: Bed) -> Outcome:
 
 
 @check(90)
-def vscan(bed: Bed) -> Outcome:
+def vscan(bed: CheckContext) -> Outcome:
     """At 11%: both scans beat either alone; pruning at a middle layer beats an early one at equal tokens."""
     here = {"site": "handoff"}
     n = {
@@ -44,7 +44,7 @@ def vscan(bed: Bed) -> Outcome:
 
 
 @check(150)
-def visiondrop(bed: Bed) -> Outcome:
+def visiondrop(bed: CheckContext) -> Outcome:
     """At a mean of 200 of 576 (64 is less than the first of four layers holds): above last-text-token pruning."""
     n = {
         "visiondrop": bed.right("visiondrop", 200),
@@ -55,7 +55,7 @@ def visiondrop(bed: Bed) -> Outcome:
 
 
 @check(305)
-def flowcut(bed: Bed) -> Outcome:
+def flowcut(bed: CheckContext) -> Outcome:
     """64 of 576: above last-layer CLS top-k (agreement of neighbouring layers is not measured)."""
     n: dict[str, Any] = {
         "flowcut": bed.right("flowcut", 64),
@@ -66,7 +66,7 @@ def flowcut(bed: Bed) -> Outcome:
 
 
 @check(10)
-def aim(bed: Bed) -> Outcome:
+def aim(bed: CheckContext) -> Outcome:
     """At 0.3 of the tokens on average: above merging alone and above one-shot text-attention pruning."""
     n = {
         "aim": bed.right("aim", 0.3),
@@ -77,7 +77,7 @@ def aim(bed: Bed) -> Outcome:
 
 
 @check(66)
-def vflowopt(bed: Bed) -> Outcome:
+def vflowopt(bed: CheckContext) -> Outcome:
     """At 10%: as a system above its first stage alone and above random (recycling is not ablated, options not tuned)."""
     n = {
         "vflowopt": bed.right("vflowopt", 58),
@@ -87,7 +87,7 @@ def vflowopt(bed: Bed) -> Outcome:
     return beats(n, "vflowopt", ("random", "handoff only")), n
 
 
-def protected(bed: Bed, keep: float, share: float) -> bool:
+def min_kept(bed: CheckContext, keep: float, share: float) -> bool:
     """Whether the image's tokens of highest CLS attention are there behind the last stage in front of the cache's."""
     for item in bed.items[::40]:
         asked = ([item.image], [item.question.text])
@@ -105,7 +105,7 @@ def protected(bed: Bed, keep: float, share: float) -> bool:
     return True
 
 
-def most_held(bed: Bed, keep: float, new: int = 12) -> list[int]:
+def most_held(bed: CheckContext, keep: float, new: int = 12) -> list[int]:
     """The most entries of an image's prompt and answer that any layer holds, behind the prompt and each decoded token, beside
     the prompt's text."""
     item, cache, sizes = bed.items[0], DynamicCache(), []
@@ -130,7 +130,7 @@ def most_held(bed: Bed, keep: float, new: int = 12) -> list[int]:
 
 
 @check(53)
-def mustdrop(bed: Bed) -> Outcome:
+def mustdrop(bed: CheckContext) -> Outcome:
     """At 10% of the tokens on average: above merging alone; at 30%, the least that they reach being over 25%, above filtering
     alone and merging alone. Protected tokens survive prefill; no layer's cache grows beyond the budget and the prompt's text."""
     n: dict[str, Any] = {
@@ -140,7 +140,7 @@ def mustdrop(bed: Bed) -> Outcome:
         "merging alone at 0.3": bed.right("mustdrop", 0.3, site="handoff"),
         "filter alone at 0.3": bed.right("fastv", Keep(average=0.3), **MEAN),
         "cache alone, whole prefill": bed.right("mustdrop-c", 0.1, every=1),
-        "protected survive": protected(bed, 0.1, MustDrop().protect),
+        "protected survive": min_kept(bed, 0.1, MustDrop().protect),
         "entries beside the prompt's text, token by token": most_held(bed, 0.1),
     }
     shown = beats(n, "mustdrop", ("merging alone",))
@@ -150,7 +150,7 @@ def mustdrop(bed: Bed) -> Outcome:
 
 
 @check(141)
-def catp(bed: Bed) -> Outcome:
+def catp(bed: CheckContext) -> Outcome:
     """Pairs of pictures in place of worked examples, which the testbed's models were not taught: 78% of visual tokens removed
     on average over layers, above random removal, and above last-text attention that ends with as few behind a first layer
     that sees all."""

@@ -18,7 +18,7 @@ from benchmarks.reference.mexma_382 import Mexma
 from benchmarks.reference.sticky_tokens_307 import scan
 from benchmarks.reference.tempscale_122 import high_frequency, likeness, slope, tempered
 from benchmarks.reference.text_encoder import Vocabulary, batch, tiny
-from benchmarks.systems.bed import Bed, Outcome, check
+from benchmarks.systems.bed import CheckContext, Outcome, check
 from benchmarks.trained import mean
 from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.evaluation.evaluate import ranks
@@ -46,7 +46,7 @@ def halves(held_out: bool, longest: int = 48) -> tuple[Ids, Ids]:
 
 
 @check(122)
-def temperature(_: Bed) -> Outcome:
+def temperature(_: CheckContext) -> Outcome:
     """MiniLM, 150 passages cut to 16, 32, 64 and 128 tokens: their mean cosine rises with length, less steeply at temperature
     0.9, where the last states hold more high-frequency energy."""
     encoder: Any = load_encoder()
@@ -86,7 +86,7 @@ def averaged(encoder: nn.Module, ids: Tensor, real: Tensor) -> Tensor:
 
 
 @check(307)
-def sticky(_: Bed) -> Outcome:
+def sticky(_: CheckContext) -> Outcome:
     """Small sentence encoder, one id never trained on whose embedding is the mean of all others, 20 times as long: the scan
     of the vocabulary ranks it first, and similarities with it inserted spread less than with other tokens."""
     size = len(vocabulary())
@@ -122,7 +122,7 @@ def sticky(_: Bed) -> Outcome:
 
 
 @check(21)
-def dupmae(_: Bed) -> Outcome:
+def dupmae(_: CheckContext) -> Outcome:
     """Small encoder pretrained on the training half, second halves of held-out passages found by the first: recall@10 of
     the joint vector (32 of CLS, 32 of ordinary tokens) above 64 of either alone; linear maps trained on the training half,
     three seeds."""
@@ -160,7 +160,7 @@ def both(model: DupMAE, ids: Ids) -> tuple[Tensor, Tensor]:
 
 
 @check(382)
-def mexma(_: Bed) -> Outcome:
+def mexma(_: CheckContext) -> Outcome:
     """First lines of docstrings and their word-cipher translation, equal steps: bitext retrieval error on held-out lines
     below that of the sentence objective alone; without the token states' gradient it is higher."""
     size = len(vocabulary())
@@ -230,7 +230,7 @@ class Classifier(nn.Module):
 
 
 @check(160)
-def inceptive(_: Bed) -> Outcome:
+def inceptive(_: CheckContext) -> Outcome:
     """Docstrings with an ordered pattern of 2, 4 or 6 tokens, which of six it is, five seeds: accuracy above the CLS
     readout and above every single kernel of as many channels, under 10% more parameters."""
     known, test = planted(False, 2000, 0), planted(True, 600, 0)

@@ -12,7 +12,7 @@ from benchmarks.reference.decoder import Decoder, Shape
 from benchmarks.reference.mta_348 import MultiTokenAttention
 from benchmarks.reference.tree_cross_attention_274 import TreeCrossAttention, Walk, retreever_loss
 from benchmarks.systems import small
-from benchmarks.systems.bed import SEED, Bed, Outcome, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 
 COPIED, SYMBOLS, WIDTH, ASKED = 256, 10, 64, 64
 
@@ -64,7 +64,7 @@ def copy_sample(index: int, seed: int = SEED) -> Tensor:
 
 @check(274)
 @torch.no_grad()
-def tree(bed: Bed) -> Outcome:
+def tree(bed: CheckContext) -> Outcome:
     """Copying 256 symbols, equal steps: accuracy of 9 nodes of the tree within 2 points of attention to all
     256 and above 9 latents that read them."""
     n: dict[str, Any] = {}
@@ -109,7 +109,7 @@ def find_sample(index: int, seed: int = SEED) -> Tensor:
 
 @check(348)
 @torch.no_grad()
-def mta(bed: Bed) -> Outcome:
+def mta(bed: CheckContext) -> Outcome:
     """Naming the one of 8 blocks of 5 letters that holds both letters asked for, equal steps and sizes: share of wrong
     blocks below plain attention's; no logits change with a later token."""
     n: dict[str, Any] = {}

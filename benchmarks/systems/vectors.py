@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 from benchmarks import retrieval
 from benchmarks.reference.token_hits_132_135 import token_hits, xtr
 from benchmarks.systems.bed import SEED, Outcome, check
-from benchmarks.systems.bed import Bed as Testbed
+from benchmarks.systems.bed import CheckContext as Testbed
 from tokensieve.retrieval.encoders.encoded import Encoded
 from tokensieve.retrieval.evaluation.evaluate import late_interaction, measures, ranks, several, single_vector
 from tokensieve.retrieval.scoring.fde import Fde
@@ -25,8 +25,8 @@ PASSAGES, QUERIES, DRAWS = 1500, 300, 3
 
 
 @cache
-def bed() -> retrieval.Bed:
-    return retrieval.Bed(PASSAGES, slice(QUERIES))
+def bed() -> retrieval.CheckContext:
+    return retrieval.CheckContext(PASSAGES, slice(QUERIES))
 
 
 @cache

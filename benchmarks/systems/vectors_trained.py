@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from benchmarks.reference.poly_encoder_188 import PolyEncoder
-from benchmarks.systems.bed import Bed, Outcome, check
+from benchmarks.systems.bed import CheckContext, Outcome, check
 from benchmarks.trained import (
     OUT,
     PASSAGES,
@@ -46,7 +46,7 @@ def projection(seed: int, form: str = "linear") -> Projection:
 
 
 @check(130)
-def crisp(_: Bed) -> Outcome:
+def crisp(_: CheckContext) -> Outcome:
     """Docstrings, 4x fewer vectors of passages: a head trained on its own centroids is above k-means afterwards (queries
     clustered or whole, alike on both sides) and, with whole queries, above token pruning; two seeds."""
     rows: dict[str, list[float]] = {}
@@ -73,7 +73,7 @@ def crisp(_: Bed) -> Outcome:
 
 
 @check(133)
-def projections(_: Bed) -> Outcome:
+def projections(_: CheckContext) -> Outcome:
     """Docstrings, heads of equal output width, two rounds over the pairs, five seeds (one of the other forms): residual
     upscaled above single linear."""
     n: dict[str, Any] = {"frozen": mean([found(*held_out()[:2])])}
@@ -128,7 +128,7 @@ def fused(head: ColBERTer, queries: Encoded, documents: Encoded) -> float:
 
 
 @check(131)
-def colberter(_: Bed) -> Outcome:
+def colberter(_: CheckContext) -> Outcome:
     """Docstrings, words that the gate leaves, at least 2x fewer than tokens: nDCG@10 above words left by chance from a head
     without gate, equally many of each passage's share; bytes a passage in float16 with its pooled vector; one seed, three
     draws."""
@@ -155,7 +155,7 @@ def colberter(_: Bed) -> Outcome:
 
 
 @check(188)
-def poly(_: Bed) -> Outcome:
+def poly(_: CheckContext) -> Outcome:
     """Docstrings, passages as m vectors: recall@1 rises with m from the mean-pooled bi-encoder on, two seeds; scoring a
     passage costs less than a tenth of cross-attention over query and passage (MiniLM's layers, in one run)."""
     queries, documents, places = held_out()

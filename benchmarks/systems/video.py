@@ -8,12 +8,12 @@ import torch
 
 import tokensieve as ts
 from benchmarks import several
-from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
+from tokensieve.core.plan import Stage, descent
+from tokensieve.core.signals import Signals
+from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.video.framefusion import SHALLOW, FrameFusion
 from tokensieve.methods.video.lftr import LFTR
-from tokensieve.methods.vlm.text_attention import ByText
-from tokensieve.plan import Stage, descent
-from tokensieve.signals import Signals
 from tokensieve.testbed import ClipQuestion, Several
 from tokensieve.testbed.onevision import TOKENS
 
@@ -36,7 +36,7 @@ def brief(number: int = 24) -> list[Several]:
 
 
 @check(199)
-def lftr(bed: Bed) -> Outcome:
+def lftr(bed: CheckContext) -> Outcome:
     """Clips at 16x fewer tokens: above uniform subsampling and average pooling; a static clip gives every frame one weight."""
     x, frame = clip(True)
     weights = LFTR().temporal_weights(Signals(x, frame=frame))
@@ -47,7 +47,7 @@ def lftr(bed: Bed) -> Outcome:
 
 
 @check(370)
-def quota(bed: Bed) -> Outcome:
+def quota(bed: CheckContext) -> Outcome:
     """Clips with three or four relevant frames (none has one), 144 tokens: beside equal quotas; quotas sum to the budget."""
     items, keep = brief(), 144
     flags = {
@@ -61,7 +61,7 @@ def quota(bed: Bed) -> Outcome:
 
 
 @check(397)
-def framefusion(bed: Bed) -> Outcome:
+def framefusion(bed: CheckContext) -> Outcome:
     """Clips at 30% of the tokens on average: above pruning alone and merging alone; a static clip merges to one frame."""
     keep = round(0.3 * TOKENS["clip"])
     x, frame = clip(True)
@@ -69,7 +69,7 @@ def framefusion(bed: Bed) -> Outcome:
     merging = ts.Plan(Stage(FrameFusion(similarity=-1.0), keep))
     n = {
         "framefusion": bed.several.right("clip", "framefusion", ts.Keep(average=keep)),
-        "pruning": bed.several.right("clip", ts.Plan(descent(ByText(), ts.Keep(average=keep), (SHALLOW,)))),
+        "pruning": bed.several.right("clip", ts.Plan(descent(TextRanking(), ts.Keep(average=keep), (SHALLOW,)))),
         "merging": bed.several.right("clip", merging),
         "all tokens": bed.several.right("clip", "uniform", 1.0),
         "still: off one frame by": round(float((r.apply(x)[0] - x[0, :PLACES]).abs().max()), 6),
@@ -79,7 +79,7 @@ def framefusion(bed: Bed) -> Outcome:
 
 
 @check(139)
-def centerclip(bed: Bed) -> Outcome:
+def centerclip(bed: CheckContext) -> Outcome:
     """Half of a clip's tokens: accuracy beside uniform sampling, repeated runs identical. No text-video retrieval here."""
     x, frame = clip(False)
     runs = [ts.reduce(x, "centerclip", 0.5, frame=frame).kept[0] for _ in range(3)]

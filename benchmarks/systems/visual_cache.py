@@ -9,9 +9,9 @@ import torch
 from transformers import DynamicCache
 
 import tokensieve as ts
-from benchmarks.systems.bed import SEED, Bed, Outcome, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from tokensieve import testbed
-from tokensieve.method import Method
+from tokensieve.core.method import Method
 from tokensieve.methods.cache.vasparse import VASparse
 from tokensieve.sites.model.compatibility import cache_argument
 from tokensieve.testbed.words import COUNTS
@@ -33,7 +33,7 @@ def existence(count: int) -> list[tuple[Any, str, bool]]:
 
 
 @torch.no_grad()
-def says_yes(bed: Bed, asked: list[tuple[Any, str, bool]], what: Method | None, keep: float) -> list[bool]:
+def says_yes(bed: CheckContext, asked: list[tuple[Any, str, bool]], what: Method | None, keep: float) -> list[bool]:
     """Whether the first word of the answer is another number than none; entries leave in front of the prompt's last tokens."""
     none = bed.processor.tokenizer.encode(COUNTS[0], add_special_tokens=False)[-1]
     out = []
@@ -54,7 +54,7 @@ def says_yes(bed: Bed, asked: list[tuple[Any, str, bool]], what: Method | None, 
 
 
 @torch.no_grad()
-def speed(bed: Bed, what: Method | None, keep: float, passes: int = 1, batch: int = 8) -> float:
+def speed(bed: CheckContext, what: Method | None, keep: float, passes: int = 1, batch: int = 8) -> float:
     """Decoded tokens per second; ``passes`` over caches of their own for each, as contrasting two views takes."""
     scene = testbed.generate(SEED, 0, "test")
     text = [testbed.prompt("how many digits are there ?")] * batch
@@ -75,7 +75,7 @@ def speed(bed: Bed, what: Method | None, keep: float, passes: int = 1, batch: in
 
 
 @check(288)
-def vasparse(bed: Bed) -> Outcome:
+def vasparse(bed: CheckContext) -> Outcome:
     """Is there any digit, any shape (asked as how many, half of the answers being none), half of the cache kept in front of the
     answer: fewer false yes than by attention alone; more tokens per second than two passes contrasted take. The contrast
     of one pass is not built."""

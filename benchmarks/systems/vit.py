@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 import tokensieve as ts
-from benchmarks.systems.bed import SEED, Bed, Outcome, beats, check
+from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
 
 
 @check(62)
-def token_transforming(bed: Bed) -> Outcome:
+def token_transforming(bed: CheckContext) -> Outcome:
     """Digits ViT, no training, 40% fewer FLOPs: above bipartite merging and top-k pruning."""
     keep = 24  # equal steps from 64 to 24 over 6 layers: a mean of 40.7 of 64 tokens and CLS, about 0.6 of the FLOPs
     n = {
@@ -24,7 +24,7 @@ def token_transforming(bed: Bed) -> Outcome:
 
 
 @check(345)
-def atc(bed: Bed) -> Outcome:
+def atc(bed: CheckContext) -> Outcome:
     """Digits ViT, no training, a quarter kept: above ToMe and top-k; the cluster count exact for every M."""
     n: dict[str, Any] = {
         "atc": bed.vit_right("atc", 0.25),

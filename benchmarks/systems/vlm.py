@@ -7,12 +7,12 @@ from typing import Any
 import torch
 
 import tokensieve as ts
-from benchmarks.systems.bed import INSIDE, SEED, Bed, Outcome, beats, check
-from tokensieve.plan import applied
+from benchmarks.systems.bed import INSIDE, SEED, CheckContext, Outcome, beats, check
+from tokensieve.core.plan import applied
 
 
 @check(380)
-def visionzip(bed: Bed) -> Outcome:
+def visionzip(bed: CheckContext) -> Outcome:
     """At 64 of 576: above dominant-only, random and average pooling."""
     n = {
         "visionzip": bed.right("visionzip", 64),
@@ -24,7 +24,7 @@ def visionzip(bed: Bed) -> Outcome:
 
 
 @check(57)
-def fastervlm(bed: Bed) -> Outcome:
+def fastervlm(bed: CheckContext) -> Outcome:
     """At 5%: above language-model text attention and random; share of kept tokens on the object for both rankings."""
     n = {
         "fastervlm": bed.right("fastervlm", 29),
@@ -37,7 +37,7 @@ def fastervlm(bed: Bed) -> Outcome:
 
 
 @check(6)
-def vtc_cls(bed: Bed) -> Outcome:
+def vtc_cls(bed: CheckContext) -> Outcome:
     """At 64: the ensemble of layers at least equals the last layer alone, and exceeds text attention and random."""
     n = {
         "vtc-cls": bed.right("vtc-cls", 64),
@@ -49,7 +49,7 @@ def vtc_cls(bed: Bed) -> Outcome:
 
 
 @check(27)
-def hiprune(bed: Bed) -> Outcome:
+def hiprune(bed: CheckContext) -> Outcome:
     """At 11%: above deep-layer attention top-k and random; the same code on an encoder without CLS."""
     n: dict[str, Any] = {
         "hiprune": bed.right("hiprune", 63),
@@ -64,7 +64,7 @@ def hiprune(bed: Bed) -> Outcome:
 
 
 @check(67)
-def divprune(bed: Bed) -> Outcome:
+def divprune(bed: CheckContext) -> Outcome:
     """At 10%: smallest distance between kept tokens and accuracy above CLS top-k and random."""
     n = {name: bed.right(name, 58) for name in ("divprune", "fastervlm", "random")}
     near = {f"min distance: {name}": _closest(bed, name) for name in ("divprune", "fastervlm", "random")}
@@ -73,7 +73,7 @@ def divprune(bed: Bed) -> Outcome:
 
 
 @torch.no_grad()
-def _closest(bed: Bed, name: str) -> float:
+def _closest(bed: CheckContext, name: str) -> float:
     """Mean over images of the smallest cosine distance between two kept tokens, at the handoff."""
     values = []
     for item, kept in bed.kept(name, 58, count=20):
@@ -84,7 +84,7 @@ def _closest(bed: Bed, name: str) -> float:
 
 
 @check(279)
-def dart(bed: Bed) -> Outcome:
+def dart(bed: CheckContext) -> Outcome:
     """576 to 64: above random and attention-ranked pruning, at the same layer; under fused attention."""
     n: dict[str, Any] = {
         "dart": bed.right("dart", 64, **INSIDE),
@@ -96,7 +96,7 @@ def dart(bed: Bed) -> Outcome:
 
 
 @check(270)
-def sparsevlm(bed: Bed) -> Outcome:
+def sparsevlm(bed: CheckContext) -> Outcome:
     """576 to 192, 128, 64 behind the last stage: above last-token pruning to each, and to each one's mean over the layers; above
     the no-recycling ablation at 64."""
     counts = (192, 128, 64)
@@ -111,7 +111,7 @@ def sparsevlm(bed: Bed) -> Outcome:
 
 
 @check(323)
-def gap(bed: Bed) -> Outcome:
+def gap(bed: CheckContext) -> Outcome:
     """Location questions, half kept at random: original ids recover at least half of what renumbering loses."""
     n = {
         "full": bed.right("uniform", 1.0, kind="location"),
@@ -124,7 +124,7 @@ def gap(bed: Bed) -> Outcome:
 
 
 @check(357)
-def ficoco(bed: Bed) -> Outcome:
+def ficoco(bed: CheckContext) -> Outcome:
     """Vision and language variants above ToMe and FastV at equal tokens."""
     n = {
         "vision": bed.right("ficoco", 64),

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokensieve.sites.anatomy import Anatomy
-from tokensieve.sites.clock import device, now
+from tokensieve.sites.model.clock import device, now
+from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.sieve import Sieve
 
 

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokensieve.parts import budget, flops
-from tokensieve.parts.budget import Keep
-from tokensieve.plan import Plan, Stage
-from tokensieve.signals import Signals
-from tokensieve.sites.anatomy import Anatomy, find
-from tokensieve.sites.focus import FocusSite
-from tokensieve.sites.ledger import Ledger
-from tokensieve.sites.resolve import layered, solve
-from tokensieve.sites.stack import Stack
+from tokensieve.core.plan import Plan, Stage
+from tokensieve.core.signals import Signals
+from tokensieve.parts import budget
+from tokensieve.parts.budget import Keep, flops
+from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.ledger import Ledger
+from tokensieve.sites.model.structure import Anatomy, find
+from tokensieve.sites.visual.focus_site import FocusSite
+from tokensieve.sites.visual.layer_budgets import layered, solve
 
 SIDES = ("spatial_merge_size", "scale_factor", "downsample_factor", "hidden_stride")
 SHARES = ("downsample_ratio", "pixel_shuffle_ratio")
@@ -84,7 +84,7 @@ def cost(
     for layer, here in layered(stages, anatomy.language).items():
         per_layer += [float(now)] * (layer - len(per_layer))
         for stage in here:
-            now = entered if stage.method.recalls else now
+            now = entered if stage.method.restores_dropped else now
             now = _count(solve(stage.keep, per_layer, depth, now, tokens, text, anatomy.language.config), now)
     per_layer += [float(now)] * (depth - len(per_layer))
     made = of_tokens(anatomy, per_layer, in_encoder, tokens, text)

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from tokensieve.bench.clocks import Split, Watchmaker, device, now
 from tokensieve.bench.subject import Batch, Subject
-from tokensieve.method import Method
+from tokensieve.core.method import Method
+from tokensieve.core.plan import Plan, Stage
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.parts.budget import Keep
-from tokensieve.plan import Plan, Stage
-from tokensieve.reduction import Reduction
-from tokensieve.signals import Signals
 from tokensieve.sites.sieve import Sieve
 
 

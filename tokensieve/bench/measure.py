@@ -16,10 +16,10 @@ from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.data import Sample
 from tokensieve.bench.floor import turns
 from tokensieve.bench.subject import Batch, Subject, prepare
-from tokensieve.plan import Plan
+from tokensieve.core.plan import Plan
+from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.compatibility import cache_in
 from tokensieve.sites.sieve import Sieve
-from tokensieve.sites.stack import Stack
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 
 from tokensieve.bench.data import Sample
 from tokensieve.bench.subject import Subject
-from tokensieve.plan import Plan
-from tokensieve.reduction import Reduction
+from tokensieve.core.plan import Plan
+from tokensieve.core.reduction import Reduction
 from tokensieve.sites.sieve import Sieve
 
 DIM = 0.22

@@ -10,8 +10,8 @@ from tokensieve.bench.data import Sample
 from tokensieve.bench.measure import Reference, measure
 from tokensieve.bench.results import Results, Settings
 from tokensieve.bench.subject import Subject, prepare
+from tokensieve.core.plan import applied
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import applied
 
 BASELINES = ("random", "uniform", "pool")
 Progress = Callable[[int, int, str], None]

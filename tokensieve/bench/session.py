@@ -15,7 +15,7 @@ from tokensieve.bench.results import Results, Settings
 from tokensieve.bench.run import BASELINES, cells, run
 from tokensieve.bench.subject import Subject
 from tokensieve.bench.tables import table
-from tokensieve.plan import applied
+from tokensieve.core.plan import applied
 
 DEMO_BUDGETS = (192, 128, 64, 32)
 DEMO_PER_KIND = 8
@@ -26,7 +26,7 @@ DEMO_METHODS = (
 
 
 @dataclass(frozen=True)
-class Asked:
+class BenchConfig:
     """The arguments of a bench."""
 
     model: str
@@ -44,7 +44,7 @@ class Asked:
     new_tokens: int | None = None
 
 
-def bench(asked: Asked, console: Console) -> Results:
+def bench(asked: BenchConfig, console: Console) -> Results:
     """Run the matrix, then write table, plots and page.
 
     Raises:
@@ -86,7 +86,7 @@ def bench(asked: Asked, console: Console) -> Results:
     return results
 
 
-def _data(asked: Asked) -> str:
+def _data(asked: BenchConfig) -> str:
     if asked.images is not None:
         return str(asked.images)
     return "testbed" if asked.which == "scenes" else f"testbed {asked.which}"
@@ -94,10 +94,12 @@ def _data(asked: Asked) -> str:
 
 def demo(out: Path, console: Console) -> Results:
     """The packaged model, the baselines and a dozen methods, four budgets, a few questions of each kind."""
-    return bench(Asked("testbed", DEMO_METHODS, DEMO_BUDGETS, out, limit=5 * DEMO_PER_KIND), console)
+    return bench(BenchConfig("testbed", DEMO_METHODS, DEMO_BUDGETS, out, limit=5 * DEMO_PER_KIND), console)
 
 
-def _overlays(subject: Subject, samples: Sequence[Sample], asked: Asked) -> list[tuple[str, str, overlay.Image.Image]]:
+def _overlays(
+    subject: Subject, samples: Sequence[Sample], asked: BenchConfig
+) -> list[tuple[str, str, overlay.Image.Image]]:
     """One sheet for each method at the budget nearest 64, on the first image; none where prompts hold several."""
     if samples[0].several is not None:
         return []

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.bench.data import Sample
-from tokensieve.sites.anatomy import Anatomy, find
+from tokensieve.sites.model.structure import Anatomy, find
 
 
 @dataclass

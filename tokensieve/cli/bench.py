@@ -56,7 +56,7 @@ def bench(
     names = [n.strip() for n in methods.split(",") if n.strip()]
     budgets = [budget(k) for k in keep.split(",")]
     rest = (which, images, question, limit, batch, seed, dtype, device, new_tokens)
-    asked = session.Asked(model, names, budgets, out, *rest)
+    asked = session.BenchConfig(model, names, budgets, out, *rest)
     measured(lambda: session.bench(asked, console()), out)
 
 
@@ -73,7 +73,7 @@ def show(
     from tokensieve.bench import overlay
     from tokensieve.bench.data import Sample, read_image
     from tokensieve.bench.subject import Subject
-    from tokensieve.plan import plan
+    from tokensieve.core.plan import plan
 
     whole = plan(method, budget(keep))
     if not image.is_file():

@@ -11,7 +11,7 @@ import typer
 from tokensieve.cli.common import Json, print_table
 
 if TYPE_CHECKING:
-    from tokensieve.registry import Card
+    from tokensieve.core.method_registry import Card
 
 
 def add(app: typer.Typer) -> None:
@@ -29,13 +29,13 @@ def methods(
     json_: Json = False,
 ) -> None:
     """List the registered methods, or tell what options some have."""
-    from tokensieve import registry
+    from tokensieve.core import method_registry
 
     if names and (site or family):
         raise ValueError("--site and --family choose among all methods; they do not go with names")
-    cards = [registry.card(name) for name in names or registry.methods(site, family)]
+    cards = [method_registry.card(name) for name in names or method_registry.methods(site, family)]
     if json_:
-        typer.echo(json.dumps([registry.as_dict(c) for c in cards], indent=2))
+        typer.echo(json.dumps([method_registry.as_dict(c) for c in cards], indent=2))
         return
     if names:
         for c in cards:
@@ -72,18 +72,19 @@ def systems(
     json_: Json = False,
 ) -> None:
     """List the published systems, what answers to each here, and its last recorded check."""
-    from tokensieve import registry
+    from tokensieve.core import method_registry
 
-    record = registry.record()["rows"]
-    rows = registry.systems(family, tier)
+    record = method_registry.record()["rows"]
+    rows = method_registry.systems(family, tier)
     if json_:
         full = [
-            registry.as_dict(s) | {"entries": registry.entries(s.id), "record": record.get(str(s.id))} for s in rows
+            method_registry.as_dict(s) | {"entries": method_registry.entries(s.id), "record": record.get(str(s.id))}
+            for s in rows
         ]
         typer.echo(json.dumps(full, indent=2))
         return
     lines = [
-        (str(s.id), s.name, s.family, str(s.tier), ", ".join(registry.entries(s.id)), *_checked(record, s.id))
+        (str(s.id), s.name, s.family, str(s.tier), ", ".join(method_registry.entries(s.id)), *_checked(record, s.id))
         for s in rows
     ]
     print_table(("id", "system", "family", "tier", "entry", "status", "numbers"), lines)

@@ -18,11 +18,14 @@ for group in (bench, catalog, doctor, retrieval):
 
 def main() -> None:
     """Run a command; what cannot be done is one line on stderr and exit code 2."""
-    from tokensieve.retrieval.index.errors import IndexProblem
-
     try:
         app()
-    except (ValueError, OSError, IndexProblem) as error:
+    except Exception as error:
+        # Asked for here alone: what an index is made of takes longer to import than --help may take.
+        from tokensieve.retrieval.index.errors import IndexProblem
+
+        if not isinstance(error, (ValueError, OSError, IndexProblem)):
+            raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 

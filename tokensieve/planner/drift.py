@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from tokensieve.core.method_registry import make
+from tokensieve.core.plan import Plan, plan
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import Plan, plan
-from tokensieve.registry import make
 from tokensieve.sites.sieve import sieve
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.methods.vlm.yopo import YOPO
+from tokensieve.core.plan import Plan, Stage
+from tokensieve.methods.focus.yopo import YOPO
 from tokensieve.parts import select
-from tokensieve.plan import Plan, Stage
 from tokensieve.planner.quality import Inputs, prompts
-from tokensieve.sites import readings, taps
-from tokensieve.sites.anatomy import find
+from tokensieve.sites.model import taps
+from tokensieve.sites.model.structure import find
+from tokensieve.sites.visual import layer_signals
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def activity(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
     def watch(index: int) -> taps.Observer:
         def observe(call: taps.Call) -> None:
             place, real = select.compact(text)
-            rows = readings.looking(call, place, 0, call.scale)
+            rows = layer_signals.looking(call, place, 0, call.scale)
             given = (rows * visual[:, None, None]).sum(3) * real[:, None]
             total[index] += given.sum((0, 2)).cpu()
 

@@ -14,14 +14,14 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import make
+from tokensieve.core.plan import Plan, Stage
 from tokensieve.extras import install
-from tokensieve.method import Method
-from tokensieve.parts import flops as cost
 from tokensieve.parts.budget import check
-from tokensieve.plan import Plan, Stage
+from tokensieve.parts.budget import flops as cost
 from tokensieve.planner.quality import Inputs, answered, prompts, quality
-from tokensieve.registry import make
-from tokensieve.sites.anatomy import find
+from tokensieve.sites.model.structure import find
 from tokensieve.sites.sieve import sieve
 
 SLOPES = (1.0, 64.0)

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, pad
 
-from tokensieve.methods.vlm.adatoken_3d import AdaToken3D
-from tokensieve.methods.vlm.btp import LAYERS, schedule
+from tokensieve.core.plan import Plan, Stage
+from tokensieve.methods.prefill.adatoken_3d import AdaToken3D
+from tokensieve.methods.prefill.btp import LAYERS, schedule
 from tokensieve.parts.budget import Budget, check
-from tokensieve.plan import Plan, Stage
 from tokensieve.planner.quality import Inputs, prompts
 from tokensieve.planner.schedule import beginning, scheduled
-from tokensieve.sites.anatomy import Anatomy, find
+from tokensieve.sites.model.structure import Anatomy, find
 from tokensieve.sites.sieve import sieve
 
 

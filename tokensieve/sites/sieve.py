@@ -7,24 +7,25 @@ from typing import Any
 
 from torch import nn
 
-from tokensieve.method import Method
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import check_names
+from tokensieve.core.plan import WHERE, Plan, Stage, applied
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import WHERE, Plan, Stage, applied
-from tokensieve.registry import check_names
-from tokensieve.sites import copies, guards
-from tokensieve.sites.anatomy import Anatomy, find, pretrained
-from tokensieve.sites.clock import Clock
-from tokensieve.sites.cross import CrossSite
-from tokensieve.sites.decoder import decoder
-from tokensieve.sites.encoder import Detach, EncoderSite
-from tokensieve.sites.eviction import CacheSite
-from tokensieve.sites.language import LanguageSite
-from tokensieve.sites.ledger import Ledger
+from tokensieve.sites import compiled
+from tokensieve.sites.cache.eviction_site import CacheSite
+from tokensieve.sites.cache.sparse_decode import ReadingSite
+from tokensieve.sites.cache.sparse_prefill import SparseSite
+from tokensieve.sites.model import copies, guards
+from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import warn_untested
-from tokensieve.sites.reading import ReadingSite
-from tokensieve.sites.sparse import SparseSite
-from tokensieve.sites.stack import Stack
-from tokensieve.sites.trace import Trace
+from tokensieve.sites.model.decoder import decoder
+from tokensieve.sites.model.ledger import Ledger
+from tokensieve.sites.model.structure import Anatomy, find, pretrained
+from tokensieve.sites.model.trace import Trace
+from tokensieve.sites.visual.cross_site import CrossSite
+from tokensieve.sites.visual.encoder_site import Detach, EncoderSite
+from tokensieve.sites.visual.language_site import LanguageSite
 
 NEST = "_tokensieve_sieves"
 
@@ -132,13 +133,13 @@ class _Sites:
             raise ValueError(
                 "stages at site='focus' and at site='cache' do not go together: the first would not find its tokens"
             )
-        reading = [s for s in late if s.method.reading or s.method.group]
+        reading = [s for s in late if s.method.sparse_decode or s.method.query_block_size]
         if reading:
             if len(plan.stages) > 1:
                 raise ValueError(
                     f"{len(plan.stages)} stages; {reading[0].method.name}, which reads a whole cache, stands alone"
                 )
-            site = SparseSite if reading[0].method.group else ReadingSite
+            site = SparseSite if reading[0].method.query_block_size else ReadingSite
             self.reading = site(decoder(model), reading[0], clock, ledger)
             return
         if late or not stages:
@@ -205,6 +206,7 @@ def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
         own = [(replace(stage), s.seed) for s in sieves for stage in s.plan.stages]  # one stage may be of two sieves
         whole, seeds = Plan([stage for stage, _ in own]), {id(stage): seed for stage, seed in own}
         sites = _Sites(model, whole, sieves[-1]._clock, seeds, any(s.scores for s in sieves))
+    compiled.renew(model)
     model.__dict__.pop(NEST, None)
     if before:
         before[-1]._sites.detach()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from tokensieve.signals import MissingSignal
+from tokensieve.core.signals import MissingSignal
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, expect
 
@@ -32,7 +33,7 @@ def check_what_is_not_finite_is_refused(trial: Trial) -> None:
             parts[name][1, ..., 3] = bad
             spoilt = parts.pop("features")
             refused(
-                lambda spoilt=spoilt, parts=parts: trial.run(spoilt, 9, parts),
+                partial(trial.run, spoilt, 9, parts),
                 rf"{name} holds NaN or infinite values: first in row 1",
             )
 
@@ -49,7 +50,7 @@ def check_missing_signals_are_named(trial: Trial) -> None:
             continue
         lacking = "|".join(n.name for n in made.needs if not {n.name, *n.instead} & {*left, "features"})
         wanted = rf"needs the signal '({lacking})'; pass ({lacking})="
-        refused(lambda left=left: trial.run(x, 9, left), wanted, MissingSignal)
+        refused(partial(trial.run, x, 9, left), wanted, MissingSignal)
 
 
 def check_stand_ins_serve(trial: Trial) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from tokensieve.testing.bad_input import refused
@@ -63,6 +65,6 @@ def check_budgets_out_of_range_are_refused(trial: Trial) -> None:
     x, given = trial.draw()
     for keep in BAD:
         refused(
-            lambda keep=keep: trial.run(x, keep, given),
+            partial(trial.run, x, keep, given),
             r"keep=.*must be an int of at least 1 .* or a float in \(0, 1\]",
         )

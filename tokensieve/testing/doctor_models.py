@@ -18,8 +18,8 @@ from tokensieve.bench.compat import tiny_models as tiny
 from tokensieve.bench.compat.prompts import Prompts
 from tokensieve.bench.data import Sample
 from tokensieve.bench.subject import Subject, processor_of
-from tokensieve.sites.anatomy import find
 from tokensieve.sites.model.compatibility import cache_in
+from tokensieve.sites.model.structure import find
 
 NEW = 4
 """Tokens that a generating model answers with."""

@@ -13,8 +13,8 @@ from torch import nn
 
 import tokensieve
 from tokensieve.parts import budget
-from tokensieve.sites.anatomy import crossing, find
-from tokensieve.sites.decoder import decoder, full_layers
+from tokensieve.sites.model.decoder import decoder, full_layers
+from tokensieve.sites.model.structure import crossing, find
 from tokensieve.sites.sieve import Sieve, sieve
 from tokensieve.testing.doctor_models import NEW, Checked
 

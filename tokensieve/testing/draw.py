@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.needs import Need
+from tokensieve.core.method import Method
+from tokensieve.core.needs import Need
 
 HEADS, TEXT = 2, 7
 EXTRAS = ("frame", "crop", "head")
@@ -110,6 +110,15 @@ def extras(name: str, batch: int, n: int) -> dict[str, Tensor]:
         column = torch.where(part > 0, (part - 1 + within[:, 1]) / 3, within[:, 1])
         out["spot"] = torch.stack([within[:, 0], column], -1).repeat(batch, 1, 1)
     return out
+
+
+def clip(x: Tensor, frame: Tensor) -> Tensor:
+    """Tokens of which those at one place of all frames are much alike, in some places more than in others."""
+    place = torch.zeros_like(frame)
+    for number in frame.unique().tolist():
+        place += (frame == number) * ((frame == number).long().cumsum(1) - 1)
+    scene = x.gather(1, place[..., None].expand_as(x))
+    return scene + (place % 3 + 1)[..., None] * 0.3 * x
 
 
 def _words(batch: int, n: int, seed: int) -> Tensor:

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.focus import Focus
+from tokensieve.core.focus import Focus
+from tokensieve.core.signals import Signals
 from tokensieve.parts import budget
-from tokensieve.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, H, N, Trial, W, close, expect
 
@@ -41,7 +41,7 @@ def check_focus(trial: Trial) -> None:
 
 def check_group_of_queries(trial: Trial) -> None:
     """Where queries of a prompt read a few keys: rows are independent, and keys that they look at are worth most."""
-    size = trial.made.group
+    size = trial.made.query_block_size
     if not 0 < size <= N:  # with small options
         return
     dim, front = 8, 24
@@ -52,15 +52,15 @@ def check_group_of_queries(trial: Trial) -> None:
     )
     real = torch.ones(B, n, dtype=torch.bool)
     real[1, :5] = False
-    worth = trial.made.worth(query, key, dim**-0.5, real)
+    worth = trial.made.key_scores(query, key, dim**-0.5, real)
     expect(worth.shape == (B, 2, front), f"a worth of shape {(B, 2, front)}; got {tuple(worth.shape)}")
     for b in range(B):
         row = slice(b, b + 1)
-        alone = trial.made.worth(query[row], key[row], dim**-0.5, real[row])
+        alone = trial.made.key_scores(query[row], key[row], dim**-0.5, real[row])
         expect(close(alone, worth[row]), f"row {b} of queries alone as in the batch")
     expect((worth[1, :, :5] < 0).all(), "padding to be read by none")
     junk = torch.where(real[:, None, :, None], key, 7 * key.roll(1, 2))
-    expect(close(trial.made.worth(query, junk, dim**-0.5, real), worth), "the same whatever padding holds")
+    expect(close(trial.made.key_scores(query, junk, dim**-0.5, real), worth), "the same whatever padding holds")
     look = (query.mean(2, keepdim=True) @ key[:, :, :front].transpose(2, 3))[:, :, 0]
     rest = worth.isfinite()
     high = rest & (look > look.masked_fill(~rest, 0).mean(2, keepdim=True))

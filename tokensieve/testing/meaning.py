@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from tokensieve.method import Method
-from tokensieve.needs import Keys, Need
+from tokensieve.core.method import Method
+from tokensieve.core.needs import Keys, Need
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score
-from tokensieve.signals import Signals
 from tokensieve.testing import draw, settings
 from tokensieve.testing.draw import EXTRAS
 from tokensieve.testing.trial import B, H, N, Trial, W, differ, expect, reads
@@ -124,7 +124,10 @@ def check_needs_matter(trial: Trial) -> None:
     inert = trial.cls.inert
     for need in trial.made.needs or [Need("features")]:
         if need.name not in inert:
-            expect(_acts(trial, need), f"{_called(need)} to change the result when it changes (or a reason in inert)")
+            expect(
+                _acts(trial, need),
+                f"{_called(need, trial.made.needs)} to change the result when it changes (or a reason in inert)",
+            )
 
 
 def check_options_matter(trial: Trial) -> None:
@@ -155,9 +158,13 @@ def _outranks(trial: Trial, needs: Sequence[Need]) -> None:
     r = trial.run(x, SIDE * SIDE // 2, given, grid=(SIDE, SIDE))
     if r.m < SIDE * SIDE // 2:  # it has no use for as many, and might drop none
         r = trial.run(x, max(r.m // 2, 1), given, grid=(SIDE, SIDE))
-    kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True) & ~trial.made.safe(s, r.counts)
+    kept = torch.zeros_like(s.valid).scatter_(1, r.kept, True) & ~trial.made.always_keep(s, r.counts)
     # What was merged is not lost, where anything is.
     dropped = r.owner < 0 if bool((r.owner < 0).any()) else torch.ones_like(kept).scatter_(1, r.kept, False)
+    merged = (r.owner >= 0) & torch.ones_like(kept).scatter_(1, r.kept, False)
+    if merged.any() and (r.owner < 0).any():
+        gap = _mean(rank, merged) - _mean(rank, r.owner < 0)
+        expect(gap > 0, f"merged tokens to have more score than dropped ones on average; the difference is {gap:.3g}")
     for name, value in _values(trial, s, rank, needs):
         gap = _mean(value, kept) - _mean(value, dropped)
         expect(gap > 0, f"kept tokens to have more {name} than dropped ones on average; the difference is {gap:.3g}")
@@ -169,14 +176,15 @@ def _values(trial: Trial, s: Signals, rank: Tensor, needs: Sequence[Need]) -> It
     if trial.cls.favours is None:
         for need in needs:
             if need.name in MEASURES:
-                yield _called(need), MEASURES[need.name](_at(s, need))
+                yield _called(need, needs), MEASURES[need.name](_at(s, need))
     for name in trial.cls.favours or ():
         named = [n for n in needs if n.name == name]
         yield name, MEASURES[name](_at(s, named[-1]) if named else s)
 
 
-def _called(need: Need) -> str:
-    return f"{need.name} at layer {need.layers[0]}" if len(need.layers) == 1 else need.name
+def _called(need: Need, needs: Sequence[Need]) -> str:
+    several = sum(n.name == need.name for n in needs) > 1
+    return f"{need.name} at layer {need.layers[0]}" if several and need.layers else need.name
 
 
 def _layered(trial: Trial, given: dict[str, Any], seed: int, only: Need | None = None) -> dict[str, Any]:
@@ -206,8 +214,8 @@ def _at(s: Signals, need: Need) -> Signals:
     return s.over(**{need.name: torch.stack([value[i] for i in need.layers]).mean(0)})
 
 
-def _mean(value: Tensor, among: Tensor) -> float:
-    return float(torch.where(among, value, 0.0).sum() / among.sum().clamp(min=1))
+def _mean(value: Tensor, candidates: Tensor) -> float:
+    return float(torch.where(candidates, value, 0.0).sum() / candidates.sum().clamp(min=1))
 
 
 def _acts(trial: Trial, need: Need) -> bool:
@@ -251,14 +259,12 @@ def _says(made: Method) -> Mapping[str, Any]:
     return {
         "needs": made.needs,
         "stages": [(type(stage.method), stage.keep, stage.layers) for stage in made.stages(0.25)],
-        "attributes": [getattr(made, k) for k in ("adaptive", "protected", "bits", "group", "unit", "layer", "sites")],
-        "roles": made.roles(16) if made.reading else (),
+        "attributes": [
+            getattr(made, k) for k in ("adaptive", "min_kept", "bits", "query_block_size", "unit", "layer", "sites")
+        ],
+        "roles": made.layer_roles(16) if made.sparse_decode else (),
         "off": made.focus(Signals(features=torch.ones(1, 9, 4), grid=(3, 3)), 9).off
         if not made.needs and "focus" in made.sites
         else (),
         "layers": [made.of_layer(keep, seen, layer, 8).tolist() for layer in range(8)],
     }
-
-
-def _mean(value: Tensor, among: Tensor) -> float:
-    return float(torch.where(among, value, 0.0).sum() / among.sum().clamp(min=1))

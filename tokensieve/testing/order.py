@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.signals import Signals
+from tokensieve.core.method import Method
+from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, expect, slots
 
@@ -41,9 +41,9 @@ def check_alike_scores_keep_their_order(trial: Trial) -> None:
         assert score is not None
         for keep in KEEPS:
             r = trial.run(x, keep, given)
-            safe = trial.made.safe(s, r.counts)
-            gone = torch.ones_like(safe).scatter_(1, r.kept, False)
-            _in_order(score, gone, ~gone & ~safe, f"of equal scores the earlier ones to stay, for keep={keep}")
+            always_keep = trial.made.always_keep(s, r.counts)
+            gone = torch.ones_like(always_keep).scatter_(1, r.kept, False)
+            _in_order(score, gone, ~gone & ~always_keep, f"of equal scores the earlier ones to stay, for keep={keep}")
 
 
 def check_alike_tokens_in_any_batch(trial: Trial) -> None:

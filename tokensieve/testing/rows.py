@@ -9,7 +9,9 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
+from tokensieve.core.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, close, expect, same, slots
 
@@ -44,27 +46,49 @@ def check_padding_is_as_if_it_were_not_there(trial: Trial) -> None:
     mask = torch.zeros(4, 20, dtype=torch.bool)
     mask[0, 6:] = mask[1, :13] = mask[3, 11] = True
     mask[2] = torch.arange(20) % 3 != 1
-    x, given = trial.draw(4, 20)
-    x, given = _spoilt(x, given, mask)
-    for keep in (1, 4, 0.5, 100):
-        r = trial.run(x, keep, given, grid=(4, 5), mask=mask)
-        slots(r)
-        expect((r.owner[~mask] == -1).all(), "padding to belong to no slot")
-        expect(not (r.dense() * ~mask[:, None]).any(), "padding to weigh nothing in any slot")
-        flat = trial.run(x, keep, given, mask=mask)
-        for b in range(4):
-            place = mask[b].nonzero()[:, 0]
-            expect(set(r.kept[b].tolist()) <= set(place.tolist()), "no padding to be kept")
-            alone = trial.run(x[b : b + 1, place], keep, draw.tokens(draw.rows(given, slice(b, b + 1)), place))
-            padded, count = flat.rows(slice(b, b + 1)), int(alone.counts)
-            what = f"row {b} with padding as without it for keep={keep}"
-            expect(int(padded.counts) == count, f"{what}: {int(padded.counts)} and {count} tokens are kept")
-            kept = place[alone.kept]
-            expect(
-                torch.equal(padded.kept[:, :count], kept), f"{what}: {padded.kept.tolist()}, {kept.tolist()} are kept"
+    for seed in (0, 1):
+        clean, known = trial.draw(4, 20, seed=seed)
+        x, given = _spoilt(clean, known, mask)
+        for keep in (1, 4, 0.5, 11):
+            r = trial.run(x, keep, given, grid=(4, 5), mask=mask)
+            slots(r)
+            expect((r.owner[~mask] == -1).all(), "padding to belong to no slot")
+            expect(not (r.dense() * ~mask[:, None]).any(), "padding to weigh nothing in any slot")
+            kept = torch.zeros_like(mask).scatter_(1, r.kept, True)
+            expect(not (kept & ~mask).any(), "no padding to be kept")
+            same(
+                r,
+                trial.run(clean, keep, known, grid=(4, 5), mask=mask),
+                f"the same whatever padding holds for keep={keep}",
             )
-            expect(torch.equal(padded.owner[:, place], alone.owner), f"{what}: tokens go to other slots")
-            expect(close(padded.dense()[:, :count, place], alone.dense()), f"{what}: weights differ")
+            flat = trial.run(x, keep, given, mask=mask)
+            for b in range(4):
+                _as_alone(trial, x, given, mask, b, keep, flat)
+        _scores(trial, x, given, mask)
+
+
+def _as_alone(
+    trial: Trial, x: Tensor, given: dict[str, Any], mask: Tensor, b: int, keep: int | float, flat: Reduction
+) -> None:
+    place = mask[b].nonzero()[:, 0]
+    alone = trial.run(x[b : b + 1, place], keep, draw.tokens(draw.rows(given, slice(b, b + 1)), place))
+    padded, count = flat.rows(slice(b, b + 1)), int(alone.counts)
+    what = f"row {b} with padding as without it for keep={keep}"
+    expect(int(padded.counts) == count, f"{what}: {int(padded.counts)} and {count} tokens are kept")
+    kept = place[alone.kept]
+    expect(torch.equal(padded.kept[:, :count], kept), f"{what}: {padded.kept.tolist()}, {kept.tolist()} are kept")
+    expect(torch.equal(padded.owner[:, place], alone.owner), f"{what}: tokens go to other slots")
+    expect(close(padded.dense()[:, :count, place], alone.dense()), f"{what}: weights differ")
+
+
+def _scores(trial: Trial, x: Tensor, given: dict[str, Any], mask: Tensor) -> None:
+    whole = trial.made.score(Signals(features=x, mask=mask, **given))
+    for b, row in enumerate(() if whole is None else whole):
+        place = mask[b].nonzero()[:, 0]
+        one = Signals(features=x[b : b + 1, place], **draw.tokens(draw.rows(given, slice(b, b + 1)), place))
+        alone = trial.made.score(one)
+        assert alone is not None
+        expect(close(row[place], alone[0]), f"scores of row {b} with padding as without it")
 
 
 def _spoilt(x: Tensor, given: dict[str, Any], mask: Tensor) -> tuple[Tensor, dict[str, Any]]:

@@ -5,9 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from tokensieve import registry
-from tokensieve.method import Method
-from tokensieve.testing import bad_input, budgets, draw, elsewhere, meaning, memory, order, precision, rows, values
+from tokensieve.core import method_registry
+from tokensieve.core.method import Method
+from tokensieve.testing import (
+    bad_input,
+    budgets,
+    draw,
+    elsewhere,
+    meaning,
+    memory,
+    order,
+    pinned,
+    precision,
+    rows,
+    values,
+)
 from tokensieve.testing.trial import Trial, reads
 
 Check = Callable[[Trial], None]
@@ -54,6 +66,7 @@ ONCE: tuple[Check, ...] = (
     values.check_methods_are_values,
     values.check_restore,
     values.check_saved_and_loaded,
+    pinned.check_pinned,
     memory.check_memory_is_not_quadratic,
 )
 """Run with the defaults."""
@@ -68,7 +81,7 @@ def method_checks(method: str | type[Method], slow: bool = False) -> Iterator[tu
         method: a registered name, or a subclass of :class:`Method`, registered or not.
         slow: the checks of very many tokens, in the place of all others.
     """
-    cls = registry.get(method) if isinstance(method, str) else method
+    cls = method_registry.get(method) if isinstance(method, str) else method
     small = dict(cls.small)
     plans: list[tuple[str, dict[str, Any], tuple[Check, ...]]] = [("", {}, SLOW if slow else (*ALWAYS, *ONCE))]
     if not slow:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method, reduce
-from tokensieve.reduction import Reduction
+from tokensieve.core.method import Method, reduce
+from tokensieve.core.reduction import Reduction
 from tokensieve.testing import draw
 
 B, H, W = 3, 6, 6
@@ -38,11 +38,12 @@ class Trial:
         return self.cls(**self.options)
 
     def draw(self, batch: int = B, n: int = N, dim: int = 16, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
-        """Features ``(B, N, D)`` and signals by name."""
+        """Features ``(B, N, D)`` and signals by name; frames of a clip resemble each other."""
         given = draw.signals(self.made, batch, n, dim, seed + 1)
         for name in self.extras:
             given.update(draw.extras(name, batch, n))
-        return draw.features(batch, n, dim, seed), given
+        x = draw.features(batch, n, dim, seed)
+        return (draw.clip(x, given["frame"]) if "frame" in given else x), given
 
     def run(self, x: Tensor, keep: Any, given: Mapping[str, Any], grid: Any = None, **more: Any) -> Reduction:
         """`tokensieve.reduce` with this method; on the contract's grid where there is no other and the tokens fill it."""
@@ -92,9 +93,14 @@ def slots(r: Reduction) -> None:
             expect(torch.equal(owner[used], torch.arange(count)), "every kept token to belong to its own slot")
 
 
-@lru_cache(maxsize=1024)
 def reads(cls: type[Method], options: tuple[tuple[str, Any], ...], extra: str) -> bool:
     """Whether one of ``draw.EXTRAS`` changes what a method keeps, or how it mixes."""
+    key: Any = cls
+    return _reads(key, options, extra)
+
+
+@lru_cache(maxsize=1024)
+def _reads(cls: Any, options: tuple[tuple[str, Any], ...], extra: str) -> bool:
     plain, more = Trial(cls, dict(options)), Trial(cls, dict(options), (extra,))
     if extra == "head" and plain.made.unit != "entry":
         return False

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from tokensieve import registry
-from tokensieve.reduction import Reduction
+from tokensieve.core import method_registry
+from tokensieve.core.reduction import Reduction
 from tokensieve.testing.trial import B, N, Trial, expect, same
 
 SITES = {"encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors"}
@@ -44,7 +44,7 @@ def check_card(trial: Trial) -> None:
     expect(cls.site in cls.sites, f"site={cls.site!r} among sites={cls.sites}")
     expect(set(cls.sites) <= SITES, f"sites among {', '.join(sorted(SITES))}; got {cls.sites}")
     if cls.name:
-        card, known = registry.card(cls.name), {s.id for s in registry.systems()}
+        card, known = method_registry.card(cls.name), {s.id for s in method_registry.systems()}
         expect(set(card.systems) <= known, f"ids of the table of systems; got {card.systems}")
         if card.family not in ("baseline", "user"):
             expect("arXiv" in (cls.__doc__ or ""), "a docstring that names its source (arXiv ...)")

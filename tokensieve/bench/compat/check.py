@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.prompts import TEXT_FROM, Prompts
-from tokensieve.sites.anatomy import find
-from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.cache.sieved_layer import SievedLayer
 from tokensieve.sites.model.compatibility import cache_in, cache_of
+from tokensieve.sites.model.structure import find
 from tokensieve.sites.sieve import Sieve, sieve
 
 NEW = 4

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.prompts import TEXT_FROM
-from tokensieve.sites.anatomy import crossing
-from tokensieve.sites.cache import SievedLayer
+from tokensieve.sites.cache.sieved_layer import SievedLayer
 from tokensieve.sites.model.compatibility import cache_in
+from tokensieve.sites.model.structure import crossing
 from tokensieve.sites.sieve import Sieve, sieve
 
 METHOD, NEW, KEEP = "trimmed-llama", 4, 5

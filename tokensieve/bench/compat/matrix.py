@@ -9,9 +9,9 @@ from importlib import resources
 
 from tokensieve.bench.compat import cross, tiny_models
 from tokensieve.bench.compat.check import Case, Differs
-from tokensieve.sites.anatomy import find
-from tokensieve.sites.known import REFUSED
-from tokensieve.sites.layout import Unmapped
+from tokensieve.sites.model.quirks import REFUSED
+from tokensieve.sites.model.structure import find
+from tokensieve.sites.visual.layout import Unmapped
 
 
 @dataclass

@@ -1,9 +1,9 @@
 from dataclasses import dataclass
 
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import AccumulatedAttention
 from tokensieve.core.options import option
 from tokensieve.methods.cache.h2o import H2O
-from tokensieve.needs import AccumulatedAttention
-from tokensieve.registry import register
 
 
 @register("a2sf", systems=[375])

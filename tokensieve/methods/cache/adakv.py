@@ -4,15 +4,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import make, register
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.methods.cache.score_wrappers import Inner, always_keep_of_heads, of_heads, pairs, ranking
 from tokensieve.methods.cache.snapkv import SnapKV
-from tokensieve.methods.over import Inner, of_heads, pairs, ranking, safe_of_heads
 from tokensieve.methods.recurring import SHARE
 from tokensieve.parts import budget, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import make, register
-from tokensieve.signals import Signals
 
 
 @register("adakv")
@@ -56,10 +56,10 @@ class AdaKV(Inner, SnapKV):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         head, rank = s.heads, self.score(s)
-        held = select.held(head, s.valid, int(head.max()) + 1)
+        held = select.group_sizes(head, s.valid, int(head.max()) + 1)
         even = budget.allot(keep, (held > 0).float(), held)
         late = even.clamp(max=self.window)
-        safe = safe_of_heads(self.inner, s, even) if self.scorer else score.recent(s, late, head)
-        floor = torch.floor((even - self.protected).clamp(min=0) * self.floor).long()
-        safe = safe | select.top_of_each(rank, floor, head, s.valid & ~safe)
-        return Reduction.keep(safe | select.top(rank, keep - safe.sum(1), s.valid & ~safe))
+        always_keep = always_keep_of_heads(self.inner, s, even) if self.scorer else score.recent(s, late, head)
+        floor = torch.floor((even - self.min_kept).clamp(min=0) * self.floor).long()
+        always_keep = always_keep | select.top_of_each(rank, floor, head, s.valid & ~always_keep)
+        return Reduction.keep(always_keep | select.top(rank, keep - always_keep.sum(1), s.valid & ~always_keep))

@@ -3,13 +3,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import WindowAttention
-from tokensieve.parts import anchor, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import score, select
+from tokensieve.parts.attention import anchor
 
 
 @register("anchor-attention", systems=[153])
@@ -39,10 +40,10 @@ class AnchorAttention(Method):
         return (WindowAttention(self.block),)
 
     @property
-    def group(self) -> int:
+    def query_block_size(self) -> int:
         return self.block * self.step
 
-    def worth(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
+    def key_scores(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
         return anchor.stripes(query, key, scale, real, self.block, self.gap)
 
     def score(self, s: Signals) -> Tensor:

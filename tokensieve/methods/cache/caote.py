@@ -2,12 +2,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Values, WindowAttention
 from tokensieve.core.options import option
-from tokensieve.methods.over import Over
-from tokensieve.needs import Values, WindowAttention
+from tokensieve.core.signals import Signals
+from tokensieve.methods.cache.score_wrappers import Over
 from tokensieve.parts import score
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("caote", systems=[366])
@@ -33,7 +33,10 @@ class CAOTE(Over):
         return (*self.inner.needs, Values())
 
     def score(self, s: Signals) -> Tensor:
-        rank = self.inner.score(s)
-        assert rank is not None
-        rows = rank[:, None] if self.scorer else s.get(WindowAttention(1))[1].flatten(1, -2)
+        if self.scorer:
+            rank = self.inner.score(s)
+            assert rank is not None
+            rows = rank[:, None]
+        else:
+            rows = s.get(WindowAttention(1))[1].flatten(1, -2)
         return score.per_token(score.eviction_error(rows, s.metric(Values()), s.valid, self.fast))

@@ -2,14 +2,14 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import AccumulatedAttention, Keys, WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import COSINE
-from tokensieve.needs import AccumulatedAttention, Keys, WindowAttention
 from tokensieve.parts import merge, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("ems", systems=[179])
@@ -27,7 +27,7 @@ class EMS(Method):
 
     site = "cache"
     sites = ("cache",)
-    small = {"window": 4}
+    small = {"window": 4, "middle": 0.5, "alike": 0.0}
     positional = "the last tokens stay"
     window: int = option(32, "the last tokens, whose attention counts by itself and which stay", lo=1, unit="tokens")
     middle: float = option(3.0, "how many entries of middling rank may be merged", lo=0, unit="times the budget")
@@ -38,21 +38,21 @@ class EMS(Method):
         return (AccumulatedAttention(), WindowAttention(self.window), Keys())
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.window
 
     def score(self, s: Signals) -> Tensor:
         everywhere = score.attention(s, self.needs[0])
         lately = score.per_token(s.get(self.needs[1])[1])
         count = s.valid.sum(1, keepdim=True)
-        return (score.share(everywhere, s.valid) * count).maximum(score.share(lately, s.valid) * count)
+        return (score.normalized(everywhere, s.valid) * count).maximum(score.normalized(lately, s.valid) * count)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, keep.clamp(max=self.window))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        rank, safe = self.score(s), self.safe(s, keep)
-        stay = safe | select.top(rank, keep - safe.sum(1), s.valid & ~safe)
+        rank, always_keep = self.score(s), self.always_keep(s, keep)
+        stay = always_keep | select.top(rank, keep - always_keep.sum(1), s.valid & ~always_keep)
         middling = select.top(rank, (keep * self.middle).round().long(), s.valid & ~stay)
         target, like = merge.nearest(s.metric(self.needs[2]), stay)
         joins = middling & (like >= self.alike)

@@ -3,12 +3,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import ExpectedLogits, Values
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import ExpectedLogits, Values
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score, select
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("expected-attention")
@@ -32,7 +32,7 @@ class ExpectedAttention(Method):
         return (ExpectedLogits(self.future), Values())
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.sinks + 1
 
     def score(self, s: Signals) -> Tensor:
@@ -46,5 +46,5 @@ class ExpectedAttention(Method):
     def _sinks(self, s: Signals) -> Tensor:
         return torch.full((s.batch,), self.sinks, device=s.device)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return select.first(self._sinks(s).minimum(keep - 1), s.valid)

@@ -2,13 +2,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import AccumulatedAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import BUDGET
-from tokensieve.needs import AccumulatedAttention
 from tokensieve.parts import budget, score, select
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("h2o")
@@ -33,11 +33,11 @@ class H2O(Method):
         return (AccumulatedAttention(queries=self.queries),)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return 1
 
     def score(self, s: Signals) -> Tensor:
         return score.attention(s, self.needs[0])
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
-        return select.last(budget.share(keep, self.recent), s.valid)
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
+        return select.last(budget.fraction_of(keep, self.recent), s.valid)

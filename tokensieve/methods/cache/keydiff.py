@@ -3,11 +3,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.method import Method
-from tokensieve.needs import Keys
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Keys
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("keydiff")

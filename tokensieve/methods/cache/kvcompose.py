@@ -2,13 +2,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import WindowAttention
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.parts import budget, score, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("kvcompose", systems=[204])
@@ -37,7 +37,7 @@ class KVCompose(Method):
         return (WindowAttention(self.window),)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.window
 
     def score(self, s: Signals) -> Tensor:
@@ -48,5 +48,5 @@ class KVCompose(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         head, rank = s.heads, self.score(s) if s.ranking is None else s.ranking
-        held = select.held(head, s.valid, int(head.max()) + 1)
+        held = select.group_sizes(head, s.valid, int(head.max()) + 1)
         return Reduction.keep(select.top_of_each(rank, budget.split(keep, held > 0), head, s.valid))

@@ -2,10 +2,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method_registry import register
 from tokensieve.core.options import option
 from tokensieve.methods.cache.snapkv import SnapKV
 from tokensieve.parts import budget
-from tokensieve.registry import register
 
 
 @register("pyramidkv")

@@ -4,14 +4,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import TokenIds
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import BUDGET
-from tokensieve.needs import TokenIds
 from tokensieve.parts import budget, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 MARKS = ".,?!;: \t\n"
 
@@ -52,14 +52,14 @@ class SepLLM(Method):
         return (TokenIds,)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.sinks + 1
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         kept = select.first((keep - 1).clamp(max=self.sinks), s.valid)
         marks = torch.tensor(self.separators, device=s.device, dtype=torch.long)
         is_mark = (s.get(TokenIds)[1][..., None] == marks).any(-1)
-        most = budget.share(keep, self.share).minimum(keep - kept.sum(1) - 1).clamp(min=0)
+        most = budget.fraction_of(keep, self.share).minimum(keep - kept.sum(1) - 1).clamp(min=0)
         recent = select.last(keep - kept.sum(1) - most, s.valid & ~kept)
         kept = kept | recent
         kept = kept | select.last(most, s.valid & is_mark & ~kept)

@@ -2,12 +2,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import WindowAttention
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("snapkv")
@@ -33,11 +33,11 @@ class SnapKV(Method):
         return (WindowAttention(self.window),)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.window
 
     def score(self, s: Signals) -> Tensor:
         return score.observed(s, self.needs[0], self.kernel, self.pooling)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, keep.clamp(max=self.window))

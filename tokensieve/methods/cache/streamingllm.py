@@ -2,12 +2,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.parts import select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("streamingllm")
@@ -27,7 +27,7 @@ class StreamingLLM(Method):
     sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return self.sinks + 1
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:

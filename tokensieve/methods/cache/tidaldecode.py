@@ -2,13 +2,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import DEPTH
-from tokensieve.needs import WindowAttention
 from tokensieve.parts import score
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("tidaldecode", systems=[24])
@@ -25,7 +25,7 @@ class TidalDecode(Method):
 
     site = "cache"
     sites = ("cache",)
-    reading = True
+    sparse_decode = True
     positional = "the last token is read"
     dense: int = option(2, "how many first layers read all entries", lo=0, unit="layers")
     again: float = option(13 / 32, "where entries are selected anew", **DEPTH)
@@ -37,9 +37,9 @@ class TidalDecode(Method):
     def score(self, s: Signals) -> Tensor:
         return score.per_token(s.get(self.needs[0])[1])
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, 1)
 
-    def roles(self, depth: int) -> list[str]:
+    def layer_roles(self, depth: int) -> list[str]:
         chosen = {self.dense, max(self.dense, int(self.again * depth))}
         return ["dense" if i < self.dense else "select" if i in chosen else "read" for i in range(depth)]

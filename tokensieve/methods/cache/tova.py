@@ -1,7 +1,7 @@
 from dataclasses import dataclass
 
-from tokensieve.methods.over import Last
-from tokensieve.registry import register
+from tokensieve.core.method_registry import register
+from tokensieve.methods.cache.score_wrappers import Last
 
 
 @register("tova")

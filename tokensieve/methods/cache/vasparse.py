@@ -3,12 +3,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Visual, VisualShare, WindowAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import Visual, VisualShare, WindowAttention
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("vasparse", systems=[288])
@@ -36,7 +36,7 @@ class VASparse(Method):
         return (WindowAttention(1), VisualShare, Visual)
 
     @property
-    def protected(self) -> int:
+    def min_kept(self) -> int:
         return 1
 
     def score(self, s: Signals) -> Tensor:
@@ -47,5 +47,5 @@ class VASparse(Method):
         looked = score.per_token(s.get(VisualShare)[1]).masked_fill(~s.valid, -torch.inf).softmax(1)
         return recall**2 + self.weight * looked
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
         return score.recent(s, 1)

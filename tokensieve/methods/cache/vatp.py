@@ -2,12 +2,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Values
 from tokensieve.core.options import option
-from tokensieve.methods.over import Over
-from tokensieve.needs import Values
+from tokensieve.core.signals import Signals
+from tokensieve.methods.cache.score_wrappers import Over
 from tokensieve.parts import select
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("vatp", systems=[336])
@@ -33,14 +33,14 @@ class VATP(Over):
         return (*self.inner.needs, Values())
 
     @property
-    def protected(self) -> int:
-        return self.inner.protected + self.sinks
+    def min_kept(self) -> int:
+        return self.inner.min_kept + self.sinks
 
     def score(self, s: Signals) -> Tensor:
         rank = self.inner.score(s)
         assert rank is not None
         return rank * s.metric(Values()).abs().sum(-1)
 
-    def safe(self, s: Signals, keep: Tensor) -> Tensor:
-        safe = self.inner.safe(s, keep)
-        return safe | select.first((keep - safe.sum(1)).clamp(max=self.sinks), s.valid)
+    def always_keep(self, s: Signals, keep: Tensor) -> Tensor:
+        always_keep = self.inner.always_keep(s, keep)
+        return always_keep | select.first((keep - always_keep.sum(1)).clamp(max=self.sinks), s.valid)

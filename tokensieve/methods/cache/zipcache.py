@@ -2,13 +2,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import ProbeAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import ProbeAttention
+from tokensieve.core.signals import Signals
 from tokensieve.parts import score
-from tokensieve.parts.bits import BITS
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.parts.numeric.bits import BITS
 
 
 @register("zipcache", systems=[266])

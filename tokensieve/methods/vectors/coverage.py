@@ -3,11 +3,12 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.method import Method
-from tokensieve.parts import coverage, likeness
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts.numeric import similarity
+from tokensieve.parts.select import coverage
 
 STEPS = 1024
 """Cosines count in whole steps: of two vectors nearest to each other both gain the same, and rounding would choose."""
@@ -28,5 +29,5 @@ class Coverage(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         unit = normalize(s.features, dim=-1) * s.valid[..., None]
-        like = likeness.dots(unit)
+        like = similarity.dots(unit)
         return Reduction.keep(coverage.cover(lambda place: (like(place) * STEPS).round(), keep, s.valid))

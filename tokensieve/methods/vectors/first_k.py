@@ -2,10 +2,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 
 
 @register("first-k", systems=[364])

@@ -2,12 +2,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.needs import Rarity
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Rarity
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.parts import select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("idf", systems=[364])

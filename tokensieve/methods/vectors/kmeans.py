@@ -3,12 +3,13 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.parts import cluster, merge
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import merge
+from tokensieve.parts.merge import cluster
 
 
 @register("kmeans", systems=[130])

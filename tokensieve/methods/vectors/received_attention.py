@@ -2,13 +2,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.method import Method
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import ReceivedAttention
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import encoder_layer_option
-from tokensieve.needs import ReceivedAttention
 from tokensieve.parts import score, select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("received-attention", systems=[364])

@@ -3,12 +3,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.method import Method
-from tokensieve.needs import StopWords
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import StopWords
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.parts import select
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
 
 
 @register("stopwords", systems=[364])
@@ -25,7 +25,7 @@ class StopWordsFirst(Method):
 
     def score(self, s: Signals) -> Tensor:
         place = s.valid.to(s.features.dtype).cumsum(1)
-        return torch.where(s.get(StopWords)[1] > 0, -place - s.n, -place)
+        return torch.where(s.get(StopWords)[1] > 0, -place - place[:, -1:], -place)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.top(self.score(s), keep, s.valid))

@@ -3,13 +3,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Rarity, Words
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import Rarity, Words
-from tokensieve.parts import merge, select, twins
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import merge, select
+from tokensieve.parts.numeric import twins
 
 
 @register("whole-words", systems=[131])

@@ -3,12 +3,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.parts import budget, medoids, temporal
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import budget
+from tokensieve.parts.score import temporal
+from tokensieve.parts.select import medoids
 
 ALGORITHMS = ("kmedoids", "spectral")
 PIECE = 1024
@@ -46,8 +48,8 @@ class CenterCLIP(Method):
         place, real = temporal.table(part)
         size = real.sum(2)
         quota = budget.allot(keep, size.double(), size)
-        x, among, count = temporal.rows(s.features, place), real.flatten(0, 1), quota.flatten().clamp(min=1)
-        first = x.norm(dim=2).masked_fill(~among, -1.0).argmax(1)
-        spots = x if self.algorithm == "kmedoids" else medoids.embed(x, count, among, self.sigma)
-        centres = medoids.kmedoids(medoids.distances(spots), first, count, among).view_as(real)
+        x, candidates, count = temporal.rows(s.features, place), real.flatten(0, 1), quota.flatten().clamp(min=1)
+        first = x.norm(dim=2).masked_fill(~candidates, -1.0).argmax(1)
+        spots = x if self.algorithm == "kmedoids" else medoids.embed(x, count, candidates, self.sigma)
+        centres = medoids.kmedoids(medoids.distances(spots), first, count, candidates).view_as(real)
         return Reduction.keep(temporal.back(centres & (quota > 0)[..., None], place, real, s.n, False))

@@ -3,14 +3,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import COSINE, SHARE
-from tokensieve.needs import CLSAttention
-from tokensieve.parts import budget, merge, score, select, temporal
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.parts import budget, merge, score, select
+from tokensieve.parts.score import temporal
 
 NEIGHBOURS = 4
 
@@ -46,7 +47,7 @@ class FastVID(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         x, frame = s.features.detach(), temporal.frames(s)
         segment = temporal.segments(x, frame, self.segments, self.likeness)
-        salient, context = self._shares(keep, select.held(frame, s.valid, segment.shape[1]), segment)
+        salient, context = self._shares(keep, select.group_sizes(frame, s.valid, segment.shape[1]), segment)
         chosen = select.top_of_each(self.score(s), salient, frame, s.valid)
         place, real = temporal.table(frame)
         rest = real & ~chosen.gather(1, place.flatten(1)).view_as(real)

@@ -2,16 +2,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import TextAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.plan import Stage, descent
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.recurring import COSINE
-from tokensieve.methods.vlm.text_attention import ByText
-from tokensieve.needs import TextAttention
-from tokensieve.parts import budget, score, select, temporal
-from tokensieve.plan import Stage, descent
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.parts import budget, score, select
+from tokensieve.parts.score import temporal
 
 SHALLOW = 0.25
 """The share of the language model's depth that merged tokens go through before they are pruned."""
@@ -52,4 +53,4 @@ class FrameFusion(Method):
         return merged.then(Reduction.keep(select.top(left, keep, merged.mask)))
 
     def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, 2)), *descent(ByText(), keep, (SHALLOW,))]
+        return [Stage(self, budget.times(keep, 2)), *descent(TextRanking(), keep, (SHALLOW,))]

@@ -3,14 +3,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
-from tokensieve.method import Method
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.methods.recurring import COSINE
-from tokensieve.needs import CLSAttention
-from tokensieve.parts import budget, merge, score, select, temporal
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.parts import budget, merge, score, select
+from tokensieve.parts.score import temporal
 
 NEIGHBOURS = 7
 
@@ -48,16 +49,16 @@ class HoliTom(Method):
         target = torch.where(joins, head, step).masked_fill(~s.valid, -1)
         merged = Reduction.merge(s.valid & ~joins, target, s.weight)
 
-        x, among = merged.apply(x), merged.mask
+        x, candidates = merged.apply(x), merged.mask
         frame, still, rank = (t.gather(1, merged.kept) for t in (frame, still & (head == step), self.score(s)))
         count = temporal.number(frame)
         group = frame + count * still
-        size = select.held(group, among, 2 * count)
+        size = select.group_sizes(group, candidates, 2 * count)
         quota = budget.allot(keep, size.double(), size)
-        chosen = select.top_of_each(rank, quota, group, among & ~still)
+        chosen = select.top_of_each(rank, quota, group, candidates & ~still)
         peaks = torch.zeros_like(chosen)
-        if bool((among & still).any()):
-            place, real = temporal.table(torch.where(among & still, frame, -1))
+        if bool((candidates & still).any()):
+            place, real = temporal.table(torch.where(candidates & still, frame, -1))
             peaks = temporal.peaks(x, quota[:, count : count + place.shape[1]], place, real, NEIGHBOURS)
         target = merge.nearest_within(x, peaks, group.clamp(min=0), euclidean=True)
-        return merged.then(Reduction.merge(chosen | peaks, target.masked_fill(~(among & still), -1)))
+        return merged.then(Reduction.merge(chosen | peaks, target.masked_fill(~(candidates & still), -1)))

@@ -3,12 +3,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.parts import select, temporal, twins
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import select
+from tokensieve.parts.numeric import twins
+from tokensieve.parts.score import temporal
 
 
 @register("lftr", systems=[199])

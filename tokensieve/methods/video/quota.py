@@ -3,13 +3,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import CLSAttention, Relevance
 from tokensieve.core.options import option
-from tokensieve.method import Method
-from tokensieve.needs import CLSAttention, Relevance
-from tokensieve.parts import budget, match, score, select, temporal
-from tokensieve.reduction import Reduction
-from tokensieve.registry import register
-from tokensieve.signals import Signals
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts import budget, score, select
+from tokensieve.parts.merge import match
+from tokensieve.parts.score import temporal
 
 WITHIN = ("pool", "merge", "uniform", "attention")
 
@@ -44,7 +46,7 @@ class QuoTA(Method):
 
     def quotas(self, s: Signals, keep: Tensor, frame: Tensor) -> Tensor:
         """``(B, F)``: tokens of each frame."""
-        size = select.held(frame, s.valid, temporal.number(frame))
+        size = select.group_sizes(frame, s.valid, temporal.number(frame))
         best = torch.zeros_like(size, dtype=s.features.dtype)
         best.scatter_reduce_(1, frame.clamp(min=0), self.score(s).masked_fill(~s.valid, 0.0), "amax")
         return budget.allot(keep, best**self.power, size)
@@ -55,13 +57,15 @@ class QuoTA(Method):
         if self.within == "attention":
             return Reduction.keep(select.top_of_each(score.attention(s, self.needs[1]), quota, frame, s.valid))
         place, real = temporal.table(frame)
-        among, count = real.flatten(0, 1), quota.flatten().clamp(min=1)
-        among = among.index_fill(1, place.new_zeros(1), True)  # a frame that a row lacks counts as one token, unused
+        candidates, count = real.flatten(0, 1), quota.flatten().clamp(min=1)
+        candidates = candidates.index_fill(
+            1, place.new_zeros(1), True
+        )  # a frame that a row lacks counts as one token, unused
         if self.within == "merge":
             weight = temporal.rows(s.weight[..., None], place)[..., 0]
-            chosen, target = match.bipartite(temporal.rows(s.features, place), count, among, weight)
+            chosen, target = match.bipartite(temporal.rows(s.features, place), count, candidates, weight)
         else:
-            chosen, target = select.cells(count, among, temporal.grid(s, real))
+            chosen, target = select.cells(count, candidates, temporal.grid(s, real))
         used = (quota > 0)[..., None]
         source = place.gather(2, target.clamp(min=0).view_as(place))
         source = temporal.back(source.where(used & (target >= 0).view_as(place), -1), place, real, s.n, -1)

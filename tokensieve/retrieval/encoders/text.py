@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tokensieve.parts import rows
-from tokensieve.plan import Plan
+from tokensieve.core.plan import Plan
+from tokensieve.parts.attention import rows
 from tokensieve.retrieval.encoders.encoded import Encoded, Identity, ends, join
 from tokensieve.retrieval.encoders.reading import Reader, Reading, Text
-from tokensieve.sites import taps
-from tokensieve.sites.anatomy import find
+from tokensieve.sites.model import taps
+from tokensieve.sites.model.structure import find
 from tokensieve.sites.sieve import Sieve
 
 BATCH = 4096

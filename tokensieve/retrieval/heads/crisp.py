@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tokensieve.method import Method
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import make
+from tokensieve.core.signals import Signals
 from tokensieve.parts.budget import Budget
-from tokensieve.registry import make
 from tokensieve.retrieval.heads.contrast import pad
 from tokensieve.retrieval.heads.projection import Projection
-from tokensieve.signals import Signals
 
 
 def reduced(vectors: Tensor, offsets: Tensor, method: Method, keep: Budget) -> tuple[Tensor, Tensor, Tensor]:

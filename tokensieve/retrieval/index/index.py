@@ -15,7 +15,7 @@ from tokensieve.retrieval.index import search, snapshot, tune
 from tokensieve.retrieval.index.errors import Damaged, Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.validation import (
-    Puts,
+    WritableStore,
     check_names,
     incoming,
     listed,
@@ -39,7 +39,7 @@ class Document:
     metadata: Mapping[str, Any]
 
 
-class Index(Puts):
+class Index(WritableStore):
     """Documents in a folder: immutable segments named by a manifest, which each commit replaces at once.
 
     Any number of processes may read while one writes; a reader sees one committed state until :meth:`refresh`. The first

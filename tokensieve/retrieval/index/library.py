@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.registry import make
+from tokensieve.core.method_registry import make
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, ends
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.recipe import Recipe
-from tokensieve.retrieval.index.results import CANDIDATES, OWN, Found, asked, question, shown, with_vectors
+from tokensieve.retrieval.index.results import CANDIDATES, OWN, SearchResult, asked, question, shown, with_vectors
 from tokensieve.retrieval.index.snapshot import MANIFEST, read_manifest, vacant
 from tokensieve.retrieval.index.validation import listed
 from tokensieve.retrieval.scoring.reduce import Frequencies, reduce
@@ -213,7 +213,7 @@ class Library:
     def search(
         self, query: str, k: int = 10, where: Where | None = None, keep: int | float | None = None,
         rerank: int | None = None,
-    ) -> list[Found]:  # fmt: skip
+    ) -> list[SearchResult]:  # fmt: skip
         """The passages of the highest MaxSim, and what each token of the query was matched with.
 
         Args:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from tokensieve.core.method_registry import make
 from tokensieve.parts.budget import check
-from tokensieve.registry import make
 from tokensieve.retrieval.encoders.encoded import lasting
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.scoring.sketch import SKETCHES

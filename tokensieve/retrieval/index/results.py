@@ -55,7 +55,7 @@ class Match:
 
 
 @dataclass(frozen=True)
-class Found:
+class SearchResult:
     """A passage: its id, its document, its text and where that stands in the source.
 
     Attributes:
@@ -105,7 +105,7 @@ def asked(encoded: Encoded) -> Asked:
     return Asked(encoded.vectors, [_span(a, b) for a, b in encoded.spans.tolist()], stop.bool().tolist())
 
 
-def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mapping[str, Any]) -> Found:
+def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mapping[str, Any]) -> SearchResult:
     """A hit with its matches; ``metadata`` holds what the library stored with the passage."""
     text, spans = metadata["text"], metadata["spans"]
     best, place = align(query.vectors, vectors)
@@ -115,7 +115,7 @@ def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mappin
         matches.append(Match(query.spans[i], span and whole(text, span), like, query.stop[i]))
     more = {k: v for k, v in metadata.items() if k not in OWN}
     a, b = metadata["span"]
-    return Found(id, metadata["document"], text, (a, b), score, len(vectors), more, tuple(matches))
+    return SearchResult(id, metadata["document"], text, (a, b), score, len(vectors), more, tuple(matches))
 
 
 def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
@@ -131,7 +131,7 @@ def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
 
 def shown(
     query: Asked, held: Sequence[tuple[Hit, Tensor]], k: int, keep: int | float | None, recipe: Recipe
-) -> list[Found]:
+) -> list[SearchResult]:
     """The first k hits with their matches; with ``keep``, ranked again by so many of their vectors."""
     if keep is None or not held:
         return [found(query, hit.id, hit.score, vectors, hit.metadata) for hit, vectors in held[:k]]

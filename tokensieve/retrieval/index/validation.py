@@ -103,7 +103,7 @@ def numbered(first: int, docs: int, held: Callable[[list[str]], bool]) -> tuple[
     return first, names
 
 
-class Puts:
+class WritableStore:
     """Adding and replacing documents, by what a store does for both."""
 
     def add(

@@ -10,12 +10,12 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.method import Method
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import make
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
 from tokensieve.parts.budget import Budget
-from tokensieve.reduction import Reduction
-from tokensieve.registry import make
 from tokensieve.retrieval.encoders.encoded import Encoded, ends, join
-from tokensieve.signals import Signals
 
 BATCH, ROWS = 2**15, 128
 """Tokens and texts of a batch."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from tokensieve.retrieval.index.filters import check
-from tokensieve.retrieval.index.results import OWN, Found
+from tokensieve.retrieval.index.results import OWN, SearchResult
 
 QUERY, MOST, TEXT, NAME = 1000, 100, 1_000_000, 512
 """Characters of a query, passages of an answer, characters of a document and of its id."""
@@ -164,7 +164,7 @@ class Error(BaseModel):
     error: Problem
 
 
-def hit(query: str, found: Found) -> Hit:
+def hit(query: str, found: SearchResult) -> Hit:
     """A found passage as it is sent."""
     matches = [
         Match(

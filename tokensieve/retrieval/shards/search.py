@@ -13,7 +13,7 @@ from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.index.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Index
-from tokensieve.retrieval.index.results import CANDIDATES, Found, asked, question, shown, with_vectors
+from tokensieve.retrieval.index.results import CANDIDATES, SearchResult, asked, question, shown, with_vectors
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.shards.manifest import Shards
 
@@ -106,7 +106,7 @@ class Collection:
     def search(
         self, query: str, k: int = 10, where: Where | None = None, keep: int | float | None = None,
         rerank: int | None = None,
-    ) -> list[Found]:  # fmt: skip
+    ) -> list[SearchResult]:  # fmt: skip
         """As :meth:`Library.search`; the scores, ids and order are those of one library of all texts."""
         tokens = asked(self.encoder.queries([question(query)]))
         best = self.best(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)

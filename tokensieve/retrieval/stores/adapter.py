@@ -11,11 +11,19 @@ from torch import Tensor
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Document
 from tokensieve.retrieval.index.search import Hit
-from tokensieve.retrieval.index.validation import Puts, check_names, incoming, listed, numbered, query_of, refuse_held
+from tokensieve.retrieval.index.validation import (
+    WritableStore,
+    check_names,
+    incoming,
+    listed,
+    numbered,
+    query_of,
+    refuse_held,
+)
 from tokensieve.retrieval.scoring.ragged import Documents, Ragged
 
 
-class Adapter(Puts, ABC):
+class Adapter(WritableStore, ABC):
     """The checks, numbers and order of results that every Store has.
 
     Numbers given to documents without ids count from how many documents there are; those of deleted ones come again.

@@ -13,11 +13,10 @@ from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
 import transformers
-from torch import nn
+from torch import Tensor, nn
 
 TESTED = (
-    "5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.20.0", "5.20.1", "5.20.2", "5.21.0", "5.21.1", "5.22.0", "5.22.1", "5.22.2",
-    "5.23.0", "5.24.0",
+    "5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0", "5.24.0",
 )  # fmt: skip
 """Releases on which the sites', models' and cache's tests have passed."""
 
@@ -39,6 +38,7 @@ try:
     from transformers.generation import GenerationConfig, GenerationMixin
     from transformers.masking_utils import (
         ALL_MASK_ATTENTION_FUNCTIONS,
+        LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING,
         create_masks_for_generate,
         find_packed_sequence_indices,
     )
@@ -53,7 +53,7 @@ __all__ = [
     "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
     "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
-    "check_hooks", "create_masks_for_generate", "find_packed_sequence_indices", "get_vision_window_index", "layers_of",
+    "check_hooks", "find_packed_sequence_indices", "get_vision_window_index", "layers_of", "masks_of",
     "pixels_in", "pixels_name", "release", "warn_untested", "with_cache",
 ]  # fmt: skip
 
@@ -65,7 +65,6 @@ EMPTY: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLa
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""
-
 
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos", "pixel_values")}
 """What pictures and videos are called among the arguments of what encodes them, the newest name first."""
@@ -141,6 +140,25 @@ def layers_of(config: Any) -> list[Any]:
     layers = list(DynamicCache(config=config).layers)
     shared = getattr(config, "num_kv_shared_layers", None) or 0
     return layers + [None] * shared if shared and len(layers) + shared == config.num_hidden_layers else layers
+
+
+# ---- masks --------------------------------------------------------------------------------------------------------------
+
+
+def masks_of(config: Any, x: Tensor, padding: Tensor | None, cache: Any, ids: Tensor | None = None) -> Any:
+    """The mask that a language model would make of a padding mask; a dict by kind of layer, where its config names kinds.
+
+    Args:
+        x: ``(B, L, D)`` embeddings of the pass; padding: ``(B, past + L)``; ids: ``(B, L)`` position ids, which tell
+            sequences in one row apart where there is no padding mask.
+    """
+    makers = {k: LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING.get(k) for k in getattr(config, "layer_types", None) or ()}
+    given = set(inspect.signature(create_masks_for_generate).parameters) - {"kwargs"}
+    taken = [inspect.signature(make).parameters for make in makers.values() if callable(make)]
+    if any(given - set(names) for names in taken if not _passes_on(names)):
+        # Of some releases the one for all kinds calls that of chunked attention with an argument that it does not take.
+        return {kind: make(config, x, padding, cache, ids) for kind, make in makers.items()}
+    return create_masks_for_generate(config, x, padding, cache, ids)
 
 
 # ---- what is not known of a release ---------------------------------------------------------------------------------------

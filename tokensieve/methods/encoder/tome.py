@@ -1,0 +1,40 @@
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from tokensieve.core.method import Method
+from tokensieve.core.method_registry import register
+from tokensieve.core.needs import Keys
+from tokensieve.core.reduction import Reduction
+from tokensieve.core.signals import Signals
+from tokensieve.parts.merge import match
+
+
+@register("tome")
+@dataclass(frozen=True)
+class ToMe(Method):
+    """Merges the most similar pairs between tokens at even and at odd places into averages weighted by size.
+
+    Source: arXiv 2210.09461. Similarity is the cosine of keys, averaged over heads where the heads are given apart;
+    sites give them side by side, and no average is taken (the public code averages).
+    One matching lets at most half of the tokens leave; a smaller budget takes several in one call, between which
+    the keys of merged tokens are averaged like the tokens. In an encoder it runs once per layer with an equal
+    number of tokens leaving each time, and later attention adds the logarithm of the size. Deviations from the
+    public code: merged tokens stay in the order of the source instead of one set behind the other, so later layers
+    alternate over positions; the CLS token takes no place in the alternation; tokens leave after the block, not
+    between its attention and its MLP; ties go to the earlier token.
+    """
+
+    site = "encoder"
+    sites = ("encoder", "handoff", "prefill")
+    pairs = True
+    proportional = True
+    positional = "only tokens at even places leave in a round"
+
+    @property
+    def needs(self):
+        return (Keys(),)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        chosen, target = match.bipartite(match.metric(s, self.needs[0]), keep, s.valid, s.weight)
+        return Reduction.merge(chosen, target, s.weight)

@@ -1,0 +1,1 @@
+"""Attention computed where it is asked for: rows, pages, anchors."""

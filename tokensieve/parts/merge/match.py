@@ -1,0 +1,155 @@
+"""Match: bipartite soft matching, which merges the most similar pairs of tokens."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from tokensieve.core.needs import Need
+from tokensieve.core.signals import Signals
+from tokensieve.parts.numeric import twins
+from tokensieve.parts.select import compact, ranks, take, top
+
+BLOCK = 1024
+HELD = 4096
+"""The largest number of tokens whose similarities :func:`distinct` holds (64 MB)."""
+
+
+def metric(s: Signals, need: Need) -> Tensor:
+    """Keys averaged over heads, ``(B, N, d)``; as they are where their heads are joined, or features stand in."""
+    _, x = s.get(need)
+    return x if x.dim() == 3 else x.mean(1, dtype=torch.float64).to(x.dtype)
+
+
+@torch.no_grad()
+def bipartite(metric: Tensor, count: Tensor, candidates: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Merge the candidates down to ``count[b]`` of them by rounds of bipartite soft matching.
+
+    A round lets at most half of the tokens leave, so that it ends exactly at the count; before the next one the
+    metric of merged tokens is averaged with their weights. Time N^2 D / 3; memory 512 x N and once the metric.
+
+    Args:
+        metric: ``(B, N, d)``, compared by cosine; candidates: ``(B, N)`` bool; weight: ``(B, N)``, tokens behind each token.
+
+    Returns:
+        the tokens that stay, ``(B, N)`` bool, and the token that each candidate joins, ``(B, N)`` long, -1 elsewhere.
+    """
+    place, real = compact(candidates)
+    x = metric if bool(candidates.all()) else take(metric, place)
+    w = weight.gather(1, place) * real
+    owner = (candidates.long().cumsum(1) - 1).clamp(min=0)
+    held = real.sum(1)
+    count = count.minimum(held)
+    while bool((held > count).any()):
+        leave = (held - count).minimum(held // 2)
+        gone, into = pairs(x, leave, real)
+        held = held - leave
+        stay = real & ~gone
+        front, real = compact(stay)
+        owner = (stay.long().cumsum(1) - 1).gather(1, into).gather(1, owner)
+        place = place.gather(1, front)
+        if bool((held > count).any()):
+            x, w = _averaged(x, w, gone, into, front)
+    chosen = torch.zeros_like(candidates).scatter_(1, place, real)
+    return chosen, torch.where(candidates, place.gather(1, owner), -1)
+
+
+def pairs(x: Tensor, leave: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """One round: of the tokens at even places, the ``leave[b]`` most similar to one at an odd place join it.
+
+    Args:
+        x: ``(B, n, d)``; real: ``(B, n)`` bool, True at the front of each row; leave: ``(B,)``, at most half of those.
+
+    Returns:
+        which tokens leave, ``(B, n)`` bool, and the place each joins, ``(B, n)`` long, its own where it stays.
+    """
+    value, partner = _partners(x, real)
+    leaving = top(value, leave, real[:, ::2])
+    gone = torch.zeros_like(real)
+    gone[:, ::2] = leaving
+    into = torch.arange(x.shape[1], device=x.device).repeat(x.shape[0], 1)
+    into[:, ::2] = torch.where(leaving, 2 * partner + 1, into[:, ::2])
+    return gone, into
+
+
+def _partners(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+    """For each token at an even place the cosine with the most similar one at an odd place, and which of these it is.
+
+    With a twin it is 1, and of twins it is the first."""
+    first, width = twins.firsts(x, real), x.shape[1]
+    scale = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
+    odd, onto = x[:, 1::2].transpose(1, 2), scale[:, None, 1::2]
+    place = torch.arange(width, device=x.device).expand_as(real)
+    # The first of each kind at an odd place, and at an even one; the width where there is none.
+    odd_lead, even_lead = (place, place) if first is None else (_lead(first, real, 1), _lead(first, real, 0))
+    bias = torch.where(real & (odd_lead == place), 0.0, -torch.inf)[:, None, 1::2]
+    blocks = x[:, ::2].split(max(BLOCK // len(x), 64), 1)
+    best = [torch.addcmul(bias, rows @ odd, onto).max(-1) for rows in blocks]
+    value, index = torch.cat([b.values for b in best], 1) * scale[:, ::2], torch.cat([b.indices for b in best], 1)
+    if first is None:
+        return value, index
+    twin, own = odd_lead[:, ::2], even_lead[:, ::2].clamp(max=width - 1) // 2
+    value, index = value.gather(1, own), index.gather(1, own)
+    return torch.where(twin < width, 1.0, value), torch.where(twin < width, twin // 2, index)
+
+
+def _lead(first: Tensor, real: Tensor, side: int) -> Tensor:
+    """``(B, n)``: the first token of each one's kind at an odd (1) or an even (0) place; n where there is none."""
+    n = first.shape[1]
+    place = torch.arange(n, device=first.device).expand_as(first)
+    held = torch.where(real & (place % 2 == side), place, n)
+    return torch.full_like(first, n).scatter_reduce_(1, first, held, "amin").gather(1, first)
+
+
+def _averaged(x: Tensor, w: Tensor, gone: Tensor, into: Tensor, front: Tensor) -> tuple[Tensor, Tensor]:
+    """Metric and weight of the tokens at ``front``, after the gone ones joined theirs."""
+    weight = torch.zeros_like(w).scatter_add_(1, into, w).gather(1, front)
+    slot = torch.zeros_like(into).scatter_(1, front, torch.arange(front.shape[1], device=x.device).expand_as(front))
+    leaving = gone.flatten().nonzero()[:, 0]
+    joining = x.flatten(0, 1).index_select(0, leaving).mul_(w.flatten()[leaving, None])
+    out = take(x, front).mul_(w.gather(1, front)[..., None])
+    out.flatten(0, 1).index_add_(0, _flat(slot.gather(1, into), out)[leaving], joining)
+    return out.div_(weight.where(weight > 0, 1.0)[..., None]), weight
+
+
+def _flat(place: Tensor, x: Tensor) -> Tensor:
+    """Places within rows as places in all rows on end."""
+    return (place + torch.arange(x.shape[0], device=x.device)[:, None] * x.shape[1]).flatten()
+
+
+@torch.no_grad()
+def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
+    """``(B, n)`` bool: ``count[b]`` tokens of each row that are left after rounds that remove duplicates.
+
+    In a round the ``step[b]`` tokens at even places that are most similar to one at an odd place leave; fewer in the last one,
+    and never more than are at even places with a partner. For the next round those that stay at even places move to the
+    front, the most similar first. Up to ``HELD`` tokens, similarities are computed once and held.
+
+    Args:
+        x: ``(B, n, d)``, compared by cosine; real: ``(B, n)`` bool, True at the front of each row.
+    """
+    size = max(HELD**2 // max(x.shape[1], 1) ** 2, 1)
+    each = zip(*(t.split(size) for t in (x, real, count, step)), strict=True)
+    return torch.cat([_rounds(*rows) for rows in each])
+
+
+def _rounds(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
+    unit, out = normalize(x, dim=-1), torch.zeros_like(real)
+    like = twins.square(unit @ unit.transpose(1, 2), twins.firsts(x, real), 1.0) if x.shape[1] <= HELD else None
+    place = torch.arange(x.shape[1], device=x.device).expand_as(real)
+    real = real & (count > 0)[:, None]
+    while bool(((held := real.sum(1)) > count).any()):
+        leave = (held - count).clamp(min=0).minimum(step).minimum(held // 2)
+        if like is None:
+            value, _ = _partners(take(x, place), real)
+        else:
+            odd = torch.zeros_like(out).scatter_(1, place[:, 1::2], real[:, 1::2])
+            value = take(like, place[:, ::2]).masked_fill_(~odd[:, None], -torch.inf).amax(2)
+        rank, width = ranks(value, real[:, ::2]), place.shape[1]
+        order = torch.where(real, torch.arange(width, width * 2, device=x.device), width * 2)
+        order[:, ::2] = torch.where(rank >= leave[:, None], rank, width * 2)
+        order, front = order.sort(dim=1, stable=True)
+        most = int((held - leave).max())
+        place, real = place.gather(1, front)[:, :most], order[:, :most] < width * 2
+    return out.scatter_(1, place, real)

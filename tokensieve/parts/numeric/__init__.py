@@ -1,0 +1,1 @@
+"""Numbers: packed bits, similarity, position ids."""

@@ -1,0 +1,1 @@
+"""The site at which entries leave the cache of keys and values, and its cache layers."""

@@ -1,0 +1,31 @@
+"""Copies: a model is not copied while its hooks know another one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from tokensieve.sites.model import guards
+
+WAYS = ("__deepcopy__", "__reduce_ex__")
+"""What `copy.deepcopy` and `pickle` ask an object for."""
+
+
+def forbid(model: nn.Module) -> Callable[[], None]:
+    """Refuse to deep-copy or pickle a model, or any part of one; returns the function that allows it again."""
+
+    def refuse(*_: Any) -> Any:
+        raise guards.refusal("copy", model=type(model).__name__)
+
+    modules = list(model.modules())
+    for module in modules:
+        module.__dict__.update(dict.fromkeys(WAYS, refuse))
+
+    def allow() -> None:
+        for module in modules:
+            for way in WAYS:
+                module.__dict__.pop(way, None)
+
+    return allow

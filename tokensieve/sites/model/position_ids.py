@@ -1,0 +1,121 @@
+"""Position ids and rotary tables of tokens that are left."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.parts.numeric import position_ids
+from tokensieve.sites.model.masks import gather_ids
+from tokensieve.sites.model.quirks import NO_ROPE
+from tokensieve.sites.visual.token_stream import Stream
+
+
+def placed(stream: Stream, ids: Tensor, index: Tensor, policy: str) -> Tensor:
+    """Position ids ``(..., B, l)`` of the survivors at ``index``; the stream remembers by how much later ids are lowered."""
+    full = ids.expand(*ids.shape[:-2], index.shape[0], ids.shape[-1])
+    sequence = None
+    if stream.sequence is not None:
+        sequence = stream.sequence_here()
+    new = position_ids.positions(full, index.clamp(min=0), index >= 0, policy, sequence)
+    if policy == "compact":
+        lowered = position_ids.shift(full, index.clamp(min=0), index >= 0, policy)
+        stream.shift = lowered if stream.shift is None else stream.shift + lowered
+    return new
+
+
+def renumbered(language: nn.Module, stream: Stream, hidden: Tensor) -> tuple[Tensor, Any]:
+    """Consecutive ids of the survivors inside the language model, and their rotary tables."""
+    assert stream.ids is not None
+    stream.shift = stream.entered_shift  # ids count from those that entered
+    new = placed(stream, stream.ids, stream.entry, "compact")
+    return new, rotary(language, hidden, new)
+
+
+def fewer(language: nn.Module, stream: Stream, hidden: Tensor) -> tuple[Tensor, Any]:
+    """The renumbered ids of those that a later stage left, as they are, and their rotary tables."""
+    assert stream.renumbered is not None
+    ids = gather_ids(stream.renumbered[0], stream.stayed)
+    return ids, rotary(language, hidden, ids)
+
+
+def tables_of(language: nn.Module) -> Any:
+    """The module that makes a language model's rotary tables; None where it has none."""
+    return getattr(language, "rotary_emb", getattr(language, "pos_emb", None))
+
+
+def rotary(language: nn.Module, hidden: Tensor, ids: Tensor, kind: str | None = None) -> Any:
+    """Rotary tables for other ids.
+
+    Args:
+        kind: of the layer, where there is a table for each kind of layer.
+
+    Raises:
+        ValueError: the language model has none, or several and no kind is given.
+    """
+    tables = tables_of(language)
+    if tables is None:
+        raise ValueError(f"{type(language).__name__} has no rotary positions; use positions='original'")
+    several = "layer_type" in inspect.signature(tables.forward).parameters
+    try:
+        own = {"layer_type": kind} if several and kind is not None else {}
+        return tables(hidden, position_ids=ids[-3:] if ids.dim() == 3 else ids, **own)
+    except (KeyError, TypeError, AttributeError) as error:  # one table per kind of layer
+        raise ValueError(f"{type(language).__name__} has several rotary tables; use positions='original'") from error
+
+
+def lower(language: nn.Module, kwargs: dict[str, Any], ids: Tensor, shift: Tensor, hidden: Tensor) -> None:
+    """Tokens after a compacted prompt go on from its new end.
+
+    Args:
+        kwargs: a layer's arguments, changed in place; ids: ``(..., B, l)``, as the language model was given them.
+        shift: ``(..., B)``, by how much they are lowered.
+    """
+    new = ids.expand(*shift.shape, ids.shape[-1]) - shift[..., None]
+    given = kwargs.get("position_ids")
+    if given is not None:
+        kwargs["position_ids"] = new[0] if new.dim() > given.dim() else new
+    kwargs["position_embeddings"] = rotary(language, hidden, new)
+
+
+def uses_rope(attention: nn.Module, tables: Any) -> bool:
+    """Whether a layer turns its queries by the rotary tables of its pass; positions may be told elsewhere, or not at all."""
+    config: Any = attention.config
+    narrow = "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    if not getattr(attention, "use_rope", True) or (config.model_type in NO_ROPE and narrow):
+        return False
+    own = inspect.unwrap(type(attention).forward)
+    if not any("rotary" in name for name in own.__code__.co_names):
+        return False
+    return tables is not None or "position_embeddings" not in inspect.signature(own).parameters
+
+
+def apply_rope(attention: nn.Module, x: Tensor, tables: Any, back: bool = False) -> Tensor:
+    """Vectors ``(B, H, t, d)`` turned by rotary tables ``(B or 1, t or 1, d)``, as a layer that :func:`turns` does queries.
+
+    Args:
+        back: undo it.
+
+    Raises:
+        ValueError: the model's rotation is not known.
+    """
+    turn = getattr(sys.modules[type(attention).__module__], "apply_rotary_pos_emb", None)
+    latent = hasattr(attention, "qk_rope_head_dim")
+    if turn is None or not isinstance(tables, tuple) or tables[0].dim() != 3 or latent:
+        raise ValueError(
+            f"{type(attention).__name__} turns queries in a way that is not known; take a method that reads attention, such as "
+            "'snapkv'"
+        )
+    cos, sin = (t.float() for t in tables)
+    if back:
+        size = (cos.square() + sin.square()).mean()
+        cos, sin = cos / size, -sin / size
+    part = getattr(attention, "rotary_ndims", x.shape[-1])
+    x, rest = x[..., :part], x[..., part:]
+    alone = list(inspect.signature(turn).parameters)[1] == "cos"
+    out = turn(x, cos, sin) if alone else turn(x, x[:, :1], cos, sin)[0]
+    return torch.cat([out, rest], -1) if rest.shape[-1] else out

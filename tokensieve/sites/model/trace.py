@@ -1,0 +1,50 @@
+"""What a sieve did in its last pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from tokensieve.core.plan import Stage
+from tokensieve.core.reduction import Reduction
+
+
+@dataclass(frozen=True)
+class StageTrace:
+    """One stage's work.
+
+    Attributes:
+        stage: the stage.
+        reduction: from the original tokens of each image (or each prompt's, where the budget is per prompt) to those that
+            are left after this stage; earlier stages are composed in.
+        score: ``(I, n)``, what the method ranked by (over the tokens it met); None where it does not rank, or nobody asked for it
+            (``sieve(..., scores=True)``).
+        grid: rows and columns of the tokens it met, where they lie on a grid.
+    """
+
+    stage: Stage
+    reduction: Reduction
+    score: Tensor | None = field(repr=False)
+    grid: tuple[int, int] | None
+
+
+@dataclass
+class Trace:
+    """The last pass that brought visual tokens.
+
+    Attributes:
+        stages: in the order they ran.
+        rows: the batch row of each image (reductions have one row per image).
+        layer_tokens: mean visual tokens per image in front of each language-model layer.
+        places: ``(I, n)`` long, the prompt positions of each image's tokens, -1 at padding; None for a bare encoder.
+    """
+
+    stages: list[StageTrace]
+    rows: list[int]
+    layer_tokens: list[float]
+    places: Tensor | None = field(default=None, repr=False)
+
+    def of_prompts(self, count: int) -> list[float]:
+        """Mean visual tokens per prompt, where :attr:`layer_tokens` are per image and tiles count as images of their own."""
+        return [tokens * len(self.rows) / count for tokens in self.layer_tokens]

@@ -1,0 +1,1 @@
+"""Sites at which visual tokens leave: encoder, handoff, prefill, focus, cross."""
