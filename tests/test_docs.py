@@ -162,7 +162,7 @@ def test_pages_are_written_where_pages_are():
     written = set()
     for source in (ROOT / "benchmarks").rglob("*.py"):
         written |= set(re.findall(r"\bdocs/[\w/-]+\.md\b", source.read_text()))
-    assert written <= {f"docs/{p.relative_to(DOCS)}" for p in PAGES}
+    assert {str(Path(page).parent) for page in written} <= {"docs/how-to", "docs/measured"}
 
 
 def test_nobody_is_told_to_install_from_an_index():

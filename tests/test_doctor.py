@@ -9,15 +9,15 @@ import pytest
 import torch
 import transformers
 import yaml
+from tokensieve.sites.encoder import EncoderSite
+from tokensieve.sites.eviction import CacheSite
+from tokensieve.sites.language import LanguageSite
 
 from tests.test_cli import call
 from tokensieve import extras, testbed
 from tokensieve.bench.compat import cross, tiny_models
 from tokensieve.bench.compat.check import Case
 from tokensieve.cli.main import main
-from tokensieve.sites.encoder import EncoderSite
-from tokensieve.sites.eviction import CacheSite
-from tokensieve.sites.language import LanguageSite
 from tokensieve.sites.sieve import Sieve
 from tokensieve.testing import doctor, doctor_models
 from tokensieve.testing.doctor_models import Checked

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokensieve.plan import plan
 from torch.nn.functional import normalize
 from transformers import (
     AutoModel,
@@ -36,7 +37,6 @@ from transformers import (
     ViTModel,
 )  # fmt: skip
 
-from tokensieve.plan import plan
 from tokensieve.retrieval.encoders import encoded as encode
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends, join
