@@ -9,16 +9,16 @@ import pytest
 import torch
 import transformers
 import yaml
-from tokensieve.sites.encoder import EncoderSite
-from tokensieve.sites.eviction import CacheSite
-from tokensieve.sites.language import LanguageSite
 
 from tests.test_cli import call
 from tokensieve import extras, testbed
 from tokensieve.bench.compat import cross, tiny_models
 from tokensieve.bench.compat.check import Case
 from tokensieve.cli.main import main
+from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.sieve import Sieve
+from tokensieve.sites.visual.encoder_site import EncoderSite
+from tokensieve.sites.visual.language_site import LanguageSite
 from tokensieve.testing import doctor, doctor_models
 from tokensieve.testing.doctor_models import Checked
 from tokensieve.testing.doctor_sites import GONE, SHORT, WHOLE, trials
@@ -126,7 +126,7 @@ def test_the_one_layer_that_keeps_what_others_drop_is_named(monkeypatch):
 
 def test_a_result_that_is_off_by_little_is_noticed(monkeypatch):
     reduce = EncoderSite._reduce
-    monkeypatch.setattr(EncoderSite, "_reduce", lambda self, i, x: reduce(self, i, x) * (1 + 1e-6))
+    monkeypatch.setattr(EncoderSite, "_reduce", lambda self, *a: reduce(self, *a) * (1 + 1e-6))
     bad = wrong(found(tiny_model("encoder")))
     assert set(bad) == {("encoder", WHOLE)}
     assert "differs from the plain model's by up to" in bad["encoder", WHOLE].detail

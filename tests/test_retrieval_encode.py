@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokensieve.plan import plan
 from torch.nn.functional import normalize
 from transformers import (
     AutoModel,
@@ -37,6 +36,7 @@ from transformers import (
     ViTModel,
 )  # fmt: skip
 
+from tokensieve.core.plan import plan
 from tokensieve.retrieval.encoders import encoded as encode
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends, join
@@ -391,7 +391,7 @@ def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="asks for a residual"):
         load_encoder(folder)
     monkeypatch.setattr(loading, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    with pytest.raises(ValueError, match=r"pip install '\.\[retrieval\]'"):
+    with pytest.raises(ValueError, match=r"in the checkout of tokensieve: pip install '\.\[retrieval\]'"):
         load_encoder()
 
 
