@@ -132,7 +132,8 @@ def _card(card: Card) -> str:
     needs = ", ".join(f"`{n}`" for n in card.needs) or "nothing but the features"
     cls = type(ts.get_method(card.name))
     told = (inspect.getdoc(cls) or "").split("\nAttributes:")[0].strip()
-    text = f"### {card.name}\n\n{told}\n\nRuns at {', '.join(card.sites)}; reads {needs}. `{cls.__module__.replace('.', '/')}.py`\n"
+    file = cls.__module__.replace(".", "/") + ".py"
+    text = f"### {card.name}\n\n{told}\n\nRuns at {', '.join(card.sites)}; reads {needs}. `{file}`\n"
     if not card.options:
         return text
     rows = [(f"`{o.name}`", o.type, o.range, o.unit, f"`{o.default!r}`", o.meaning) for o in card.options.values()]
