@@ -1,7 +1,8 @@
 """One page for all methods: accuracy kept on the testbed at four budgets, by kind of question, over three seeds.
 
-`python -m benchmarks.leaderboard` measures what `out/leaderboard.json` does not hold yet and writes docs/leaderboard.md. A seed
-decides the held-out questions and what methods draw; all methods get the same. Retention is accuracy over that of the full model.
+`python -m benchmarks.leaderboard` measures what `out/leaderboard.json` does not hold yet and writes
+docs/measured/leaderboard.md. A seed decides the held-out questions and what methods draw; all methods get the same.
+Retention is accuracy over that of the full model.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tokensieve.bench.run import BASELINES
 from tokensieve.core.plan import Plan, applied
 from tokensieve.sites.model.structure import find
 
-PAGE = Path(__file__).parent.parent / "docs" / "leaderboard.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "leaderboard.md"
 FORMAT = "tokensieve.leaderboard.1"
 BUDGETS, SEEDS, PER_KIND, BATCH = (192, 128, 64, 32), (0, 1, 2), 10, 25
 FAMILIES = ("vlm", "vit")

@@ -1,8 +1,8 @@
 """One page for all methods of stored vectors: retrieval of real text by fewer vectors and in fewer bytes.
 
 `python -m benchmarks.retrieval` measures what `out/retrieval/` does not hold yet, some queries after the other, and after each
-slice of them writes docs/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings, passages what follows them
-(`benchmarks.reference.docstrings`).
+slice of them writes docs/measured/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings,
+passages what follows them (`benchmarks.reference.docstrings`).
 """
 
 from __future__ import annotations

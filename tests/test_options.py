@@ -232,7 +232,7 @@ def test_one_text_serves_card_help_command_line_and_reference():
     table = call("methods", "snapkv", "mustdrop").output
     assert all(part in table for part in ("window", "at least 1", "tokens", "32", known.meaning, "tuple[float, ...]"))
     assert "no options" in call("methods", "uniform").output
-    page = _hooks().on_page_markdown((ROOT / "docs/methods.md").read_text())
+    page = _hooks().on_page_markdown((ROOT / "docs/reference/methods.md").read_text())
     assert all(f"| `{o.name}` |" in page and o.meaning in page for _, o in EVERY)
     assert f"| `window` | int | at least 1 | tokens | `32` | {known.meaning} |" in page
 

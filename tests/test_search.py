@@ -175,7 +175,7 @@ def test_psigmoid_keeps_the_best_schedule(model, monkeypatch):
 
 def test_psigmoid_needs_optuna(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[search\]' in the checkout"):
+    with pytest.raises(ImportError, match=r"in the checkout of tokensieve: pip install '\.\[search\]'"):
         schedule.psigmoid(model, [prompt((1,))], 0.6)
 
 

@@ -52,7 +52,7 @@ def main() -> None:
         _trace(state, checks, bar)
         _run(state, sources, checks, bar)
         _control(state, sources, checks, bar)
-    (ROOT / "docs" / "mutants.md").write_text(page.text(state, pairs(state, _mutants(sources))))
+    (ROOT / "docs" / "measured" / "mutants.md").write_text(page.text(state, pairs(state, _mutants(sources))))
 
 
 def _checks(name: str) -> Checks:

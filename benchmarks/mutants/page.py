@@ -1,4 +1,4 @@
-"""Page: what the mutants showed, as docs/mutants.md."""
+"""Page: what the mutants showed, as docs/measured/mutants.md."""
 
 from __future__ import annotations
 

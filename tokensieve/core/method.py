@@ -182,7 +182,7 @@ def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, 
 
     Args:
         x: ``(B, N, D)`` or ``(N, D)``, a tensor or anything NumPy reads.
-        method: a registered name (``tokensieve.methods()`` lists them) or a :class:`Method`.
+        method: a registered name (``tokensieve.list_methods()`` lists them) or a :class:`Method`.
         keep: an int (tokens per row), a float in (0, 1] (share of the row's valid tokens), or a :class:`Keep`.
         seed: for methods that draw.
         signals: what the method needs, by keyword: ``cls_attention``, ``received_attention``, ``text``, ``keys``, ``values``,

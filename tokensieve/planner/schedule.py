@@ -99,7 +99,7 @@ def psigmoid(
     try:
         import optuna
     except ImportError as e:
-        raise ImportError(f"psigmoid searches with optuna: {install('search')}") from e
+        raise ImportError(f"psigmoid searches with optuna; {install('search')}") from e
     check(flops, "flops", whole=False, most=1.0)
     ranking, first = beginning(model, method, first)
     asked = answered(model, batches)

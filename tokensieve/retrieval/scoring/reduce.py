@@ -30,7 +30,7 @@ def reduce(encoded: Encoded, method: str | Method, keep: Budget, *, seed: int = 
 
     Args:
         encoded: with the signals that the method needs (``idf`` from :class:`Frequencies`, the others from the encoder).
-        method: a registered name (``tokensieve.methods(site="vectors")`` lists them) or a :class:`Method`.
+        method: a registered name (``tokensieve.list_methods(site="vectors")`` lists them) or a :class:`Method`.
         keep: vectors per text (int), or a share of each text's (float).
         seed: for methods that draw.
 
@@ -89,7 +89,7 @@ def _each(
     made = make(method) if isinstance(method, str) else method
     if "vectors" not in made.sites:
         raise ValueError(
-            f"{made.name} runs at {', '.join(made.sites)}; tokensieve.methods(site='vectors') lists what fits"
+            f"{made.name} runs at {', '.join(made.sites)}; tokensieve.list_methods(site='vectors') lists what fits"
         )
     for rows in _batches(encoded.lengths):
         lengths = encoded.lengths[rows]
