@@ -41,7 +41,7 @@ TASKS = ("bits per byte", "needle", "facts", "copying", "code")
 
 def made(name: str, tokenizer: Any) -> Method:
     """A method by name; those that need to be told something of the tokenizer are."""
-    return ts.make(name, **({"separators": separators(tokenizer)} if name == "sepllm" else {}))
+    return ts.get_method(name, **({"separators": separators(tokenizer)} if name == "sepllm" else {}))
 
 
 @torch.no_grad()
@@ -53,7 +53,7 @@ def follow(model: Any, ids: np.ndarray, context: int, one_by_one: bool = False) 
     """
     rows = torch.as_tensor(ids, device=model.device)
     first = model(rows[:, :context], use_cache=True, logits_to_keep=1)
-    held, logits, at = ts.held_bytes(cache_in(first)), [first.logits], context
+    held, logits, at = ts.cache_bytes(cache_in(first)), [first.logits], context
     while at < rows.shape[1] - 1:
         upto = at + 1 if one_by_one else rows.shape[1] - 1
         places = torch.arange(at, upto, device=model.device).expand(len(rows), -1)
@@ -143,7 +143,7 @@ def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
     """The page as Markdown."""
     what = (
         f"What the packaged language model still knows of {LENGTH} tokens (continuations and questions included) once its "
-        "cache is compressed at the end of the prompt. `held` is measured (`ts.held_bytes`): all that the cache keeps after "
+        "cache is compressed at the end of the prompt. `held` is measured (`ts.cache_bytes`): all that the cache keeps after "
         "the prompt, whatever for, in % of the full cache's. Bits per byte (less is better) and code (next token right) "
         f"are of {NEXT} tokens of held-out Python that follow {LENGTH - NEXT}; needle is one fact in held-out text (in the first "
         f"round at 0.78 and 0.87 of it), its "

@@ -16,7 +16,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def methods() -> str:
     """All cards as Markdown, by family."""
-    cards = sorted((ts.card(name) for name in ts.methods()), key=lambda card: (card.family, card.name))
+    cards = sorted((ts.method_card(name) for name in ts.list_methods()), key=lambda card: (card.family, card.name))
     out = []
     for family, each in groupby(cards, lambda card: card.family):
         out += [f"## {family}\n", *map(_card, each)]
