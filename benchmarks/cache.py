@@ -42,7 +42,7 @@ TASKS = ("bits per byte", "needle", "facts", "copying", "code")
 
 def made(name: str, tokenizer: Any) -> Method:
     """A method by name; those that need to be told something of the tokenizer are."""
-    return ts.make(name, **({"separators": separators(tokenizer)} if name == "sepllm" else {}))
+    return ts.get_method(name, **({"separators": separators(tokenizer)} if name == "sepllm" else {}))
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def follow(model: Any, ids: np.ndarray, context: int, one_by_one: bool = False) 
     """
     rows = torch.as_tensor(ids, device=model.device)
     first = model(rows[:, :context], use_cache=True, logits_to_keep=1)
-    held, logits, at = ts.held_bytes(cache_in(first)), [first.logits], context
+    held, logits, at = ts.cache_bytes(cache_in(first)), [first.logits], context
     while at < rows.shape[1] - 1:
         upto = at + 1 if one_by_one else rows.shape[1] - 1
         places = torch.arange(at, upto, device=model.device).expand(len(rows), -1)

@@ -73,7 +73,7 @@ def generate(model: Any, name: str) -> dict[str, float]:
             at = torch.tensor([[place]])
             out = model(token, **held, attention_mask=seen, position_ids=at, use_cache=True)
             steps.append(perf_counter() - began)
-    return {"prefill": prefill, "compression": compression, "token": median(steps), "held": ts.held_bytes(cache)}
+    return {"prefill": prefill, "compression": compression, "token": median(steps), "held": ts.cache_bytes(cache)}
 
 
 def cell(name: str) -> dict[str, float]:

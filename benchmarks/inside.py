@@ -47,7 +47,7 @@ CELLS: dict[str, tuple[tuple[str, float] | None, tuple[str, float] | None]] = {
 
 
 def encoder(inside: tuple[str, float] | None) -> Any:
-    return load_encoder() if inside is None else load_encoder(plan=ts.plan.plan(*inside, site="encoder"))
+    return load_encoder() if inside is None else load_encoder(plan=ts.plan(*inside, site="encoder"))
 
 
 def measure(file: Path) -> dict[str, Any]:

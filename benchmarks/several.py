@@ -33,7 +33,7 @@ EACH = {"clip": 12, "pair": 20, "anyres": 8}
 BUDGETS = {"clip": (288, 72), "pair": (64, 16), "anyres": (288, 72)}
 IMAGE = ("visionzip", "divprune", "fastv")
 METHODS = {
-    "clip": (*BASELINES, *ts.methods(family="video"), *IMAGE),
+    "clip": (*BASELINES, *ts.list_methods(family="video"), *IMAGE),
     "pair": (*BASELINES, *IMAGE, "fastervlm", "cdpruner", "sparsevlm"),
     "anyres": (*BASELINES, "globalcom2", "hired", "token-correlation", *IMAGE, "fastervlm"),
 }

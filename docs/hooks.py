@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import tokensieve as ts
-from tokensieve.core.method_registry import Card, entries, record, systems
+from tokensieve.catalog.table import entries, record, systems
+from tokensieve.core.method_registry import Card
 from tokensieve.core.registry import REGISTRIES
 from tokensieve.sites.model.guards import GUARDS
 

@@ -15,7 +15,7 @@ import tokensieve as ts
 from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
 from tokensieve.bench.columns import COLUMNS
-from tokensieve.core import method_registry
+from tokensieve.core.method_registry import METHODS
 from tokensieve.core.registry import PLUGINS
 from tokensieve.retrieval.storage import FORMATS
 
@@ -39,8 +39,7 @@ def forget():
     names: list[str] = []
     yield names
     for name in names:
-        method_registry._METHODS.pop(name, None)
-        method_registry._SYSTEMS.pop(name, None)
+        METHODS.forget(name)
 
 
 def test_the_method_of_the_guide_is_complete(forget):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.needs import Need
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.visual.layer_budgets import resolve_count
