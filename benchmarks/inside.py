@@ -23,9 +23,9 @@ from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.encoders.encoded import Encoded
 from tokensieve.retrieval.encoders.loading import load_encoder
+from tokensieve.retrieval.encoders.reduce import reduce
 from tokensieve.retrieval.evaluation.evaluate import measures, spread
 from tokensieve.retrieval.index.tune import timed
-from tokensieve.retrieval.scoring.reduce import reduce
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "encoders.md"
 FORMAT = "tokensieve.inside.1"

@@ -20,9 +20,9 @@ from rich.progress import track
 import tokensieve as ts
 from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
-from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.run import BASELINES
 from tokensieve.core.plan import Plan, applied, stages_of
+from tokensieve.sites.cost import encoder_tokens, of_tokens
 from tokensieve.sites.model.structure import find
 
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "leaderboard.md"

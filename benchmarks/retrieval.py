@@ -27,9 +27,9 @@ from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder
 from tokensieve.retrieval.encoders.loading import load_encoder
+from tokensieve.retrieval.encoders.reduce import Frequencies, as_matrix, reduce
 from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.scoring.maxsim import best_matches, sums
-from tokensieve.retrieval.scoring.reduce import Frequencies, as_matrix, reduce
 from tokensieve.retrieval.storage import FORMATS, vector_format
 
 FORMAT = "tokensieve.retrieval.1"

@@ -19,9 +19,9 @@ from rich.progress import track
 import tokensieve as ts
 from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
-from tokensieve.bench.cost import of_tokens
 from tokensieve.bench.run import BASELINES
 from tokensieve.core.plan import Plan, applied
+from tokensieve.sites.cost import of_tokens
 from tokensieve.sites.model.structure import find
 from tokensieve.testbed import PATCHES, PICTURES, Several, onevision
 

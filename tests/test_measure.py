@@ -13,10 +13,10 @@ from tokensieve.bench import clocks
 from tokensieve.bench import floor as flooring
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.prompts import Prompts
-from tokensieve.bench.cost import merged
 from tokensieve.bench.data import Sample, from_testbed
 from tokensieve.bench.measure import _encoded, held, measure
 from tokensieve.bench.subject import Subject, prepare
+from tokensieve.sites.cost import merged
 from tokensieve.sites.model.structure import find
 
 

@@ -16,10 +16,10 @@ from torch.nn.functional import normalize
 import tokensieve as ts
 from benchmarks.reference import docstrings
 from benchmarks.reference.docstrings import MOST_BODY, collect, passage
+from tokensieve.retrieval.encoders import reduce
 from tokensieve.retrieval.encoders.encoded import Encoded, ends, join
+from tokensieve.retrieval.encoders.reduce import Frequencies
 from tokensieve.retrieval.evaluation import evaluate
-from tokensieve.retrieval.scoring import reduce
-from tokensieve.retrieval.scoring.reduce import Frequencies
 
 METHODS = ts.list_methods(site="vectors")
 

@@ -383,7 +383,7 @@ def test_what_was_recorded_goes_with_the_pass(sdpa, name):
     """However the pass ends, and wherever in it: in the encoder, in a layer, or where it should."""
 
     def left(s):
-        site = s._sites.language
+        site = s._sites.sites[0]
         return [site.now, site.asked.prompt, *(w.seen for w in site.sight.watches), len(site.sight.remembered)]
 
     def fails(module, args):
@@ -406,8 +406,8 @@ def test_what_was_recorded_goes_with_the_pass(sdpa, name):
     assert torch.equal(sdpa.generate(**prompt((0,)), **GREEDY), text)
     with ts.sieve(sdpa, "tome", keep=16, site="encoder") as s, torch.no_grad():
         sdpa(**prompt((1,)))
-        assert not s._sites.encoder.watch.seen
-        assert s._sites.encoder.now is None
+        assert not s._sites.sites[0].encoder.watch.seen
+        assert s._sites.sites[0].encoder.now is None
 
 
 def test_text_is_looked_for_only_where_a_method_reads_it(sdpa, monkeypatch):

@@ -7,7 +7,6 @@ import torch
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tokensieve.bench.cost import cost
 from tokensieve.catalog import table
 from tokensieve.core import method_registry
 from tokensieve.core.plan import plan, stages_of
@@ -15,6 +14,7 @@ from tokensieve.core.signals import Signals
 from tokensieve.parts import budget
 from tokensieve.parts.attention import rows
 from tokensieve.planner.drift import drift, tune
+from tokensieve.sites.cost import cost
 from tokensieve.sites.visual.layer_budgets import solve
 
 SYSTEMS = [

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from tokensieve import _moved
 
 if TYPE_CHECKING:
-    from tokensieve.bench.cost import cost
     from tokensieve.core.budget import Keep
     from tokensieve.core.focus import Focus
     from tokensieve.core.method import CacheMethod, FocusMethod, Method
@@ -33,12 +32,13 @@ if TYPE_CHECKING:
     from tokensieve.retrieval.storage import list_formats, register_format
     from tokensieve.sites.cache.evicted_layer import cache_bytes
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
+    from tokensieve.sites.cost import cost
     from tokensieve.sites.sieve import Sieve, sieve
 
 __version__ = "0.2.0"
 
 _NAMES = {
-    "bench.cost": ("cost",),
+    "sites.cost": ("cost",),
     "core.budget": ("Keep",),
     "core.focus": ("Focus",),
     "core.method": ("CacheMethod", "FocusMethod", "Method"),

@@ -1,7 +1,7 @@
 """Retrieval: late-interaction search over token vectors."""
 
 from tokensieve._moved import below
-from tokensieve.retrieval.index.errors import Damaged, Incompatible, IndexProblem, Locked
+from tokensieve.retrieval.errors import Damaged, Incompatible, IndexProblem, Locked
 from tokensieve.retrieval.index.index import Document, Index
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.scoring.maxsim import align, maxsim

@@ -10,7 +10,7 @@ from typing import Any
 from tokensieve.core.method_registry import get_method
 from tokensieve.parts.budget import check
 from tokensieve.retrieval.encoders.encoded import lasting
-from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.scoring.sketch import SKETCHES
 from tokensieve.retrieval.storage import FORMATS
 
