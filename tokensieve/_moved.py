@@ -54,7 +54,6 @@ MOVED = {
     "retrieval.encode_head": "retrieval.encoders.head",
     "retrieval.encode_pages": "retrieval.encoders.pages",
     "retrieval.encode_text": "retrieval.encoders.text",
-    "retrieval.errors": "retrieval.errors",
     "retrieval.evaluate": "retrieval.evaluation.evaluate",
     "retrieval.fde": "retrieval.scoring.fde",
     "retrieval.folder": "retrieval.sources.folder",
