@@ -1,8 +1,8 @@
 """One page for all methods of stored vectors: retrieval of real text by fewer vectors and in fewer bytes.
 
 `python -m benchmarks.retrieval` measures what `out/retrieval/` does not hold yet, some queries after the other, and after each
-slice of them writes docs/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings, passages what follows them
-(`benchmarks.reference.docstrings`).
+slice of them writes docs/measured/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings,
+passages what follows them (`benchmarks.reference.docstrings`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class CheckContext:
         return self._matrices[key]
 
     def reduced(self, name: str, keep: float, seed: int = 0, **options: Any) -> Encoded:
-        return reduce(self.documents, ts.make(name, **options), keep, seed=seed)
+        return reduce(self.documents, ts.get_method(name, **options), keep, seed=seed)
 
     def ranked(self, scores: np.ndarray) -> list[int]:
         return evaluate.ranks(scores, self.relevant).tolist()
@@ -194,7 +194,7 @@ def cells(keep: float) -> dict[str, tuple[str, int]]:
     """By key, the methods and seeds at one budget."""
     return {
         f"{name}@{keep}#{seed}": (name, seed)
-        for name in ts.methods(site="vectors")
+        for name in ts.list_methods(site="vectors")
         for seed in (SEEDS if name in DRAWS else SEEDS[:1])
     }
 

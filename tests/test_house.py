@@ -31,7 +31,6 @@ MODELS = {"transformers", "huggingface_hub"}
 KNOW_MODELS = ("sites", "testbed", "bench", "retrieval.encoders", "integrations")
 
 EXCEPTIONS = {
-    ("tokensieve.core.method", "tokensieve.core.method_registry"): "reduce() takes a method by its name",
     ("tokensieve.testing.doctor_models", "transformers"): "the doctor loads the model that a user names",
 }
 """(importing, imported) modules that break a rule above, and why."""

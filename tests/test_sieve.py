@@ -269,10 +269,10 @@ def test_stages_compose(sdpa):
     inputs = prompt((1, 1))
     plan = ts.Plan(
         [
-            ts.method("tome", keep=48),
-            ts.method("visionzip", keep=32),
-            ts.method("fastv", keep=16, layers=1),
-            ts.method("divprune", keep=8, site="prefill", layers=3),
+            ts.stage("tome", keep=48),
+            ts.stage("visionzip", keep=32),
+            ts.stage("fastv", keep=16, layers=1),
+            ts.stage("divprune", keep=8, site="prefill", layers=3),
         ]
     )
     with ts.sieve(sdpa, plan) as s:
@@ -366,7 +366,7 @@ def test_an_inner_sieve_that_cannot_be_attached_leaves_the_outer_one_as_it_was(s
 @pytest.mark.parametrize(("name", "where"), [("fastervlm", {}), ("fastv", {}), ("tome", {"site": "encoder"})])
 def test_scores_are_computed_a_second_time_only_where_they_are_asked_for(sdpa, monkeypatch, name, where):
     calls = []
-    cls = method_registry.get(name)
+    cls = method_registry.method_class(name)
     ranked = cls.score
     monkeypatch.setattr(cls, "score", lambda self, s: calls.append(1) or ranked(self, s))
     for asked in (False, True):
@@ -444,7 +444,7 @@ def test_a_cache_that_was_reset_begins_anew(sdpa, name, where, layer):
 
 
 def test_flash_attention_cannot_weigh_or_hide_keys_in_an_encoder():
-    class Fewer(type(ts.make("uniform"))):
+    class Fewer(type(ts.get_method("uniform"))):
         name, adaptive = "fewer", True
 
     model = llava()

@@ -7,7 +7,7 @@ from transformers import ViTConfig, ViTModel
 
 import tokensieve as ts
 from tests.models import llava
-from tokensieve.core.plan import SITES
+from tokensieve.core.stage import SITES
 from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite

@@ -1,5 +1,6 @@
 """Retrieval: late-interaction search over token vectors."""
 
+from tokensieve._moved import below
 from tokensieve.retrieval.errors import Damaged, Incompatible, IndexProblem, Locked
 from tokensieve.retrieval.index.index import Document, Index
 from tokensieve.retrieval.index.search import Hit
@@ -10,3 +11,5 @@ from tokensieve.retrieval.stores.protocol import Store
 __all__ = [
     "Damaged", "Document", "Hit", "Incompatible", "Index", "IndexProblem", "Locked", "Ragged", "Store", "align", "maxsim",
 ]  # fmt: skip
+
+__getattr__ = below(__name__)

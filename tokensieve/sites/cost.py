@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from tokensieve.core.plan import Plan, Stage
+from tokensieve.core.plan import Plan
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.budget import Keep, flops
 from tokensieve.sites.model.blocks import Stack

@@ -9,7 +9,8 @@ from torch import nn
 
 from tokensieve.core.method import Method
 from tokensieve.core.method_registry import check_names
-from tokensieve.core.plan import WHERE, Plan, Stage, applied
+from tokensieve.core.plan import Plan, applied
+from tokensieve.core.stage import WHERE, Stage
 from tokensieve.parts.budget import Budget
 from tokensieve.sites.model import compiled, copies, guards
 from tokensieve.sites.model.calls import Detach

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import nn
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite

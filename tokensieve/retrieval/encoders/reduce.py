@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts.budget import Budget
 from tokensieve.retrieval.encoders.encoded import Encoded, ends, join
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 BATCH, ROWS = 2**15, 128
 """Tokens and texts of a batch."""
@@ -30,7 +32,7 @@ def reduce(encoded: Encoded, method: str | Method, keep: Budget, *, seed: int = 
 
     Args:
         encoded: with the signals that the method needs (``idf`` from :class:`Frequencies`, the others from the encoder).
-        method: a registered name (``tokensieve.methods(site="vectors")`` lists them) or a :class:`Method`.
+        method: a registered name (``tokensieve.list_methods(site="vectors")`` lists them) or a :class:`Method`.
         keep: vectors per text (int), or a share of each text's (float).
         seed: for methods that draw.
 
@@ -63,6 +65,8 @@ def as_matrix(encoded: Encoded, method: str | Method, keep: Budget, *, seed: int
     Returns:
         the matrix, and the offsets of the texts among the M vectors, ``(n + 1,)``.
     """
+    from scipy.sparse import csr_array
+
     each = list(_each(encoded, method, keep, seed))
     lengths = torch.empty(len(encoded), dtype=torch.long)
     for rows, _, r in each:
@@ -86,10 +90,10 @@ def _each(
     encoded: Encoded, method: str | Method, keep: Budget, seed: int
 ) -> Iterator[tuple[Tensor, Tensor, Reduction]]:
     """For texts of about equal length together: which they are, the places of their vectors ``(B, N)``, and the reduction."""
-    made = make(method) if isinstance(method, str) else method
+    made = get_method(method) if isinstance(method, str) else method
     if "vectors" not in made.sites:
         raise ValueError(
-            f"{made.name} runs at {', '.join(made.sites)}; tokensieve.methods(site='vectors') lists what fits"
+            f"{made.name} runs at {', '.join(made.sites)}; tokensieve.list_methods(site='vectors') lists what fits"
         )
     for rows in _batches(encoded.lengths):
         lengths = encoded.lengths[rows]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, ends
 from tokensieve.retrieval.encoders.reduce import Frequencies, reduce
@@ -49,7 +49,7 @@ class Library:
 
     def __init__(self, index: Index, recipe: Recipe, encoder: Encoder) -> None:
         self.index, self.recipe, self.encoder = index, recipe, encoder
-        self._needs = {need.name for need in make(recipe.method).needs}
+        self._needs = {need.name for need in get_method(recipe.method).needs}
         self._writing = threading.RLock()
         self._seen = self._stamp()
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokensieve.core.needs import Need
-from tokensieve.core.plan import Stage
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget, score
 from tokensieve.parts.budget import Budget, Keep, across_layers
 from tokensieve.sites.cache.entries import Entries

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.method import Method
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.sites.cache import cache_budgets, entries, gathered_masks, statistics
 from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.cache.entries import Entries

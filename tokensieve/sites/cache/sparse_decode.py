@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Stage
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import select
 from tokensieve.parts.attention import rows
 from tokensieve.sites.cache import entries

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.parts import select
 from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.model import calls, checkpointing, taps

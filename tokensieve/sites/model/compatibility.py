@@ -15,9 +15,7 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-TESTED = (
-    "5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0", "5.24.0",
-)  # fmt: skip
+TESTED = ("5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0", "5.24.0")
 """Releases on which the sites', models' and cache's tests have passed."""
 
 

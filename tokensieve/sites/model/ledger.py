@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.sites.model import calls, compatibility, guards
 from tokensieve.sites.model.structure import Anatomy
 

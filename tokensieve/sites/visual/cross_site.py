@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget, select
 from tokensieve.parts.attention import rows
 from tokensieve.parts.budget import Keep

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.needs import Need
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.attention import rows
 from tokensieve.sites.model import checkpointing, taps

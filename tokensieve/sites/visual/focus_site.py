@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.focus import Focus
-from tokensieve.core.plan import Stage
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import select
 from tokensieve.sites.cache.sieved_layer import Seen, SievedLayer
 from tokensieve.sites.model import checkpointing, compatibility, guards, masks, taps

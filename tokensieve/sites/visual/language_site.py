@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.cache import gathered_masks
 from tokensieve.sites.model import calls, checkpointing, compatibility, masks, taps

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.parts.budget.flops import of_layer

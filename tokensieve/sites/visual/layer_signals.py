@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.needs import Need
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.parts.attention import rows
 from tokensieve.sites.model import checkpointing
 from tokensieve.sites.model.blocks import Stack, neurons

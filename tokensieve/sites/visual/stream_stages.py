@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.budget import Budget
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
