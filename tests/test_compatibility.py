@@ -141,8 +141,8 @@ def test_masks_of_kinds_that_do_not_take_all_arguments(monkeypatch):
     whole = compatibility.masks_of(config, x, real, None)
     makers = dict(compatibility.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING)
     chunked = makers["chunked_attention"]
-    makers["chunked_attention"] = lambda config, inputs_embeds, attention_mask, cache: chunked(
-        config, inputs_embeds, attention_mask, cache
+    makers["chunked_attention"] = lambda config, inputs_embeds, attention_mask, cache, ids: chunked(
+        config, inputs_embeds, attention_mask, cache, ids
     )
     monkeypatch.setattr(compatibility, "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING", makers)
     monkeypatch.setattr(compatibility, "create_masks_for_generate", forbidden)

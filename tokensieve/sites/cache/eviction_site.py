@@ -16,7 +16,6 @@ from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.sites.cache import cache_budgets, entries, gathered_masks, statistics
-from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.cache.paged import paged
@@ -58,7 +57,7 @@ class CacheSite:
         self.layers = {id(s): cache_budgets.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             supplied(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
-            resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
+            cache_budgets.resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         cache_budgets.check(self.stages, self.layers, self.full, self._read)
         ledger.late += self.stages
         ledger.models.append(language.root)
