@@ -134,13 +134,13 @@ class _Sites:
             raise ValueError(
                 "stages at site='focus' and at site='cache' do not go together: the first would not find its tokens"
             )
-        reading = [s for s in late if s.method.sparse_decode or s.method.query_block_size]
+        reading = [s for s in late if s.cache_method.sparse_decode or s.cache_method.query_block_size]
         if reading:
             if len(plan.stages) > 1:
                 raise ValueError(
                     f"{len(plan.stages)} stages; {reading[0].method.name}, which reads a whole cache, stands alone"
                 )
-            site = SparseSite if reading[0].method.query_block_size else ReadingSite
+            site = SparseSite if reading[0].cache_method.query_block_size else ReadingSite
             self.reading = site(decoder(model), reading[0], clock, ledger)
             return
         if late or not stages:
