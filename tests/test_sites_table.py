@@ -28,7 +28,7 @@ def model():
 
 @pytest.mark.parametrize("site", SITES)
 def test_every_site_has_a_row(site):
-    stage = SimpleNamespace(site=site, method=SimpleNamespace(query_block_size=0, sparse_decode=False))
+    stage = SimpleNamespace(site=site, cache_method=SimpleNamespace(query_block_size=0, sparse_decode=False))
     assert any(row.takes(stage) for row in TABLE)
 
 

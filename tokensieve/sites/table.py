@@ -130,8 +130,8 @@ READS = "{method}, which reads a whole cache, stands alone"
 TABLE = (
     Row(lambda s: s.site == "vectors", _vectors),
     Row(lambda s: s.site == "cross", _cross, "a stage at site='cross' stands alone: use one of them"),
-    Row(lambda s: s.site == "cache" and s.method.query_block_size > 0, _sparse_prefill, READS),
-    Row(lambda s: s.site == "cache" and s.method.sparse_decode, _sparse_decode, READS),
+    Row(lambda s: s.site == "cache" and s.cache_method.query_block_size > 0, _sparse_prefill, READS),
+    Row(lambda s: s.site == "cache" and s.cache_method.sparse_decode, _sparse_decode, READS),
     Row(lambda s: s.site in VISUAL, _visual),
     Row(lambda s: s.site == "cache", _cache),
 )
