@@ -187,7 +187,8 @@ def test_a_second_image_is_ranked_over_all_that_is_cached(stages):
     past = call.key.shape[2] - call.query.shape[2]
     last = torch.tensor([[call.query.shape[2] - 1]])
     row = layer_signals.looking(call, last, past, call.scale)[0, :, 0]
-    paged = bool(plans) and plans[-1].method.unit == "entry"  # these entries are in no tensor of keys
+    # Entries of such a unit are in no tensor of keys.
+    paged = bool(plans) and plans[-1].site == "cache" and plans[-1].method.unit == "entry"
     assert (past == 0) is paged
     start = past + int((more["input_ids"][0] == IMAGE).nonzero()[0])
     assert len(kept) == (stages[0][1] if stages else N)
