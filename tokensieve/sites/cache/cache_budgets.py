@@ -46,11 +46,11 @@ def check(stages: Sequence[Stage], layers: dict[int, list[int]], full: list[int]
             raise ValueError(
                 f"layer {i} has stages with every={sorted(late)}; stages of one layer evict at the same steps"
             )
-        if len(beside) > 1 and any(s.method.shared for s in beside):
-            name = next(s.method.name for s in beside if s.method.shared)
+        if len(beside) > 1 and any(s.cache_method.shared for s in beside):
+            name = next(s.method.name for s in beside if s.cache_method.shared)
             raise ValueError(f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone")
         needs(beside)
-        if i in read and any(s.method.unit == "entry" and not s.method.shared for s in beside):
+        if i in read and any(s.cache_method.unit == "entry" and not s.cache_method.shared for s in beside):
             raise ValueError(
                 f"later layers attend to the keys of layer {i}, so that its heads have to keep equally many; take a method "
                 "under which they do ('snapkv')"
@@ -87,7 +87,7 @@ def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, gro
     Raises:
         ValueError: a budget below what the method always keeps.
     """
-    method, held = stage.method, now.valid.sum(2)
+    method, held = stage.cache_method, now.valid.sum(2)
     least = method.min_kept
     keep, short = _room(now, stage.keep) if method.visual else resolve_count(stage.keep, seen), held.amax(1) <= least
     wrong = (keep < least) & ~short

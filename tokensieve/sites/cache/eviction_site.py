@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.method import Method
+from tokensieve.core.method import CacheMethod
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
@@ -232,7 +232,7 @@ class CacheSite:
             statistics.note(now, need, columns, self._real, table, ids, self._words, module)
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
-        layer, method, heads = now.layer, stage.method, now.keys.shape[1]
+        layer, method, heads = now.layer, stage.cache_method, now.keys.shape[1]
         candidates = self.layers[id(stage)]
         seen = (
             now.valid.new_full((len(now.valid),), layer.length, dtype=torch.long)
@@ -274,7 +274,7 @@ class CacheSite:
             return
         self._finish(index, method, now, method(signals, rows))
 
-    def _together(self, method: Method) -> None:
+    def _together(self, method: CacheMethod) -> None:
         """Evict in all layers that wait, with budgets from one ranking of what each further slot is worth."""
         waiting, self._waiting = self._waiting, []
         heads = waiting[0][1].keys.shape[1]
@@ -293,7 +293,7 @@ class CacheSite:
         for (index, now, signals, _), count in zip(waiting, each.unbind(1), strict=True):
             self._finish(index, method, now, method(signals, count * heads))
 
-    def _finish(self, index: int, method: Method, now: Entries, step: Reduction) -> None:
+    def _finish(self, index: int, method: CacheMethod, now: Entries, step: Reduction) -> None:
         layer = now.layer
         if now.latent and (not step.drops or (method.unit == "entry" and not method.shared and now.keys.shape[1] > 1)):
             raise ValueError(
