@@ -175,7 +175,7 @@ def handed(old: str, new: str) -> Any:
 
 
 def alias() -> None:
-    """Put the old paths where ``import`` looks first; they are no attributes of packages, whose names stay what they are."""
+    """Put the old paths where ``import`` looks first; they are no attributes of their packages, whose names stay."""
     for old, new in MOVED.items():
         sys.modules.setdefault(f"tokensieve.{old}", Moved(old, new))
     for old, file in GONE.items():

@@ -15,10 +15,7 @@ from tokensieve.core.method import CacheMethod
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
-from tokensieve.parts import score
-from tokensieve.parts.budget import across_layers
 from tokensieve.sites.cache import cache_budgets, entries, gathered_masks, statistics
-from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.cache.paged import paged
@@ -60,7 +57,7 @@ class CacheSite:
         self.layers = {id(s): cache_budgets.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             supplied(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
-            resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
+            cache_budgets.resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         cache_budgets.check(self.stages, self.layers, self.full, self._read)
         ledger.late += self.stages
         ledger.models.append(language.root)
@@ -278,14 +275,8 @@ class CacheSite:
         """Evict in all layers that wait, with budgets from one ranking of what each further slot is worth."""
         waiting, self._waiting = self._waiting, []
         heads = waiting[0][1].keys.shape[1]
-        worth, held = [], []
-        for _, _, signals, _ in waiting:
-            assert signals.ranking is not None
-            rank, valid = (x.unflatten(1, (heads, -1)) for x in (signals.ranking, signals.valid))
-            worth.append(score.composite(rank, valid))
-            held.append(valid.sum(2).amax(1))
-        most, total = torch.stack(held, 1), torch.stack([keep for *_, keep in waiting], 1).sum(1) // heads
-        each = across_layers.across(worth, total, torch.full_like(total, method.min_kept), most)
+        keep = torch.stack([keep for *_, keep in waiting], 1)
+        each, most = cache_budgets.shared([signals for _, _, signals, _ in waiting], keep, heads, method.min_kept)
         if bool((each == most).all()):
             for _, now, *_ in waiting:
                 now.layer.mark = now.layer.length

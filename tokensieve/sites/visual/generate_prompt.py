@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.compatibility import GenerationConfig, GenerationMixin
 from tokensieve.sites.model.ledger import Ledger
 
@@ -52,10 +53,10 @@ class GeneratePrompt:
         self.model, self.ledger = model, ledger
         self.prompt: Prompt | None = None
 
-    def attach(self) -> list[Callable[[], None]]:
+    def attach(self) -> list[Detach]:
         return [undo for m in self.model.modules() if isinstance(m, GenerationMixin) for undo in self._around(m)]
 
-    def _around(self, module: Any) -> list[Callable[[], None]]:
+    def _around(self, module: Any) -> list[Detach]:
         plain = module.generate
 
         @functools.wraps(plain)
