@@ -154,7 +154,7 @@ class _Sites:
                 f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
             )
         if inside is not None:
-            if anatomy.vision is None or anatomy.vision.ragged:
+            if anatomy.vision is None or anatomy.vision.ragged or anatomy.vision.placed:
                 raise ValueError(
                     f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
                     "and borders of their own); use site='handoff'"
