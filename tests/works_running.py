@@ -121,6 +121,14 @@ def assisted(s: Setting) -> None:
         s.same(s.answer(model, assistant_model=llava(seed=1)))
 
 
+@situation("Contrastive search", refused=SITES, guard="contrastive")
+def contrastive(s: Setting) -> None:
+    model = s.make()
+    with s.sieve(model):
+        s.same(s.answer(model, penalty_alpha=0.6, top_k=1))  # which is greedy search
+        s.answer(model, penalty_alpha=0.6, top_k=4)
+
+
 @situation(
     "Prefill in chunks that cut a picture",
     refused=("handoff", "prefill"),

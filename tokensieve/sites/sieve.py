@@ -15,7 +15,7 @@ from tokensieve.sites import compiled
 from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite
-from tokensieve.sites.model import copies, guards
+from tokensieve.sites.model import copies, decoding, guards
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import warn_untested
@@ -186,7 +186,7 @@ class _Sites:
             base = [] if anatomy is None or anatomy.base is None else [anatomy.base]
             towers = [] if self.language is None else [stack.root for stack in self.language.sight.towers]
             self.undo += self.ledger.attach([self.model, *base, whole], towers, anatomy)
-            self.undo.append(copies.forbid(self.model))
+            self.undo += [copies.forbid(self.model), *decoding.forbid(self.model)]
         except BaseException:
             self.detach()
             raise

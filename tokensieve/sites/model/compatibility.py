@@ -50,7 +50,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "TESTED", "AttentionInterface",
+    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "CONTINUOUS", "EMPTY", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
     "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
     "check_hooks", "find_packed_sequence_indices", "get_vision_window_index", "layers_of", "masks_of",
@@ -65,6 +65,9 @@ EMPTY: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLa
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""
+
+CONTINUOUS = "init_continuous_batching"
+"""The method of a model behind all ways to batch continuously, where a release has them."""
 
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos", "pixel_values")}
 """What pictures and videos are called among the arguments of what encodes them, the newest name first."""
