@@ -74,6 +74,11 @@ GUARDS = {
             "was attached; attach the sieve first, or call the model as it was before torch.compile",
         ),
         Guard(
+            "unheard", ("encoder", "handoff", "prefill"), "pass", RuntimeError,
+            "{stages} was not told what it chooses by: code that torch.compile made goes past the hooks that read it; call the "
+            "model itself under a sieve, or take a method that reads features only, such as 'divprune'",
+        ),
+        Guard(
             "precompiled", SITES, "attach", RuntimeError,
             "{model} holds a forward that torch.compile made, which does not see a sieve's hooks; attach it to the model as it "
             "was before (load it again, or del model.forward)",

@@ -198,7 +198,8 @@ class EncoderSite:
             seed=self.ledger.seed(self.stage),
             **given,
         )
-        step = self.stage.method(signals, target)
+        with self.ledger.choosing(self.stage):
+            step = self.stage.method(signals, target)
         now.total = before.then(step)
         now.holes = not bool(now.total.mask.all())  # once: layers that ask would wait for the device
         if self.alone:
