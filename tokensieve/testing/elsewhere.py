@@ -70,7 +70,7 @@ def check_group_of_queries(trial: Trial) -> None:
 
 
 def _focus(trial: Trial, x: Tensor, given: dict[str, Any], keep: int | float, **more: Any) -> Focus:
-    return trial.made.focus(Signals(features=x, grid=(H, W), **given, **more), keep)
+    return trial.made.focus(Signals.of(x, grid=(H, W), **given, **more), keep)
 
 
 def _parts(focus: Focus) -> dict[str, Tensor]:
