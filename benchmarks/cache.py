@@ -1,8 +1,8 @@
 """One page for the KV cache: what is still known of a context against the bytes that its cache really holds.
 
 `python -m benchmarks.cache` measures what `out/cache-cost.json` and `out/cache.json` do not hold yet, times and memory
-first, then round by round, and writes docs/cache-leaderboard.md after each cell. A round is one set of contexts, the same
-for all methods: held-out Python to be continued, facts in held-out text, random words to be repeated.
+first, then round by round, and writes docs/measured/cache-leaderboard.md after each cell. A round is one set of contexts,
+the same for all methods: held-out Python to be continued, facts in held-out text, random words to be repeated.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from tokensieve.sites.model.compatibility import cache_argument, cache_in
 from tokensieve.testbed import lm
 from tokensieve.testbed.lm.evaluate import stream
 
-PAGE = Path(__file__).parent.parent / "docs" / "cache-leaderboard.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "cache-leaderboard.md"
+PLOT = PAGE.parent.parent / "pictures" / "cache-pareto.png"
 FORMAT = "tokensieve.cache.1"
 BUDGETS, ROUNDS, LENGTH, NEXT = (0.25, 0.1, 0.5, 0.05), 4, 2048, 256
 NEEDLES, FACTS, SPAN = 2, 16, 32
@@ -41,7 +42,7 @@ TASKS = ("bits per byte", "needle", "facts", "copying", "code")
 
 def made(name: str, tokenizer: Any) -> Method:
     """A method by name; those that need to be told something of the tokenizer are."""
-    return ts.make(name, **({"separators": separators(tokenizer)} if name == "sepllm" else {}))
+    return ts.get_method(name, **({"separators": separators(tokenizer)} if name == "sepllm" else {}))
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def follow(model: Any, ids: np.ndarray, context: int, one_by_one: bool = False) 
     """
     rows = torch.as_tensor(ids, device=model.device)
     first = model(rows[:, :context], use_cache=True, logits_to_keep=1)
-    held, logits, at = ts.held_bytes(cache_in(first)), [first.logits], context
+    held, logits, at = ts.cache_bytes(cache_in(first)), [first.logits], context
     while at < rows.shape[1] - 1:
         upto = at + 1 if one_by_one else rows.shape[1] - 1
         places = torch.arange(at, upto, device=model.device).expand(len(rows), -1)
@@ -130,7 +131,7 @@ def measure(file: Path) -> None:
     PAGE.write_text(page(found.data, costs), encoding="utf-8")
     known = [r for r in range(ROUNDS) if all(r in rounds(found.data, k) for k in BUDGETS)]
     rows = {n: {k: r for k in BUDGETS if (r := _row(found.data, n, k, known))} for n in NAMES}
-    plot(_row(found.data, "full", 1.0, known), rows, PAGE.with_name("cache-pareto.png"))
+    plot(_row(found.data, "full", 1.0, known), rows, PLOT)
 
 
 def rounds(data: dict[str, Any], keep: float) -> list[int]:
@@ -143,7 +144,7 @@ def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
     """The page as Markdown."""
     what = (
         f"What the packaged language model still knows of {LENGTH} tokens (continuations and questions included) once its "
-        "cache is compressed at the end of the prompt. `held` is measured (`ts.held_bytes`): all that the cache keeps after "
+        "cache is compressed at the end of the prompt. `held` is measured (`ts.cache_bytes`): all that the cache keeps after "
         "the prompt, whatever for, in % of the full cache's. Bits per byte (less is better) and code (next token right) "
         f"are of {NEXT} tokens of held-out Python that follow {LENGTH - NEXT}; needle is one fact in held-out text (in the first "
         f"round at 0.78 and 0.87 of it), its "
@@ -157,7 +158,7 @@ def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
         f"{data['cpu']}, {data['threads']} threads, torch {data['versions']['torch']}, "
         f"transformers {data['versions']['transformers']}."
     )
-    picture = "![What is still known against the bytes held](cache-pareto.png)"
+    picture = "![What is still known against the bytes held](../pictures/cache-pareto.png)"
     out = ["# The cache", "", fill(what, 128), "", fill(why, 128), "", picture]
     for keep in sorted(BUDGETS, reverse=True):
         known = rounds(data, keep)

@@ -73,7 +73,7 @@ def generate(model: Any, name: str) -> dict[str, float]:
             at = torch.tensor([[place]])
             out = model(token, **held, attention_mask=seen, position_ids=at, use_cache=True)
             steps.append(perf_counter() - began)
-    return {"prefill": prefill, "compression": compression, "token": median(steps), "held": ts.held_bytes(cache)}
+    return {"prefill": prefill, "compression": compression, "token": median(steps), "held": ts.cache_bytes(cache)}
 
 
 def cell(name: str) -> dict[str, float]:
@@ -106,7 +106,7 @@ def section(data: dict[str, Any]) -> list[str]:
         f"{1e3 * full['token']:.1f} ms a token, {full['peak'] / 2**20:.0f} MB at the peak and "
         f"{full['held'] / 2**20:.0f} MB held. All in % of these, compression in % of the prefill. The peak is of a whole "
         "prompt at once, of which the pass itself takes most; in chunks it falls with what is held (see "
-        "[The KV cache](cache.md#what-it-costs-and-saves))."
+        "[The KV cache](../how-to/cache.md#what-it-costs-and-saves))."
     )
     out = ["", "## What it costs", "", textwrap.fill(told, 128), ""]
     out += ["| method | prefill | compression | a decoded token | peak | held |", "|---|" + "---:|" * len(FIGURES)]

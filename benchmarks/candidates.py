@@ -1,7 +1,7 @@
 """Ways to find candidates, compared by what each costs and how many of its first must be reranked for 99% of the ten best.
 
 On clustered vectors and on the docstrings of `benchmarks.retrieval`. What is no part of the library (centroids, as PLAID and WARP
-use them, arXiv 2205.09707 and 2501.17788) is written here. The table lands in docs/retrieval.md.
+use them, arXiv 2205.09707 and 2501.17788) is written here. The table lands in docs/measured/search-speed.md.
 """
 
 from __future__ import annotations

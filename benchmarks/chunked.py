@@ -46,7 +46,7 @@ def cell(name: str) -> dict[str, Any]:
     """Runs in a fresh process."""
     model = build()
     ids = torch.randint(VOCAB, (1, TOKENS), generator=torch.Generator().manual_seed(0))
-    whole = ts.held_bytes(ts.prefill(model, ids[:, :CHUNK])) * TOKENS // CHUNK
+    whole = ts.cache_bytes(ts.prefill(model, ids[:, :CHUNK])) * TOKENS // CHUNK
 
     sieve = ts.sieve(model, name, keep=KEEP, site="cache")
     with sieve:
@@ -59,7 +59,7 @@ def cell(name: str) -> dict[str, Any]:
     return {
         "method": name,
         "whole mb": whole / 2**20,
-        "held": ts.held_bytes(cache) / whole,
+        "held": ts.cache_bytes(cache) / whole,
         "process": peak.bytes / whole,
         "seconds": took,
     }

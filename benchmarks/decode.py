@@ -103,7 +103,7 @@ def decode(kv_heads: int, names: Sequence[str], console: Console) -> list[dict[s
                 ours = seconds(model, caches[name], one)
             if turn >= WARM:
                 taken[name].append((ours, least, whole))
-    held = {name: ts.held_bytes(cache) / ts.held_bytes(full) for name, cache in caches.items()}
+    held = {name: ts.cache_bytes(cache) / ts.cache_bytes(full) for name, cache in caches.items()}
     return [
         {
             "kv heads": kv_heads,

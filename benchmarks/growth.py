@@ -36,7 +36,7 @@ SHARE, REPEATS, THREADS, LIMIT_MB, SECONDS = 1 / 9, 5, 1, 1000.0, 900
 def cell(name: str, n: int) -> dict[str, Any]:
     """Runs in a fresh process. Above 5,000 tokens, a first run of more than 10 s is the only one."""
     torch.set_num_threads(THREADS)
-    method = method_registry.make(name)
+    method = method_registry.get_method(name)
     given = inputs(method, 1, n)
     x, keep = given.pop("x"), max(round(n * SHARE), 1)
     ts.reduce(x[:, :32], method, 4, **{k: _first(v, n, 32) for k, v in given.items()})
@@ -75,7 +75,7 @@ def run(name: str, n: int) -> dict[str, Any]:
 
 def main(out: Path = Path("out/growth.json"), names: Sequence[str] = ()) -> None:
     """Some methods, or all; what ``out`` holds is not measured again."""
-    names = names or ts.methods()
+    names = names or ts.list_methods()
     cells = [(name, n) for name in names for n in TOKENS]
     of = {"threads": THREADS, "seed": SEED, "dimensions": DIM}
     found = Resumed.open(out, "tokensieve.growth.2", of)

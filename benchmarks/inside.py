@@ -1,7 +1,7 @@
 """Where tokens leave: inside the encoder, of what it gives, or both, at the same number of stored vectors.
 
 `python -m benchmarks.inside` encodes the first docstrings of the leaderboard again by each plan, resumed from out/inside.json,
-and fills the table of docs/encoders.md. All held-out queries of these passages are asked.
+and fills the table of docs/how-to/encoders.md. All held-out queries of these passages are asked.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.encoders.encoded import Encoded
 from tokensieve.retrieval.encoders.loading import load_encoder
+from tokensieve.retrieval.encoders.reduce import reduce
 from tokensieve.retrieval.evaluation.evaluate import measures, spread
 from tokensieve.retrieval.index.tune import timed
-from tokensieve.retrieval.scoring.reduce import reduce
 
-PAGE = Path(__file__).parent.parent / "docs" / "encoders.md"
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "encoders.md"
 FORMAT = "tokensieve.inside.1"
 PASSAGES = 600
 TURNS, TIMED = 5, 16
@@ -47,7 +47,7 @@ CELLS: dict[str, tuple[tuple[str, float] | None, tuple[str, float] | None]] = {
 
 
 def encoder(inside: tuple[str, float] | None) -> Any:
-    return load_encoder() if inside is None else load_encoder(plan=ts.plan.plan(*inside, site="encoder"))
+    return load_encoder() if inside is None else load_encoder(plan=ts.plan(*inside, site="encoder"))
 
 
 def measure(file: Path) -> dict[str, Any]:
@@ -100,8 +100,8 @@ def page(data: dict[str, Any]) -> str:
     head = ("tokens leave", "vectors", "time to encode", "nDCG@10", "change", "95%", "MRR")
     return (
         f"Measured on {data['date']}: the first {PASSAGES} passages and their {data['queries']} held-out queries of the "
-        f"[leaderboard](retrieval-leaderboard.md), MiniLM, {data['cpu']}. Vectors are of a passage; time is over that of the "
-        f"plain encoder. `python -m benchmarks.inside` measures again.\n\n{table(head, rows)}"
+        f"[leaderboard](../measured/retrieval-leaderboard.md), MiniLM, {data['cpu']}. Vectors are of a passage; time is "
+        f"over that of the plain encoder. `python -m benchmarks.inside` measures again.\n\n{table(head, rows)}"
     )
 
 

@@ -112,9 +112,9 @@ class Worker:
 
     def _held(self, cache: Any) -> int:
         if self.side == "ours":
-            from tokensieve import held_bytes
+            from tokensieve import cache_bytes
 
-            return held_bytes(cache)
+            return cache_bytes(cache)
         return sum(x.untyped_storage().nbytes() for layer in cache.layers for x in (layer.keys, layer.values))
 
     def _kept(self, cache: Any) -> list[list[list[int]]]:

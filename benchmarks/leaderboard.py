@@ -1,7 +1,8 @@
 """One page for all methods: accuracy kept on the testbed at four budgets, by kind of question, over three seeds.
 
-`python -m benchmarks.leaderboard` measures what `out/leaderboard.json` does not hold yet and writes docs/leaderboard.md. A seed
-decides the held-out questions and what methods draw; all methods get the same. Retention is accuracy over that of the full model.
+`python -m benchmarks.leaderboard` measures what `out/leaderboard.json` does not hold yet and writes
+docs/measured/leaderboard.md. A seed decides the held-out questions and what methods draw; all methods get the same.
+Retention is accuracy over that of the full model.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from rich.progress import track
 import tokensieve as ts
 from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
-from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.run import BASELINES
-from tokensieve.core.plan import Plan, applied
+from tokensieve.core.plan import Plan, applied, stages_of
+from tokensieve.sites.cost import encoder_tokens, of_tokens
 from tokensieve.sites.model.structure import find
 
-PAGE = Path(__file__).parent.parent / "docs" / "leaderboard.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "leaderboard.md"
 FORMAT = "tokensieve.leaderboard.1"
 BUDGETS, SEEDS, PER_KIND, BATCH = (192, 128, 64, 32), (0, 1, 2), 10, 25
-FAMILIES = ("vlm", "vit")
+FAMILIES = ("encoder", "handoff", "prefill", "multistage")
 
 
 class CheckContext:
@@ -67,9 +68,9 @@ class CheckContext:
 
 def names() -> list[str]:
     """Every method for images; of a system of several stages the whole, not the later ones alone."""
-    named = {n for f in FAMILIES for n in ts.methods(family=f) if ts.card(n).site not in ("focus", "cross")}
-    later = {s.method.name for n in named for s in ts.make(n).stages(0.5)[1:]}
-    alone = {n for n in named if not ts.make(n).stages(0.5)} - {"fastv"}
+    named = {n for f in FAMILIES for n in ts.list_methods(family=f)}
+    later = {s.method.name for n in named for s in stages_of(ts.get_method(n), 0.5)[1:]}
+    alone = {n for n in named if not stages_of(ts.get_method(n), 0.5)} - {"fastv"}
     return [*BASELINES, *sorted(named - (later & alone))]
 
 

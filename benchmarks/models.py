@@ -1,6 +1,6 @@
-"""Check every architecture, for tokensieve/bench/compat/models.json and docs/models.md: `python -m benchmarks.models [NAME ...]`.
+"""Check every architecture, for tokensieve/bench/compat/models.json and docs/measured/models.md.
 
-With names, only those are checked again, and the others keep what was found before.
+`python -m benchmarks.models [NAME ...]`: with names, only those are checked again, and the others keep what was found before.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(names: Sequence[str] = ()) -> None:
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     data = {"versions": versions, "models": [asdict(row) for row in rows]}
     RECORD.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    (ROOT / "docs" / "models.md").write_text(page(rows, versions), encoding="utf-8")
+    (ROOT / "docs" / "measured" / "models.md").write_text(page(rows, versions), encoding="utf-8")
 
 
 if __name__ == "__main__":

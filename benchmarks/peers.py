@@ -2,7 +2,7 @@
 
 Every peer has an environment of its own in `out/peers/` (fast-plaid replaces the installed torch), made by the first run, and
 searches the same 2,000 x 64 x 128 clustered vectors in a process of its own, one query at a time, on one thread and on
-all. Ours and the bare matrix product are measured in the same run. Writes the table of docs/peers.md. Names of peers as
+all. Ours and the bare matrix product are measured in the same run. Writes the table of docs/measured/peers.md. Names of peers as
 arguments leave out the others.
 """
 
@@ -29,7 +29,7 @@ from tokensieve.bench.results import environment
 from tokensieve.retrieval import Index, maxsim
 
 FOLDER = Path("out/peers")
-PAGE = Path("docs/peers.md")
+PAGE = Path("docs/measured/peers.md")
 PACKAGES = {"lancedb": ("lancedb==0.40.0", "numpy==2.4.6"), "fast-plaid": ("fast-plaid==1.7.0.2110",)}
 CHILD = Path(__file__).with_name("peers_child.py")
 LIMIT = 600

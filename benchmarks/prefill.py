@@ -23,9 +23,10 @@ from benchmarks.llava300 import TEXT, build, inputs
 from tokensieve.bench.clocks import Watchmaker, now
 from tokensieve.bench.floor import Free
 from tokensieve.bench.results import environment
-from tokensieve.core.method_registry import card
+from tokensieve.core.method_registry import method_card
 from tokensieve.sites.model.structure import find
 
+FAMILIES = ("baseline", "handoff", "prefill", "multistage")
 KEEP, REPEATS = 64, 5
 LIMITS = {True: 1.10, False: 1.15}
 """Over the floor, for methods at the handoff and for those inside the language model."""
@@ -57,9 +58,9 @@ def main(out: Path | None = None, names: Sequence[str] = ()) -> dict[str, Any]:
     model, given = build().to(device), inputs(device)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     rows: dict[str, dict[str, float]] = {}
-    handoff = {name: card(name).site == "handoff" for f in ("baseline", "vlm") for name in ts.methods(family=f)}
-    names = names or [name for name in handoff if card(name).site not in ("encoder", "focus", "cross")]
-    stages = {name: ts.method(name, keep=KEEP) for name in names}
+    handoff = {name: method_card(name).site == "handoff" for f in FAMILIES for name in ts.list_methods(family=f)}
+    names = names or [name for name in handoff if method_card(name).site != "encoder"]
+    stages = {name: ts.stage(name, keep=KEEP) for name in names}
     free = {name: ts.Stage(Free(), KEEP, "prefill", (s.layer,)) for name, s in stages.items() if not handoff[name]}
     times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in stages}
     # Floor and ours take turns, so that a slow spell of the machine meets both.

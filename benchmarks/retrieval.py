@@ -1,8 +1,8 @@
 """One page for all methods of stored vectors: retrieval of real text by fewer vectors and in fewer bytes.
 
 `python -m benchmarks.retrieval` measures what `out/retrieval/` does not hold yet, some queries after the other, and after each
-slice of them writes docs/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings, passages what follows them
-(`benchmarks.reference.docstrings`).
+slice of them writes docs/measured/retrieval-leaderboard.md and its plot. Queries are first lines of docstrings,
+passages what follows them (`benchmarks.reference.docstrings`).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder
 from tokensieve.retrieval.encoders.loading import load_encoder
+from tokensieve.retrieval.encoders.reduce import Frequencies, as_matrix, reduce
 from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.scoring.maxsim import best_matches, sums
-from tokensieve.retrieval.scoring.reduce import Frequencies, as_matrix, reduce
 from tokensieve.retrieval.storage import FORMATS, vector_format
 
 FORMAT = "tokensieve.retrieval.1"
@@ -102,7 +102,7 @@ class CheckContext:
         return self._matrices[key]
 
     def reduced(self, name: str, keep: float, seed: int = 0, **options: Any) -> Encoded:
-        return reduce(self.documents, ts.make(name, **options), keep, seed=seed)
+        return reduce(self.documents, ts.get_method(name, **options), keep, seed=seed)
 
     def ranked(self, scores: np.ndarray) -> list[int]:
         return evaluate.ranks(scores, self.relevant).tolist()
@@ -194,7 +194,7 @@ def cells(keep: float) -> dict[str, tuple[str, int]]:
     """By key, the methods and seeds at one budget."""
     return {
         f"{name}@{keep}#{seed}": (name, seed)
-        for name in ts.methods(site="vectors")
+        for name in ts.list_methods(site="vectors")
         for seed in (SEEDS if name in DRAWS else SEEDS[:1])
     }
 

@@ -18,7 +18,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE, PLOT = DOCS / "retrieval-leaderboard.md", DOCS / "retrieval-pareto.png"
+PAGE, PLOT = DOCS / "measured" / "retrieval-leaderboard.md", DOCS / "pictures" / "retrieval-pareto.png"
 BASELINES = ("random", "uniform", "pool")
 CHOSEN = "agglomerative"
 """The method of the examples, named before anything was measured: goals are read off it, not off the best of many."""
@@ -106,7 +106,15 @@ def page(r: Results) -> str:
         "(bootstrap, paired). Nothing was tuned on these queries."
     )
     where = f"{d['cpu']}, torch {d['versions']['torch']}, transformers {d['versions']['transformers']}."
-    out = ["# Retrieval leaderboard", "", fill(what, 128), "", where, "", f"![Quality against bytes]({PLOT.name})"]
+    out = [
+        "# Retrieval leaderboard",
+        "",
+        fill(what, 128),
+        "",
+        where,
+        "",
+        f"![Quality against bytes](../pictures/{PLOT.name})",
+    ]
     out += ["", "## Without reduction", "", *_table("ranking", [(n, r.row(k)) for n, k in _WHOLE])]
     out += ["", "## Goals", "", *_goals(r)]
     for keep in r.budgets:

@@ -1,7 +1,7 @@
 """Speed and size of late-interaction search against their goals: ratios within one run, medians of runs that take turns.
 
 On clustered vectors: a document's tokens lie around 8 of 1,000 topics, a query's tokens around 32 of one document's. The tables
-land in docs/retrieval.md.
+land in docs/measured/search-speed.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tokensieve.retrieval.index.tune import timed
 from tokensieve.retrieval.scoring.ragged import bounds
 from tokensieve.retrieval.storage import FORMATS
 
-PAGE = Path(__file__).parent.parent / "docs" / "retrieval.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "search-speed.md"
 SMALL, LARGE, LENGTH, DIM, QUERY, TOPICS, SEED = 2_000, 10_000, 64, 128, 32, 1_000, 0
 THREADS, QUERIES, REPEATS, MANY, BEST, RECALL = 2, 48, 11, 51, 10, 0.99
 DEPTHS = (100, 200, 300, 400, 800, 1600)

@@ -69,7 +69,7 @@ def inputs(method: Method, batch: int, n: int, seed: int = SEED) -> dict[str, An
         out[name] = made.softmax(-1) if name.endswith(("attention", "text_text")) else made
     if "word" in {need.name for need in method.needs}:
         out["word"] = (torch.arange(n) // 2).expand(batch, -1)
-    if n % FRAMES == 0 and method_registry.card(method.name).family == "video":
+    if n % FRAMES == 0 and method_registry.method_card(method.name).family == "video":
         out["frame"] = torch.arange(FRAMES).repeat_interleave(n // FRAMES).expand(batch, -1)
     return out
 
@@ -97,7 +97,7 @@ def clock(*runs: Callable[[], Any]) -> list[tuple[float, float]]:
 
 @torch.no_grad()
 def measure(name: str, grid: tuple[int, int], keep: int) -> dict[str, Any]:
-    method, n = method_registry.make(name), grid[0] * grid[1]
+    method, n = method_registry.get_method(name), grid[0] * grid[1]
 
     given, score = inputs(method, BATCH, n), torch.rand(1, n, generator=torch.Generator().manual_seed(SEED))
     row = cycle(range(BATCH))
@@ -147,7 +147,7 @@ def direct(x: Tensor, keep: int) -> list[int]:
 @torch.no_grad()
 def divprune(grid: tuple[int, int], keep: int) -> dict[str, Any]:
     n = grid[0] * grid[1]
-    x = inputs(method_registry.make("divprune"), 1, n)["x"]
+    x = inputs(method_registry.get_method("divprune"), 1, n)["x"]
     (ours, share), (theirs, _) = clock(lambda: ts.reduce(x, "divprune", keep), lambda: direct(x[0], keep))
     same = ts.reduce(x, "divprune", keep).kept[0].tolist() == direct(x[0], keep)
     return {"tokens": n, "keep": keep, "ms": ours, "share": share, "direct_ms": theirs, "same_indices": same}
@@ -156,9 +156,9 @@ def divprune(grid: tuple[int, int], keep: int) -> dict[str, Any]:
 def main(out: Path | None = None, names: Sequence[str] = ()) -> None:
     """Some methods, or all."""
     console = Console(stderr=True)
-    names = names or ts.methods()
+    names = names or ts.list_methods()
     cells = [(name, grid, keep) for grid, keep in SIZES for name in names]
-    cells += [(name, *VIDEO) for name in ts.methods(family="video") if name in names]
+    cells += [(name, *VIDEO) for name in ts.list_methods(family="video") if name in names]
     rows = [measure(*cell) for cell in track(cells, description="selection", console=console)]
     torch.set_num_threads(1)
     against = [divprune(grid, keep) for grid, keep in SIZES]

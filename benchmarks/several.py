@@ -1,7 +1,7 @@
 """The leaderboard of prompts of several pictures: clips, pairs, and pictures in crops, on the testbed's second model.
 
-`python -m benchmarks.several` measures what `out/several.json` does not hold yet and writes docs/several.md; about ten minutes
-on one core. Accuracy stands as it is, beside that of the full model and of the most frequent training answer.
+`python -m benchmarks.several` measures what `out/several.json` does not hold yet and writes docs/measured/several.md; about ten
+minutes on one core. Accuracy stands as it is, beside that of the full model and of the most frequent training answer.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from rich.progress import track
 import tokensieve as ts
 from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
-from tokensieve.bench.cost import of_tokens
 from tokensieve.bench.run import BASELINES
 from tokensieve.core.plan import Plan, applied
+from tokensieve.sites.cost import of_tokens
 from tokensieve.sites.model.structure import find
 from tokensieve.testbed import PATCHES, PICTURES, Several, onevision
 
-PAGE = Path(__file__).parent.parent / "docs" / "several.md"
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "several.md"
 FORMAT = "tokensieve.several.1"
 SEED, TEXT = 50, 12
 BATCH = {"clip": 6, "pair": 20, "anyres": 10}
@@ -33,7 +33,7 @@ EACH = {"clip": 12, "pair": 20, "anyres": 8}
 BUDGETS = {"clip": (288, 72), "pair": (64, 16), "anyres": (288, 72)}
 IMAGE = ("visionzip", "divprune", "fastv")
 METHODS = {
-    "clip": (*BASELINES, *ts.methods(family="video"), *IMAGE),
+    "clip": (*BASELINES, *ts.list_methods(family="video"), *IMAGE),
     "pair": (*BASELINES, *IMAGE, "fastervlm", "cdpruner", "sparsevlm"),
     "anyres": (*BASELINES, "globalcom2", "hired", "token-correlation", *IMAGE, "fastervlm"),
 }

@@ -1,4 +1,7 @@
-"""The page "What works under a sieve": runs every cell, writes what came of it: `python -m benchmarks.works [docs/works.md]`."""
+"""The page "What works under a sieve": runs every cell, writes what came of it.
+
+`python -m benchmarks.works [docs/measured/works.md]`
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,13 @@ from pathlib import Path
 from tests import works_models, works_running  # noqa: F401 (they fill the table)
 from tests.works import NONE, SITES, SITUATIONS, Situation, outcome
 
-PAGE = Path("docs/works.md")
+PAGE = Path("docs/measured/works.md")
 HEAD = """# What works under a sieve
 
-Situations by [site](sites.md). Every cell ran, against the answer of the same stage in the plainest situation or of the plain
-model with the dropped tokens masked. "Refused" is an error whose sentence names the way out; empty cells do not apply. "reading"
-stands for methods at `cache` under which nothing leaves. Made by `python -m benchmarks.works`; `tests/test_works.py` runs the
-same cells.
+Situations by [site](../how-to/sites.md). Every cell ran, against the answer of the same stage in the plainest situation or of the
+plain model with the dropped tokens masked. "Refused" is an error whose sentence names the way out; empty cells do not apply.
+"reading" stands for methods at `cache` under which nothing leaves. Made by `python -m benchmarks.works`; `tests/test_works.py`
+runs the same cells.
 
 `output_attentions` under a sieve gives maps of the tokens that are there: a layer that holds fewer has smaller ones.
 `use_cache=False` under a stage at `cache` is the plain model's answer, with one warning. Pictures are refused to be cut by

@@ -1,94 +1,187 @@
-"""What mkdocs puts into pages when it builds them."""
+"""What mkdocs puts into pages when it builds them: tables made from the package, links from names, and old addresses."""
 
-from collections.abc import Sequence
-from functools import partial
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from importlib import import_module
 from itertools import groupby
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import tokensieve as ts
-from tokensieve.bench.columns import COLUMNS
+from tokensieve.catalog.table import entries, record, systems
 from tokensieve.core.method_registry import Card
-from tokensieve.core.registry import Registry
+from tokensieve.core.registry import REGISTRIES
 from tokensieve.core.signal_table import SIGNALS
-from tokensieve.retrieval.encoders.loading import ENCODERS
-from tokensieve.retrieval.scoring.sketch import SKETCHES
-from tokensieve.retrieval.storage import FORMATS, vector_format
-from tokensieve.retrieval.stores import STORES
+from tokensieve.sites.model.guards import GUARDS
+
+EXTENSIBLE = (
+    "tokensieve.bench.columns",
+    "tokensieve.retrieval.encoders.loading",
+    "tokensieve.retrieval.scoring.sketch",
+    "tokensieve.retrieval.storage",
+    "tokensieve.retrieval.stores",
+)
+"""Modules that hold a registry."""
+MOVED = {
+    "cache": "how-to/cache", "cache-leaderboard": "measured/cache-leaderboard", "concepts": "start/concepts",
+    "doctor": "how-to/doctor", "encoders": "how-to/encoders", "leaderboard": "measured/leaderboard",
+    "measuring": "measured/measuring", "methods": "reference/methods", "models": "measured/models",
+    "modules": "measured/reference-systems", "peers": "measured/peers", "retrieval": "how-to/retrieval",
+    "retrieval-leaderboard": "measured/retrieval-leaderboard", "scale": "measured/scale", "several": "measured/several",
+    "sites": "how-to/sites", "writing-a-method": "extend/method",
+}  # fmt: skip
+"""Addresses of pages before they stood in sections; links to them still lead there."""
+NAME = re.compile(r"<code>((?:ts|tokensieve)(?:\.\w+)+)(\([^<]*\))?</code>")
+WHOLE = re.compile(r"(<pre.*?</pre>|<h\d.*?</h\d>|<a .*?</a>|<autoref.*?</autoref>)", re.S)
+"""What is left as it is: code, headings, and what is a link already."""
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called by mkdocs with every page."""
-    for name, made in TABLES.items():
-        mark = f"<!-- {name} -->"
-        markdown = markdown.replace(mark, made()) if mark in markdown else markdown
+    for mark, made in MARKS.items():
+        if mark in markdown:
+            markdown = markdown.replace(mark, made())
     return markdown
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Called by mkdocs with every page once it is HTML, docstrings included: dotted names become links."""
+    parts = WHOLE.split(html)
+    return "".join(part if i % 2 else NAME.sub(_link, part) for i, part in enumerate(parts))
+
+
+def on_post_build(config: Any, **_: Any) -> None:
+    """Called by mkdocs at the end: a page at each old address that leads to the new one."""
+    for old, new in MOVED.items():
+        page = Path(config["site_dir"], old, "index.html")
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.write_text(
+            f'<!doctype html><meta http-equiv="refresh" content="0; url=../{new}/"><a href="../{new}/">{new}</a>\n'
+        )
 
 
 def methods() -> str:
     """All cards as Markdown, by family."""
-    cards = sorted((ts.card(name) for name in ts.methods()), key=lambda card: (card.family, card.name))
+    cards = sorted((ts.method_card(name) for name in ts.list_methods()), key=lambda card: (card.family, card.name))
     out = []
     for family, each in groupby(cards, lambda card: card.family):
         out += [f"## {family}\n", *map(_card, each)]
     return "\n".join(out)
 
 
+def names() -> str:
+    """The names of the top level, with what they are."""
+    rows = []
+    for name in sorted((n for n in ts.__all__ if not n.startswith("__")), key=str.lower):
+        thing = getattr(ts, name)
+        rows.append((f"`ts.{name}`", "module" if isinstance(thing, ModuleType) else _summary(thing)))
+    return _table(("name", "what it is"), rows)
+
+
+def registered() -> str:
+    """What is registered by name, a table a kind."""
+    for module in EXTENSIBLE:
+        import_module(module)
+    out = []
+    for kind, registry in sorted(REGISTRIES.items()):
+        if kind in ("method", "signal"):
+            continue
+        rows = []
+        for name in registry:
+            entry = registry.entry(name)
+            rows.append((f"`{name}`", getattr(entry.thing, "title", entry.summary), f"`{entry.home}`"))
+        out += [f"## {kind}\n", _table(("name", "", "where"), rows)]
+    return "\n".join(out)
+
+
+def signals() -> str:
+    """The table of signals."""
+    rows = [
+        (f"`{s.name}`", s.shape, s.meaning, ", ".join(f"`{n}`" for n in s.instead), ", ".join(s.sites))
+        for s in (SIGNALS.get(name) for name in SIGNALS)
+    ]
+    return _table(("name", "shape", "what it says", "stand-ins", "given at"), rows)
+
+
+def published() -> str:
+    """The published systems that something here answers to, with their last recorded check."""
+    checked, rows = record()["rows"], []
+    for system in systems():
+        found = entries(system.id)
+        if found:
+            row = checked.get(str(system.id), {})
+            rows.append(
+                (
+                    str(system.id),
+                    system.name,
+                    ", ".join(f"`{n}`" for n in found),
+                    row.get("status", ""),
+                    row.get("check", ""),
+                )
+            )
+    count = f"{len(rows)} of {len(systems())} systems; recorded {record().get('date', '')}.\n\n"
+    return count + _table(("id", "system", "what answers to it", "", "check"), rows)
+
+
+def guards() -> str:
+    """What a sieve refuses, with the sentence that it says."""
+    rows = [(g.says, f"`{g.error.__name__}`", ", ".join(g.sites), g.when) for g in GUARDS.values()]
+    return _table(("what is said", "error", "at", "when"), rows)
+
+
+MARKS: dict[str, Callable[[], str]] = {
+    "<!-- guards -->": guards,
+    "<!-- methods -->": methods,
+    "<!-- names -->": names,
+    "<!-- registered -->": registered,
+    "<!-- signals -->": signals,
+    "<!-- systems -->": published,
+}
+
+
 def _card(card: Card) -> str:
     needs = ", ".join(f"`{n}`" for n in card.needs) or "nothing but the features"
-    text = f"### {card.name}\n\n{card.summary}\n\nRuns at {', '.join(card.sites)}; reads {needs}.\n"
+    cls = type(ts.get_method(card.name))
+    told = (inspect.getdoc(cls) or "").split("\nAttributes:")[0].strip()
+    file = cls.__module__.replace(".", "/") + ".py"
+    text = f"### {card.name}\n\n{told}\n\nRuns at {', '.join(card.sites)}; reads {needs}. `{file}`\n"
     if not card.options:
         return text
     rows = [(f"`{o.name}`", o.type, o.range, o.unit, f"`{o.default!r}`", o.meaning) for o in card.options.values()]
     return text + "\n" + _table(("option", "type", "range", "unit", "default", "meaning"), rows)
 
 
-def signals() -> str:
-    """The table of signals."""
-    rows = [
-        (f"`{s.name}`", s.shape, s.meaning, ", ".join(s.instead), ", ".join(s.sites))
-        for s in (SIGNALS.get(name) for name in SIGNALS)
-    ]
-    return _table(("signal", "shape", "what it says", "stand-ins", "given at"), rows)
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return (
+        "\n".join("| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in row) + " |" for row in lines)
+        + "\n"
+    )
 
 
-def formats() -> str:
-    """The vector formats, with what a vector of 128 dimensions takes."""
-    rows = [
-        (f"`{name}`", str(vector_format(name, 128).bytes_per_token), FORMATS.entry(name).summary)
-        for name in FORMATS.names()
-    ]
-    return _table(("format", "bytes of 128 dimensions", "what it is"), rows)
+def _summary(thing: Any) -> str:
+    first = (inspect.getdoc(thing) or "").split("\n\n")[0].replace("\n", " ").replace("``", "`")
+    return re.sub(r":\w+:`~?", "`", first)
 
 
-def registered(registry: Registry[Any], kind: str) -> str:
-    """Name, extra and summary of what is registered."""
-    entries = [registry.entry(name) for name in registry.names()]
-    rows = [(f"`{e.name}`", str(e.facts.get("extra", "")), e.summary) for e in entries]
-    return _table((kind, "extra", "what it is"), rows)
+def _link(found: re.Match[str]) -> str:
+    """A dotted name as a link to where the reference tells of it, if it does."""
+    return f'<autoref identifier="{_home(found[1])}" optional><code>{found[1]}{found[2] or ""}</code></autoref>'
 
 
-def columns() -> str:
-    """The columns of the bench, in their order."""
-    held = [COLUMNS.get(name) for name in COLUMNS]
-    return _table(("column", "title", "stands in"), [(f"`{c.name}`", c.title, ", ".join(c.places)) for c in held])
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    table = [head, ("---",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in table) + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-TABLES = {
-    "methods": methods,
-    "signals": signals,
-    "formats": formats,
-    "sketches": partial(registered, SKETCHES, "sketch"),
-    "stores": partial(registered, STORES, "store"),
-    "encoders": partial(registered, ENCODERS, "encoder"),
-    "columns": columns,
-}
-"""By the comment that stands in a page for it, ``<!-- signals -->``: what makes the table."""
+def _home(name: str) -> str:
+    """Where a name is defined: ``ts.reduce`` stands for the function's own module."""
+    rest = name.split(".")[1:]
+    thing: Any = ts
+    for i, part in enumerate(rest):
+        if not hasattr(thing, part) and isinstance(thing, ModuleType):
+            try:
+                import_module(f"{thing.__name__}.{part}")
+            except ImportError:
+                return name
+        thing = getattr(thing, part, None)
+        if isinstance(thing, type) or inspect.isfunction(thing):
+            return ".".join([thing.__module__, thing.__qualname__, *rest[i + 1 :]])
+    return thing.__name__ if isinstance(thing, ModuleType) else name

@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 
 import tokensieve as ts
-from tokensieve.retrieval.sources.sync import mirror
+from tokensieve.retrieval.index.sync import mirror
 
 with tempfile.TemporaryDirectory() as folder:
     library = ts.Library.create(Path(folder) / "my.index", ts.Recipe(keep=0.5, codec="int4"))

@@ -45,7 +45,7 @@ def test_flops_are_those_that_torch_counts():
     x = torch.randn(1, 50, 48)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         language(inputs_embeds=x)
-    plan = ts.method("uniform", keep=30)
+    plan = ts.stage("uniform", keep=30)
     cost = ts.cost(model, plan, tokens=30, text=20)
     assert cost.full_flops == cost.flops
     assert cost.flops == pytest.approx(counter.get_total_flops(), rel=0.03)
@@ -56,16 +56,16 @@ def test_flops_are_those_that_torch_counts():
 
 def test_cost_counts_tokens_where_they_are():
     model = llava()
-    handoff = ts.cost(model, ts.method("fastervlm", keep=16), tokens=64)
-    inside = ts.cost(model, ts.method("fastv", keep=16), tokens=64)
-    encoder = ts.cost(model, ts.method("tome", keep=16), tokens=64)
+    handoff = ts.cost(model, ts.stage("fastervlm", keep=16), tokens=64)
+    inside = ts.cost(model, ts.stage("fastv", keep=16), tokens=64)
+    encoder = ts.cost(model, ts.stage("tome", keep=16), tokens=64)
     assert (handoff.final, handoff.mean) == (16, 16)
     assert (inside.final, inside.mean) == (16, 40)
     assert handoff.kv_bytes < inside.kv_bytes < inside.full_kv_bytes
     assert encoder.encoder_flops < encoder.full_encoder_flops == handoff.encoder_flops
-    assert ts.cost(model, ts.method("fastv", keep=ts.Keep(average=40)), tokens=64).final == 16
+    assert ts.cost(model, ts.stage("fastv", keep=ts.Keep(average=40)), tokens=64).final == 16
     with pytest.raises(ValueError, match="no language model"):
-        ts.cost(model.model.vision_tower, ts.method("tome", keep=16))
+        ts.cost(model.model.vision_tower, ts.stage("tome", keep=16))
 
 
 def test_a_cell_says_what_was_done(subject, samples):
@@ -73,14 +73,14 @@ def test_a_cell_says_what_was_done(subject, samples):
     row, full = measure(subject, batches, None, None, 3, 0)
     assert row["accuracy_mean"] is None
     assert row["mean_tokens"] == SIDE * SIDE
-    kept, _ = measure(subject, batches, ts.Plan(ts.method("fastv", keep=16)), full, 3, 0)
+    kept, _ = measure(subject, batches, ts.Plan(ts.stage("fastv", keep=16)), full, 3, 0)
     assert (kept["final_tokens"], kept["mean_tokens"], kept["layer_tokens"]) == (16, 40, [64, 64, 16, 16])
     assert kept["kv_bytes"] < row["kv_bytes"]
     assert kept["kl"] >= 0
     assert 0 <= kept["agreement"] <= 1
     assert kept["overhead"] > 0
     assert kept["ms"]["selection"] > 0
-    same, _ = measure(subject, batches, ts.Plan(ts.method("fastv", keep=1.0)), full, 3, 0)
+    same, _ = measure(subject, batches, ts.Plan(ts.stage("fastv", keep=1.0)), full, 3, 0)
     assert same["agreement"] == 1
     assert same["kl"] == pytest.approx(0, abs=1e-6)
 
@@ -228,7 +228,7 @@ def test_a_method_below_random_is_named():
 
 @pytest.mark.parametrize("name", ["visionzip", "fastervlm", "divprune", "fastv", "tome"])
 def test_overlays(subject, samples, name):
-    shown = overlay.look(subject, samples[0], ts.Plan(ts.method(name, keep=16)), new_tokens=2)
+    shown = overlay.look(subject, samples[0], ts.Plan(ts.stage(name, keep=16)), new_tokens=2)
     drawn = overlay.overlay(shown, 64)
     assert drawn.size == (64, 64)
     ranks = overlay.heat(shown, 64)
@@ -237,7 +237,7 @@ def test_overlays(subject, samples, name):
 
 
 def test_dropped_tokens_are_dim_and_kept_ones_untouched(subject, samples):
-    shown = overlay.look(subject, samples[0], ts.Plan(ts.method("fastervlm", keep=16)), new_tokens=1)
+    shown = overlay.look(subject, samples[0], ts.Plan(ts.stage("fastervlm", keep=16)), new_tokens=1)
     side = 8 * SIDE
     plain = np.asarray(shown.image.resize((side, side), Image.Resampling.BICUBIC), dtype=float)
     drawn = np.asarray(overlay.overlay(shown, side), dtype=float)

@@ -161,7 +161,7 @@ def test_bytes_are_really_fewer():
                 cache = ts.prefill(model, inputs)
         else:
             model(**inputs, past_key_values=cache)
-        held[high, low] = ts.held_bytes(cache)
+        held[high, low] = ts.cache_bytes(cache)
     # Beside the codes of 256 bytes a token (in single precision): a place, its precision, a scale and a least value.
     for (high, low), size in held.items():
         if high < 16:
@@ -171,7 +171,7 @@ def test_bytes_are_really_fewer():
 def test_evict_then_pack():
     """Two stages on one cache: SnapKV's choice, in few bits; while decoding too."""
     model, inputs = decoder(), text(33, 48)
-    plan = ts.Plan([ts.method("snapkv", keep=20, window=4, every=2), ts.method("zipcache", keep=10, every=2)])
+    plan = ts.Plan([ts.stage("snapkv", keep=20, window=4, every=2), ts.stage("zipcache", keep=10, every=2)])
     with ts.sieve(model, "snapkv", keep=20, window=4):
         one = ts.prefill(model, inputs)
     with ts.sieve(model, plan):
@@ -181,8 +181,8 @@ def test_evict_then_pack():
     assert all(layer.packed is not None for layer in out.layers)
     assert all(int((layer.entries()[2] >= 0).sum(2).max()) <= 21 for layer in out.layers)
     with pytest.raises(ValueError, match=r"layer 0 has stages with every=\[2, 3\]"):
-        ts.sieve(model, ts.Plan([plan.stages[0], ts.method("zipcache", keep=10, every=3)]))
+        ts.sieve(model, ts.Plan([plan.stages[0], ts.stage("zipcache", keep=10, every=3)]))
     with pytest.raises(ValueError, match="kvcompose, whose layers share one budget, stands alone"):
-        ts.sieve(model, ts.Plan([ts.method("kvcompose", keep=40), ts.method("zipcache", keep=10)]))
+        ts.sieve(model, ts.Plan([ts.stage("kvcompose", keep=40), ts.stage("zipcache", keep=10)]))
     with pytest.raises(ValueError, match="high=2, low=4; low must be at most high"):
-        ts.registry.make("zipcache", high=2, low=4)
+        ts.get_method("zipcache", high=2, low=4)

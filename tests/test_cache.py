@@ -321,7 +321,7 @@ def test_memory_is_freed(model, name, options):
     # as the batch's longest.
     slack = {"adakv": 5 / 225, "kvcompose": 0.01}
     slack |= dict.fromkeys(("h2o", "a2sf", "vatp"), 0.01)
-    assert ts.held_bytes(cache) / ts.held_bytes(plain) < share * 1.05 + slack.get(name, 0.0)
+    assert ts.cache_bytes(cache) / ts.cache_bytes(plain) < share * 1.05 + slack.get(name, 0.0)
 
 
 @pytest.mark.parametrize(("name", "options"), [("snapkv", SMALL), ("adakv", SMALL)])
@@ -392,7 +392,7 @@ def test_other_families(family, options, name):
 def test_inside_a_vision_language_model():
     """FastV's tokens leave at layer 2, the cache's entries behind every layer; both as if they had been masked."""
     model, inputs = llava(), prompt((1, 1))
-    plan = ts.Plan([ts.method("fastv", keep=20), ts.method("snapkv", keep=14, window=4, every=2)])
+    plan = ts.Plan([ts.stage("fastv", keep=20), ts.stage("snapkv", keep=14, window=4, every=2)])
     with ts.sieve(model, plan) as s:
         out = model.generate(**inputs, **GREEDY, return_dict_in_generate=True)
         for row in range(2):
@@ -419,7 +419,7 @@ def test_inside_a_vision_language_model():
 
 def test_nested_sieves_are_one_plan():
     model, inputs = llava(), prompt((1, 1))
-    plan = ts.Plan([ts.method("fastv", keep=20), ts.method("snapkv", keep=14, window=4)])
+    plan = ts.Plan([ts.stage("fastv", keep=20), ts.stage("snapkv", keep=14, window=4)])
     with ts.sieve(model, plan):
         one = model.generate(**inputs, **GREEDY)
     with ts.sieve(model, "fastv", keep=20), ts.sieve(model, "snapkv", keep=14, window=4):
@@ -439,7 +439,7 @@ def test_a_quantized_cache(model):
     torch.testing.assert_close(out.logits[0], plain.logits[0])
     torch.testing.assert_close(out.logits[1], plain.logits[1], atol=0.2, rtol=0.1)
     assert cache.layers[0]._quantized_keys[0].shape == (2, 2, 13, 16)
-    assert ts.held_bytes(cache) < 0.7 * ts.held_bytes(plain.past_key_values)
+    assert ts.cache_bytes(cache) < 0.7 * ts.cache_bytes(plain.past_key_values)
     with (
         ts.sieve(model, "adakv", keep=12, **SMALL),
         pytest.raises(ValueError, match="need a cache that is not quantized"),
@@ -506,7 +506,7 @@ def test_what_is_refused(model):
     with pytest.raises(ValueError, match="prefill=False and every=0: nothing would ever leave"):
         ts.sieve(model, "snapkv", keep=12, prefill=False)
     with pytest.raises(ValueError, match="every=3, prefill=True at site='handoff'; they go with site='cache'"):
-        ts.method("visionzip", keep=12, every=3)
+        ts.stage("visionzip", keep=12, every=3)
     with pytest.raises(ValueError, match="every=-1; it must be a number of tokens"):
         ts.sieve(model, "snapkv", keep=12, every=-1)
     with pytest.raises(ValueError, match="positions='compact'; at site='cache'"):
@@ -565,7 +565,7 @@ def test_stages_in_turn(model, first, given, then, options):
             model.generate(**inputs, **GREEDY, num_beams=2)
             return [held(ts.prefill(model, inputs), i, 2, 2) for i in range(3)]
 
-    before, last = (ts.method(n, keep=k, every=2, **o) for n, k, o in ((first, 20, given), (then, 12, options)))
+    before, last = (ts.stage(n, keep=k, every=2, **o) for n, k, o in ((first, 20, given), (then, 12, options)))
     some, both, alone = kept(before), kept(before, last), kept(last)
     for i in range(3):
         for one, all_ in zip(both[i].flatten(0, 1), some[i].flatten(0, 1), strict=True):
@@ -577,13 +577,13 @@ def test_stages_in_turn(model, first, given, then, options):
 
 
 def test_a_layer_remembers_one_sum_of_attention(model):
-    plan = ts.Plan([ts.method("h2o", keep=20), ts.method("a2sf", keep=12)])
+    plan = ts.Plan([ts.stage("h2o", keep=20), ts.stage("a2sf", keep=12)])
     with pytest.raises(ValueError, match=r"h2o and a2sf read accumulated_attention at rates 1.0 and 0.99"):
         ts.sieve(model, plan)
 
 
 def test_a_plan_of_the_cache_is_a_file(tmp_path):
-    plan = ts.Plan([ts.method("adakv", keep=0.25, every=64, layers=(0, 0.5)), ts.method("fastv", keep=20)])
+    plan = ts.Plan([ts.stage("adakv", keep=0.25, every=64, layers=(0, 0.5)), ts.stage("fastv", keep=20)])
     assert [s.site for s in plan.stages] == ["prefill", "cache"]
     plan.save(tmp_path / "plan.json")
     assert ts.Plan.load(tmp_path / "plan.json") == plan

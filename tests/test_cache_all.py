@@ -25,7 +25,7 @@ SMALL = {
     "zipcache": {"probes": 0.5},
 }
 """Options with which short prompts are enough."""
-ALL = ts.methods(site="cache")
+ALL = ts.list_methods(site="cache")
 VISUAL = ("mustdrop-c", "vasparse")
 READING = ("anchor-attention", "tidaldecode")
 EVICTING = [name for name in ALL if name not in (*VISUAL, *READING)]
@@ -62,7 +62,7 @@ def test_a_second_turn_of_a_padded_batch_is_that_of_its_rows(model, name, every)
     if every and name in READING:
         pytest.skip("nothing leaves")
     inputs, more = text(33, 48), torch.randint(3, 64, (2, 9), generator=torch.Generator().manual_seed(4))
-    with ts.sieve(model, ts.make(name, **SMALL.get(name, {})), keep=12, site="cache", every=every):
+    with ts.sieve(model, ts.get_method(name, **SMALL.get(name, {})), keep=12, site="cache", every=every):
         both, cache = turns(model, inputs, more)
         for row, n in enumerate((33, 48)):
             alone = {k: v[row : row + 1, -n:] for k, v in inputs.items()}
@@ -78,7 +78,7 @@ def test_a_second_turn_of_a_padded_batch_is_that_of_its_rows(model, name, every)
 def test_a_second_turn_about_images(seeing, name, every):
     inputs, more = prompt((1, 2)), torch.randint(6, 64, (2, 9), generator=torch.Generator().manual_seed(4))
     pixels, length = inputs["pixel_values"], inputs["input_ids"].shape[1]
-    with ts.sieve(seeing, ts.make(name, **SMALL.get(name, {})), keep=14, every=every):
+    with ts.sieve(seeing, ts.get_method(name, **SMALL.get(name, {})), keep=14, every=every):
         both, _ = turns(seeing, inputs, more)
         for row, images in enumerate((slice(0, 1), slice(1, 3))):
             n = int(inputs["attention_mask"][row].sum())
@@ -93,7 +93,7 @@ def test_a_row_keeps_in_a_wide_batch_what_it_keeps_alone(wide, name):
     inputs = text(300, 600)
 
     def kept(part):
-        with ts.sieve(wide, ts.make(name, **SMALL.get(name, {})), keep=0.25, site="cache"):
+        with ts.sieve(wide, ts.get_method(name, **SMALL.get(name, {})), keep=0.25, site="cache"):
             cache = ts.prefill(wide, part)
         if name == "zipcache":
             return [[layer.salient[0, -300:].nonzero()[:, 0].tolist()] for layer in cache.layers]
@@ -105,7 +105,7 @@ def test_a_row_keeps_in_a_wide_batch_what_it_keeps_alone(wide, name):
 
 @pytest.mark.parametrize("name", READING)
 def test_one_entry_is_not_all(model, name):
-    with ts.sieve(model, ts.make(name, **SMALL.get(name, {})), keep=1) as s:
+    with ts.sieve(model, ts.get_method(name, **SMALL.get(name, {})), keep=1) as s:
         model.generate(**text(48), max_new_tokens=2, do_sample=False)
     assert min(s.last.layer_tokens) < 48
 
@@ -144,14 +144,14 @@ def test_what_is_held_is_what_was_asked_for(name, dtype, count):
     """All of it, with whatever else a layer remembers: right behind the prompt, and from the first decoded token on."""
     model = decoder(layers=LAYERS, kv_heads=HEADS, **SHAPE).to(dtype)
     ids = torch.randint(3, 64, (1, count + 9), generator=torch.Generator().manual_seed(0))
-    method, cache, size = ts.make(name, **(MARKS if name == "sepllm" else {})), DynamicCache(), dtype.itemsize
+    method, cache, size = ts.get_method(name, **(MARKS if name == "sepllm" else {})), DynamicCache(), dtype.itemsize
     whole = LAYERS * 2 * HEADS * DIM * size
     with ts.sieve(model, method, keep=0.25, site="cache"), torch.no_grad():
         model(ids[:, :count], past_key_values=cache, logits_to_keep=1)
         assert all(isinstance(layer, EvictedLayer) for layer in cache.layers)
         most = 1.15 if OF_PASSES & {need.name for need in method.needs} else 1.05
         if most == 1.05 or count >= 4096:
-            assert ts.held_bytes(cache) <= most * asked(method, count, size)
+            assert ts.cache_bytes(cache) <= most * asked(method, count, size)
         for more in range(1, 9):
             model(ids[:, count + more - 1 : count + more], past_key_values=cache)
-            assert ts.held_bytes(cache) <= 1.05 * (asked(method, count, size) + more * whole)
+            assert ts.cache_bytes(cache) <= 1.05 * (asked(method, count, size) + more * whole)

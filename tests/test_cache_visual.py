@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.core.needs import Visual, VisualShare
 from tokensieve.core.plan import plan
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
@@ -185,7 +185,8 @@ def test_vasparse_ranks_as_defined():
     most = max(p for p, v in zip(a, visual[0].tolist(), strict=True) if v)
     capped = [p if v else min(p, most) for p, v in zip(a, visual[0].tolist(), strict=True)]
     want = [p**2 + 0.3 * float(q / looked.sum()) for p, q in zip(capped, looked, strict=True)]
-    torch.testing.assert_close(make("vasparse", weight=0.3).score(s)[0], torch.tensor(want))
+    torch.testing.assert_close(get_method("vasparse", weight=0.3).score(s)[0], torch.tensor(want))
     assert (
-        ts.reduce(x, make("vasparse"), 3, window_attention=window, visual_share=share, visual=visual).kept[0, -1] == 8
+        ts.reduce(x, get_method("vasparse"), 3, window_attention=window, visual_share=share, visual=visual).kept[0, -1]
+        == 8
     )

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import tokensieve as ts
 from tokensieve import testbed
+from tokensieve.catalog import systems
 from tokensieve.cli.main import app
 
 
@@ -42,7 +43,7 @@ def test_methods_as_table_and_json():
     names = [c["name"] for c in cards]
     assert "fastv" in names
     assert "fastervlm" not in names
-    assert {c["family"] for c in json.loads(call("methods", "--json", "--family", "vit").output)} == {"vit"}
+    assert {c["family"] for c in json.loads(call("methods", "--json", "--family", "encoder").output)} == {"encoder"}
 
 
 def test_models_as_table_and_json():
@@ -114,7 +115,7 @@ def test_bench_on_a_folder_counts_what_it_skipped(tmp_path):
 
 def test_what_answers_to_a_system_and_is_no_method_exists():
     table = json.loads(resources.files("tokensieve").joinpath("catalog/entries.json").read_text(encoding="utf-8"))
-    assert set(table) <= {str(s.id) for s in ts.systems()}
+    assert set(table) <= {str(s.id) for s in systems()}
     for path in (path for paths in table.values() for path in paths):
         home, name = path.rsplit(".", 1)
         assert getattr(importlib.import_module(home), name).__doc__

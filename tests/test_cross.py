@@ -310,7 +310,7 @@ def test_a_prompt_without_images_passes_through():
         (lambda: ts.sieve(build(), "trimmed-llama", keep=ts.Keep(average=0.5)), "per image"),
         (lambda: ts.sieve(build(), "trimmed-llama", keep=ts.Keep(tokens=9, per="prompt")), "per image"),
         (lambda: ts.sieve(build(), "trimmed-llama", keep=4, layers=(3,)), "leave it out"),
-        (lambda: ts.sieve(build(), ts.Plan([ts.method("trimmed-llama", 9), ts.method("trimmed-llama", 4)])), "alone"),
+        (lambda: ts.sieve(build(), ts.Plan([ts.stage("trimmed-llama", 9), ts.stage("trimmed-llama", 4)])), "alone"),
     ],
 )
 def test_what_cannot_be_is_refused(make, message):

@@ -1,69 +1,241 @@
-"""The examples in the documentation run as they stand."""
+"""The examples in the documentation run as they stand, links lead somewhere, and messages are those that are printed."""
 
+import importlib.util
+import pkgutil
 import re
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import pytest
 import torch
 
 import tokensieve as ts
-from tests.models import decoder, text
-from tokensieve.core import method_registry
+from benchmarks import readme
+from tests.models import decoder, llava, prompt, text
+from tokensieve.bench.columns import COLUMNS
+from tokensieve.core.method_registry import METHODS
+from tokensieve.core.registry import PLUGINS
+from tokensieve.retrieval.storage import FORMATS
 
 ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
 
 
-def test_the_method_of_the_guide_is_complete(monkeypatch):
-    """And keeps the contract: the guide checks it."""
-    guide = ModuleType("guide")  # pickling looks a class up in its module
-    monkeypatch.setitem(sys.modules, "guide", guide)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/writing-a-method.md").read_text(), re.S)
+def run(page: str, **found: Any) -> dict[str, Any]:
+    """The Python blocks of a page as one program; ``found`` is what it takes for granted."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.S)
+    module = sys.modules["page"] = ModuleType("page")  # where what it defines is found, to be pickled
+    module.__dict__.update(found)
+    exec(compile("\n".join(blocks), page, "exec"), module.__dict__)
+    return module.__dict__
+
+
+@pytest.fixture
+def forget():
+    """Method names to take out of the registry behind a test."""
+    names: list[str] = []
+    yield names
+    for name in names:
+        METHODS.forget(name)
+
+
+def test_the_method_of_the_guide_is_complete(forget):
+    forget.append("halfhalf")
+    run("docs/extend/method.md")
+    assert "halfhalf" in ts.list_methods()
+
+
+def test_the_cache_method_of_the_guide_is_complete(forget):
+    forget.append("long-keys")
+    assert run("docs/extend/cache-method.md", llm=decoder(), inputs=text(40, 30))["answer"].shape == (2, 60)
+
+
+def test_the_vector_format_of_the_guide_is_complete(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     try:
-        exec(compile("\n".join(blocks), "writing-a-method.md", "exec"), vars(guide))
-        assert "halfhalf" in ts.methods()
+        assert len(run("docs/extend/vector-format.md")["hits"]) == 2
     finally:
-        method_registry._METHODS.pop("halfhalf", None)
-        method_registry._SYSTEMS.pop("halfhalf", None)
+        FORMATS.forget("float8")
+
+
+def test_the_bench_column_of_the_guide_is_complete():
+    try:
+        run("docs/extend/bench-column.md")
+        rows = {"full": {"accuracy_mean": 0.8}}
+        assert COLUMNS.get("of full").show({"accuracy_mean": 0.6}, rows) == "0.75"
+    finally:
+        COLUMNS.forget("of full")
+
+
+def test_the_registry_of_the_guide_is_complete():
+    assert len(run("docs/extend/chapter.md")["GREETINGS"]) == 1
+
+
+def test_the_quickstart_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run("docs/start/quickstart.md")
+    assert found["answer"].strip()
+    assert set(found["s"].last.layer_tokens) == {64.0}
+    assert 0 < found["cost"].share < 1
+
+
+def test_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run("README.md")
+    assert found["answer"].shape[0] == 1
+    assert set(found["s"].last.layer_tokens) == {64.0}
+
+
+def test_the_page_on_visual_tokens_runs():
+    model, inputs = llava(), prompt((1, 2))
+    found = run("docs/how-to/visual-tokens.md", model=model, inputs=inputs, encoder=model.model.vision_tower)
+    assert found["states"].shape[:2] == (3, 65)
+
+
+def test_the_page_on_plans_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run("docs/how-to/plans.md", model=llava(), inputs=prompt((1, 2)), batches=[prompt((1, 1))])
+    assert 0 < found["cost"].share < 1
 
 
 def test_the_reference_names_every_public_name():
-    page = (ROOT / "docs/reference.md").read_text()
-    missing = [n for n in ts.__all__ if not n.startswith("__") and f"::: tokensieve.{n}\n" not in page]
+    page = _hooks().on_page_markdown((DOCS / "reference/index.md").read_text())
+    missing = [n for n in ts.__all__ if not n.startswith("__") and f"| `ts.{n}` |" not in page]
     assert missing == []
 
 
 def test_the_page_on_encoders_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/encoders.md").read_text(), re.S)
-    found: dict = {"folder": tmp_path / "head"}
-    exec(compile("\n".join(blocks), "encoders.md", "exec"), found)
+    found = run("docs/how-to/encoders.md", folder=tmp_path / "head")
     assert found["fewer"].lengths.tolist() == [(n + 1) // 2 for n in found["documents"].lengths.tolist()]
     assert found["again"].identity.dim == 128
     assert [hit.id for hit in found["hits"]] == ["open"]
 
 
 def test_the_page_on_retrieval_runs(tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/retrieval.md").read_text(), re.S)
-    found: dict = {"folder": tmp_path / "my.index"}
-    exec(compile("\n".join(blocks), "retrieval.md", "exec"), found)
+    found = run("docs/how-to/retrieval.md", folder=tmp_path / "my.index")
     assert found["hit"].document == "note"
     assert found["hit"].highlights
 
 
 def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/cache.md").read_text(), re.S)
     inputs = text(180, 200)
-    found: dict = {"llm": decoder(), "inputs": inputs}
-    found["question"] = {k: torch.cat([v, torch.ones(2, 3, dtype=torch.long)], 1) for k, v in inputs.items()}
-    exec(compile("\n".join(blocks), "cache.md", "exec"), found)
+    question = {k: torch.cat([v, torch.ones(2, 3, dtype=torch.long)], 1) for k, v in inputs.items()}
+    found = run("docs/how-to/cache.md", llm=decoder(), inputs=inputs, question=question)
     assert found["answer"].shape == (2, 220)
     assert found["held"].get_seq_length() == 203 + 19
 
 
+def test_pages_call_things_by_their_names():
+    rooms = {p.parent.name for p in (ROOT / "tokensieve").glob("*/__init__.py")}
+    for page in (ROOT / "README.md", *PAGES):
+        for name in set(re.findall(r"`(tokensieve(?:\.\w+)+)(?:\([^`]*\))?`", page.read_text())) - {PLUGINS}:
+            assert pkgutil.resolve_name(name) is not None, f"{page.name}: {name}"
+        unknown = set(re.findall(r"\bts\.(\w+)", page.read_text())) - set(ts.__all__) - rooms
+        assert not unknown, f"{page.name}: {sorted(unknown)}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    told = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.S)
+    for target, anchor in re.findall(r"\]\((?!\w+:)([^)#\s]*)(?:#([^)\s]+))?\)", told):
+        other = (page.parent / target).resolve() if target else page
+        assert other.exists(), f"{page.name}: {target}"
+        if anchor:
+            heads = re.findall(r"^#+ (.+)$", other.read_text(), re.M)
+            slugs = [re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", h).strip().lower()) for h in heads]
+            assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+
+
+def test_every_page_is_in_the_navigation_and_old_addresses_lead_to_pages():
+    listed = set(re.findall(r"([\w/-]+\.md)\b", (ROOT / "mkdocs.yml").read_text()))
+    assert listed == {str(p.relative_to(DOCS)) for p in PAGES}
+    assert {f"{new}.md" for new in _hooks().MOVED.values()} <= listed
+
+
+def test_pages_are_written_where_pages_are():
+    written = set()
+    for source in (ROOT / "benchmarks").rglob("*.py"):
+        written |= set(re.findall(r"\bdocs/[\w/-]+\.md\b", source.read_text()))
+    assert {str(Path(page).parent) for page in written} <= {"docs/how-to", "docs/measured"}
+
+
+def test_nobody_is_told_to_install_from_an_index():
+    files = [ROOT / "README.md", *PAGES, *(ROOT / "tokensieve").rglob("*.py")]
+    assert [f.name for f in files if re.search(r"pip install '?tokensieve", f.read_text())] == []
+
+
+def test_the_readme_is_short_and_its_table_too():
+    told = (ROOT / "README.md").read_text()
+    assert told.count("\n") < 150
+    assert told.count("```python") == 1
+    rows = re.findall(r"^\| (?!---|method)", told.split("<!-- demo -->")[1].split("<!-- /demo -->")[0], re.M)
+    assert len(rows) <= readme.ROWS == 8
+
+
+def test_troubleshooting_shows_what_is_printed(tmp_path):
+    page = _hooks().on_page_markdown((DOCS / "troubleshooting.md").read_text())
+    model, llm, inputs, x = llava(), decoder(), text(180, 200), torch.randn(2, 180, 16)
+
+    def under(name: str, given: dict[str, Any], of: Any = None, new: int = 2, **stage: Any) -> Any:
+        with ts.sieve(of or llm, name, **stage):
+            return (of or llm).generate(**given, max_new_tokens=new, return_dict_in_generate=True).past_key_values
+
+    cache = under("snapkv", inputs, keep=0.5)
+    longer = {k: torch.cat([v, torch.ones(2, 5, dtype=torch.long)], 1) for k, v in inputs.items()}
+    index = ts.Index.create(tmp_path / "a", 8)
+    index.add([torch.randn(3, 8)], ids=["a"])
+    tried = (
+        lambda: ts.get_method("visionzipp"),
+        lambda: ts.get_method("snapkv", windows=3),
+        lambda: ts.get_method("snapkv", kernel=4),
+        lambda: ts.Stage("visionzip", keep=5, site="cache"),
+        lambda: ts.reduce(x, "visionzip", keep=64),
+        lambda: under("idf", prompt((1, 1)), model, keep=4),
+        lambda: ts.reduce(x, "divprune", keep=0),
+        lambda: ts.Keep(),
+        lambda: under("snapkv", inputs, keep=4),
+        lambda: ts.Stage("snapkv", keep=5, positions="compact"),
+        lambda: ts.Stage("snapkv", keep=5, prefill=False),
+        lambda: ts.Stage("fastv", keep=5, layers=(1, 2)),
+        lambda: under("visionzip", inputs, keep=4),
+        lambda: under("visionzip", inputs, torch.nn.Linear(2, 2), keep=4),
+        lambda: under("snapkv", {k: v.flip(1) for k, v in inputs.items()}, keep=0.5),
+        lambda: ts.reduce(x * torch.nan, "divprune", keep=5),
+        lambda: llm.generate(**longer, past_key_values=cache, max_new_tokens=2),
+        lambda: under_nothing(decoder(seed=3), longer, cache),
+        lambda: under("snapkv", {**inputs, "cache_implementation": "static"}, keep=0.5),
+        lambda: under(
+            "snapkv", {k: v[:1] for k, v in inputs.items()} | {"prompt_lookup_num_tokens": 2}, None, 8, keep=0.5
+        ),
+        lambda: ts.Index.create(tmp_path / "b", 8, codec="int5"),
+        lambda: index.add([torch.randn(3, 9)]),
+        lambda: index.add([torch.randn(3, 8)], ids=["a"]),
+        lambda: index.search(torch.randn(2, 8), where={"a": {"like": 3}}),
+        lambda: index.add([torch.randn(0, 8)], ids=["e"]),
+    )
+    said = set()
+    for does in tried:
+        with pytest.raises((ValueError, RuntimeError)) as problem:
+            does()
+        assert f"\n{problem.value}\n```" in page, str(problem.value)
+        said.add(str(problem.value))
+    index.close()
+    shown = set(re.findall(r"^```\n(?!error:)(.+)\n```", page, re.M))
+    assert {m for m in shown - said if "pip install" not in m} == set()
+
+
+def under_nothing(model: Any, inputs: dict[str, Any], cache: Any) -> None:
+    with ts.sieve(model, ts.Plan([])):
+        model.generate(**inputs, past_key_values=cache, max_new_tokens=2)
+
+
 def test_the_arithmetic_of_a_hundred_million_documents_holds():
-    page = (ROOT / "docs/scale.md").read_text()
+    page = (ROOT / "docs/measured/scale.md").read_text()
     passages, vectors = 1e8, {"all": 116.3, "keep 0.5": 58.4, "keep 0.33": 38.4}
     bits = {"float16": (16, 0), "int4": (4, 2), "residual2": (2, 4), "binary": (1, 0)}
     rows = re.findall(
@@ -81,3 +253,12 @@ def test_the_arithmetic_of_a_hundred_million_documents_holds():
             assert abs(float(said) - meant) < 0.0075, (name, codec, dim, said, meant)
         assert abs(int(block) - 1000 * total * 0.08) < 1
         assert abs(int(objects) - 1000 * total * 0.023) < 1
+
+
+def _hooks() -> Any:
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

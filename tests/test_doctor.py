@@ -192,7 +192,7 @@ def test_what_is_missing_of_an_extra_is_told_with_its_command(monkeypatch):
     monkeypatch.setattr(extras, "version", version)
     by = {e.name: e for e in extras.extras()}
     assert by["search"].missing == ("optuna>=4.2",)
-    assert by["search"].install == "pip install '.[search]' in the checkout of tokensieve"
+    assert by["search"].install == "in the checkout of tokensieve: pip install '.[search]'"
     assert by["serve"].missing == ("fastapi>=0.115",)
     assert "dev" not in by
     assert "pip install '.[search]'" in call("doctor").output

@@ -234,8 +234,8 @@ def test_a_second_turn_goes_on_and_new_images_are_refused():
 
 def test_two_stages_of_a_layer_do_not_disturb_each_other():
     model, inputs = llava(), prompt((1, 2))
-    heads_off = ts.method("yopo", 9, off=(1, 2))
-    with ts.sieve(model, ts.Plan([heads_off, ts.method("cmai", 10_000), ts.method("corematching", 96, site="focus")])):
+    heads_off = ts.stage("yopo", 9, off=(1, 2))
+    with ts.sieve(model, ts.Plan([heads_off, ts.stage("cmai", 10_000), ts.stage("corematching", 96, site="focus")])):
         out = model.generate(**inputs, **GREEDY)
     with ts.sieve(model, heads_off):
         alone = model.generate(**inputs, **GREEDY)
@@ -244,8 +244,8 @@ def test_two_stages_of_a_layer_do_not_disturb_each_other():
 
 def test_it_goes_together_with_tokens_that_leave():
     model, inputs = llava(), prompt((1, 2))
-    plan = ts.Plan([ts.method("divprune", 32), ts.method("cmai", 0.5), ts.method("yopo", 9, layers=(0,), off=(1,)),
-                    ts.method("fastv", 8)])  # fmt: skip
+    plan = ts.Plan([ts.stage("divprune", 32), ts.stage("cmai", 0.5), ts.stage("yopo", 9, layers=(0,), off=(1,)),
+                    ts.stage("fastv", 8)])  # fmt: skip
     assert ts.Plan.from_json(plan.to_json()) == plan
     with ts.sieve(model, plan) as s:
         out = model.generate(**inputs, **GREEDY)
@@ -273,10 +273,10 @@ def test_other_architectures(name):
 
 def test_errors_name_the_way_out():
     with pytest.raises(ValueError, match="pass keep=64"):
-        ts.method("cmai", keep=ts.Keep(average=4))
+        ts.stage("cmai", keep=ts.Keep(average=4))
     model = llava()
     with pytest.raises(ValueError, match="two stages"):
-        ts.sieve(model, ts.Plan([ts.method("cmai", 3), ts.method("cmai", 4, layers=(1,))]))
+        ts.sieve(model, ts.Plan([ts.stage("cmai", 3), ts.stage("cmai", 4, layers=(1,))]))
     model.config.text_config._attn_implementation = "flash_attention_2"
     with pytest.raises(ValueError, match="'sdpa' or 'eager'"):
         ts.sieve(model, "cmai", keep=3)
@@ -347,8 +347,8 @@ def test_heads_inactive_on_vision_are_those_of_least_attention_to_it():
 # ---- tokens that come back ------------------------------------------------------------------------------------------
 
 BACK = [
-    ts.Plan([ts.method("divprune", 10), ts.Stage(Scatter(), 1.0, layers=(2,))]),
-    ts.Plan([ts.method("divprune", 10), ts.Stage(Scatter(), 20, layers=(1,)), ts.method("fastv", 5, layers=3)]),
+    ts.Plan([ts.stage("divprune", 10), ts.Stage(Scatter(), 1.0, layers=(2,))]),
+    ts.Plan([ts.stage("divprune", 10), ts.Stage(Scatter(), 20, layers=(1,)), ts.stage("fastv", 5, layers=3)]),
     ts.Plan(
         [ts.Stage(FastV(), 9, layers=(1,)), ts.Stage(Scatter(), 1.0, layers=(2,)), ts.Stage(FastV(), 4, layers=(3,))]
     ),
@@ -447,7 +447,7 @@ def test_the_cost_knows_what_comes_back():
 
 def test_the_cost_counts_pairs_in_loops():
     model, text = llava(), 7
-    plan = ts.Plan([ts.method("yopo", 9, layers=(1, 2), off=(0, 1)), ts.method("cmai", 16, layers=(2,))])
+    plan = ts.Plan([ts.stage("yopo", 9, layers=(1, 2), off=(0, 1)), ts.stage("cmai", 16, layers=(2,))])
     found = ts.cost(model, plan, tokens=N, text=text)
     assert found.flops == found.full_flops
     width, head, inner = 48, 12, 96

@@ -12,7 +12,7 @@ from tests.models import decoder, llava, prompt, text
 from tests.test_sieve import gone, oracle
 from tests.works import image_last
 from tokensieve.bench.compat.check import Case
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.sites.model.fingerprint import Fingerprint
 
 MODELS = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
@@ -67,7 +67,7 @@ def test_the_last_token_stays_under_any_method_and_counts(name, keep):
     step = s.last.stages[-1].reduction
     assert step.kept[0, -1] == 63
     assert step.m <= keep
-    assert step.m == keep or make(name).adaptive
+    assert step.m == keep or get_method(name).adaptive
 
 
 @pytest.mark.parametrize("keep", [1, 16])
@@ -145,7 +145,7 @@ def test_a_pass_without_a_cache_under_a_stage_that_evicts_warns_once():
 
 def test_nested_sieves_draw_by_their_own_seeds():
     model, inputs = llava(), prompt((1,))
-    stages = [ts.method("random", keep=32), ts.method("random", keep=16, site="prefill", layers=2)]
+    stages = [ts.stage("random", keep=32), ts.stage("random", keep=16, site="prefill", layers=2)]
 
     def kept(first, second):
         with torch.no_grad(), ts.sieve(model, stages[0], seed=first), ts.sieve(model, stages[1], seed=second) as s:
@@ -160,7 +160,7 @@ def test_nested_sieves_draw_by_their_own_seeds():
 
 def test_one_stage_in_two_sieves_has_the_seed_of_each():
     model, inputs = llava(), prompt((1,))
-    stage = ts.method("random", keep=0.5)
+    stage = ts.stage("random", keep=0.5)
     with torch.no_grad(), ts.sieve(model, stage, seed=0) as s:
         model(**inputs)
         once = s.last.stages[0].reduction.kept

@@ -18,11 +18,11 @@ from tokensieve.retrieval.index import library
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.results import whole
+from tokensieve.retrieval.index.sync import mirror
 from tokensieve.retrieval.shards import Shards, build
 from tokensieve.retrieval.shards import mirror as mirror_shards
 from tokensieve.retrieval.sources.folder import Folder, Text
 from tokensieve.retrieval.sources.passages import MOST, Page, cut
-from tokensieve.retrieval.sources.sync import mirror
 from tokensieve.retrieval.storage import files
 
 POEM = {

@@ -13,10 +13,10 @@ from tokensieve.bench import clocks
 from tokensieve.bench import floor as flooring
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.prompts import Prompts
-from tokensieve.bench.cost import merged
 from tokensieve.bench.data import Sample, from_testbed
 from tokensieve.bench.measure import _encoded, held, measure
 from tokensieve.bench.subject import Subject, prepare
+from tokensieve.sites.cost import merged
 from tokensieve.sites.model.structure import find
 
 
@@ -41,7 +41,7 @@ def test_the_encoder_is_counted_by_its_own_tokens(name):
     path = next(n for n, m in model.named_modules() if m is anatomy.vision.layers[-1])  # no window
     counted = [v for k, v in counter.get_flop_counts().items() if k.endswith("." + path)]
     patches = [rows] if len(shapes[0]) == 1 else [shapes[0][1]] * shapes[0][0]
-    cost = ts.cost(model, ts.method("uniform", keep=1.0), tokens, patches=patches)
+    cost = ts.cost(model, ts.stage("uniform", keep=1.0), tokens, patches=patches)
     block = cost.full_encoder_flops / len(anatomy.vision.layers)
     whole = sum(counted[0].values())
     assert block == pytest.approx(whole, rel=0.01)
@@ -64,7 +64,7 @@ def test_tokens_are_those_of_a_prompt_not_of_a_tile():
     whole = int((ids[0] == tiny_models.IMAGE).sum())
     assert row["layer_tokens"] == [whole] * 4
     for method, want in (("uniform", [3 * tiles] * 4), ("fastv", [whole, whole, 3 * tiles, 3 * tiles])):
-        kept, _ = measure(tiled, batches, ts.Plan(ts.method(method, keep=3)), full, 2, 0)
+        kept, _ = measure(tiled, batches, ts.Plan(ts.stage(method, keep=3)), full, 2, 0)
         assert kept["layer_tokens"] == want
         assert kept["flops_share"] < row["flops_share"] == 1
 
@@ -125,7 +125,7 @@ def test_overhead_is_of_the_same_prompts_in_turns(subject, samples, monkeypatch,
     monkeypatch.setattr(flooring, "_short", lambda subject, batch, tokens: slower("floor", batch, 1.0))
     batches = prepare(subject, samples, 2)
     _, full = measure(subject, batches, None, None, 2, 0)
-    row, _ = measure(subject, batches, ts.Plan(ts.method(name, keep=16)), full, 2, 0)
+    row, _ = measure(subject, batches, ts.Plan(ts.stage(name, keep=16)), full, 2, 0)
     assert [what for what, _ in turns] == ["ours", *["floor", "ours"] * 4]
     assert len({batch for _, batch in turns}) == 1
     assert row["ms_floor"] == 8000  # the first of 2, 4, 8 and 16 seconds warms up

@@ -97,7 +97,7 @@ def told(monkeypatch):
     """The signals of the first stage of a pass."""
 
     def run(case, method="divprune", inputs=None, **where):
-        made = ts.method(method, keep=4, **where)
+        made = ts.stage(method, keep=4, **where)
         seen = []
         plain = type(made.method).__call__
         monkeypatch.setattr(type(made.method), "__call__", lambda self, s, keep: seen.append(s) or plain(self, s, keep))
@@ -363,7 +363,7 @@ def test_a_prompt_that_ends_in_tokens_that_left_is_refused_where_only_the_last_a
 
 def test_costs_of_layers_that_differ_are_counted():
     model = tiny_models.model("gemma4")
-    half, whole = (ts.cost(model, ts.Plan(ts.method("divprune", keep=k)), tokens=16, text=16) for k in (8, 16))
+    half, whole = (ts.cost(model, ts.Plan(ts.stage("divprune", keep=k)), tokens=16, text=16) for k in (8, 16))
     assert half.flops < whole.flops == whole.full_flops
     entries = 2 * (16 + 32) * 2  # keys and values of 2 heads, of two layers that differ in their width
     assert whole.kv_bytes == 32 * 2 * entries * 2  # bytes; of four layers that hold their own

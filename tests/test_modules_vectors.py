@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import normalize, softplus
 
 from benchmarks.reference.poly_encoder_188 import PolyEncoder
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.retrieval.encoders import head as encode_head
 from tokensieve.retrieval.encoders.encoded import Encoded, Precomputed, ends
 from tokensieve.retrieval.encoders.head import Headed, through
@@ -137,7 +137,7 @@ def test_only_matched_tokens_receive_gradient():
 def test_centroids_are_means_and_their_gradients_reach_all_members():
     x, offsets = ragged([9, 4, 12])
     x.requires_grad_()
-    made, place, cuts = reduced(x, offsets, make("kmeans"), 0.25)
+    made, place, cuts = reduced(x, offsets, get_method("kmeans"), 0.25)
     assert cuts.diff().tolist() == [2, 1, 3]
     assert torch.allclose(made[2], normalize(x[9:13].mean(0), dim=0), atol=1e-5)
     assert 9 <= int(place[2]) < 13

@@ -16,12 +16,13 @@ import tokensieve as ts
 from tests.models import decoder
 from tests.test_cli import call
 from tokensieve.core import method_registry
+from tokensieve.core.method_registry import METHODS
 from tokensieve.core.options import check_options, option, options_of
 from tokensieve.core.plan import plan
 from tokensieve.methods.cache.snapkv import SnapKV
 
 ROOT = Path(__file__).parent.parent
-EVERY = [(name, o) for name in ts.methods() for o in options_of(method_registry.get(name))]
+EVERY = [(name, o) for name in ts.list_methods() for o in options_of(method_registry.method_class(name))]
 
 
 @dataclass(frozen=True)
@@ -97,17 +98,17 @@ def test_every_option_says_what_it_means_and_refuses_what_it_cannot_be(name, kno
     assert known.meaning
     assert len(known.meaning) <= 130
     assert "\n" not in known.meaning
-    assert method_registry.card(name).options[known.name] == known
+    assert method_registry.method_card(name).options[known.name] == known
     wrong = {"Any": 3, "float": float("nan")}.get(known.type)
     with pytest.raises(ValueError, match=rf"\b{known.name}={wrong}"):
-        method_registry.make(name, **{known.name: wrong})
+        method_registry.get_method(name, **{known.name: wrong})
     if known.range.startswith("one of"):
         with pytest.raises(ValueError, match=f"{name}: {known.name}='neither'; it must be {known.range}"):
-            method_registry.make(name, **{known.name: "neither"})
+            method_registry.get_method(name, **{known.name: "neither"})
     elif known.type in ("int", "float") and known.range:
         with pytest.raises(ValueError, match=rf"{name}: {known.name}=-1000000; it must be"):
-            method_registry.make(name, **{known.name: -1000000})
-    made = method_registry.make(name)
+            method_registry.get_method(name, **{known.name: -1000000})
+    made = method_registry.get_method(name)
     assert dataclasses.replace(made, **{known.name: known.default}) == made
 
 
@@ -132,10 +133,10 @@ def test_every_option_says_what_it_means_and_refuses_what_it_cannot_be(name, kno
 def test_wrong_values_never_reach_an_algorithm(name, options, said):
     """By name, by class, by a changed copy, and by a plan on disk."""
     ways = [
-        lambda: ts.make(name, **options),
-        lambda: method_registry.get(name)(**options),
-        lambda: dataclasses.replace(ts.make(name), **options),
-        lambda: ts.method(name, 9, **options),
+        lambda: ts.get_method(name, **options),
+        lambda: method_registry.method_class(name)(**options),
+        lambda: dataclasses.replace(ts.get_method(name), **options),
+        lambda: ts.stage(name, 9, **options),
         lambda: ts.Plan.from_json(
             {"format": "tokensieve.plan.1", "stages": [{"method": name, "options": options, "keep": 9}]}
         ),
@@ -165,25 +166,25 @@ def test_wrong_values_never_reach_an_algorithm(name, options, said):
 )
 def test_a_method_within_a_method_is_checked_with_its_options(name, options, said):
     with pytest.raises(ValueError, match=said):
-        ts.make(name, **options)
+        ts.get_method(name, **options)
 
 
 def test_misspelt_options_are_answered_with_the_near_ones():
     said = r"snapkv has no option windw, did you mean window\? its options are window, kernel, pooling"
     with pytest.raises(ValueError, match=said + "$"):
-        ts.make("snapkv", windw=3)
+        ts.get_method("snapkv", windw=3)
     with pytest.raises(ValueError, match=said + ", beside site, layers, positions, every, prefill$"):
-        ts.method("snapkv", 9, windw=3)
+        ts.stage("snapkv", 9, windw=3)
     with pytest.raises(ValueError, match=said):
         ts.sieve(decoder(), "snapkv", keep=9, windw=3)
     with pytest.raises(ValueError, match=r"snapkv has no option sede, did you mean seed\?"):
         ts.sieve(decoder(), "snapkv", keep=9, sede=3)
     with pytest.raises(ValueError, match=r"snapkv has no option layer, did you mean layers\?"):
-        ts.method("snapkv", 9, layer=3)
+        ts.stage("snapkv", 9, layer=3)
     with pytest.raises(ValueError, match=r"uniform has no option strange; its options are none$"):
-        ts.make("uniform", strange=3)
+        ts.get_method("uniform", strange=3)
     with pytest.raises(ValueError, match="snapkv has no option unit;"):
-        ts.make("snapkv", unit="token")  # the method has it, but not as an option
+        ts.get_method("snapkv", unit="token")  # the method has it, but not as an option
     with pytest.raises(TypeError, match="windw"):
         SnapKV(windw=3)
 
@@ -200,14 +201,14 @@ def test_misspelt_options_are_answered_with_the_near_ones():
     ],
 )
 def test_plans_keep_options(name, options, tmp_path):
-    made = ts.Plan(ts.method(name, 40, **options))
+    made = ts.Plan(ts.stage(name, 40, **options))
     made.save(tmp_path / "plan.json")
     again = ts.Plan.load(tmp_path / "plan.json")
     assert again == made
     assert hash(again.stages[0].method) == hash(made.stages[0].method)
     method = made.stages[0].method
     assert pickle.loads(pickle.dumps(method)) == method
-    assert ts.make(name, **dataclasses.asdict(method)) == method
+    assert ts.get_method(name, **dataclasses.asdict(method)) == method
 
 
 @pytest.mark.parametrize("name", ["mustdrop", "pyramiddrop", "vflowopt", "visiondrop", "aim"])
@@ -224,7 +225,7 @@ def test_what_was_pickled_before_an_option_came_has_its_default():
 
 
 def test_one_text_serves_card_help_command_line_and_reference():
-    known = ts.card("snapkv").options["window"]
+    known = ts.method_card("snapkv").options["window"]
     assert (known.type, known.default, known.range, known.unit) == ("int", 32, "at least 1", "tokens")
     assert f"Attributes:\n    {known}\n" in (inspect.getdoc(SnapKV) or "")
     cards = json.loads(call("methods", "--json", "snapkv").output)
@@ -232,7 +233,7 @@ def test_one_text_serves_card_help_command_line_and_reference():
     table = call("methods", "snapkv", "mustdrop").output
     assert all(part in table for part in ("window", "at least 1", "tokens", "32", known.meaning, "tuple[float, ...]"))
     assert "no options" in call("methods", "uniform").output
-    page = _hooks().on_page_markdown((ROOT / "docs/methods.md").read_text())
+    page = _hooks().on_page_markdown((ROOT / "docs/reference/methods.md").read_text())
     assert all(f"| `{o.name}` |" in page and o.meaning in page for _, o in EVERY)
     assert f"| `window` | int | at least 1 | tokens | `32` | {known.meaning} |" in page
 
@@ -250,11 +251,10 @@ def test_a_docstring_with_attributes_of_its_own_is_left():
 
     doc = inspect.getdoc(Own)
     try:
-        ts.register("with-attributes")(Own)
+        ts.register_method("with-attributes")(Own)
         assert inspect.getdoc(Own) == doc
     finally:
-        method_registry._METHODS.pop("with-attributes", None)
-        method_registry._SYSTEMS.pop("with-attributes", None)
+        METHODS.forget("with-attributes")
 
 
 def _hooks():

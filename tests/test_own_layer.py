@@ -109,7 +109,7 @@ def test_vscan_prunes_by_its_own_layer(model):
     """The second stage alone, over the tokens that a first one left, against the same loop."""
     inputs, whole = prompt((1,)), plan("vscan", 16)
     late = whole.stages[1]
-    with ts.sieve(model, ts.Plan([ts.method(late.method, 9, layers=(0.5,))])) as s, torch.no_grad():
+    with ts.sieve(model, ts.Plan([ts.stage(late.method, 9, layers=(0.5,))])) as s, torch.no_grad():
         logits = model(**inputs).logits[0, -1]
     kept, want = pruned(model, inputs, {4: 9})
     assert stages_of(s) == kept
@@ -173,7 +173,7 @@ def test_a_second_image_is_ranked_over_all_that_is_cached(stages):
     cache = DynamicCache(config=model.config.text_config)
     ids = torch.cat([first["input_ids"], more["input_ids"]], 1)
     spy, calls = Spy("own"), []
-    plans = [ts.method(name, keep) for name, keep in stages]
+    plans = [ts.stage(name, keep) for name, keep in stages]
     undo = taps.attach(model.model.language_model.layers[3].self_attn, observe=calls.append)
     with torch.no_grad(), ts.sieve(model, ts.Plan([*plans, ts.Stage(spy, 1.0, layers=(3,))]), scores=True) as s:
         model(**first, past_key_values=cache)
@@ -217,7 +217,7 @@ def test_no_attention_map_is_made_to_read_a_row(model):
     inputs = prompt((6,))
     spy = Spy("own")
     with ts.sieve(model, ts.Stage(spy, 0.5, layers=(3,))) as s, torch.no_grad():
-        coming = s._sites.language.coming[3]
+        coming = s._sites.sites[0].coming[3]
         run, largest = coming.call, []
 
         def watched(hidden, kwargs):

@@ -60,7 +60,7 @@ def test_snapkv(name, b, n, keep, kernel, how):
     """PyramidKV and AdaKV choose likewise, where there is one layer and one head."""
     rows = attention(b, 3, W, n)
     options = {"window": W, "kernel": kernel, "pooling": how} | ({"floor": 0.0} if name == "adakv" else {})
-    got = ts.reduce(features(b, n), ts.registry.make(name, **options), keep, window_attention=rows)
+    got = ts.reduce(features(b, n), ts.get_method(name, **options), keep, window_attention=rows)
     assert kept(got) == [snapkv(rows[i], keep, W, kernel, how) for i in range(b)]
 
 
@@ -88,7 +88,7 @@ def test_adakv(n, heads, keep):
     rows = attention(2, 2, W, heads * n)
     rows = rows * torch.rand(heads, generator=torch.Generator().manual_seed(3)).repeat_interleave(n)  # unequal heads
     head = torch.arange(heads).repeat_interleave(n).expand(2, -1)
-    made = ts.registry.make("adakv", window=4, kernel=3, floor=0.3)
+    made = ts.get_method("adakv", window=4, kernel=3, floor=0.3)
     got = ts.reduce(features(2, heads * n), made, keep, window_attention=rows, head=head)
     assert kept(got) == [adakv(rows[i], head[i].tolist(), keep, 4, 3, 0.3) for i in range(2)]
 
@@ -102,7 +102,7 @@ def test_adakv_over_others_ranks_what_they_give_each_head_alone(name):
     x, given = features(2, total), {"window_attention": attention(2, 2, W, total), "values": features(2, total, seed=9)}
     given |= {"accumulated_attention": attention(2, 2, total), "expected_logits": attention(2, 2, total).log()}
     options = {"window": 3} if name == "snapkv" else {}
-    made, inner = ts.registry.make("adakv", floor=0.25, scorer=name, options=options), ts.registry.make(name, **options)
+    made, inner = ts.get_method("adakv", floor=0.25, scorer=name, options=options), ts.get_method(name, **options)
     got = kept(ts.reduce(x, made, keep, head=head, **given))
     for row in range(2):
         even = [7, 7, 6]
@@ -124,7 +124,7 @@ def test_adakv_over_others_ranks_what_they_give_each_head_alone(name):
 def test_adakv_over_what_ranks_no_heads_is_refused():
     for name in ("tova", "adakv", "ems", "first-k"):
         with pytest.raises(ValueError, match=f"scorer='{name}'; it"):
-            ts.registry.make("adakv", scorer=name)
+            ts.get_method("adakv", scorer=name)
 
 
 @pytest.mark.parametrize(("b", "n", "keep"), SIZES)

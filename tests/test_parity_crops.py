@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 
 import tokensieve as ts
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts import select
 from tokensieve.testing import features
 
@@ -135,7 +135,7 @@ def hired(crop, spot, valid, early, late, keep, alpha):
 @pytest.mark.parametrize("keep", [1, 2, 9, 30, 60])
 def test_hired(keep, alpha):
     x, given = pictures()
-    r = ts.reduce(x, make("hired", alpha=alpha), keep, **without(given, "keys"))
+    r = ts.reduce(x, get_method("hired", alpha=alpha), keep, **without(given, "keys"))
     want = [
         hired(crop, spot, valid, a[0], a[-2], k, alpha) if k < len(valid) else valid
         for crop, spot, valid, a, _, k in every_row(x, given, keep)
@@ -219,7 +219,7 @@ def token_correlation(crop, valid, a, keys, noise, keep, alike, often):
 @pytest.mark.parametrize("keep", [1, 9, 30, 60])
 def test_token_correlation(keep, alike, often):
     x, given = pictures()
-    made = make("token-correlation", alike=alike, often=often)
+    made = get_method("token-correlation", cosine_threshold=alike, often=often)
     r = ts.reduce(x, made, keep, **given)
     noise = ts.Signals(features=x, mask=given["mask"]).noise()
     want = [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import tokensieve as ts
 from tests.models import llava, prompt
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts.merge import cluster
 from tokensieve.parts.numeric import similarity as likeness
 from tokensieve.parts.select import coverage, dpp, groups
@@ -64,7 +64,7 @@ def test_scope(batch, n, keep, alpha, tokens):
     for b in range(batch):
         u = unit(x[b])
         want.append(facility(u @ u.T, keep, np.asarray(a[b].double().mean(0)) ** alpha))
-    assert kept(ts.reduce(x, make("scope", alpha=alpha), keep, cls_attention=a)) == want
+    assert kept(ts.reduce(x, get_method("scope", alpha=alpha), keep, cls_attention=a)) == want
 
 
 # ---- MMTok: arXiv 2508.18264
@@ -92,7 +92,7 @@ def test_mmtok(batch, n, keep):
 @pytest.mark.parametrize("seed", range(5))
 def test_mmtok_reaches_its_share_of_the_optimum(seed):
     x, text, keep = crowd(1, 10, seed=seed), features(1, 3, 24, seed=seed + 50), 3
-    method, s = make("mmtok"), ts.Signals(features=x, text=text)
+    method, s = get_method("mmtok"), ts.Signals(features=x, text=text)
 
     def value(chosen):
         return float(method.objective(s, mask_of([chosen], 10)))
@@ -108,7 +108,7 @@ def test_mmtok_reaches_its_share_of_the_optimum(seed):
 def test_mmtok_covers_the_text():
     """With the visual term off, a kept token is one that a text token points at."""
     x = features(1, 30, 16)
-    r = ts.reduce(x, make("mmtok", alpha=0.0), 2, text=x[:, [4, 21]] + 0.01)
+    r = ts.reduce(x, get_method("mmtok", alpha=0.0), 2, text=x[:, [4, 21]] + 0.01)
     assert kept(r) == [[4, 21]]
 
 
@@ -205,8 +205,8 @@ def test_gprune_prunes_thumbnail_and_crops_apart():
 def test_importance_that_flows_leaves_out_padding():
     x, mask = crowd(1, 40, seed=3), torch.arange(40)[None] % 4 > 0
     place = mask[0].nonzero()[:, 0]
-    alone = make("g-prune").score(ts.Signals(features=x[:, place]))
-    torch.testing.assert_close(make("g-prune").score(ts.Signals(features=x, mask=mask))[:, place], alone)
+    alone = get_method("g-prune").score(ts.Signals(features=x[:, place]))
+    torch.testing.assert_close(get_method("g-prune").score(ts.Signals(features=x, mask=mask))[:, place], alone)
 
 
 # ---- Cluster-level aggregation: arXiv 2504.17892
@@ -238,7 +238,7 @@ def kmeans(x, keep, steps):
 @pytest.mark.parametrize(("batch", "n", "keep"), [*SIZES, (1, 180, 150)])
 def test_cluster_aggregation(batch, n, keep, steps):
     x = crowd(batch, n, 12, seed=n)
-    r = ts.reduce(x, make("cluster-aggregation", steps=steps), keep)
+    r = ts.reduce(x, get_method("cluster-aggregation", steps=steps), keep)
     for b in range(batch):
         label, lead = kmeans(x[b], keep, steps)
         assert r.kept[b].tolist() == sorted(lead.values())
@@ -321,7 +321,7 @@ def test_holov(side, keep, alpha):
         for left in range(0, side, step)
     ]
     want = [holov(x[b], a[b].double().mean(0), crops, keep, alpha) for b in range(2)]
-    assert kept(ts.reduce(x, make("holov", alpha=alpha), keep, cls_attention=a, grid=(side, side))) == want
+    assert kept(ts.reduce(x, get_method("holov", alpha=alpha), keep, cls_attention=a, grid=(side, side))) == want
 
 
 def test_holov_shares_out_what_a_crop_cannot_hold():
@@ -396,14 +396,14 @@ def greedyprune(x, saliency, keep, similarity, penalty):
 def test_greedyprune(batch, n, keep, similarity, penalty):
     x, text = crowd(batch, n, seed=n), features(batch, 5, 24, seed=3)
     mask = torch.tensor([[True, True, True, True, False]]).expand(batch, 5)
-    method = make("greedyprune", similarity=similarity, penalty=penalty)
+    method = get_method("greedyprune", similarity=similarity, penalty=penalty)
     want = [greedyprune(x[b], unit(x[b]) @ unit(text[b, 3]), keep, similarity, penalty) for b in range(batch)]
     assert kept(ts.reduce(x, method, keep, text=text, text_mask=mask)) == want
 
 
 def test_greedyprune_keeps_no_two_alike_while_it_can():
     x, text = crowd(1, 60, seed=1), features(1, 2, 24, seed=3)
-    s, method = ts.Signals(features=x, text=text), make("greedyprune", similarity=0.5)
+    s, method = ts.Signals(features=x, text=text), get_method("greedyprune", similarity=0.5)
     for keep, pairs in ((6, 0), (7, 1)):
         chosen = mask_of(kept(ts.reduce(x, method, keep, text=text)), 60)
         assert int(likeness.pairs(x, chosen, 0.5)) == pairs
@@ -416,7 +416,7 @@ def test_greedyprune_against_brute_force(seed):
     x, text = crowd(1, 12, seed=seed), features(1, 2, 24, seed=seed + 50)
     s = ts.Signals(features=x, text=text)
     for similarity, ratio in ((0.5, 0.9), (1.0, 1.0)):
-        method = make("greedyprune", similarity=similarity)
+        method = get_method("greedyprune", similarity=similarity)
 
         def value(chosen, method=method):
             return float(method.objective(s, mask_of([chosen], 12)))

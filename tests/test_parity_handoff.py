@@ -11,7 +11,7 @@ import torch
 import tokensieve as ts
 from tests.models import llava, prompt
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.core.plan import plan
 from tokensieve.testing import features
 
@@ -33,21 +33,21 @@ def test_fopru(batch, high, wide, keep):
             chosen += best(s, min(wide, keep - len(chosen)), rows[y])
         by_row.append(sorted(chosen))
     assert kept(ts.reduce(x, "fopru", keep, received_attention=a, grid=(high, wide))) == ranked
-    assert kept(ts.reduce(x, make("fopru", mode="row"), keep, received_attention=a, grid=(high, wide))) == by_row
+    assert kept(ts.reduce(x, get_method("fopru", mode="row"), keep, received_attention=a, grid=(high, wide))) == by_row
 
 
 def test_fopru_by_rows_with_padding():
     a = torch.tensor([[0.1, 0.9, 0.2, 0.2, 0.3, 0.3]])
     mask = torch.tensor([[True, False, True, True, True, True]])
-    r = ts.reduce(features(1, 6), make("fopru", mode="row"), 3, received_attention=a, grid=(3, 2), mask=mask)
+    r = ts.reduce(features(1, 6), get_method("fopru", mode="row"), 3, received_attention=a, grid=(3, 2), mask=mask)
     assert kept(r) == [[2, 4, 5]]
 
 
 def test_fopru_refuses():
     with pytest.raises(ValueError, match="mode='column'; it must be one of rank, row"):
-        make("fopru", mode="column")
+        get_method("fopru", mode="column")
     with pytest.raises(ts.MissingSignal, match=r"pass grid=\(rows, columns\), or use mode='rank'"):
-        ts.reduce(features(1, 6), make("fopru", mode="row"), 3, received_attention=attention(1, 6))
+        ts.reduce(features(1, 6), get_method("fopru", mode="row"), 3, received_attention=attention(1, 6))
 
 
 # ---- CLS Inflection Pruning: arXiv 2409.01162
@@ -142,7 +142,7 @@ def trim(x, like, keep, appended, parity):
 @pytest.mark.parametrize(("batch", "n", "keep"), [*SIZES, (2, 100, 1), (2, 100, 2), (3, 100, 99)])
 def test_trim(batch, n, keep, appended, parity):
     x, like = features(batch, n), 3 * features(batch, n, 1, seed=8)[..., 0]
-    r = ts.reduce(x, make("trim", appended=appended, parity=parity), keep, relevance=like)
+    r = ts.reduce(x, get_method("trim", appended=appended, parity=parity), keep, relevance=like)
     for b in range(batch):
         place, out = trim(x[b], like[b], keep, appended, parity)
         assert kept(r)[b] == place
@@ -172,7 +172,7 @@ def vispruner(x, a, keep, important, step):
 @pytest.mark.parametrize(("batch", "n", "keep"), SIZES)
 def test_vispruner(batch, n, keep, important, step):
     x, a = features(batch, n, 6), attention(batch, 4, n)
-    made = make("vispruner", important=important, step=step)
+    made = get_method("vispruner", important=important, step=step)
     want = [vispruner(x[b], a[b].double().mean(0), keep, important, step) for b in range(batch)]
     assert kept(ts.reduce(x, made, keep, cls_attention=a)) == want
 
@@ -209,7 +209,7 @@ def prumerge(x, a, k, keep, plus):
 @pytest.mark.parametrize(("batch", "n", "keep"), [*SIZES, (2, 100, 1), (2, 144, 40)])
 def test_prumerge(batch, n, keep, plus):
     x, k, a = features(batch, n), features(batch, n, 8, seed=2), (3 * features(batch, n, 1, seed=4)[..., 0]).softmax(-1)
-    r = ts.reduce(x, make("prumerge", plus=plus), keep, cls_attention=a, keys=k)
+    r = ts.reduce(x, get_method("prumerge", plus=plus), keep, cls_attention=a, keys=k)
     for b in range(batch):
         place, out = prumerge(x[b], np.array(a[b], dtype=np.float64), k[b], keep, plus)
         assert kept(r)[b] == place
@@ -241,4 +241,4 @@ def test_in_a_model(name):
         model.generate(**inputs, max_new_tokens=2, do_sample=False)
     reduction = sieve.last.stages[-1].reduction
     assert reduction.n == 64
-    assert bool((reduction.counts <= 16).all() if make(name).adaptive else (reduction.counts == 16).all())
+    assert bool((reduction.counts <= 16).all() if get_method(name).adaptive else (reduction.counts == 16).all())

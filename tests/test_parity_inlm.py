@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import tokensieve as ts
 from tests.models import IMAGE, llava, prompt
 from tests.test_parity_vlm import attention, best, kept, unit
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts import select
 from tokensieve.parts.budget import adaptive_count
 from tokensieve.parts.merge import cluster
@@ -62,7 +62,10 @@ def btp(x, a, keep, balance, spatial, rebalance, grid=None):
 def test_btp(batch, n, keep, options):
     x, a = features(batch, n, 12, seed=n), attention(batch, 3, n)
     got = ts.reduce(
-        x, make("btp", **dict(zip(("balance", "spatial", "rebalance"), options, strict=True))), keep, last_attention=a
+        x,
+        get_method("btp", **dict(zip(("balance", "spatial", "rebalance"), options, strict=True))),
+        keep,
+        last_attention=a,
     )
     assert kept(got) == [btp(row, r, keep, *options) for row, r in zip(x, a, strict=True)]
 
@@ -78,7 +81,7 @@ def test_btp_corrects_the_bias_to_late_positions():
     """Attention that rises along the row: without the correction the last tokens win, with it early ones come in."""
     x, a = features(1, 40), torch.arange(40.0)[None]
     plain, even = (
-        kept(ts.reduce(x, make("btp", balance=1.0, spatial=0.0, rebalance=r), 10, last_attention=a))[0]
+        kept(ts.reduce(x, get_method("btp", balance=1.0, spatial=0.0, rebalance=r), 10, last_attention=a))[0]
         for r in (1.0, 4.0)
     )
     assert plain == list(range(30, 40))
@@ -191,12 +194,12 @@ def test_neurons_are_read_in_front_of_the_stage(model, images):
     visual = inputs["input_ids"] == IMAGE
     found = []
 
-    class Spy(type(make("corematching"))):
+    class Spy(type(get_method("corematching"))):
         def score(self, s):
             found.append(s)
             return super().score(s)
 
-    two = ts.Plan([ts.Stage(make("random"), 20, "prefill", (3,)), ts.Stage(Spy(), 1.0, layers=(3,))])
+    two = ts.Plan([ts.Stage(get_method("random"), 20, "prefill", (3,)), ts.Stage(Spy(), 1.0, layers=(3,))])
     for what in (ts.Stage(Spy(), 1.0, layers=(3,)), two):
         with ts.sieve(model, what, scores=True) as s, torch.no_grad():
             model(**inputs)

@@ -61,7 +61,7 @@ def test_a2sf_goes_on_from_pass_to_pass():
 @pytest.mark.parametrize("sinks", [0, 2, 20])
 def test_vatp(b, n, keep, sinks):
     sums, values = 9 * attention(b, 3, n), features(b, n, seed=8)
-    made = ts.registry.make("vatp", sinks=sinks)
+    made = ts.get_method("vatp", sinks=sinks)
     got = ts.reduce(features(b, n), made, keep, accumulated_attention=sums, values=values)
     recent = min(int(keep * 0.5 + 0.5), keep - 1)
     for i in range(b):
@@ -95,7 +95,7 @@ def test_the_predicted_error_is_the_measured_one():
 def test_caote(b, n, keep, scorer):
     values = features(b, n, seed=8)
     rows, keys = attention(b, 3, 1, n), features(b, n, seed=9)
-    made = ts.registry.make("caote", scorer=scorer)
+    made = ts.get_method("caote", scorer=scorer)
     given = {
         "": {"window_attention": rows},
         "h2o": {"accumulated_attention": 7 * rows[:, :, 0]},
@@ -109,7 +109,7 @@ def test_caote(b, n, keep, scorer):
         elif scorer == "h2o":
             shares = rows[i, :, 0].double().mean(0, keepdim=True)
         else:
-            like = ts.registry.make("keydiff").score(ts.Signals(features(b, n), keys=keys))[i].double()
+            like = ts.get_method("keydiff").score(ts.Signals(features(b, n), keys=keys))[i].double()
             shares = (like - min(float(like.min()), 0.0))[None]
         shares = shares / shares.sum(1, keepdim=True).clamp(min=1e-12)
         rank = torch.stack([error(one, values[i].double()) for one in shares]).mean(0)
@@ -131,10 +131,10 @@ def test_wrappers_take_scorers_only_and_are_values():
     with pytest.raises(
         ValueError, match="scorer='streamingllm'; it must be a cache method that keeps entries by a score"
     ):
-        ts.registry.make("vatp", scorer="streamingllm")
+        ts.get_method("vatp", scorer="streamingllm")
     with pytest.raises(ValueError, match="snapkv has no option width"):
-        ts.registry.make("caote", scorer="snapkv", options={"width": 3})
-    plan = ts.Plan([ts.method("caote", keep=20, scorer="snapkv", options={"window": 4, "kernel": 3})])
+        ts.get_method("caote", scorer="snapkv", options={"width": 3})
+    plan = ts.Plan([ts.stage("caote", keep=20, scorer="snapkv", options={"window": 4, "kernel": 3})])
     assert ts.Plan.from_json(plan.to_json()) == plan
     assert plan.stages[0].method.min_kept == 4
 
@@ -159,7 +159,7 @@ def ems(rank, keys, keep, window, middle, alike):
 @pytest.mark.parametrize(("b", "n", "keep"), SIZES)
 def test_ems(b, n, keep):
     sums, rows, keys = 9 * attention(b, 3, n), attention(b, 3, W, n, seed=6), features(b, n, 4, seed=9)
-    made = ts.registry.make("ems", window=W, middle=1.0, alike=0.5)
+    made = ts.get_method("ems", window=W, middle=1.0, cosine_threshold=0.5)
     got = ts.reduce(keys, made, keep, accumulated_attention=sums, window_attention=rows, keys=keys)
     for i in range(b):
         glob, local = sums[i].double().mean(0), rows[i].double().mean((0, 1))
@@ -184,7 +184,7 @@ def test_ems_in_a_model():
     for i in range(3):
         plain[i] = cache.layers[i].keys.double(), cache.layers[i].values.double()
     seen = []
-    method = ts.registry.make("ems", window=W, alike=0.2)
+    method = ts.get_method("ems", window=W, cosine_threshold=0.2)
     real = type(method).reduce
 
     def spy(self, s, keep):
@@ -226,7 +226,7 @@ def test_one_budget_for_all_layers():
 @pytest.mark.parametrize(("b", "n", "keep"), SIZES)
 def test_kvcompose(b, n, keep):
     rows = attention(b, 3, W, n)
-    got = ts.reduce(features(b, n), ts.registry.make("kvcompose", window=W), keep, window_attention=rows)
+    got = ts.reduce(features(b, n), ts.get_method("kvcompose", window=W), keep, window_attention=rows)
     for i in range(b):
         late = list(range(max(n - W, 0), n))
         rank = rows[i].amax(1).mean(0)
@@ -282,7 +282,7 @@ def sepllm(ids, keep, marks, sinks, share):
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6])
 def test_sepllm(b, n, keep, share):
     ids = torch.randint(0, 9, (b, n), generator=torch.Generator().manual_seed(3))
-    made = ts.registry.make("sepllm", separators=(2, 5), sinks=2, share=share)
+    made = ts.get_method("sepllm", separators=(2, 5), sinks=2, share=share)
     got = ts.reduce(features(b, n), made, keep, token_ids=ids)
     assert kept(got) == [sepllm(ids[i].tolist(), keep, (2, 5), 2, share) for i in range(b)]
 
@@ -326,7 +326,7 @@ def test_tidaldecode_reads_what_the_selecting_layers_attend_to():
     """Logits are those of the plain model with all other entries masked; what is read has the highest attention there."""
     inputs, keep = text(33, 48), 9
     plain, model, seen = decoder("eager", layers=5), decoder(layers=5), []
-    method = ts.registry.make("tidaldecode", dense=1, again=0.6)
+    method = ts.get_method("tidaldecode", dense=1, again=0.6)
     assert method.layer_roles(5) == ["dense", "select", "read", "select", "read"]
     real = type(method).always_keep
 
@@ -366,7 +366,7 @@ def test_tidaldecode_reads_what_the_selecting_layers_attend_to():
             got = model.generate(**inputs, max_new_tokens=6, do_sample=False)
         assert torch.equal(got, model.generate(**inputs, max_new_tokens=6, do_sample=False))
     with pytest.raises(ValueError, match="2 stages; tidaldecode, which reads a whole cache, stands alone"):
-        ts.sieve(model, ts.Plan([ts.method("h2o", keep=9), ts.method("tidaldecode", keep=9)]))
+        ts.sieve(model, ts.Plan([ts.stage("h2o", keep=9), ts.stage("tidaldecode", keep=9)]))
 
 
 COMPOSED = [
@@ -382,7 +382,7 @@ COMPOSED = [
 def test_scores_over_scores_in_a_model(name, options):
     """The budget, and what the method within keeps safe, hold; behind the prompt and while decoding."""
     model, inputs = decoder(), text(33, 48)
-    made = ts.registry.make(name, **options)
+    made = ts.get_method(name, **options)
     with ts.sieve(model, made, keep=14, every=3):
         cache = ts.prefill(model, inputs)
         out = model.generate(**inputs, max_new_tokens=7, do_sample=False, return_dict_in_generate=True)

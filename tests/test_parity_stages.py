@@ -11,7 +11,7 @@ import torch
 
 import tokensieve as ts
 from tests.test_parity_vlm import SIZES, attention, best, kept, unit
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.select import groups
 from tokensieve.testing import features
@@ -212,7 +212,7 @@ def test_flowcut_agrees_with_itself_from_layer_to_layer():
         c, q = (np.asarray(t[i][0].double().mean(0)) for t in (cls, like))
         flow = (c / c.sum() + q / q.sum()) * np.abs(values[i][0].double().numpy()).sum(1)
         total = flow if total is None else (total + flow) / 2
-        found.append(make("flowcut", encoder_layers=layers[: k + 1]).score(s)[0].numpy())
+        found.append(get_method("flowcut", encoder_layers=layers[: k + 1]).score(s)[0].numpy())
         np.testing.assert_allclose(found[-1], total, rtol=1e-4)
     alone = [cls[i][0].mean(0).numpy() for i in layers]
     assert agreement(found) > agreement(alone) + 0.2
@@ -220,7 +220,7 @@ def test_flowcut_agrees_with_itself_from_layer_to_layer():
 
 def test_flowcut_ends_in_front_of_the_block_that_makes_the_features():
     """CLIP-L's blocks 1 to 22 of 24 count, as in the public code; the 23rd, whose output is read, sees the kept tokens."""
-    needs = make("flowcut").needs
+    needs = get_method("flowcut").needs
     assert [n.layers for n in needs] == [tuple(range(-24, -2))] * 3
     draws = torch.Generator().manual_seed(0)
     cls = {i: torch.randn(1, 2, 60, generator=draws).softmax(-1) for i in range(-24, -2)}
@@ -294,7 +294,7 @@ def mustdrop(cls, x, grid, keep, protect, side=3):
 def test_mustdrop(grid, keep, protect):
     n = grid[0] * grid[1]
     x, a = features(2, n, seed=n), attention(2, 4, n)
-    r = ts.reduce(x, make("mustdrop", protect=protect), keep, cls_attention=a, grid=grid)
+    r = ts.reduce(x, get_method("mustdrop", protect=protect), keep, cls_attention=a, grid=grid)
     out = r.apply(x)
     for b in range(2):
         keys, members = mustdrop(a[b].double().mean(0), x[b], grid, keep, protect)
@@ -385,7 +385,7 @@ def recycled(importance, windows, keep):
 def test_vflowopt(grid, keep, threshold):
     n = grid[0] * grid[1]
     received, bits, k, x = attention(2, 4, n), 4 * torch.rand(2, n), features(2, n, 8, seed=4), features(2, n, seed=3)
-    made = make("vflowopt", threshold=threshold, entropy=0.5)
+    made = get_method("vflowopt", threshold=threshold, entropy=0.5)
     r = ts.reduce(x, made, keep, received_attention=received, entropy=bits, keys=k, grid=grid)
     for b in range(2):
         context = np.asarray(received[b].double().mean(0))
@@ -415,7 +415,7 @@ def test_vflowopt_leaves_padding_out():
     def wide(t, fill):
         return torch.cat([torch.full_like(t[:, :6], fill), t], 1)
 
-    made = make("vflowopt", threshold=1.2)
+    made = get_method("vflowopt", threshold=1.2)
     alone = ts.reduce(x, made, 11, received_attention=a, keys=k, entropy=a)
     padded = ts.reduce(
         wide(x, 9), made, 11, received_attention=wide(a, 5), keys=wide(k, 9), entropy=wide(a, 50), mask=mask
@@ -461,13 +461,13 @@ def test_catp(batch, n, keep):
     want = [catp(x[b], text[b][mask[b] & paired[b]].mean(0), keep, 0.7) for b in range(batch)]
     assert kept(ts.reduce(x, "catp", keep, text=text, text_mask=mask, paired=paired)) == want
     want = [catp(x[b], text[b][mask[b]].mean(0), keep, 3.0) for b in range(batch)]
-    assert kept(ts.reduce(x, make("catp", alignment=3.0), keep, text=text, text_mask=mask)) == want
+    assert kept(ts.reduce(x, get_method("catp", alignment=3.0), keep, text=text, text_mask=mask)) == want
 
 
 def test_catp_covers_clusters_before_it_repeats_one():
     """Twenty tight clusters of seven: twenty picks, one in each."""
     x = features(1, 20, 32, seed=1).repeat_interleave(7, 1) + 0.01 * features(1, 140, 32, seed=2)
-    r = ts.reduce(x, make("catp", alignment=0.0), 20, text=features(1, 3, 32))
+    r = ts.reduce(x, get_method("catp", alignment=0.0), 20, text=features(1, 3, 32))
     assert sorted(i // 7 for i in kept(r)[0]) == list(range(20))
 
 

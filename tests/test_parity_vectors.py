@@ -13,7 +13,7 @@ from scipy.spatial.distance import cdist
 
 import tokensieve as ts
 from tests.test_parity_vlm import kept, unit
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts import merge
 from tokensieve.testing import features
 
@@ -96,7 +96,7 @@ def test_whole_words(batch, n, keep, unique):
     # Runs of two tokens; words come again, and some tokens are of none.
     word = torch.randint(-1, max(n // 4, 1), (batch, -(-n // 2)), generator=torch.Generator().manual_seed(n))
     word = word.repeat_interleave(2, 1)[:, :n]
-    r = ts.reduce(x, make("whole-words", unique=unique), keep, word=word, idf=rarity)
+    r = ts.reduce(x, get_method("whole-words", unique=unique), keep, word=word, idf=rarity)
     for b in range(batch):
         made = words(word[b].tolist(), unique)
         value = [max(float(rarity[b, i]) for i in members) for members in made]
@@ -109,7 +109,7 @@ def test_words_behind_padding_are_those_of_the_row_alone():
     mask = torch.tensor([[False, True, True, True, False, True, True, True]])
     place = mask[0].nonzero()[:, 0]
     for unique in (True, False):
-        made = make("whole-words", unique=unique)
+        made = get_method("whole-words", unique=unique)
         padded = ts.reduce(x, made, 3, word=word, idf=rarity, mask=mask)
         alone = ts.reduce(x[:, place], made, 3, word=word[:, place], idf=rarity[:, place])
         assert place[alone.kept].tolist() == padded.kept.tolist()
@@ -137,7 +137,7 @@ def lloyd(u, keep, steps):
 @pytest.mark.parametrize(("batch", "n", "keep"), [(1, 2, 1), (2, 7, 3), (3, 40, 5), (2, 90, 8)])
 def test_kmeans(batch, n, keep, steps):
     x = features(batch, n, 8, seed=n)
-    r = ts.reduce(x, make("kmeans", steps=steps), keep)
+    r = ts.reduce(x, get_method("kmeans", steps=steps), keep)
     for b in range(batch):
         assert {frozenset(g) for g in groups(r, b)} == lloyd(unit(x[b]), keep, steps)
     check_means(r, x)
@@ -167,7 +167,7 @@ def bottom_up(u, keep, linkage):
 @pytest.mark.parametrize(("batch", "n", "keep"), [(1, 2, 1), (2, 7, 3), (2, 24, 9)])
 def test_agglomerative(batch, n, keep, linkage):
     x = features(batch, n, 8, seed=n)
-    r = ts.reduce(x, make("agglomerative", linkage=linkage), keep)
+    r = ts.reduce(x, get_method("agglomerative", linkage=linkage), keep)
     for b in range(batch):
         assert {frozenset(g) for g in groups(r, b)} == bottom_up(unit(x[b]), keep, linkage)
     check_means(r, x)

@@ -10,7 +10,7 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, best, clip, cosine, kept, layout, share
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.core.plan import plan
 from tokensieve.parts.select import medoids
 from tokensieve.testing import features
@@ -42,7 +42,7 @@ def framefusion(x, frame, importance, keep, similarity):
 def test_framefusion(batch, sizes, keep, similarity):
     x, frame = clip(batch, sizes)
     a = torch.rand(batch, 5, sum(sizes), generator=torch.Generator().manual_seed(3))
-    made = make("framefusion", similarity=similarity)
+    made = get_method("framefusion", similarity=similarity)
     r = ts.reduce(x, made, keep, frame=frame, text_attention=a)
     out = r.apply(x)
     for b in range(batch):
@@ -112,7 +112,7 @@ def heat(x, count, sigma):
 def test_centerclip(batch, sizes, keep, segment, algorithm):
     # In a static clip the eigenvectors past the distinct tokens are arbitrary.
     x, frame = clip(batch, sizes, seed=7, still=0.5 if algorithm == "spectral" else 0.0)
-    r = ts.reduce(x, make("centerclip", segment=segment, algorithm=algorithm), keep, frame=frame)
+    r = ts.reduce(x, get_method("centerclip", segment=segment, algorithm=algorithm), keep, frame=frame)
     for b in range(batch):
         part = layout(frame[b] // segment)
         quota = share(keep, [len(p) for p in part], [len(p) for p in part])
@@ -193,12 +193,12 @@ def test_lftr(batch, sizes, keep, grid):
 def test_temporal_weights_of_a_static_clip_are_equal_and_follow_motion():
     x = features(2, 9, 12).repeat(1, 6, 1)
     frame = torch.arange(6).repeat_interleave(9).expand(2, -1)
-    weight = make("lftr").temporal_weights(ts.Signals(features=x, frame=frame))
+    weight = get_method("lftr").temporal_weights(ts.Signals(features=x, frame=frame))
     assert torch.equal(weight, weight[:, :1].expand_as(weight))
     r = ts.reduce(x, "lftr", 9, frame=frame)
     torch.testing.assert_close(r.apply(x), r.take(x))
     x[1, 27:36] += 1.0
-    weight = make("lftr").temporal_weights(ts.Signals(features=x, frame=frame))
+    weight = get_method("lftr").temporal_weights(ts.Signals(features=x, frame=frame))
     assert torch.equal(weight[0], weight[0, :1].expand(54))
     assert set(frame[1, weight[1] == weight[1].max()].tolist()) <= {3, 4}
     assert float(weight[1].max()) > float(weight[1].min())

@@ -11,7 +11,7 @@ import torch
 
 import tokensieve as ts
 from tests.clips import CLIPS, best, clip, cosine, dense_peaks, kept, layout, share
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts.score import temporal
 from tokensieve.testing import same
 from tokensieve.testing.draw import features, rows, signals
@@ -27,7 +27,7 @@ def test_quota(batch, sizes, keep, within):
     relevance = torch.rand(batch, sum(sizes), generator=draw) - 0.3
     cls = torch.rand(batch, sum(sizes), generator=draw)
     more = {"cls_attention": cls} if within == "attention" else {}
-    r = ts.reduce(x, make("quota", within=within), keep, frame=frame, relevance=relevance, **more)
+    r = ts.reduce(x, get_method("quota", within=within), keep, frame=frame, relevance=relevance, **more)
     assert r.counts.tolist() == [keep] * batch
     for b in range(batch):
         order = layout(frame[b])
@@ -56,7 +56,7 @@ def test_quota(batch, sizes, keep, within):
 @pytest.mark.parametrize(("name", "options"), [("lftr", {}), ("quota", {}), ("quota", {"within": "uniform"})])
 def test_rows_on_grids_of_different_height_are_independent(name, options):
     """36 tokens in 3 columns: as 4 frames of 3 x 3, as 3 of 4 x 3, as one, and as frames that fill no rows."""
-    made, x = make(name, **options), features(4, 36, 12)
+    made, x = get_method(name, **options), features(4, 36, 12)
     sizes = [[9] * 4, [12] * 3, [36], [10, 13, 13]]
     frame = torch.tensor([[f for f, n in enumerate(row) for _ in range(n)] for row in sizes])
     given = {**signals(made, 4, 36, 12), "frame": frame}
@@ -134,7 +134,7 @@ def fastvid(x, frame, attention, keep, options):
 def test_fastvid(batch, sizes, keep, options):
     x, frame = clip(batch, sizes, seed=21, still=0.4)
     a = torch.rand(batch, sum(sizes), generator=torch.Generator().manual_seed(4))
-    made = make("fastvid", **options)
+    made = get_method("fastvid", **options)
     r = ts.reduce(x, made, keep, frame=frame, cls_attention=a)
     out = r.apply(x)
     known = {name: getattr(made, name) for name in ("segments", "likeness", "context", "stride", "least")}
@@ -209,7 +209,7 @@ def holitom(x, frame, attention, keep, likeness):
 def test_holitom(batch, sizes, keep, likeness):
     x, frame = clip(batch, sizes, seed=31, still=0.4)
     a = torch.rand(batch, sum(sizes), generator=torch.Generator().manual_seed(4))
-    r = ts.reduce(x, make("holitom", likeness=likeness), keep, frame=frame, cls_attention=a)
+    r = ts.reduce(x, get_method("holitom", likeness=likeness), keep, frame=frame, cls_attention=a)
     out = r.apply(x)
     for b in range(batch):
         # Covers that save as much are as good.

@@ -78,7 +78,7 @@ def agglomerate(x, keep, linkage):
 @pytest.mark.parametrize("keep", [1, 2, 5, 13, 17])
 def test_atc_is_agglomerative_clustering(linkage, keep):
     x = features(1, 18)
-    r = ts.reduce(x, method_registry.make("atc", linkage=linkage), keep)
+    r = ts.reduce(x, method_registry.get_method("atc", linkage=linkage), keep)
     groups = [(r.owner[0] == slot).nonzero()[:, 0].tolist() for slot in range(keep)]
     assert sorted(groups) == agglomerate(x[0], keep, linkage)
     for slot, members in enumerate(groups):
@@ -109,7 +109,7 @@ def test_atc_hits_every_count_in_spite_of_ties(monkeypatch, limit, linkage):
     monkeypatch.setattr(cluster, "EXACT", limit)
     x = features(1, 5)[:, torch.arange(37) % 5]
     for keep in range(1, 38):
-        r = ts.reduce(x, method_registry.make("atc", linkage=linkage), keep)
+        r = ts.reduce(x, method_registry.get_method("atc", linkage=linkage), keep)
         assert r.counts.tolist() == [keep]
         assert sorted(set(r.owner[0].tolist())) == list(range(keep))
 
@@ -121,7 +121,7 @@ def test_atc_in_two_stages_finds_clear_clusters(monkeypatch):
     r = ts.reduce(x, "atc", 6)
     assert len(set(zip(label.tolist(), r.owner[0].tolist(), strict=True))) == 6
     with pytest.raises(ValueError, match="one of single, complete, average"):
-        method_registry.make("atc", linkage="median")
+        method_registry.get_method("atc", linkage="median")
 
 
 def test_pruning_and_merging_are_special_matrices():
@@ -141,7 +141,7 @@ def test_pruning_and_merging_are_special_matrices():
 
 def test_token_transforming_is_its_matrix():
     x, cls = features(1, 20), torch.rand(1, 2, 20, generator=torch.Generator().manual_seed(4))
-    method = method_registry.make("token-transforming", temperature=0.3)
+    method = method_registry.get_method("token-transforming", temperature=0.3)
     r = ts.reduce(x, method, 6, cls_attention=cls)
     kept = sorted(cls[0].mean(0).argsort(descending=True)[:6].tolist())
     assert r.kept[0].tolist() == kept
@@ -156,7 +156,7 @@ def test_token_transforming_is_its_matrix():
 
 def test_token_transforming_turns_into_merging_as_it_cools():
     x = features(2, 20)
-    r = ts.reduce(x, method_registry.make("token-transforming", temperature=1e-4), 6)
+    r = ts.reduce(x, method_registry.get_method("token-transforming", temperature=1e-4), 6)
     chosen = torch.zeros(2, 20, dtype=torch.bool).scatter_(1, r.kept, True)
     merged = Reduction.merge(chosen, merge.nearest(x, chosen)[0])
     torch.testing.assert_close(r.apply(x), merged.apply(x))
@@ -180,7 +180,9 @@ def recycle(x, correlation, kept, quantile):
 def test_ficoco_filters_correlates_and_compresses(quantile):
     h, w, keep = 5, 6, 8
     x, keys, cls = features(1, h * w), features(1, h * w, seed=8), features(1, h * w, 2).softmax(1).transpose(1, 2)
-    r = ts.reduce(x, method_registry.make("ficoco", quantile=quantile), keep, keys=keys, cls_attention=cls, grid=(h, w))
+    r = ts.reduce(
+        x, method_registry.get_method("ficoco", quantile=quantile), keep, keys=keys, cls_attention=cls, grid=(h, w)
+    )
     like = torch.stack([torch.stack([keys[0, i] @ keys[0, j] for j in range(h * w)]).mean() for i in range(h * w)])
     task = cls[0].mean(0)
     redundancy = 0.65 * like / like.norm() - 0.35 * task / task.norm()
@@ -198,7 +200,7 @@ def test_ficoco_filters_correlates_and_compresses(quantile):
 @pytest.mark.parametrize("quantile", [0.998, 0.7])
 def test_ficoco_l_reads_the_text(quantile):
     keep, x, rows = 8, features(1, 30), features(1, 7, 30, seed=9).softmax(-1)
-    r = ts.reduce(x, method_registry.make("ficoco-l", quantile=quantile), keep, text_attention=rows[:, None])
+    r = ts.reduce(x, method_registry.get_method("ficoco-l", quantile=quantile), keep, text_attention=rows[:, None])
     like, task = x[0] @ x[0].mean(0), rows[0].mean(0)
     redundancy = 0.6 * like / like.norm() - 0.4 * task / task.norm()
     kept = sorted(redundancy.argsort()[:keep].tolist())
@@ -221,7 +223,7 @@ def test_tome_is_a_filter_a_correlation_and_a_compression():
     place, real = select.compact(chosen)
     matrix = matrix.masked_fill((even[place] | ~real)[..., None], 0.0)
     matrix = transform.compress(transform.strongest(matrix, chosen, 1.0), chosen, torch.ones(2, n))
-    again, native = Reduction.soft(matrix, chosen), method_registry.make("tome").reduce(Signals(x), keep)
+    again, native = Reduction.soft(matrix, chosen), method_registry.get_method("tome").reduce(Signals(x), keep)
     assert torch.equal(again.kept, native.kept)
     assert torch.equal(again.owner, native.owner)
     torch.testing.assert_close(again.apply(x), native.apply(x))
@@ -240,7 +242,7 @@ def test_fastv_is_a_filter_alone():
 
 @pytest.mark.parametrize("name", ["tome", "atc", "token-transforming", "ficoco", "ficoco-l"])
 def test_rows_may_keep_different_numbers(name):
-    made, keep = method_registry.make(name), torch.tensor([1, 5, 12, 7])
+    made, keep = method_registry.get_method(name), torch.tensor([1, 5, 12, 7])
     x, mask = features(4, 16), torch.arange(16) >= torch.tensor([[0], [9], [4], [3]])
     given = signals(made, 4, 16)
     together = made.reduce(Signals(x, mask=mask, **given), keep)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tokensieve as ts
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts import budget
 from tokensieve.testing import features
 
@@ -123,7 +123,7 @@ def visionzip(a, k, x, keep, contextual, parity):
 @pytest.mark.parametrize(("batch", "n", "keep"), [*SIZES, (2, 576, 64)])
 def test_visionzip(batch, n, keep, parity):
     a, k, x = attention(batch, 4, n), features(batch, n, 8, seed=2), features(batch, n)
-    r = ts.reduce(x, make("visionzip", parity=parity), keep, cls_attention=a, keys=k)
+    r = ts.reduce(x, get_method("visionzip", parity=parity), keep, cls_attention=a, keys=k)
     for b in range(batch):
         dominant, slots, out = visionzip(a[b].double().mean(0), k[b], x[b], keep, 10 / 64, parity)
         assert set(dominant) <= set(r.kept[b].tolist())
@@ -155,7 +155,7 @@ def hiprune(middle, deep, grid, keep, alpha):
 def test_hiprune(grid, keep, alpha):
     n = grid[0] * grid[1]
     a = {-16: attention(3, 4, n, seed=1), -2: attention(3, 4, n, seed=2)}
-    r = ts.reduce(features(3, n), make("hiprune", alpha=alpha), keep, received_attention=a, grid=grid)
+    r = ts.reduce(features(3, n), get_method("hiprune", alpha=alpha), keep, received_attention=a, grid=grid)
     mean = {layer: rows.double().mean(1) for layer, rows in a.items()}
     assert kept(r) == [hiprune(mean[-16][b], mean[-2][b], grid, keep, alpha) for b in range(3)]
 
@@ -165,7 +165,7 @@ def test_hiprune_buffers_do_not_wrap():
     middle, deep = torch.zeros(1, 25), torch.linspace(0, 1, 25)[None]
     middle[0, 9] = 1
     r = ts.reduce(
-        features(1, 25), make("hiprune", alpha=1.0), 5, received_attention={-16: middle, -2: deep}, grid=(5, 5)
+        features(1, 25), get_method("hiprune", alpha=1.0), 5, received_attention={-16: middle, -2: deep}, grid=(5, 5)
     )
     assert kept(r) == [[4, 8, 9, 14, 24]]
 
@@ -277,15 +277,15 @@ def test_sparsevlm_by_rank():
     """Rows of rank 2 over 30 tokens: with lambda 0.5, 14 of the 28 redundant tokens leave."""
     a = (attention(1, 6, 2) @ attention(1, 2, 30))[:, None]
     x = features(1, 30)
-    assert ts.reduce(x, make("sparsevlm", rank=0.5), 29, text_attention=a).counts.tolist() == [16]
-    assert ts.reduce(x, make("sparsevlm", rank=0.5), 9, text_attention=a).counts.tolist() == [9]
+    assert ts.reduce(x, get_method("sparsevlm", rank=0.5), 29, text_attention=a).counts.tolist() == [16]
+    assert ts.reduce(x, get_method("sparsevlm", rank=0.5), 9, text_attention=a).counts.tolist() == [9]
 
 
 def test_an_instance_says_whether_its_count_adapts():
-    assert not make("sparsevlm").adaptive
-    assert make("sparsevlm", rank=0.5).adaptive
-    assert make("prumerge").adaptive
-    assert not make("prumerge", plus=True).adaptive
+    assert not get_method("sparsevlm").adaptive
+    assert get_method("sparsevlm", rank=0.5).adaptive
+    assert get_method("prumerge").adaptive
+    assert not get_method("prumerge", plus=True).adaptive
     a = torch.full((1, 40), 0.01)
     a[0, :3] = 1.0
-    assert ts.reduce(features(1, 40), make("prumerge", plus=True), 9, cls_attention=a).counts.tolist() == [9]
+    assert ts.reduce(features(1, 40), get_method("prumerge", plus=True), 9, cls_attention=a).counts.tolist() == [9]

@@ -293,6 +293,6 @@ def test_budgets_may_be_numpy_numbers():
     valid = torch.ones(1, 8, dtype=torch.bool)
     assert budget.counts(np.int64(3), valid).tolist() == [3]
     assert budget.counts(np.float32(0.5), valid).tolist() == [4]
-    assert ts.Plan(ts.method("random", np.int64(3))).to_json()["stages"][0]["keep"] == 3
+    assert ts.Plan(ts.stage("random", np.int64(3))).to_json()["stages"][0]["keep"] == 3
     with pytest.raises(ValueError, match="keep="):
         budget.counts(np.int64(0), valid)

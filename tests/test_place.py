@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tokensieve.core.plan import POLICIES
+from tokensieve.core.stage import POLICIES
 from tokensieve.parts.numeric import position_ids
 
 #                two text, six visual, two text;  the second row padded on the left

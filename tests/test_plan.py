@@ -3,13 +3,13 @@
 import pytest
 
 import tokensieve as ts
-from tokensieve.core import method_registry
+from tokensieve.catalog import table
 
 
 def test_functions_keep_their_names_after_the_packages_are_imported():
-    assert ts.methods()
-    assert ts.methods(site="handoff")
-    assert ts.method("tome", keep=0.5).keep == 0.5
+    assert ts.list_methods()
+    assert ts.list_methods(site="handoff")
+    assert ts.stage("tome", keep=0.5).keep == 0.5
 
 
 def test_every_method_of_the_first_release_is_there():
@@ -17,7 +17,7 @@ def test_every_method_of_the_first_release_is_there():
         "random", "uniform", "pool", "fastv", "tome", "visionzip", "fastervlm", "vtc-cls", "hiprune", "divprune", "dart",
         "sparsevlm", "token-transforming", "atc", "ficoco",
     }  # fmt: skip
-    assert wanted <= set(ts.methods())
+    assert wanted <= set(ts.list_methods())
 
 
 def test_each_system_of_the_first_release_has_an_entry():
@@ -32,17 +32,17 @@ def test_each_system_of_the_first_release_has_an_entry():
     }
     by_entry |= {62: "token-transforming", 345: "atc", 357: "ficoco"}
     for system, name in by_entry.items():
-        assert name in method_registry.entries(system)
-    assert len(ts.systems()) == 400
-    assert [s.id for s in ts.systems()] == list(range(400))
+        assert name in table.entries(system)
+    assert len(table.systems()) == 400
+    assert [s.id for s in table.systems()] == list(range(400))
 
 
 def test_a_plan_goes_through_json(tmp_path):
     plan = ts.Plan(
         [
-            ts.method("fastv", keep=ts.Keep(average=128), layers=1, positions="compact"),
-            ts.method("tome", keep=0.5, layers=(0, 2)),
-            ts.method("visionzip", keep=64, contextual=0.25),
+            ts.stage("fastv", keep=ts.Keep(average=128), layers=1, positions="compact"),
+            ts.stage("tome", keep=0.5, layers=(0, 2)),
+            ts.stage("visionzip", keep=64, contextual=0.25),
         ]
     )
     assert [s.site for s in plan.stages] == ["encoder", "handoff", "prefill"]
@@ -51,29 +51,29 @@ def test_a_plan_goes_through_json(tmp_path):
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("name", ts.methods())
+@pytest.mark.parametrize("name", ts.list_methods())
 def test_every_method_goes_through_json(name):
-    stage = ts.method(name, keep=8)
+    stage = ts.stage(name, keep=8)
     assert ts.Stage.from_json(stage.to_json()) == stage
 
 
 def test_plans_refuse_what_makes_no_sense(tmp_path):
     with pytest.raises(ValueError, match="one encoder stage"):
-        ts.Plan([ts.method("tome", keep=8), ts.method("tome", keep=4)])
+        ts.Plan([ts.stage("tome", keep=8), ts.stage("tome", keep=4)])
     with pytest.raises(ValueError, match="not a plan"):
         ts.Plan.from_json({"stages": []})
     with pytest.raises(ValueError, match="unknown entries"):
-        ts.Stage.from_json({**ts.method("tome", keep=8).to_json(), "colour": 1})
+        ts.Stage.from_json({**ts.stage("tome", keep=8).to_json(), "colour": 1})
     with pytest.raises(ValueError, match="no option temperature; its options are"):
-        ts.method("visionzip", keep=8, temperature=2)
+        ts.stage("visionzip", keep=8, temperature=2)
     with pytest.raises(ValueError, match="one layer"):
-        ts.method("fastv", keep=8, layers=(1, 2))
+        ts.stage("fastv", keep=8, layers=(1, 2))
 
 
 @pytest.mark.parametrize("keep", [0, -1, float("nan"), 1.5, "64", None, True, 0.0])
 def test_budgets_outside_their_range_are_refused(keep):
     with pytest.raises(ValueError, match=r"keep=.*int of at least 1 .tokens. or a float in \(0, 1\]"):
-        ts.method("random", keep=keep)
+        ts.stage("random", keep=keep)
 
 
 @pytest.mark.parametrize(
@@ -92,4 +92,4 @@ def test_keep_has_one_unit(given, message):
 
 def test_a_name_cannot_be_taken_twice():
     with pytest.raises(ValueError, match="is taken by"):
-        ts.register("random")(type("Other", (ts.Method,), {}))
+        ts.register_method("random")(type("Other", (ts.Method,), {}))

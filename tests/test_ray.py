@@ -19,8 +19,8 @@ from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.index import library
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.index.sync import mirror as mirror_whole
 from tokensieve.retrieval.shards import Collection, Shards, build, mirror
-from tokensieve.retrieval.sources.sync import mirror as mirror_whole
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow

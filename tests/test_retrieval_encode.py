@@ -391,7 +391,7 @@ def test_what_cannot_be_read_is_said(folder, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="asks for a residual"):
         load_encoder(folder)
     monkeypatch.setattr(loading, "import_module", lambda name: (_ for _ in ()).throw(ImportError(name)))
-    with pytest.raises(ValueError, match=r"pip install '\.\[retrieval\]' in the checkout"):
+    with pytest.raises(ValueError, match=r"in the checkout of tokensieve: pip install '\.\[retrieval\]'"):
         load_encoder()
 
 

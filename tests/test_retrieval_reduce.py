@@ -16,12 +16,12 @@ from torch.nn.functional import normalize
 import tokensieve as ts
 from benchmarks.reference import docstrings
 from benchmarks.reference.docstrings import MOST_BODY, collect, passage
+from tokensieve.retrieval.encoders import reduce
 from tokensieve.retrieval.encoders.encoded import Encoded, ends, join
+from tokensieve.retrieval.encoders.reduce import Frequencies
 from tokensieve.retrieval.evaluation import evaluate
-from tokensieve.retrieval.scoring import reduce
-from tokensieve.retrieval.scoring.reduce import Frequencies
 
-METHODS = ts.methods(site="vectors")
+METHODS = ts.list_methods(site="vectors")
 
 
 def encoded(lengths, dim=8, seed=0):
@@ -52,7 +52,7 @@ def test_texts_are_reduced_as_if_alone(name, keep, monkeypatch):
     monkeypatch.setattr(reduce, "ROWS", 3)
     x = encoded([5, 1, 12, 7, 12, 3, 30, 2])
     out = reduce.reduce(x, name, keep)
-    made, adaptive = ts.make(name), ts.registry.get(name).adaptive
+    made, adaptive = ts.get_method(name), ts.registry.get(name).adaptive
     for i, n in enumerate(x.lengths.tolist()):
         want = min(keep, n) if isinstance(keep, int) else max(1, math.floor(n * keep + 0.5))
         assert out.lengths[i] == want or (adaptive and out.lengths[i] < want)

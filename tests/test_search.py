@@ -88,7 +88,7 @@ def test_gsearch_finds_the_least_counts(model):
     assert all(a >= b for a, b in itertools.pairwise(counts))
 
     def accuracy(counts):
-        with ts.sieve(model, schedule.scheduled(ts.make("fastv"), counts)):
+        with ts.sieve(model, schedule.scheduled(ts.get_method("fastv"), counts)):
             return quality(model, asked).accuracy
 
     assert accuracy(counts) >= 0.75
@@ -133,11 +133,11 @@ def test_sigmoids_spend_the_budget(model, slope, flops):
     counts = schedule.counted(share, N, LAYERS, 2)
     assert counts[:2] == [N, N]
     assert all(a >= b for a, b in itertools.pairwise(counts))
-    with ts.sieve(model, schedule.scheduled(ts.make("fastv"), counts)) as s, torch.no_grad():
+    with ts.sieve(model, schedule.scheduled(ts.get_method("fastv"), counts)) as s, torch.no_grad():
         model(**asked[0])
     assert s.last.layer_tokens == counts
     text = asked[0]["attention_mask"].sum(1).float().mean() - N
-    plan = schedule.scheduled(ts.make("fastv"), counts)
+    plan = schedule.scheduled(ts.get_method("fastv"), counts)
     cost = ts.cost(model, plan, tokens=N, text=float(text))
     assert cost.flops / cost.full_flops == pytest.approx(flops, abs=0.01)
 
@@ -175,7 +175,7 @@ def test_psigmoid_keeps_the_best_schedule(model, monkeypatch):
 
 def test_psigmoid_needs_optuna(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ImportError, match=r"pip install '\.\[search\]' in the checkout"):
+    with pytest.raises(ImportError, match=r"in the checkout of tokensieve: pip install '\.\[search\]'"):
         schedule.psigmoid(model, [prompt((1,))], 0.6)
 
 
@@ -193,7 +193,7 @@ def test_psigmoid_with_optuna(model):
     assert optuna.logging.get_verbosity() == optuna.logging.INFO
     log.removeHandler(handler)
     gentle = schedule.sigmoid(1.0, 0.3, schedule._spending(model, asked, 2), 0.6)
-    constant = schedule.scheduled(ts.make("fastv"), schedule.counted(gentle, N, LAYERS, 2))
+    constant = schedule.scheduled(ts.get_method("fastv"), schedule.counted(gentle, N, LAYERS, 2))
     text = int(asked[0]["attention_mask"].sum(1).float().mean()) - N
     assert ts.cost(model, a, N, text).flops == pytest.approx(ts.cost(model, constant, N, text).flops, rel=0.02)
 

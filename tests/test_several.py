@@ -167,7 +167,7 @@ def test_methods_learn_of_frames_and_crops(packaged, form, name, places):
     model, reader = packaged
     item = DRAWS[form](number=12, each=1)[0]
     seen = {}
-    made = ts.registry.make(name)
+    made = ts.get_method(name)
 
     class Spy(type(made)):
         def reduce(self, s, keep):
@@ -188,7 +188,7 @@ def test_the_bench_asks_about_several_pictures(packaged, which):
     subject = Subject("testbed", *packaged)
     batches = prepare(subject, samples[:2], 2)
     _, full = measure(subject, batches, None, None, 4, 0)
-    row, _ = measure(subject, batches, ts.Plan(ts.plan.Stage(ts.registry.make("random"), 40)), full, 4, 0)
+    row, _ = measure(subject, batches, ts.Plan(ts.Stage(ts.get_method("random"), 40)), full, 4, 0)
     pictures = 2 if which == "pairs" else 1
     assert full.tokens == TOKENS[samples[0].several.form]
     assert row["mean_tokens"] == 40 * pictures

@@ -16,12 +16,12 @@ from tests.shelf import Words, laid
 from tokensieve.cli.main import app
 from tokensieve.retrieval import Damaged, Hit, Incompatible, Locked
 from tokensieve.retrieval.encoders import loading
+from tokensieve.retrieval.encoders.reduce import Frequencies
 from tokensieve.retrieval.index import library
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
-from tokensieve.retrieval.scoring.reduce import Frequencies
+from tokensieve.retrieval.index.sync import mirror as mirror_whole
 from tokensieve.retrieval.shards import SHARDS, Collection, Shards, build, merged, mirror
-from tokensieve.retrieval.sources.sync import mirror as mirror_whole
 
 QUERIES = ["read a file", "note number 4", "word 7 7 here", "cat"]
 TEXTS = {

@@ -269,10 +269,10 @@ def test_stages_compose(sdpa):
     inputs = prompt((1, 1))
     plan = ts.Plan(
         [
-            ts.method("tome", keep=48),
-            ts.method("visionzip", keep=32),
-            ts.method("fastv", keep=16, layers=1),
-            ts.method("divprune", keep=8, site="prefill", layers=3),
+            ts.stage("tome", keep=48),
+            ts.stage("visionzip", keep=32),
+            ts.stage("fastv", keep=16, layers=1),
+            ts.stage("divprune", keep=8, site="prefill", layers=3),
         ]
     )
     with ts.sieve(sdpa, plan) as s:
@@ -366,7 +366,7 @@ def test_an_inner_sieve_that_cannot_be_attached_leaves_the_outer_one_as_it_was(s
 @pytest.mark.parametrize(("name", "where"), [("fastervlm", {}), ("fastv", {}), ("tome", {"site": "encoder"})])
 def test_scores_are_computed_a_second_time_only_where_they_are_asked_for(sdpa, monkeypatch, name, where):
     calls = []
-    cls = method_registry.get(name)
+    cls = method_registry.method_class(name)
     ranked = cls.score
     monkeypatch.setattr(cls, "score", lambda self, s: calls.append(1) or ranked(self, s))
     for asked in (False, True):
@@ -383,7 +383,7 @@ def test_what_was_recorded_goes_with_the_pass(sdpa, name):
     """However the pass ends, and wherever in it: in the encoder, in a layer, or where it should."""
 
     def left(s):
-        site = s._sites.language
+        site = s._sites.sites[0]
         return [site.now, site.asked.prompt, *(w.seen for w in site.sight.watches), len(site.sight.remembered)]
 
     def fails(module, args):
@@ -406,8 +406,8 @@ def test_what_was_recorded_goes_with_the_pass(sdpa, name):
     assert torch.equal(sdpa.generate(**prompt((0,)), **GREEDY), text)
     with ts.sieve(sdpa, "tome", keep=16, site="encoder") as s, torch.no_grad():
         sdpa(**prompt((1,)))
-        assert not s._sites.encoder.watch.seen
-        assert s._sites.encoder.now is None
+        assert not s._sites.sites[0].encoder.watch.seen
+        assert s._sites.sites[0].encoder.now is None
 
 
 def test_text_is_looked_for_only_where_a_method_reads_it(sdpa, monkeypatch):
@@ -444,7 +444,7 @@ def test_a_cache_that_was_reset_begins_anew(sdpa, name, where, layer):
 
 
 def test_flash_attention_cannot_weigh_or_hide_keys_in_an_encoder():
-    class Fewer(type(ts.make("uniform"))):
+    class Fewer(type(ts.get_method("uniform"))):
         name, adaptive = "fewer", True
 
     model = llava()

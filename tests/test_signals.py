@@ -112,4 +112,4 @@ def test_names_that_do_not_exist():
     with pytest.raises(ValueError, match="no method is called 'divprun'; did you mean divprune"):
         ts.reduce(X, "divprun", 3)
     with pytest.raises(ValueError, match="visionzip has no option context"):
-        ts.make("visionzip", context=0.1)
+        ts.get_method("visionzip", context=0.1)

@@ -166,4 +166,4 @@ def test_no_square_is_held():
 
 def test_it_stands_alone(model):
     with pytest.raises(ValueError, match="anchor-attention, which reads a whole cache, stands alone"):
-        ts.sieve(model, ts.Plan([ts.method("anchor-attention", 0.5), ts.method("snapkv", 0.5)]))
+        ts.sieve(model, ts.Plan([ts.stage("anchor-attention", 0.5), ts.stage("snapkv", 0.5)]))

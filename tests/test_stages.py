@@ -7,23 +7,24 @@ import torch
 
 import tokensieve as ts
 from tests.models import llava, prompt
-from tokensieve.bench.cost import cost
+from tokensieve.catalog import table
 from tokensieve.core import method_registry
-from tokensieve.core.plan import plan
+from tokensieve.core.plan import plan, stages_of
 from tokensieve.core.signals import Signals
 from tokensieve.parts import budget
 from tokensieve.parts.attention import rows
 from tokensieve.planner.drift import drift, tune
+from tokensieve.sites.cost import cost
 from tokensieve.sites.visual.layer_budgets import solve
 
 SYSTEMS = [
     name
-    for name in ts.methods()
-    if (stages := method_registry.make(name).stages(0.5))
+    for name in ts.list_methods()
+    if (stages := stages_of(method_registry.get_method(name), 0.5))
     and not any(s.method.restores_dropped for s in stages)  # those: test_focus
 ]
-EXACT = [name for name in SYSTEMS if not method_registry.make(name).adaptive]
-EARLY = [name for name in SYSTEMS if method_registry.get(name).site == "handoff"]
+EXACT = [name for name in SYSTEMS if not method_registry.get_method(name).adaptive]
+EARLY = [name for name in SYSTEMS if method_registry.method_class(name).site == "handoff"]
 N, LAYERS = 64, 4
 
 
@@ -42,13 +43,13 @@ def test_the_systems_are_there():
     by_entry = {287: "star", 90: "vscan", 150: "visiondrop", 10: "aim", 66: "vflowopt", 53: "mustdrop", 141: "catp"}
     assert {*by_entry.values(), "pyramiddrop", "sparsevlm"} <= set(SYSTEMS)
     for system, name in {**by_entry, 305: "flowcut"}.items():
-        assert name in method_registry.entries(system)
+        assert name in table.entries(system)
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
 @pytest.mark.parametrize("keep", [40, 0.25, ts.Keep(tokens=24, per="prompt"), ts.Keep(average=0.5)])
 def test_a_system_goes_through_json(name, keep, tmp_path):
-    made = method_registry.make(name)
+    made = method_registry.get_method(name)
     whole = plan(name, keep)
     assert whole.stages[0].method == made
     assert len(whole.stages) > 1
@@ -371,7 +372,7 @@ def test_what_the_first_stage_ranked_by_reaches_the_later_ones(model):
     """Two stages in front of the language model, images of several rows; the last ranking before it goes on."""
     inputs = prompt((2, 1))
     seen = Seen("ranking")
-    stages = [ts.method("uniform", keep=32), ts.method("fastervlm", keep=20), ts.Stage(seen, 20, layers=(2,))]
+    stages = [ts.stage("uniform", keep=32), ts.stage("fastervlm", keep=20), ts.Stage(seen, 20, layers=(2,))]
     with ts.sieve(model, ts.Plan(stages), scores=True) as s, torch.no_grad():
         model(**inputs)
     (given,) = seen.given

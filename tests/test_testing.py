@@ -193,7 +193,7 @@ def test_cases_of_pytest_are_named_by_method_and_check():
 @pytest.mark.parametrize("seed", range(3))
 def test_line_ends_are_ranked_by_place_in_any_batch(name, seed):
     """As in an anyres picture: patches that differ, and at the end of each line the same embedding, unlike any patch."""
-    made, high, wide, dim, front = ts.make(name), 5, 9, 77, 7
+    made, high, wide, dim, front = ts.get_method(name), 5, 9, 77, 7
     n = high * wide
     draw = torch.Generator().manual_seed(seed)
     end = torch.arange(n) % wide == wide - 1

@@ -8,13 +8,13 @@ import torch
 import tokensieve as ts
 from tests.clips import CLIPS, clip, kept
 from tokensieve.core import method_registry
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts.score import temporal
 from tokensieve.testing import same, slots
 from tokensieve.testing.draw import features, rows, signals, tokens
 
 VARIANTS = [
-    *((name, {}) for name in method_registry.methods(family="video")),
+    *((name, {}) for name in method_registry.list_methods(family="video")),
     ("centerclip", {"algorithm": "spectral", "segment": 3}),
     *(("quota", {"within": way}) for way in ("merge", "uniform", "attention")),
 ]
@@ -27,7 +27,7 @@ VARIANTS = [
 @pytest.mark.parametrize(("batch", "sizes", "keep"), [*CLIPS, (3, [12] * 4, 47)])
 def test_clips_keep_the_contract(name, options, batch, sizes, keep):
     """Exact budgets, independent rows, and padding as if it were not there, with frames that differ between rows."""
-    made = make(name, **options)
+    made = get_method(name, **options)
     x, frame = clip(batch, sizes, still=0.5 if "spectral" in options.values() else 0.0)
     n = sum(sizes)
     frame = torch.stack([(frame[b] + b * (torch.arange(n) % 5 == 0)).sort().values * 10 + b for b in range(batch)])
@@ -48,7 +48,7 @@ def test_clips_keep_the_contract(name, options, batch, sizes, keep):
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_tokens_of_no_frame_are_counted_too(name, options):
-    made = make(name, **options)
+    made = get_method(name, **options)
     x, frame = clip(2, [8] * 4)
     frame[:, 7::8] = -1
     for keep in (3, 20, 31):
@@ -81,10 +81,10 @@ def test_tables_lay_frames_out_and_back():
 @pytest.mark.parametrize(("name", "options"), [("lftr", {"window": 0}), ("centerclip", {"segment": 0})])
 def test_windows_of_no_frame_are_refused(name, options):
     with pytest.raises(ValueError, match="it must be at least 1"):
-        make(name, **options)
+        get_method(name, **options)
 
 
 @pytest.mark.parametrize(("name", "options"), [("quota", {"within": "x"}), ("centerclip", {"algorithm": "x"})])
 def test_unknown_ways_are_refused(name, options):
     with pytest.raises(ValueError, match="it must be one of"):
-        make(name, **options)
+        get_method(name, **options)

@@ -1,48 +1,139 @@
-"""tokensieve: spend fewer tokens, on current unmodified models."""
+"""tokensieve: spend fewer tokens, on current unmodified models.
 
-# The package first: imported later, it would take the place of the function `methods` below.
-import tokensieve.methods  # noqa: F401
-from tokensieve.bench.cost import cost
-from tokensieve.core.focus import Focus
-from tokensieve.core.method import Method, reduce
-from tokensieve.core.method_registry import card, make, methods, register, systems
-from tokensieve.core.needs import Need
-from tokensieve.core.options import Option, option
-from tokensieve.core.plan import Plan, Stage, method
-from tokensieve.core.reduction import Reduction
-from tokensieve.core.signals import MissingSignal, Signals
-from tokensieve.parts.budget import Keep
-from tokensieve.sites.cache.evicted_layer import held_bytes
-from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
-from tokensieve.sites.sieve import Sieve, sieve
+A name is imported when it is first used, so that ``import tokensieve`` loads neither torch nor transformers. Subpackages are
+attributes: ``tokensieve.retrieval``.
+"""
 
-__version__ = "0.1.0"
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
+
+from tokensieve import _moved
+
+if TYPE_CHECKING:
+    from tokensieve.core.budget import Keep
+    from tokensieve.core.focus import Focus
+    from tokensieve.core.method import CacheMethod, FocusMethod, Method
+    from tokensieve.core.method_registry import get_method, list_methods, method_card, register_method
+    from tokensieve.core.needs import Need
+    from tokensieve.core.options import Option, option
+    from tokensieve.core.plan import Plan, plan, register_plan
+    from tokensieve.core.reduce import reduce
+    from tokensieve.core.reduction import Reduction
+    from tokensieve.core.signals import MissingSignal, Signals, register_signal
+    from tokensieve.core.stage import Stage, stage
+    from tokensieve.retrieval.encoders.loading import load_encoder
+    from tokensieve.retrieval.index.index import Index
+    from tokensieve.retrieval.index.library import Library
+    from tokensieve.retrieval.index.recipe import Recipe
+    from tokensieve.retrieval.scoring.maxsim import maxsim
+    from tokensieve.retrieval.storage import list_formats, register_format
+    from tokensieve.sites.cache.evicted_layer import cache_bytes
+    from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
+    from tokensieve.sites.cost import cost
+    from tokensieve.sites.sieve import Sieve, sieve
+
+__version__ = "0.2.0"
+
+_NAMES = {
+    "sites.cost": ("cost",),
+    "core.budget": ("Keep",),
+    "core.focus": ("Focus",),
+    "core.method": ("CacheMethod", "FocusMethod", "Method"),
+    "core.method_registry": ("get_method", "list_methods", "method_card", "register_method"),
+    "core.needs": ("Need",),
+    "core.options": ("Option", "option"),
+    "core.plan": ("Plan", "plan", "register_plan"),
+    "core.reduce": ("reduce",),
+    "core.reduction": ("Reduction",),
+    "core.signals": ("MissingSignal", "Signals", "register_signal"),
+    "core.stage": ("Stage", "stage"),
+    "retrieval.encoders.loading": ("load_encoder",),
+    "retrieval.index.index": ("Index",),
+    "retrieval.index.library": ("Library",),
+    "retrieval.index.recipe": ("Recipe",),
+    "retrieval.scoring.maxsim": ("maxsim",),
+    "retrieval.storage": ("list_formats", "register_format"),
+    "sites.cache.evicted_layer": ("cache_bytes",),
+    "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
+    "sites.sieve": ("Sieve", "sieve"),
+}
+_HOMES = {name: home for home, names in _NAMES.items() for name in names}
+_ROOMS = ("bench", "catalog", "core", "methods", "parts", "planner", "retrieval", "sites", "testbed", "testing")
+_OLD = {
+    "card": "method_card",
+    "held_bytes": "cache_bytes",
+    "make": "get_method",
+    "method": "stage",
+    "register": "register_method",
+}
 
 __all__ = [
+    "CacheMethod",
     "Focus",
+    "FocusMethod",
+    "Index",
     "Keep",
+    "Library",
     "Method",
     "MissingSignal",
     "Need",
     "Option",
     "Plan",
+    "Recipe",
     "Reduction",
     "Sieve",
     "Signals",
     "Stage",
     "__version__",
-    "card",
+    "cache_bytes",
     "cost",
-    "held_bytes",
+    "get_method",
+    "list_formats",
+    "list_methods",
     "load_cache",
-    "make",
-    "method",
-    "methods",
+    "load_encoder",
+    "maxsim",
+    "method_card",
     "option",
+    "plan",
     "prefill",
     "reduce",
-    "register",
+    "register_format",
+    "register_method",
+    "register_plan",
+    "register_signal",
     "save_cache",
     "sieve",
-    "systems",
+    "stage",
 ]
+
+_moved.alias()
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return importlib.import_module(f"tokensieve.{name}")
+    if name in _OLD:
+        _moved.warn(f"tokensieve.{name}", f"tokensieve.{_OLD[name]}")
+        return __getattr__(_OLD[name])
+    if name == "systems":
+        _moved.warn("tokensieve.systems", "tokensieve.catalog.systems")
+        return __getattr__("catalog").systems
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"tokensieve.{_HOMES[name]}"), name)
+        if name == "plan":
+            # The module of this name was an attribute, and the function one of the module.
+            found.plan = _moved.called(found, "tokensieve.plan.plan", "tokensieve.plan")
+        globals()[name] = found
+        return found
+    former = sys.modules.get(f"tokensieve.{name}")
+    if isinstance(former, _moved.Moved):
+        return former
+    raise AttributeError(f"module 'tokensieve' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_ROOMS})

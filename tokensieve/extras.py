@@ -15,8 +15,8 @@ TOOLS = ("dev", "docs")
 
 
 def install(extra: str) -> str:
-    """The command that installs an extra. The package is on no index: by its name pip would find nothing, or a stranger's."""
-    return f"pip install '.[{extra}]' in the checkout of {NAME}"
+    """The command that installs an extra, and where: no index has this package, and what one had by its name would be another."""
+    return f"in the checkout of {NAME}: pip install '.[{extra}]'"
 
 
 class Lazy:
@@ -48,7 +48,7 @@ class Extra:
     Attributes:
         name: its name.
         missing: what is not installed of it, or in a version that it does not take.
-        install: the command that installs it; empty where nothing is missing.
+        install: the command that installs it, and where it is given; empty where nothing is missing.
     """
 
     name: str

@@ -46,13 +46,13 @@ def main() -> None:
     sources = {
         str(p.relative_to(ROOT)): p.read_text() for folder in FOLDERS for p in sorted((ROOT / folder).rglob("*.py"))
     }
-    checks = {name: _checks(name) for name in method_registry.methods()}
+    checks = {name: _checks(name) for name in method_registry.list_methods()}
     with Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) as bar:
         state = _started(sources)
         _trace(state, checks, bar)
         _run(state, sources, checks, bar)
         _control(state, sources, checks, bar)
-    (ROOT / "docs" / "mutants.md").write_text(page.text(state, pairs(state, _mutants(sources))))
+    (ROOT / "docs" / "measured" / "mutants.md").write_text(page.text(state, pairs(state, _mutants(sources))))
 
 
 def _checks(name: str) -> Checks:
@@ -89,8 +89,8 @@ def _trace(state: dict[str, Any], checks: dict[str, Checks], bar: Progress) -> N
 
 def _mutants(sources: dict[str, str]) -> list[Mutant]:
     found = [m for file, source in sources.items() for m in operators.of(file, source)]
-    for name in method_registry.methods():
-        cls = method_registry.get(name)
+    for name in method_registry.list_methods():
+        cls = method_registry.method_class(name)
         file = cls.__module__.replace(".", "/") + ".py"
         for f in fields(cls):
             rule = "declared inert, with the reason" if f.name in cls.inert else ""

@@ -18,7 +18,7 @@ NEGATED, MASK, COMPARED, TIES, INERT = (
 OPERATORS = (NEGATED, MASK, COMPARED, TIES, INERT)
 
 SWAPPED: dict[type[ast.cmpop], type[ast.cmpop]] = {ast.Gt: ast.Lt, ast.Lt: ast.Gt, ast.GtE: ast.LtE, ast.LtE: ast.GtE}
-MASKS = ("among", "real", "valid", "mask")
+MASKS = ("candidates", "real", "valid", "mask")
 RANKING = ("top", "ranked", "ranks", "top_of_each")
 ORDERING = ("sort", "argsort", "topk", "max", "min", "argmax", "argmin")
 HELPER = "__mutant__"
@@ -114,7 +114,7 @@ def _operators(file: str, node: ast.AST, parents: dict[ast.AST, ast.AST], functi
         and parent.value is node
         and _outermost(parent, parents) is _nearest(parent, parents)
     ):
-        scores = function.name == "score" or file.endswith("parts/score.py")
+        scores = function.name == "score" or "parts/score/" in file
         if scores and not _masks(function):
             yield NEGATED, ""
     ranked = isinstance(parent, ast.Call) and parent.args and parent.args[0] is node and _name(parent.func) in RANKING

@@ -1,4 +1,4 @@
-"""Page: what the mutants showed, as docs/mutants.md."""
+"""Page: what the mutants showed, as docs/measured/mutants.md."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Two kinds of checks kill: *what must hold* of any method, one from outside this 
 ties, meaning ...), and *pins*: what the library's own methods kept on random tokens when they were last looked at
 (`tokensieve/testing/pins.json`), which says that something moved and not which way is right. The table keeps them apart.
 
-- **score negated**: what a method's `score` or a function of `parts/score.py` returns, and what `select` ranks by.
+- **score negated**: what a method's `score` or a function of `parts/score/` returns, and what `select` ranks by.
 - **mask dropped**: one use of a mask of valid tokens, or of a part's mask, takes everything in.
 - **comparison swapped**: `<` for `>` and `<=` for `>=`, wherever methods and parts compare.
 - **ties reversed**: a sort, a maximum or a minimum along a dimension takes the later of equals first.

@@ -21,6 +21,7 @@ from rich.table import Table
 import tokensieve as ts
 from benchmarks import systems
 from benchmarks.systems.bed import CHECKS, SEED, CheckContext
+from tokensieve import catalog
 from tokensieve.core.files import write_json
 
 for found in pkgutil.iter_modules(systems.__path__, systems.__name__ + "."):
@@ -57,7 +58,7 @@ def main(asked: Sequence[int] = ()) -> int:
         }
         write(rows, len(bed.items))
     table = Table("id", "system", "status", "numbers")
-    names = {s.id: s.name for s in ts.systems()}
+    names = {s.id: s.name for s in catalog.systems()}
     for system, row in sorted(rows.items(), key=lambda kv: int(kv[0])):
         numbers = ", ".join(f"{k} {v}" for k, v in row["numbers"].items())
         table.add_row(system, names[int(system)], row["status"], numbers)

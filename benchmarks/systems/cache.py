@@ -33,7 +33,9 @@ def model() -> tuple[Any, Any]:
 
 
 def method(what: str | Method, **options: Any) -> Method:
-    return what if isinstance(what, Method) else made(what, model()[1]) if not options else ts.make(what, **options)
+    return (
+        what if isinstance(what, Method) else made(what, model()[1]) if not options else ts.get_method(what, **options)
+    )
 
 
 @functools.cache
@@ -98,9 +100,11 @@ def output_error(what: Method, keep: float) -> float:
 def a2sf(bed: CheckContext) -> Outcome:
     """20% kept: perplexity below undecayed accumulation; kept positions later as the factor falls; factor one is H2O."""
     n: dict[str, Any] = {"a2sf": perplexity("a2sf", 0.2), "h2o": perplexity("h2o", 0.2)}
-    places = [mean(x.float().mean().item() for x in held(ts.make("a2sf", factor=f), 0.2)[0]) for f in (1, 0.99, 0.9)]
+    places = [
+        mean(x.float().mean().item() for x in held(ts.get_method("a2sf", factor=f), 0.2)[0]) for f in (1, 0.99, 0.9)
+    ]
     n["mean position at 1, 0.99, 0.9"] = [round(p, 1) for p in places]
-    one, other = (held(m, 0.2)[0] for m in (ts.make("a2sf", factor=1.0), ts.make("h2o")))
+    one, other = (held(m, 0.2)[0] for m in (ts.get_method("a2sf", factor=1.0), ts.get_method("h2o")))
     n["factor one is h2o"] = all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     return n["a2sf"] < n["h2o"] and places[0] < places[1] < places[2] and n["factor one is h2o"], n
 
@@ -109,7 +113,7 @@ def a2sf(bed: CheckContext) -> Outcome:
 def vatp(bed: CheckContext) -> Outcome:
     """Half kept: mean perplexity over three texts below H2O, and attention outputs closer to the full cache's."""
     n = {name: perplexity(name, 0.5) for name in ("vatp", "h2o")}
-    n |= {f"{name} output error": output_error(ts.make(name), 0.5) for name in ("vatp", "h2o")}
+    n |= {f"{name} output error": output_error(ts.get_method(name), 0.5) for name in ("vatp", "h2o")}
     return n["vatp"] < n["h2o"] and n["vatp output error"] < n["h2o output error"], n
 
 
@@ -148,7 +152,7 @@ class OneSet(KVCompose):
 def kvcompose(bed: CheckContext) -> Outcome:
     """A quarter kept: perplexity below one set of positions and even layers by the same score; one tensor a layer."""
     n: dict[str, Any] = {"kvcompose": perplexity("kvcompose", 0.25), "one set": perplexity(OneSet(), 0.25)}
-    cache = held(ts.make("kvcompose"), 0.25)[1]
+    cache = held(ts.get_method("kvcompose"), 0.25)[1]
     n["rectangular"] = all(layer.pages is None for layer in cache.layers)
     n["entries of layers"] = [layer.keys.shape[2] for layer in cache.layers]
     return n["kvcompose"] < n["one set"] and n["rectangular"], n
@@ -213,11 +217,11 @@ def sepllm(bed: CheckContext) -> Outcome:
 def tidaldecode(bed: CheckContext) -> Outcome:
     """Facts asked token by token: within a point of the full cache reading under 15%, above a window and one early choice."""
     keep = 0.1
-    tries: dict[str, Method | None] = {"full": None, "window": ts.make("streamingllm")}
+    tries: dict[str, Method | None] = {"full": None, "window": ts.get_method("streamingllm")}
     # Of 4 layers: the second selects and the third anew, or the second alone.
     tries |= {
-        "tidaldecode": ts.make("tidaldecode", dense=1, again=0.5),
-        "once": ts.make("tidaldecode", dense=1, again=0.25),
+        "tidaldecode": ts.get_method("tidaldecode", dense=1, again=0.5),
+        "once": ts.get_method("tidaldecode", dense=1, again=0.25),
     }
     rng = np.random.default_rng(SEED)
     text, say = stream(model()[1])[:CONTEXT], lm.speech(model()[1])

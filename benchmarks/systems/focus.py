@@ -13,7 +13,8 @@ from benchmarks.systems.bed import INSIDE, SEED, CheckContext, Outcome, beats, c
 from benchmarks.systems.inside import calibration
 from tokensieve import testbed
 from tokensieve.core.focus import Focus
-from tokensieve.core.plan import Plan, Stage, plan
+from tokensieve.core.plan import Plan, plan
+from tokensieve.core.stage import Stage
 from tokensieve.methods.focus.yopo import YOPO
 from tokensieve.methods.multistage.lvlm_csp import Scatter
 from tokensieve.methods.prefill.corematching import CoreMatching
@@ -77,7 +78,7 @@ def lvlm_csp(bed: CheckContext) -> Outcome:
     tokens = max(k for k in range(170, 576) if visual(bed, plan("lvlm-csp", k)) <= 0.35)
     made = plan("lvlm-csp", tokens)
     cost = ts.cost(bed.model, made, text=TEXT)
-    equal = Plan(ts.method("fastv", ts.Keep(flops=cost.flops / cost.full_flops), **INSIDE))
+    equal = Plan(ts.stage("fastv", ts.Keep(flops=cost.flops / cost.full_flops), **INSIDE))
     with ts.sieve(bed.model, made) as s:
         item = bed.items[0]
         testbed.answers(bed.model, bed.processor, [item.image], [item.question.text])
@@ -127,7 +128,7 @@ def corematching(bed: CheckContext) -> Outcome:
 def vmtc(bed: CheckContext) -> Outcome:
     """VMTC at 192, alone and with CMAI (each text token sees half of what is left), beside spatial downsampling of equal count.
     Compliance with output formats is not measured, and so nothing is shown: the testbed's model knows no such instructions."""
-    both = Plan([ts.method("vmtc", 192), ts.method("cmai", 0.5)])
+    both = Plan([ts.stage("vmtc", 192), ts.stage("cmai", 0.5)])
     n = {
         "vmtc": bed.right("vmtc", 192),
         "vmtc and cmai": bed.right(both, None),

@@ -53,8 +53,8 @@ def btp(bed: CheckContext) -> Outcome:
     given = prompts(bed)
     plans = {
         "btp": stages.btp(bed.model, calibration(bed), 0.3),
-        "attention": Plan(ts.method("fastv", Keep(average=0.3), **EARLY)),
-        "diversity": Plan(ts.method("divprune", Keep(average=0.3), site="prefill", **EARLY)),
+        "attention": Plan(ts.stage("fastv", Keep(average=0.3), **EARLY)),
+        "diversity": Plan(ts.stage("divprune", Keep(average=0.3), site="prefill", **EARLY)),
     }
     n: dict[str, Any] = {name: bed.right(plan, None) for name, plan in plans.items()}
     n |= {f"drift: {name}": round(drift(bed.model, plan, given), 5) for name, plan in plans.items()}
@@ -101,10 +101,10 @@ def _constant(bed: CheckContext, asked: list[dict[str, Any]]) -> Plan:
     low, high = 1, 576
     while low < high:
         middle = (low + high) // 2
-        with ts.sieve(bed.model, Plan(ts.method("fastv", middle, **EARLY))):
+        with ts.sieve(bed.model, Plan(ts.stage("fastv", middle, **EARLY))):
             good = quality(bed.model, full).accuracy >= least
         low, high = (low, middle) if good else (middle + 1, high)
-    return Plan(ts.method("fastv", high, **EARLY))
+    return Plan(ts.stage("fastv", high, **EARLY))
 
 
 @check(64)

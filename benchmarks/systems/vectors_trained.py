@@ -30,12 +30,12 @@ from benchmarks.trained import (
 from tokensieve.retrieval.encoders.encoded import Encoded
 from tokensieve.retrieval.encoders.head import through
 from tokensieve.retrieval.encoders.loading import load_encoder
+from tokensieve.retrieval.encoders.reduce import reduce
 from tokensieve.retrieval.evaluation.evaluate import late_interaction, ranks, single_vector
 from tokensieve.retrieval.heads.colberter import ColBERTer, lexical
 from tokensieve.retrieval.heads.contrast import chamfer, fit, in_batch, pad
 from tokensieve.retrieval.heads.crisp import Crisp
 from tokensieve.retrieval.heads.projection import Projection
-from tokensieve.retrieval.scoring.reduce import reduce
 
 SEEDS = 5
 

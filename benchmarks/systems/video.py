@@ -9,8 +9,9 @@ import torch
 import tokensieve as ts
 from benchmarks import several
 from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.video.framefusion import SHALLOW, FrameFusion
 from tokensieve.methods.video.lftr import LFTR

@@ -83,7 +83,7 @@ def vasparse(bed: CheckContext) -> Outcome:
     tries: dict[str, Method | None] = {
         "vasparse": VASparse(),
         "attention only": VASparse(weight=0.0, sinks=True),
-        "tova": ts.make("tova"),
+        "tova": ts.get_method("tova"),
         "full": None,
     }
     n: dict[str, Any] = {}

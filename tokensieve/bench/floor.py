@@ -11,9 +11,10 @@ from torch import Tensor
 from tokensieve.bench.clocks import Split, Watchmaker, device, now
 from tokensieve.bench.subject import Batch, Subject
 from tokensieve.core.method import Method
-from tokensieve.core.plan import Plan, Stage
+from tokensieve.core.plan import Plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.sieve import Sieve
 

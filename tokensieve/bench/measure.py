@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.bench.clocks import Peak, Split, Watchmaker, device
-from tokensieve.bench.cost import encoder_tokens, of_tokens
 from tokensieve.bench.data import Sample
 from tokensieve.bench.floor import turns
 from tokensieve.bench.subject import Batch, Subject, prepare
 from tokensieve.core.plan import Plan
+from tokensieve.sites.cost import encoder_tokens, of_tokens
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.compatibility import cache_in
 from tokensieve.sites.sieve import Sieve

@@ -30,13 +30,13 @@ def methods(
     json_: Json = False,
 ) -> None:
     """List the registered methods, or tell what options some have."""
-    from tokensieve.core import method_registry
+    from tokensieve.core.method_registry import list_methods, method_card
 
     if names and (site or family):
         raise ValueError("--site and --family choose among all methods; they do not go with names")
-    cards = [method_registry.card(name) for name in names or method_registry.methods(site, family)]
+    cards = [method_card(name) for name in names or list_methods(site=site, family=family)]
     if json_:
-        typer.echo(json.dumps([method_registry.as_dict(c) for c in cards], indent=2))
+        typer.echo(json.dumps([asdict(c) for c in cards], indent=2))
         return
     if names:
         for c in cards:
@@ -120,19 +120,16 @@ def systems(
     json_: Json = False,
 ) -> None:
     """List the published systems, what answers to each here, and its last recorded check."""
-    from tokensieve.core import method_registry
+    from tokensieve.catalog import table
 
-    record = method_registry.record()["rows"]
-    rows = method_registry.systems(family, tier)
+    record = table.record()["rows"]
+    rows = table.systems(family, tier)
     if json_:
-        full = [
-            method_registry.as_dict(s) | {"entries": method_registry.entries(s.id), "record": record.get(str(s.id))}
-            for s in rows
-        ]
+        full = [asdict(s) | {"entries": table.entries(s.id), "record": record.get(str(s.id))} for s in rows]
         typer.echo(json.dumps(full, indent=2))
         return
     lines = [
-        (str(s.id), s.name, s.family, str(s.tier), ", ".join(method_registry.entries(s.id)), *_checked(record, s.id))
+        (str(s.id), s.name, s.family, str(s.tier), ", ".join(table.entries(s.id)), *_checked(record, s.id))
         for s in rows
     ]
     print_table(("id", "system", "family", "tier", "entry", "status", "numbers"), lines)

@@ -27,8 +27,8 @@ def doctor(
 ) -> None:
     """Say what is installed, and check sieves on tiny models of each kind, and on MODEL; exit code 1 where a check fails."""
     from rich.console import Console
-    from transformers.utils.logging import disable_progress_bar
 
+    from tokensieve.sites.model.compatibility import disable_progress_bar
     from tokensieve.testing.doctor import diagnose
 
     disable_progress_bar()

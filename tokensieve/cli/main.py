@@ -22,7 +22,7 @@ def main() -> None:
         app()
     except Exception as error:
         # Asked for here alone: what an index is made of takes longer to import than --help may take.
-        from tokensieve.retrieval.index.errors import IndexProblem
+        from tokensieve.retrieval.errors import IndexProblem
 
         if not isinstance(error, (ValueError, OSError, IndexProblem)):
             raise

@@ -17,7 +17,7 @@ from tokensieve.extras import install
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
-    from tokensieve.retrieval.sources.sync import Report
+    from tokensieve.retrieval.index.sync import Report
 
 Ray = Annotated[
     str | None,
@@ -57,9 +57,8 @@ def index(
     json_: Json = False,
 ) -> None:
     """Make an index of a folder, or bring one up to date; only what has changed is encoded."""
-    from transformers.utils.logging import disable_progress_bar
-
     from tokensieve.retrieval.index.recipe import Recipe
+    from tokensieve.sites.model.compatibility import disable_progress_bar
 
     recipe = Recipe(encoder, method, budget(keep), codec, None if sketch == "none" else sketch)
     disable_progress_bar()
@@ -177,7 +176,7 @@ def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[Report, 
     """Make or update one index; returns what was done, and its size."""
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.snapshot import MANIFEST
-    from tokensieve.retrieval.sources.sync import mirror
+    from tokensieve.retrieval.index.sync import mirror
 
     if (out / MANIFEST).exists():
         library = _open(out)
@@ -213,9 +212,8 @@ def _warn(damaged: list[str]) -> None:
 
 
 def _open(at: Path) -> Library:
-    from transformers.utils.logging import disable_progress_bar
-
     from tokensieve.retrieval.index.library import Library
+    from tokensieve.sites.model.compatibility import disable_progress_bar
 
     disable_progress_bar()
     return Library.open(at)

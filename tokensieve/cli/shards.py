@@ -12,8 +12,8 @@ import typer
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.recipe import Recipe
+    from tokensieve.retrieval.index.sync import Report
     from tokensieve.retrieval.shards import Collection
-    from tokensieve.retrieval.sources.sync import Report
 
 
 def sharded(out: Path) -> bool:
@@ -65,8 +65,8 @@ def opened(at: Path, ray: str | None) -> Iterator[Collection]:
 
 def refuse_nothing(docs: Path) -> None:
     """Say that there is nothing to index before an index is made."""
+    from tokensieve.retrieval.index.sync import refuse_empty
     from tokensieve.retrieval.sources.folder import Folder
-    from tokensieve.retrieval.sources.sync import refuse_empty
 
     folder = Folder(docs)
     refuse_empty(folder, folder.files())
@@ -81,7 +81,7 @@ def refuse_change(out: Path, made: Recipe, asked: Recipe) -> None:
 
 
 def _refuse_whole(out: Path) -> None:
-    from tokensieve.retrieval.index.errors import Incompatible
+    from tokensieve.retrieval.errors import Incompatible
     from tokensieve.retrieval.index.snapshot import MANIFEST
 
     if (out / MANIFEST).exists():

@@ -1,4 +1,4 @@
-"""Method: the contract of a token reduction, and `reduce`, which runs one on plain arrays."""
+"""Method: the contract of a token reduction."""
 
 from __future__ import annotations
 
@@ -6,21 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from tokensieve.core import budget
+from tokensieve.core import budget, old_hooks
 from tokensieve.core.needs import Need
 from tokensieve.core.options import check_options
 from tokensieve.core.reduction import Reduction
-from tokensieve.core.signal_table import SIGNALS
 from tokensieve.core.signals import Signals
 from tokensieve.core.topk import top
 
 if TYPE_CHECKING:
     from tokensieve.core.focus import Focus
-    from tokensieve.core.plan import Stage
 
 LONG = 1024
 """Tokens of a row from which, on a processor, its pairs are compared before those of the next row."""
@@ -32,12 +29,12 @@ class Method:
 
     Subclasses are frozen dataclasses: hyperparameters as fields with the paper's defaults, each an :func:`option` that says what
     it means and which values it takes (any other is a ValueError when the method is made), the class attributes below, and
-    :meth:`reduce`. Register them with ``@register("name", systems=[...])``. One that has a ``__post_init__`` of its own calls
-    ``super().__post_init__()`` first.
+    :meth:`reduce`. Register them with ``@register_method("name", systems=[...])``. One that has a ``__post_init__`` of its own
+    calls ``super().__post_init__()`` first.
 
     Attributes:
         name: the registered name.
-        site: where the paper applies it, one of ``tokensieve.core.plan.SITES`` ("encoder", "handoff", ...); any other one of
+        site: where the paper applies it, one of ``tokensieve.core.stage.SITES`` ("encoder", "handoff", ...); any other one of
             ``sites`` may be asked for.
         sites: all sites that can supply its needs.
         adaptive: True where the method may keep fewer tokens than the budget by its own rule; where that depends on a field,
@@ -49,18 +46,6 @@ class Method:
         ends: for a system of several stages, True where the number given to ``tokensieve.sieve`` is what its last stage leaves;
             in a plan it is the mean over the language model's layers for all.
         layer: for `prefill`, the language-model layer before which tokens leave by default.
-        unit: for `cache`, what a row of :class:`Signals` is: "head" (the entries of one key-value head), "token" (the entries
-            of a layer, whose heads all keep the same tokens) or "entry" (the entries of all heads of a layer one after the
-            other, which share one budget; ``head`` names each one's head).
-        shared: for `cache` and the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
-            they evict together, behind the last.
-        sparse_decode: for `cache`, True where nothing leaves and layers read a few entries, as :meth:`layer_roles` says.
-        query_block_size: for `cache` and a method under which the queries of a prompt read a few keys: of how many that
-            read the same ones, as :meth:`key_scores` says; 0 for all others.
-        visual: for `cache`, True where the budget counts visual entries alone, of each image: what else the prompt held has
-            room beside them, and what is decoded takes theirs.
-        min_kept: for `cache`, how many entries always stay: a smaller budget is an error there, and a row that holds no more
-            stays whole.
         small: options with which the algorithm has a choice to make among a few dozen tokens, where with the defaults (a window
             of 32, say) it has none; the contract's checks run with both.
         inert: options, and needs, that change no result on plain arrays of that size, each with the reason.
@@ -79,31 +64,20 @@ class Method:
     restores_dropped: ClassVar[bool] = False
     ends: ClassVar[bool] = False
     layer: ClassVar[int] = 2
-    unit: ClassVar[str] = "head"
-    shared: ClassVar[bool] = False
-    sparse_decode: ClassVar[bool] = False
-    visual: ClassVar[bool] = False
     small: ClassVar[Mapping[str, Any]] = {}
     inert: ClassVar[Mapping[str, str]] = {}
     unranked: ClassVar[str] = ""
     favours: ClassVar[tuple[str, ...] | None] = None
     positional: ClassVar[str] = ""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        old_hooks.translate(cls)
+        if "cache" in cls.sites and not all(hasattr(cls, name) for name in old_hooks.CACHE):
+            old_hooks.adopt(cls, CacheMethod)
+
     def __post_init__(self) -> None:
         check_options(self)
-
-    @property
-    def query_block_size(self) -> int:
-        return 0
-
-    @property
-    def min_kept(self) -> int:
-        return 0
-
-    @property
-    def bits(self) -> tuple[int, int] | None:
-        """For `cache` and the unit "token", the precision of what it keeps and of all the rest, which then stays as well."""
-        return None
 
     @property
     def needs(self) -> Sequence[Need]:
@@ -128,43 +102,6 @@ class Method:
             raise NotImplementedError(f"{self.name} has neither a score nor a reduction of its own")
         return Reduction.keep(always_keep | top(score, keep - always_keep.sum(1), s.valid & ~always_keep))
 
-    def focus(self, s: Signals, keep: int | float) -> Focus:
-        """At ``site="focus"``: what of a layer is left, all tokens staying. ``keep`` says of what: see the method."""
-        raise NotImplementedError
-
-    def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
-        """For `cache`, what layer ``layer`` of ``depth`` keeps of each row, where all keep ``keep`` on average.
-
-        Args:
-            keep: ``(B,)``; seen: ``(B,)``, the tokens of the row so far.
-        """
-        return keep
-
-    def layer_roles(self, depth: int) -> list[str]:
-        """For `cache` and a method that reads: which of ``depth`` layers are "dense", which "select", and which "read"."""
-        return ["dense"] * depth
-
-    def key_scores(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
-        """For `cache` and methods with a :attr:`query_block_size`: how much each key is worth to a block of queries, below 0
-        if not read.
-
-        Args:
-            query: ``(B, H, g, d)``; key: ``(B, H, n, d)``, those in front of the group and its own g, which are always read.
-            real: ``(B, n)`` bool, False at padding.
-
-        Returns:
-            ``(B, H, n - g)``.
-        """
-        raise NotImplementedError
-
-    def stages(self, keep: budget.Budget) -> Sequence[Stage]:
-        """For a system of several stages, all of them: this method at its site first, others behind it; () for all others.
-
-        ``keep`` is then the mean over the language model's layers, so that systems compare at the same cost (see :attr:`ends` for
-        ``tokensieve.sieve``).
-        """
-        return ()
-
     def __call__(self, s: Signals, keep: budget.Budget | Tensor) -> Reduction:
         """Resolve the budget and reduce; the identity where every token is kept."""
         counts = budget.counts(keep, s.valid)
@@ -178,55 +115,89 @@ class Method:
         return self.reduce(s, counts)
 
 
-def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, **signals: Any) -> Reduction:
-    """Reduce an array of tokens, outside any model.
+@dataclass(frozen=True)
+class CacheMethod(Method):
+    """A method that can run at ``site="cache"``: it evicts entries, or has layers or prompts read a few of them.
 
-    Args:
-        x: ``(B, N, D)`` or ``(N, D)``, a tensor or anything NumPy reads.
-        method: a registered name (``tokensieve.methods()`` lists them) or a :class:`Method`.
-        keep: an int (tokens per row), a float in (0, 1] (share of the row's valid tokens), or a :class:`Keep`.
-        seed: for methods that draw.
-        signals: what the method needs, by keyword: ``cls_attention``, ``received_attention``, ``text``, ``keys``, ``values``,
-            ``grid``, ``mask``, ... (`tokensieve signals` lists them). Arrays, or tensors on any device.
+    There the features of :class:`Signals` are the keys.
 
-    Returns:
-        The :class:`Reduction`; ``.apply(x)`` gives the reduced tokens.
-
-    Raises:
-        ValueError: a budget outside its range, NaN or infinite input, shapes that do not fit; `MissingSignal`, a ValueError,
-            names a signal that the method needs and how to pass it.
-
-    Example:
-        >>> import torch, tokensieve as ts
-        >>> x = torch.randn(2, 576, 64)
-        >>> ts.reduce(x, "divprune", keep=64).apply(x).shape
-        torch.Size([2, 64, 64])
+    Attributes:
+        unit: what a row of :class:`Signals` is: "head" (the entries of one key-value head), "token" (the entries
+            of a layer, whose heads all keep the same tokens) or "entry" (the entries of all heads of a layer one after the
+            other, which share one budget; ``head`` names each one's head).
+        shared: for the unit "entry", True where layers share one budget, by one ranking of the slots of them all;
+            they evict together, behind the last.
+        sparse_decode: True where nothing leaves and layers read a few entries, as :meth:`layer_roles` says.
+        query_block_size: for a method under which the queries of a prompt read a few keys: of how many that read the same
+            ones, as :meth:`key_scores` says; 0 for all others.
+        visual: True where the budget counts visual entries alone, of each image: what else the prompt held has
+            room beside them, and what is decoded takes theirs.
+        min_kept: how many entries always stay: a smaller budget is an error there, and a row that holds no more
+            stays whole.
     """
-    from tokensieve.core.method_registry import make
 
-    made = make(method) if isinstance(method, str) else method
-    x = _tensor(x)
-    one = x.dim() == 2
-    x = x[None] if one else x
-    given: dict[str, Any] = {k: _beside(v, x, one) for k, v in signals.items() if v is not None}
-    unknown = sorted(name for name in given if name not in SIGNALS or name == "features")
-    if unknown:
-        raise ValueError(f"unknown signals {unknown}; known are {sorted(set(SIGNALS) - {'features'})}")
-    if "mask" in given:
-        given["mask"] = given["mask"].bool()
-    return made(Signals.of(x, seed=seed, **given), keep)
+    site: ClassVar[str] = "cache"
+    sites: ClassVar[tuple[str, ...]] = ("cache",)
+    unit: ClassVar[str] = "head"
+    shared: ClassVar[bool] = False
+    sparse_decode: ClassVar[bool] = False
+    visual: ClassVar[bool] = False
+
+    @property
+    def query_block_size(self) -> int:
+        return 0
+
+    @property
+    def min_kept(self) -> int:
+        return 0
+
+    @property
+    def bits(self) -> tuple[int, int] | None:
+        """For the unit "token", the precision of what it keeps and of all the rest, which then stays as well."""
+        return None
+
+    def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
+        """What layer ``layer`` of ``depth`` keeps of each row, where all keep ``keep`` on average.
+
+        Args:
+            keep: ``(B,)``; seen: ``(B,)``, the tokens of the row so far.
+        """
+        return keep
+
+    def layer_roles(self, depth: int) -> list[str]:
+        """For a method with :attr:`sparse_decode`: which of ``depth`` layers are "dense", which "select", and which "read"."""
+        return ["dense"] * depth
+
+    def key_scores(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
+        """For methods with a :attr:`query_block_size`: how much each key is worth to a block of queries, below 0
+        if not read.
+
+        Args:
+            query: ``(B, H, g, d)``; key: ``(B, H, n, d)``, those in front of the group and its own g, which are always read.
+            real: ``(B, n)`` bool, False at padding.
+
+        Returns:
+            ``(B, H, n - g)``.
+        """
+        raise NotImplementedError
 
 
-def _beside(v: Any, x: Tensor, one: bool) -> Any:
-    """A signal on the device of ``x`` and in its precision, at least single; with a batch axis where ``x`` is one row."""
-    if isinstance(v, Mapping):
-        return {k: _beside(a, x, one) for k, a in v.items()}
-    if not isinstance(v, (Tensor, np.ndarray, list)):
-        return v
-    out = _tensor(v).to(x.device)
-    out = out.to(torch.promote_types(x.dtype, torch.float32)) if out.is_floating_point() else out
-    return out[None] if one else out
+@dataclass(frozen=True)
+class FocusMethod(Method):
+    """A method that hides tokens, at ``site="focus"``, and removes none.
 
+    One that also removes them at another site names that in ``sites`` and defines :meth:`reduce` as well.
+    """
 
-def _tensor(v: Any) -> Tensor:
-    return v if isinstance(v, Tensor) else torch.as_tensor(np.asarray(v))
+    site: ClassVar[str] = "focus"
+    sites: ClassVar[tuple[str, ...]] = ("focus",)
+
+    def focus(self, s: Signals, keep: int | float) -> Focus:
+        """What of a layer is left, all tokens staying. ``keep`` says of what: see the method."""
+        raise NotImplementedError
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        raise ValueError(
+            f"{self.name} hides tokens from layers and removes none: it is no reduction of an array; "
+            f"run it in a model, tokensieve.sieve(model, {self.name!r}, keep=...), or call its focus(signals, keep)"
+        )

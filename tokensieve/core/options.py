@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
@@ -89,6 +90,7 @@ def option(
     choices: Iterable[Any] = (),
     odd: bool = False,
     unit: str = "",
+    was: str = "",
 ) -> Any:
     """A field of a frozen dataclass that is an option: ``window: int = option(32, "the last tokens", lo=1, unit="tokens")``.
 
@@ -99,9 +101,26 @@ def option(
         choices: all values, where they are few.
         odd: whether it must be an odd number.
         unit: what it counts: "tokens", "layers", "share", ...
+        was: an earlier name, under which it may still be given.
     """
     span = Range(lo, hi, above, below, tuple(choices), odd)
-    return field(default=default, metadata={"meaning": meaning, "unit": unit, "range": span})
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "range": span, "was": was})
+
+
+def renamed(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names of today, with a warning for each that has an earlier one.
+
+    Raises:
+        ValueError: an option is given by both names.
+    """
+    now = {f.metadata["was"]: f.name for f in fields(cls) if f.metadata.get("was")}
+    for old in now.keys() & given.keys():
+        if now[old] in given:
+            raise ValueError(
+                f"{old}={given[old]!r} and {now[old]}={given[now[old]]!r} are the same option; give the second"
+            )
+        warnings.warn(f"the option {old} is now called {now[old]}", DeprecationWarning, stacklevel=3)
+    return {now.get(name, name): value for name, value in given.items()}
 
 
 def options_of(cls: type) -> tuple[Option, ...]:

@@ -1,1 +1,5 @@
 """Parts that methods are composed of: pure functions on tensors."""
+
+from tokensieve._moved import below
+
+__getattr__ = below(__name__)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.core.plan import Plan, plan
 from tokensieve.parts.budget import Budget
 from tokensieve.sites.sieve import sieve
@@ -49,7 +49,7 @@ def tune(
     whole = [(given, _last(model, given)) for given in prompts]
     every = [dict(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
     drawn = random.Random(seed).sample(every, min(trials, len(every)))
-    plans = [plan(make(name, **chosen), keep) for chosen in ({}, *drawn)]
+    plans = [plan(get_method(name, **chosen), keep) for chosen in ({}, *drawn)]
     found = [(one, _drift(model, one, whole)) for one in plans]
     return min(found, key=lambda pair: pair[1])
 

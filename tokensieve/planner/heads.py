@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Plan, Stage
+from tokensieve.core.plan import Plan
+from tokensieve.core.stage import Stage
 from tokensieve.methods.focus.yopo import YOPO
 from tokensieve.parts import select
 from tokensieve.planner.quality import Inputs, prompts

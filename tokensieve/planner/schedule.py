@@ -15,8 +15,9 @@ import torch
 from torch import nn
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import make
-from tokensieve.core.plan import Plan, Stage
+from tokensieve.core.method_registry import get_method
+from tokensieve.core.plan import Plan
+from tokensieve.core.stage import Stage
 from tokensieve.extras import install
 from tokensieve.parts.budget import check
 from tokensieve.parts.budget import flops as cost
@@ -99,7 +100,7 @@ def psigmoid(
     try:
         import optuna
     except ImportError as e:
-        raise ImportError(f"psigmoid searches with optuna: {install('search')}") from e
+        raise ImportError(f"psigmoid searches with optuna; {install('search')}") from e
     check(flops, "flops", whole=False, most=1.0)
     ranking, first = beginning(model, method, first)
     asked = answered(model, batches)
@@ -178,7 +179,7 @@ def beginning(model: nn.Module, method: str | Method, first: int | None) -> tupl
     Raises:
         ValueError: there is no such layer.
     """
-    made = make(method) if isinstance(method, str) else method
+    made = get_method(method) if isinstance(method, str) else method
     depth, layer = _depth(model), made.layer if first is None else first
     if not 1 <= layer < depth:
         raise ValueError(f"first={layer}; {type(model).__name__} can lose tokens in front of layers 1 to {depth - 1}")

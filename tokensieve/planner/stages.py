@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, pad
 
-from tokensieve.core.plan import Plan, Stage
+from tokensieve.core.plan import Plan
+from tokensieve.core.stage import Stage
 from tokensieve.methods.prefill.adatoken_3d import AdaToken3D
 from tokensieve.methods.prefill.btp import LAYERS, schedule
 from tokensieve.parts.budget import Budget, check

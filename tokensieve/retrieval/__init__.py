@@ -1,6 +1,7 @@
 """Retrieval: late-interaction search over token vectors."""
 
-from tokensieve.retrieval.index.errors import Damaged, Incompatible, IndexProblem, Locked
+from tokensieve._moved import below
+from tokensieve.retrieval.errors import Damaged, Incompatible, IndexProblem, Locked
 from tokensieve.retrieval.index.index import Document, Index
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.scoring.maxsim import align, maxsim
@@ -11,3 +12,5 @@ __all__ = [
     "Damaged", "Document", "Hit", "Incompatible", "Index", "IndexProblem", "Locked", "Ragged", "Store", "align",
     "list_stores", "maxsim", "register_store",
 ]  # fmt: skip
+
+__getattr__ = below(__name__)

@@ -9,23 +9,17 @@ from torch import nn
 
 from tokensieve.core.method import Method
 from tokensieve.core.method_registry import check_names
-from tokensieve.core.plan import WHERE, Plan, Stage, applied
+from tokensieve.core.plan import Plan, applied
+from tokensieve.core.stage import WHERE, Stage
 from tokensieve.parts.budget import Budget
-from tokensieve.sites import compiled
-from tokensieve.sites.cache.eviction_site import CacheSite
-from tokensieve.sites.cache.sparse_decode import ReadingSite
-from tokensieve.sites.cache.sparse_prefill import SparseSite
-from tokensieve.sites.model import copies, guards
-from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model import compiled, copies, guards
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import warn_untested
-from tokensieve.sites.model.decoder import decoder
 from tokensieve.sites.model.ledger import Ledger
-from tokensieve.sites.model.structure import Anatomy, find, pretrained
+from tokensieve.sites.model.structure import pretrained
 from tokensieve.sites.model.trace import Trace
-from tokensieve.sites.visual.cross_site import CrossSite
-from tokensieve.sites.visual.encoder_site import Detach, EncoderSite
-from tokensieve.sites.visual.language_site import LanguageSite
+from tokensieve.sites.table import sites_of
 
 NEST = "_tokensieve_sieves"
 
@@ -105,87 +99,20 @@ class _Sites:
     """
 
     def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seeds: dict[int, int], scores: bool):
-        self.model, self.ledger = model, (ledger := Ledger(seeds))
+        self.model, self.ledger = model, Ledger(seeds)
         self.undo: list[Detach] = []
-        self.encoder: EncoderSite | None = None
-        self.language: LanguageSite | None = None
-        self.cross: CrossSite | None = None
-        self.cache: CacheSite | None = None
-        self.reading: ReadingSite | SparseSite | None = None
-        self.anatomy: Anatomy | None = None
-        self._build(model, plan, clock, ledger, scores)
-        guards.attachable(model, (part.config for part in self._parts()))
-
-    def _build(self, model: nn.Module, plan: Plan, clock: Clock, ledger: Ledger, scores: bool) -> None:
-        late = [s for s in plan.stages if s.site == "cache"]
-        stages = [s for s in plan.stages if s.site != "cache"]
-        if any(s.site == "vectors" for s in plan.stages):
-            raise ValueError(
-                "site='vectors' reduces what an encoder has put out, outside of any model; use tokensieve.reduce, or "
-                "tokensieve.retrieval.scoring.reduce.reduce on encoded texts"
-            )
-        if any(s.site == "cross" for s in plan.stages):
-            if len(plan.stages) > 1:
-                raise ValueError(f"{len(plan.stages)} stages; a stage at site='cross' stands alone: use one of them")
-            self.cross = CrossSite(model, plan.stages[0], clock, ledger, scores)
-            return
-        if late and any(s.site == "focus" for s in stages):
-            raise ValueError(
-                "stages at site='focus' and at site='cache' do not go together: the first would not find its tokens"
-            )
-        reading = [s for s in late if s.method.sparse_decode or s.method.query_block_size]
-        if reading:
-            if len(plan.stages) > 1:
-                raise ValueError(
-                    f"{len(plan.stages)} stages; {reading[0].method.name}, which reads a whole cache, stands alone"
-                )
-            site = SparseSite if reading[0].method.query_block_size else ReadingSite
-            self.reading = site(decoder(model), reading[0], clock, ledger)
-            return
-        if late or not stages:
-            visual = any(n.name.startswith("visual") for s in late for n in s.method.needs)
-            self.cache = CacheSite(decoder(model), late, clock, ledger, not stages, find(model) if visual else None)
-        if not stages:
-            return
-        anatomy = self.anatomy = find(model)
-        inside = next((s for s in stages if s.site == "encoder"), None)
-        if anatomy.language is None and any(s.site != "encoder" for s in stages):
-            raise ValueError(
-                f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
-            )
-        if inside is not None:
-            if anatomy.vision is None or anatomy.vision.ragged:
-                raise ValueError(
-                    f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
-                    "and borders of their own); use site='handoff'"
-                )
-            self.encoder = EncoderSite(
-                anatomy.vision, inside, clock, anatomy.feature_layer, ledger, scores, anatomy.language is None
-            )
-        if anatomy.language is not None:
-            self.language = LanguageSite(anatomy, stages, self.encoder, clock, ledger, scores)
-
-    def _parts(self) -> list[Stack]:
-        """The stacks whose attention is read or limited, or whose tokens leave; the language model last."""
-        out = [] if self.encoder is None else [self.encoder.stack]
-        out += [] if self.language is None else self.language.sight.watched
-        site = self.language or self.cross or self.cache or self.reading
-        return out if site is None else [*out, site.language]
+        self.sites = sites_of(model, plan.stages, clock, self.ledger, scores)
+        guards.attachable(model, (stack.config for site in self.sites for stack in site.stacks))
 
     @property
     def trace(self) -> Trace | None:
-        site = self.cross or self.language or self.encoder or self.cache or self.reading
-        return None if site is None else site.trace
+        return self.sites[0].trace
 
     def attach(self) -> None:
         try:
-            for site in (self.encoder, self.language, self.cross, self.cache, self.reading):
-                if site is not None:
-                    self.undo += site.attach()
-            whole, anatomy = self._parts()[-1].root, self.anatomy
-            base = [] if anatomy is None or anatomy.base is None else [anatomy.base]
-            towers = [] if self.language is None else [stack.root for stack in self.language.sight.towers]
-            self.undo += self.ledger.attach([self.model, *base, whole], towers, anatomy)
+            for site in self.sites:
+                self.undo += site.attach()
+            self.undo += self.ledger.attach(self.model)
             self.undo.append(copies.forbid(self.model))
         except BaseException:
             self.detach()

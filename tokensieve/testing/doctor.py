@@ -10,10 +10,14 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
-from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
 
 from tokensieve.extras import Extra, extras
-from tokensieve.sites.model.compatibility import ALL_ATTENTION_FUNCTIONS, TESTED
+from tokensieve.sites.model.compatibility import (
+    ALL_ATTENTION_FUNCTIONS,
+    TESTED,
+    is_flash_attn_2_available,
+    is_torch_flex_attn_available,
+)
 from tokensieve.testing.doctor_models import Checked, load, tiny_models
 from tokensieve.testing.doctor_sites import Finding, trials
 

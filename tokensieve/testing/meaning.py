@@ -13,6 +13,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from tokensieve.core.method import Method
 from tokensieve.core.needs import Keys, Need
+from tokensieve.core.plan import stages_of
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score
 from tokensieve.testing import draw, settings
@@ -258,7 +259,7 @@ def _says(made: Method) -> Mapping[str, Any]:
     keep, seen = torch.tensor([40, 60]), torch.tensor([100, 90])
     return {
         "needs": made.needs,
-        "stages": [(type(stage.method), stage.keep, stage.layers) for stage in made.stages(0.25)],
+        "stages": [(type(stage.method), stage.keep, stage.layers) for stage in stages_of(made, 0.25)],
         "attributes": [
             getattr(made, k) for k in ("adaptive", "min_kept", "bits", "query_block_size", "unit", "layer", "sites")
         ],

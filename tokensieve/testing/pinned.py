@@ -98,8 +98,8 @@ def _looks(focus: Focus) -> list[Tensor]:
 def write() -> None:
     """Write the file anew, for all registered methods of the library."""
     pins = {
-        name: {what: digest() for what, digest in _situations(method_registry.get(name))}
-        for name in method_registry.methods()
-        if _own(method_registry.get(name))
+        name: {what: digest() for what, digest in _situations(method_registry.method_class(name))}
+        for name in method_registry.list_methods()
+        if _own(method_registry.method_class(name))
     }
     FILE.write_text(json.dumps(pins, indent=1) + "\n", encoding="utf-8")

@@ -81,7 +81,7 @@ def method_checks(method: str | type[Method], slow: bool = False) -> Iterator[tu
         method: a registered name, or a subclass of :class:`Method`, registered or not.
         slow: the checks of very many tokens, in the place of all others.
     """
-    cls = method_registry.get(method) if isinstance(method, str) else method
+    cls = method_registry.method_class(method) if isinstance(method, str) else method
     small = dict(cls.small)
     plans: list[tuple[str, dict[str, Any], tuple[Check, ...]]] = [("", {}, SLOW if slow else (*ALWAYS, *ONCE))]
     if not slow:

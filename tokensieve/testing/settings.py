@@ -15,7 +15,7 @@ def others(field: Field[Any], value: Any) -> list[Any]:
     if span is not None and span.choices and not isinstance(value, tuple):
         tried = list(span.choices)
     elif isinstance(value, str):
-        tried = method_registry.methods()  # a name of no choices is a method's
+        tried = method_registry.list_methods()  # a name of no choices is a method's
     elif isinstance(value, bool):
         tried = [not value]
     elif isinstance(value, int):

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method, reduce
+from tokensieve.core.method import Method
+from tokensieve.core.reduce import reduce
 from tokensieve.core.reduction import Reduction
 from tokensieve.testing import draw
 

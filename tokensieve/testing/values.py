@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from tokensieve.catalog import table
 from tokensieve.core import method_registry
 from tokensieve.core.reduction import Reduction
 from tokensieve.testing.trial import B, N, Trial, expect, same
@@ -44,7 +45,7 @@ def check_card(trial: Trial) -> None:
     expect(cls.site in cls.sites, f"site={cls.site!r} among sites={cls.sites}")
     expect(set(cls.sites) <= SITES, f"sites among {', '.join(sorted(SITES))}; got {cls.sites}")
     if cls.name:
-        card, known = method_registry.card(cls.name), {s.id for s in method_registry.systems()}
+        card, known = method_registry.method_card(cls.name), {s.id for s in table.systems()}
         expect(set(card.systems) <= known, f"ids of the table of systems; got {card.systems}")
         if card.family not in ("baseline", "user"):
             expect("arXiv" in (cls.__doc__ or ""), "a docstring that names its source (arXiv ...)")

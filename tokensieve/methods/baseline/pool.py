@@ -3,13 +3,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import select
 
 
-@register("pool")
+@register_method("pool")
 @dataclass(frozen=True)
 class Pool(Method):
     """Averages near-equal cells of the grid into the places of their centres: pooling to any number of tokens.

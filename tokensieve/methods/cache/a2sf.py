@@ -1,12 +1,12 @@
 from dataclasses import dataclass
 
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import AccumulatedAttention
 from tokensieve.core.options import option
 from tokensieve.methods.cache.h2o import H2O
 
 
-@register("a2sf", systems=[375])
+@register_method("a2sf", systems=[375])
 @dataclass(frozen=True)
 class A2SF(H2O):
     """Accumulated attention that forgets: attention paid t tokens ago weighs ``factor`` to the power t.

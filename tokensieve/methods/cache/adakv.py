@@ -4,8 +4,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import make, register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import get_method, register_method
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -15,7 +15,7 @@ from tokensieve.methods.recurring import SHARE
 from tokensieve.parts import budget, score, select
 
 
-@register("adakv")
+@register_method("adakv")
 @dataclass(frozen=True)
 class AdaKV(Inner, SnapKV):
     """SnapKV's votes, ranked over all heads of a layer at once: heads whose attention is spread out keep more entries.
@@ -44,9 +44,11 @@ class AdaKV(Inner, SnapKV):
             )
 
     @property
-    def inner(self) -> Method:
+    def inner(self) -> CacheMethod:
         return (
-            make(self.scorer, **dict(self.options)) if self.scorer else SnapKV(self.window, self.kernel, self.pooling)
+            get_method(self.scorer, **dict(self.options))
+            if self.scorer
+            else SnapKV(self.window, self.kernel, self.pooling)
         )
 
     def score(self, s: Signals) -> Tensor:

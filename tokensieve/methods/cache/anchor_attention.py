@@ -3,8 +3,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -13,9 +13,9 @@ from tokensieve.parts import score, select
 from tokensieve.parts.attention import anchor
 
 
-@register("anchor-attention", systems=[153])
+@register_method("anchor-attention", systems=[153])
 @dataclass(frozen=True)
-class AnchorAttention(Method):
+class AnchorAttention(CacheMethod):
     """Prompts read the first keys, those near by, and stripes: keys that score within a ``gap`` of the best of these.
 
     Source: arXiv 2505.23520. Groups of ``step`` blocks of ``block`` queries read the same keys: the first block, their own, and
@@ -27,8 +27,6 @@ class AnchorAttention(Method):
     base 2).
     """
 
-    site = "cache"
-    sites = ("cache",)
     adaptive = True
     small = {"block": 2, "step": 2, "gap": 1.0}
     block: int = option(128, "queries that are averaged, and first keys that are always read", lo=1, unit="tokens")

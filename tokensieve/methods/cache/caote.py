@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Values, WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
@@ -10,7 +10,7 @@ from tokensieve.methods.cache.score_wrappers import Over
 from tokensieve.parts import score
 
 
-@register("caote", systems=[366])
+@register_method("caote", systems=[366])
 @dataclass(frozen=True)
 class CAOTE(Over):
     """Keeps the entries whose loss would change the attention output most, by the closed form of that change.
@@ -22,8 +22,6 @@ class CAOTE(Over):
     losing each alone, where the paper takes them one by one; ``every=1`` does so while decoding.
     """
 
-    site = "cache"
-    sites = ("cache",)
     inert = {"options": "options of the method that scorer names"}
     positional = "what its scorer protects stays"
     fast: bool = option(False, "whether the mean value stands for the attention output")

@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import AccumulatedAttention, Keys, WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -12,26 +12,26 @@ from tokensieve.methods.recurring import COSINE
 from tokensieve.parts import merge, score, select
 
 
-@register("ems", systems=[179])
+@register_method("ems", systems=[179])
 @dataclass(frozen=True)
-class EMS(Method):
+class EMS(CacheMethod):
     """Evicts the entries of least importance and merges the middling ones into those that stay, head by head.
 
     Source: arXiv 2412.08521. Importance is the larger of two, each in units of its mean: the attention accumulated from all
     queries, and that from the ``window`` last ones, which themselves stay. Of the rest, the ``middle`` times the budget that
-    rank next go to the entry that stays whose key is most like theirs (by cosine), averaged by importance; where none is as
-    like as ``alike``, an entry falls to the zero class: it is dropped, as are all that rank lower. A merged key has the mean
-    length of its keys. Deviation: there is no public code; ``window``, ``middle`` and ``alike`` are the same for all heads,
-    where the paper sets them by each head's sparsity and redundancy.
+    rank next go to the entry that stays whose key is most like theirs (by cosine), averaged by importance; where none reaches
+    ``cosine_threshold``, an entry falls to the zero class: it is dropped, as are all that rank lower. A merged key has the
+    mean length of its keys. Deviation: there is no public code; ``window``, ``middle`` and ``cosine_threshold`` are the same
+    for all heads, where the paper sets them by each head's sparsity and redundancy.
     """
 
-    site = "cache"
-    sites = ("cache",)
-    small = {"window": 4, "middle": 0.5, "alike": 0.0}
+    small = {"window": 4, "middle": 0.5, "cosine_threshold": 0.0}
     positional = "the last tokens stay"
     window: int = option(32, "the last tokens, whose attention counts by itself and which stay", lo=1, unit="tokens")
     middle: float = option(3.0, "how many entries of middling rank may be merged", lo=0, unit="times the budget")
-    alike: float = option(0.6, "the least likeness of keys at which an entry is merged instead of dropped", **COSINE)
+    cosine_threshold: float = option(
+        0.6, "the least likeness of keys at which an entry is merged instead of dropped", was="alike", **COSINE
+    )
 
     @property
     def needs(self):
@@ -55,6 +55,6 @@ class EMS(Method):
         stay = always_keep | select.top(rank, keep - always_keep.sum(1), s.valid & ~always_keep)
         middling = select.top(rank, (keep * self.middle).round().long(), s.valid & ~stay)
         target, like = merge.nearest(s.metric(self.needs[2]), stay)
-        joins = middling & (like >= self.alike)
+        joins = middling & (like >= self.cosine_threshold)
         # An entry that nobody attends to still is what it is.
         return Reduction.merge(stay, target.masked_fill(~joins, -1), rank.clamp(min=1e-6))

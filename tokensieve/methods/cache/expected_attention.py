@@ -3,17 +3,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import ExpectedLogits, Values
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score, select
 
 
-@register("expected-attention")
+@register_method("expected-attention")
 @dataclass(frozen=True)
-class ExpectedAttention(Method):
+class ExpectedAttention(CacheMethod):
     """Keeps the entries that queries still to come can be expected to attend to, weighted by the length of their values.
 
     Source: arXiv 2510.00636. Queries are taken to be normally distributed as those of the prompt were, turned to the next
@@ -21,8 +21,6 @@ class ExpectedAttention(Method):
     ``sinks`` queries are outliers only where they are the prompt's own (in a prefill in chunks, those of the first chunk).
     """
 
-    site = "cache"
-    sites = ("cache",)
     small = {"sinks": 2}
     future: int = option(512, "over how many next positions queries are expected", lo=1, unit="tokens")
     sinks: int = option(4, "the first tokens, which always stay", lo=0, unit="tokens")

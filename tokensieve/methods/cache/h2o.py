@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import AccumulatedAttention
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
@@ -11,9 +11,9 @@ from tokensieve.methods.recurring import BUDGET
 from tokensieve.parts import budget, score, select
 
 
-@register("h2o")
+@register_method("h2o")
 @dataclass(frozen=True)
-class H2O(Method):
+class H2O(CacheMethod):
     """Keeps the heavy hitters, which gathered most attention from all queries so far, and the most recent tokens.
 
     Source: arXiv 2306.14048. ``recent`` is the share of the budget spent on recent tokens. Attention is summed over the query
@@ -22,8 +22,6 @@ class H2O(Method):
     prefill; ``queries`` of the prompt's length gives the exact sums).
     """
 
-    site = "cache"
-    sites = ("cache",)
     positional = "the most recent tokens stay"
     recent: float = option(0.5, "what goes to the most recent tokens", **BUDGET)
     queries: int = option(512, "how many queries of a pass are read, at most, and stand for all", lo=1, unit="tokens")

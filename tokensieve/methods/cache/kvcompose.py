@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -11,9 +11,9 @@ from tokensieve.core.signals import Signals
 from tokensieve.parts import budget, score, select
 
 
-@register("kvcompose", systems=[204])
+@register_method("kvcompose", systems=[204])
 @dataclass(frozen=True)
-class KVCompose(Method):
+class KVCompose(CacheMethod):
     """Composite slots: each holds every head's entry of one rank, and layers get as many as rank highest over all of them.
 
     Source: arXiv 2509.05165. A head ranks its entries by the highest attention that any of the ``window`` last tokens pays them,
@@ -24,8 +24,6 @@ class KVCompose(Method):
     raises the first layer to the largest budget of any.
     """
 
-    site = "cache"
-    sites = ("cache",)
     unit = "entry"
     shared = True
     small = {"window": 4}

@@ -2,13 +2,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
 from tokensieve.methods.cache.snapkv import SnapKV
 from tokensieve.parts import budget
 
 
-@register("pyramidkv")
+@register_method("pyramidkv")
 @dataclass(frozen=True)
 class PyramidKV(SnapKV):
     """SnapKV's choice with budgets that fall linearly from the first layer to the last.

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import make
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import get_method
 from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
@@ -29,7 +29,7 @@ def pairs(options: Any) -> tuple[tuple[str, Any], ...]:
         raise ValueError(f"options={options!r}; it must be a mapping, such as {{'window': 16}}") from None
 
 
-def ranking(over: Inner) -> Method:
+def ranking(over: Inner) -> CacheMethod:
     """The method that another one stands on: one that ranks cache entries.
 
     Raises:
@@ -42,14 +42,18 @@ def ranking(over: Inner) -> Method:
         inner = over.inner
     except ValueError as error:
         raise ValueError(f"{said}: {error}") from None
-    if "cache" not in inner.sites or type(inner).score is Method.score or type(inner).reduce is not Method.reduce:
+    if (
+        "cache" not in inner.sites
+        or type(inner).score is CacheMethod.score
+        or type(inner).reduce is not CacheMethod.reduce
+    ):
         raise ValueError(
             f"{said}; it must be a cache method that keeps entries by a score ('h2o', 'snapkv', 'tova', ...)"
         )
     return inner
 
 
-def of_heads(inner: Method, s: Signals) -> Tensor:
+def of_heads(inner: CacheMethod, s: Signals) -> Tensor:
     """``(B, N)``: the score of a method that looks at one head, for rows that hold several."""
     each, where = score.apart(s)
     rank = inner.score(each)
@@ -57,20 +61,20 @@ def of_heads(inner: Method, s: Signals) -> Tensor:
     return score.together(rank, where, s)
 
 
-def always_keep_of_heads(inner: Method, s: Signals, keep: Tensor) -> Tensor:
+def always_keep_of_heads(inner: CacheMethod, s: Signals, keep: Tensor) -> Tensor:
     """``(B, N)`` bool: what such a method has stay of each head, of which it would keep ``keep``, ``(B, G)``."""
     each, where = score.apart(s)
     return score.together(inner.always_keep(each, keep.flatten()).float(), where, s) > 0
 
 
-class Inner(Method):
+class Inner(CacheMethod):
     """Reads what the method ``inner`` reads, the one called ``scorer`` with its ``options``, and always keeps what it does."""
 
     scorer: str
     options: Any
 
     @property
-    def inner(self) -> Method:
+    def inner(self) -> CacheMethod:
         raise NotImplementedError
 
     @property
@@ -101,8 +105,8 @@ class Over(Inner):
         object.__setattr__(self, "unit", ranking(self).unit)
 
     @property
-    def inner(self) -> Method:
-        return make(self.scorer, **dict(self.options)) if self.scorer else Last()
+    def inner(self) -> CacheMethod:
+        return get_method(self.scorer, **dict(self.options)) if self.scorer else Last()
 
     def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
         return self.inner.of_layer(keep, seen, layer, depth)
@@ -112,11 +116,9 @@ class Over(Inner):
 
 
 @dataclass(frozen=True)
-class Last(Method):
+class Last(CacheMethod):
     """Ranks the entries of each head by the last token's attention; that token stays."""
 
-    site = "cache"
-    sites = ("cache",)
     positional = "the last token stays"
 
     @property

@@ -4,8 +4,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import TokenIds
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -22,9 +22,9 @@ def separators(tokenizer: Any) -> tuple[int, ...]:
     return tuple(i for i, text in enumerate(texts) if text and not text.strip(MARKS) and len(text.strip()) <= 1)
 
 
-@register("sepllm", systems=[351])
+@register_method("sepllm", systems=[351])
 @dataclass(frozen=True)
-class SepLLM(Method):
+class SepLLM(CacheMethod):
     """Keeps the first tokens, the most recent ones, and the separators between, in which segments of text are summed up.
 
     Source: arXiv 2412.12094, its training-free and streaming use. ``separators`` are token ids (:func:`separators` finds a
@@ -33,8 +33,6 @@ class SepLLM(Method):
     separators, 224 recent of 260). Deviation: positions stay as they were, where the streaming code numbers entries anew.
     """
 
-    site = "cache"
-    sites = ("cache",)
     unit = "token"
     small = {"separators": (1, 2), "sinks": 1, "share": 0.5}
     positional = "the first and the most recent tokens stay"

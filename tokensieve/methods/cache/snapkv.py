@@ -2,17 +2,17 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score
 
 
-@register("snapkv")
+@register_method("snapkv")
 @dataclass(frozen=True)
-class SnapKV(Method):
+class SnapKV(CacheMethod):
     """Keeps the last tokens of the prompt and, for each head, the earlier ones to which they attend most.
 
     Source: arXiv 2404.14469. ``window`` last tokens vote with their attention, averaged over them and over the query heads that
@@ -20,8 +20,6 @@ class SnapKV(Method):
     detail stays with it. Defaults are those of the public code. Deviation: none in the selection.
     """
 
-    site = "cache"
-    sites = ("cache",)
     small = {"window": 4, "kernel": 3}
     positional = "the last tokens stay, and votes are pooled over neighbours"
     window: int = option(32, "the last tokens, which vote with their attention and stay", lo=1, unit="tokens")

@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
@@ -11,9 +11,9 @@ from tokensieve.methods.recurring import DEPTH
 from tokensieve.parts import score
 
 
-@register("tidaldecode", systems=[24])
+@register_method("tidaldecode", systems=[24])
 @dataclass(frozen=True)
-class TidalDecode(Method):
+class TidalDecode(CacheMethod):
     """Reads a few entries of a whole cache: two layers select those of most attention, the layers behind them read the same.
 
     Source: arXiv 2410.05076. At every decoded token the first ``dense`` layers and the two that select read all entries; the
@@ -23,8 +23,6 @@ class TidalDecode(Method):
     that share a key-value head select together, by their mean attention; entries of the cache are never refreshed.
     """
 
-    site = "cache"
-    sites = ("cache",)
     sparse_decode = True
     positional = "the last token is read"
     dense: int = option(2, "how many first layers read all entries", lo=0, unit="layers")

@@ -1,10 +1,10 @@
 from dataclasses import dataclass
 
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.methods.cache.score_wrappers import Last
 
 
-@register("tova")
+@register_method("tova")
 @dataclass(frozen=True)
 class TOVA(Last):
     """Keeps the tokens to which the last one attends most, averaged over all heads of the layer.

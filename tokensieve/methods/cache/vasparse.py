@@ -3,17 +3,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Visual, VisualShare, WindowAttention
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score
 
 
-@register("vasparse", systems=[288])
+@register_method("vasparse", systems=[288])
 @dataclass(frozen=True)
-class VASparse(Method):
+class VASparse(CacheMethod):
     """Keeps entries that the last token attends to, and those that themselves looked at the image.
 
     Source: arXiv 2501.06553, its token selection. An entry ranks by its squared attention plus ``weight`` times a softmax over
@@ -24,8 +24,6 @@ class VASparse(Method):
     keep the same entries; ``weight`` is ours.
     """
 
-    site = "cache"
-    sites = ("cache",)
     unit = "token"
     positional = "the last token stays"
     weight: float = option(0.1, "what an entry's own attention to the image weighs beside the attention to it", lo=0)

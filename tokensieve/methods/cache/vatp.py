@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Values
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
@@ -10,7 +10,7 @@ from tokensieve.methods.cache.score_wrappers import Over
 from tokensieve.parts import select
 
 
-@register("vatp", systems=[336])
+@register_method("vatp", systems=[336])
 @dataclass(frozen=True)
 class VATP(Over):
     """Attention times the length of the value: another method's score, multiplied by the L1 norm of each entry's value.
@@ -20,8 +20,6 @@ class VATP(Over):
     each step's attention before it adds it up; as an entry's value never changes, the sum is the same.
     """
 
-    site = "cache"
-    sites = ("cache",)
     small = {"sinks": 2}
     inert = {"options": "options of the method that scorer names"}
     positional = "the first and the most recent tokens stay"

@@ -2,8 +2,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import ProbeAttention
 from tokensieve.core.options import option
 from tokensieve.core.signals import Signals
@@ -11,9 +11,9 @@ from tokensieve.parts import score
 from tokensieve.parts.numeric.bits import BITS
 
 
-@register("zipcache", systems=[266])
+@register_method("zipcache", systems=[266])
 @dataclass(frozen=True)
-class ZipCache(Method):
+class ZipCache(CacheMethod):
     """Mixed precision: the salient tokens stay in ``high`` bits, all others in ``low`` bits; none is dropped.
 
     Source: arXiv 2405.14256. ``keep`` counts the salient tokens. Saliency is the mean attention from those queries that see a
@@ -25,8 +25,6 @@ class ZipCache(Method):
     already is packed anew each time; and probes of all ages are spread evenly, where that code draws them.
     """
 
-    site = "cache"
-    sites = ("cache",)
     unit = "token"
     high: int = option(4, "the precision of salient tokens", choices=BITS, unit="bits")
     low: int = option(2, "the precision of all others, at most that of the salient", choices=BITS, unit="bits")

@@ -3,14 +3,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import TextAttention
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score, select
 
 
-@register("trimmed-llama", systems=[268])
+@register_method("trimmed-llama", systems=[268])
 @dataclass(frozen=True)
 class TrimmedLlama(Method):
     """Keeps the image keys that any head of the first cross-attention layer attends to most; later ones see only these.

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Keys
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -11,7 +11,7 @@ from tokensieve.core.signals import Signals
 from tokensieve.parts.merge import cluster, match
 
 
-@register("atc", systems=[345])
+@register_method("atc", systems=[345])
 @dataclass(frozen=True)
 class ATC(Method):
     """Bottom-up hierarchical clustering of the tokens to exactly the budget; each cluster becomes its average.

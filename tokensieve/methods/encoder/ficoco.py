@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Keys, Need, TextAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -17,7 +17,7 @@ from tokensieve.parts.merge import transform
 QUANTILE = 0.998
 
 
-@register("ficoco", systems=[357])
+@register_method("ficoco", systems=[357])
 @dataclass(frozen=True)
 class FiCoCo(Method):
     """Filters redundant tokens out, correlates each with the kept ones, and compresses it into the most correlated.
@@ -58,7 +58,7 @@ class FiCoCo(Method):
         return Reduction.soft(transform.compress(matrix, chosen, s.weight * s.valid), chosen)
 
 
-@register("ficoco-l", systems=[357])
+@register_method("ficoco-l", systems=[357])
 @dataclass(frozen=True)
 class FiCoCoL(Method):
     """As ``ficoco``, inside the language model, with the text's attention as the measure of what the task needs.

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Need
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -13,7 +13,7 @@ from tokensieve.parts import score, select
 from tokensieve.parts.merge import transform
 
 
-@register("token-transforming", systems=[62])
+@register_method("token-transforming", systems=[62])
 @dataclass(frozen=True)
 class TokenTransforming(Method):
     """Multiplies the tokens by one explicit many-to-many matrix: every token goes, in shares, to all slots like it.

@@ -3,14 +3,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Keys
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts.merge import match
 
 
-@register("tome")
+@register_method("tome")
 @dataclass(frozen=True)
 class ToMe(Method):
     """Merges the most similar pairs between tokens at even and at odd places into averages weighted by size.

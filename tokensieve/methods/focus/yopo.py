@@ -4,17 +4,17 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.focus import Focus
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import FocusMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import budget, select
 
 
-@register("yopo", systems=[15])
+@register_method("yopo", systems=[15])
 @dataclass(frozen=True)
-class YOPO(Method):
+class YOPO(FocusMethod):
     """Visual tokens see only their neighbours among themselves, and heads that are inactive on vision leave it alone.
 
     Source: arXiv 2410.06169. At ``site="focus"``, ``keep`` is the number (or share) of visual tokens that each of them may see:
@@ -26,7 +26,6 @@ class YOPO(Method):
     weights behind it; one visual token stays where the paper skips all.
     """
 
-    site = "focus"
     sites = ("focus", "prefill", "handoff")
     inert = {"features": "tokens lie evenly along the row, whatever they hold"}
     positional = "tokens lie evenly along the row"

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Relevance
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -13,7 +13,7 @@ from tokensieve.parts import score
 from tokensieve.parts.select import dpp
 
 
-@register("cdpruner")
+@register_method("cdpruner")
 @dataclass(frozen=True)
 class CDPruner(Method):
     """Keeps tokens that matter to the text and are unlike each other: a determinantal point process given the text.

@@ -1,24 +1,24 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage
+from tokensieve.core.plan import register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.recurring import DEPTH, encoder_layer_option
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.budget import adaptive_count
 
 
-@register("cls-inflection", systems=[316])
+@register_method("cls-inflection", systems=[316])
 @dataclass(frozen=True)
 class CLSInflection(Method):
     """Keeps the visual tokens in front of the inflection of their sorted CLS scores, then the text-relevant among them.
@@ -46,6 +46,9 @@ class CLSInflection(Method):
         count = adaptive_count.within(adaptive_count.knee(saliency, s.valid), keep, s.valid)
         return Reduction.keep(select.top(saliency, count, s.valid))
 
-    def stages(self, keep: budget.Budget) -> Sequence[Stage]:
-        first, mean = budget.times(keep, 1.2), budget.mean(keep)
-        return (Stage(self, first), Stage(TextRanking(), mean, layers=(self.cut,)))
+
+@register_plan("cls-inflection")
+def cls_inflection(method: CLSInflection, keep: budget.Budget) -> list[Stage]:
+    """In front of the inflection, then by the text."""
+    first, mean = budget.times(keep, 1.2), budget.mean(keep)
+    return [Stage(method, first), Stage(TextRanking(), mean, layers=(method.cut,))]

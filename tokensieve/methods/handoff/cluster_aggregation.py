@@ -3,14 +3,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts.merge import cluster
 
 
-@register("cluster-aggregation", systems=[391])
+@register_method("cluster-aggregation", systems=[391])
 @dataclass(frozen=True)
 class ClusterAggregation(Method):
     """Clusters the visual tokens by k-means and replaces each cluster by its mean.

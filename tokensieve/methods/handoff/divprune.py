@@ -3,13 +3,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts.select import distance
 
 
-@register("divprune", systems=[67])
+@register_method("divprune", systems=[67])
 @dataclass(frozen=True)
 class DivPrune(Method):
     """Keeps a diverse subset: greedily, the token whose smallest cosine distance to those already kept is largest.

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -11,7 +11,7 @@ from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.parts import score, select
 
 
-@register("fastervlm", systems=[57])
+@register_method("fastervlm", systems=[57])
 @dataclass(frozen=True)
 class FasterVLM(Method):
     """Keeps the visual tokens to which the encoder's CLS token attends most.

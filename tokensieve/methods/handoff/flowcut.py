@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, CLSSimilarity, Values
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -12,7 +12,7 @@ from tokensieve.methods.recurring import clip_layer_option
 from tokensieve.parts import budget, score, select
 
 
-@register("flowcut", systems=[305])
+@register_method("flowcut", systems=[305])
 @dataclass(frozen=True)
 class FlowCut(Method):
     """Prunes step by step along the encoder's layers, by a score that every layer adds to; all of it at the handoff.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import ReceivedAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -17,7 +17,7 @@ from tokensieve.parts.select import groups
 MODES = ("rank", "row")
 
 
-@register("fopru", systems=[50])
+@register_method("fopru", systems=[50])
 @dataclass(frozen=True)
 class FoPru(Method):
     """Keeps the tokens that receive most attention in the encoder, one by one or by whole rows of the grid.

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Need
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -15,7 +15,7 @@ from tokensieve.parts import budget, select
 from tokensieve.parts.score import graph
 
 
-@register("g-prune", systems=[339])
+@register_method("g-prune", systems=[339])
 @dataclass(frozen=True)
 class GPrune(Method):
     """Keeps the tokens to which most importance flows in a graph of similar tokens, be they foreground or background.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -15,7 +15,7 @@ from tokensieve.parts.score import crops
 from tokensieve.parts.select import groups
 
 
-@register("globalcom2", systems=[0])
+@register_method("globalcom2", systems=[0])
 @dataclass(frozen=True)
 class GlobalCom2(Method):
     """Lets the thumbnail decide how much of each crop is kept, and share in the ranking of its tokens.

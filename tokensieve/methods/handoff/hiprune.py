@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import ReceivedAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -12,7 +12,7 @@ from tokensieve.methods.recurring import BUDGET, clip_layer_option, encoder_laye
 from tokensieve.parts import budget, score, select
 
 
-@register("hiprune", systems=[27])
+@register_method("hiprune", systems=[27])
 @dataclass(frozen=True)
 class HiPrune(Method):
     """Keeps anchors by middle-layer attention, their grid neighbours as buffers, and registers by deep attention.

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -14,7 +14,7 @@ from tokensieve.parts.score import crops
 from tokensieve.parts.select import groups
 
 
-@register("hired", systems=[52])
+@register_method("hired", systems=[52])
 @dataclass(frozen=True)
 class HiRED(Method):
     """Splits a fixed budget over thumbnail and crops by early CLS attention, then keeps the best of each by late one.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -14,7 +14,7 @@ from tokensieve.parts import budget, score, select
 from tokensieve.parts.select import groups
 
 
-@register("holov")
+@register_method("holov")
 @dataclass(frozen=True)
 class HoloV(Method):
     """Shares the budget out over crops of the image by attention and variety, and keeps each crop's most attended tokens.

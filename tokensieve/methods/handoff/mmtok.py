@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Text
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -15,7 +15,7 @@ from tokensieve.parts.numeric import similarity
 from tokensieve.parts.select import coverage
 
 
-@register("mmtok", systems=[138])
+@register_method("mmtok", systems=[138])
 @dataclass(frozen=True)
 class MMTok(Method):
     """Greedily keeps the tokens that together cover the text tokens and all visual tokens best.

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, Keys
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -13,7 +13,7 @@ from tokensieve.parts import merge, score, select
 from tokensieve.parts.budget import adaptive_count
 
 
-@register("prumerge")
+@register_method("prumerge")
 @dataclass(frozen=True)
 class PruMerge(Method):
     """Keeps the outliers of CLS attention, and merges every other token into the kept one with the most similar keys.

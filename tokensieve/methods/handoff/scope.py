@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -15,7 +15,7 @@ from tokensieve.parts.numeric import similarity
 from tokensieve.parts.select import coverage
 
 
-@register("scope")
+@register_method("scope")
 @dataclass(frozen=True)
 class SCOPE(Method):
     """Greedily keeps the token whose gain in coverage of all tokens, times its CLS attention, is largest.

@@ -3,14 +3,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Need
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score, select
 
 
-@register("simignore", systems=[322])
+@register_method("simignore", systems=[322])
 @dataclass(frozen=True)
 class Simignore(Method):
     """Keeps the visual tokens that stand in the most similar pairs of a visual and a text embedding.

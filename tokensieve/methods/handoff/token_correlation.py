@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, Keys
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -14,13 +14,13 @@ from tokensieve.parts.score import crops
 from tokensieve.parts.select import groups
 
 
-@register("token-correlation", systems=[8])
+@register_method("token-correlation", systems=[8])
 @dataclass(frozen=True)
 class TokenCorrelation(Method):
     """Gives crops a budget by how little their patches repeat each other, and samples patches by CLS attention.
 
-    Source: arXiv 2407.14439. A patch is redundant where its keys have a cosine above ``alike`` with more than the share
-    ``often`` of its crop's patches; a crop's information density is the share of its patches that are not. Budgets are
+    Source: arXiv 2407.14439. A patch is redundant where its keys have a cosine above ``cosine_threshold`` with more than the
+    share ``often`` of its crop's patches; a crop's information density is the share of its patches that are not. Budgets are
     in proportion to density times size (thumbnail included), and inside each crop tokens are drawn without replacement
     with the probabilities that CLS attention gives. Deviations from the paper: density shares out the given budget
     instead of setting a count, no tokens are merged into the sampled ones, one layer's attention serves for local and
@@ -28,9 +28,11 @@ class TokenCorrelation(Method):
     """
 
     pairs = True
-    small = {"alike": 0.2, "often": 0.4}
+    small = {"cosine_threshold": 0.2, "often": 0.4}
     positional = "tokens are drawn"
-    alike: float = option(0.7, "above which likeness of keys two patches repeat each other", **COSINE)
+    cosine_threshold: float = option(
+        0.7, "above which likeness of keys two patches repeat each other", was="alike", **COSINE
+    )
     often: float = option(0.1, "how much of its crop may repeat a patch that is not redundant", **SHARE)
     encoder_layer: int = encoder_layer_option()
 
@@ -44,7 +46,7 @@ class TokenCorrelation(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group, number = crops.of(s)
         held = select.group_sizes(group, s.valid, number)
-        often = groups.alike(s.metric(self.needs[1], self.encoder_layer), self.alike, group, s.valid, number)
+        often = groups.alike(s.metric(self.needs[1], self.encoder_layer), self.cosine_threshold, group, s.valid, number)
         size = held.gather(1, group)
         weight = groups.sums((often <= self.often * size).double(), group, s.valid, number)
         weight[:, -1] = 0

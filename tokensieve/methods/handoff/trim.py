@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Relevance
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -13,7 +13,7 @@ from tokensieve.parts import score, select
 from tokensieve.parts.budget import adaptive_count
 
 
-@register("trim", systems=[373])
+@register_method("trim", systems=[373])
 @dataclass(frozen=True)
 class TRIM(Method):
     """Keeps the visual tokens whose similarity to the text is an outlier, and the mean of all others as one more token.

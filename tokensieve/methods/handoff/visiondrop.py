@@ -3,17 +3,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, Keys
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import BUDGET, at_option, encoder_layer_option, first_option
 from tokensieve.parts import budget, merge, score, select
 
 
-@register("visiondrop", systems=[150])
+@register_method("visiondrop", systems=[150])
 @dataclass(frozen=True)
 class VisionDrop(Method):
     """Keeps the tokens that visual tokens attend to, merges the rest into a few by key similarity, and never asks the text.
@@ -48,5 +49,8 @@ class VisionDrop(Method):
         target, _ = merge.nearest(s.metric(self.needs[1], self.encoder_layer), targets)
         return Reduction.merge(dominant | targets, target.masked_fill(~rest, -1), s.weight)
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(self, keep, self.at)]
+
+@register_plan("visiondrop")
+def visiondrop(method: VisionDrop, keep: budget.Budget) -> list[Stage]:
+    """The same method behind the encoder and inside the language model."""
+    return [Stage(method, budget.times(keep, method.first)), *descent(method, keep, method.at)]

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, Keys
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -12,7 +12,7 @@ from tokensieve.methods.recurring import BUDGET, encoder_layer_option
 from tokensieve.parts import budget, merge, score, select
 
 
-@register("visionzip", systems=[380])
+@register_method("visionzip", systems=[380])
 @dataclass(frozen=True)
 class VisionZip(Method):
     """Dominant tokens by CLS attention; the rest merged into contextual tokens by key similarity.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -14,7 +14,7 @@ from tokensieve.parts import budget, score, select
 from tokensieve.parts.merge import match
 
 
-@register("vispruner")
+@register_method("vispruner")
 @dataclass(frozen=True)
 class VisPruner(Method):
     """Keeps important tokens by CLS attention, and diverse ones by removing duplicates from the rest in rounds.

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -16,7 +16,7 @@ from tokensieve.parts.merge import cluster
 ROUNDS = 10
 
 
-@register("vmtc", systems=[55])
+@register_method("vmtc", systems=[55])
 @dataclass(frozen=True)
 class VMTC(Method):
     """Keeps the primary visual tokens by CLS attention, and k-means clusters of the redundant rest, merged by importance.

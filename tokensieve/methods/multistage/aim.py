@@ -3,17 +3,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import PageRank
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import at_option, first_option
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.merge import match
 
 
-@register("aim", systems=[10])
+@register_method("aim", systems=[10])
 @dataclass(frozen=True)
 class AIM(Method):
     """Merges the most similar visual embeddings round by round before the language model, which then prunes what is left.
@@ -35,11 +36,14 @@ class AIM(Method):
         chosen, target = match.bipartite(s.features, keep, s.valid, s.weight)
         return Reduction.merge(chosen, target, s.weight)
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(AIML(), keep, self.at)]
+
+@register_plan("aim")
+def aim(method: AIM, keep: budget.Budget) -> list[Stage]:
+    """Merging in front of the language model, pruning inside it."""
+    return [Stage(method, budget.times(keep, method.first)), *descent(AIML(), keep, method.at)]
 
 
-@register("aim-l", systems=[10])
+@register_method("aim-l", systems=[10])
 @dataclass(frozen=True)
 class AIML(Method):
     """The second stage of ``aim``: keeps the visual tokens that PageRank over the language model's attention ranks highest.

@@ -3,17 +3,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.prefill.fastv import FastV
 from tokensieve.methods.recurring import DEPTH
 from tokensieve.parts import budget, select
 
 
-@register("lvlm-csp-scatter", systems=[381])
+@register_method("lvlm-csp-scatter", systems=[381])
 @dataclass(frozen=True)
 class Scatter(Method):
     """Brings back the visual tokens that left in earlier layers, evenly spaced ones where the budget is smaller than all.
@@ -31,7 +32,7 @@ class Scatter(Method):
         return Reduction.keep(select.evenly(keep, s.valid))
 
 
-@register("lvlm-csp", systems=[381])
+@register_method("lvlm-csp", systems=[381])
 @dataclass(frozen=True)
 class LVLMCSP(Method):
     """A subset of the visual tokens goes through the first layers, all of them through the next, few through the last.
@@ -61,10 +62,13 @@ class LVLMCSP(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.strided(keep, s.valid))
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        per = keep.per if isinstance(keep, budget.Keep) else "image"
-        return [
-            Stage(self, budget.times(keep, 1.0 if budget.whole(keep) else self.coarse)),
-            Stage(Scatter(), budget.Keep(share=1.0, per=per), layers=(self.scatter,)),
-            *descent(FastV(), keep, (self.prune,)),
-        ]
+
+@register_plan("lvlm-csp")
+def lvlm_csp(method: LVLMCSP, keep: budget.Budget) -> list[Stage]:
+    """A subset, then all tokens again, then few."""
+    per = keep.per if isinstance(keep, budget.Keep) else "image"
+    return [
+        Stage(method, budget.times(keep, 1.0 if budget.whole(keep) else method.coarse)),
+        Stage(Scatter(), budget.Keep(share=1.0, per=per), layers=(method.scatter,)),
+        *descent(FastV(), keep, (method.prune,)),
+    ]

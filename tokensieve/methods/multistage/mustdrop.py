@@ -3,19 +3,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import CacheMethod, Method
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, Ranking, TextAttention, Visual, WindowAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import BUDGET, at_option, encoder_layer_option, first_option
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.select import groups
 
 
-@register("mustdrop", systems=[53])
+@register_method("mustdrop", systems=[53])
 @dataclass(frozen=True)
 class MustDrop(Method):
     """Merges neighbours that are alike, window by window, and protects the tokens to which the CLS token attends most.
@@ -57,12 +58,15 @@ class MustDrop(Method):
         joins = (group >= 0) & heads.gather(1, last.clamp(min=0))
         return Reduction.merge(chosen, last.masked_fill(~joins, -1), s.weight)
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        inside = descent(MustDropL(self.protect), keep, self.at)
-        return [Stage(self, budget.times(keep, self.first)), *inside, Stage(MustDropC(), keep, every=1)]
+
+@register_plan("mustdrop")
+def mustdrop(method: MustDrop, keep: budget.Budget) -> list[Stage]:
+    """Behind the encoder, inside the language model, and in its cache."""
+    inside = descent(MustDropL(method.protect), keep, method.at)
+    return [Stage(method, budget.times(keep, method.first)), *inside, Stage(MustDropC(), keep, every=1)]
 
 
-@register("mustdrop-l", systems=[53])
+@register_method("mustdrop-l", systems=[53])
 @dataclass(frozen=True)
 class MustDropL(Method):
     """The prefill stage of ``mustdrop``: keeps what the text as a whole, or any one of its tokens, attends to, and the keys.
@@ -93,9 +97,9 @@ class MustDropL(Method):
         return Reduction.keep(keys | select.top(self.score(s), keep - keys.sum(1), s.valid & ~keys))
 
 
-@register("mustdrop-c", systems=[53])
+@register_method("mustdrop-c", systems=[53])
 @dataclass(frozen=True)
-class MustDropC(Method):
+class MustDropC(CacheMethod):
     """The decoding stage of ``mustdrop``: a bounded cache, from which the visual entries go that the outputs attend to least.
 
     Source: arXiv 2411.10803. ``keep`` counts visual entries of each image. Text stays; with ``every=1`` each token that is
@@ -105,8 +109,6 @@ class MustDropC(Method):
     have dropped; here each layer ranks its own entries, at every step.
     """
 
-    site = "cache"
-    sites = ("cache",)
     unit = "token"
     visual = True
     positional = "the text stays"

@@ -3,17 +3,18 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import ReceivedAttention
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.recurring import at_option, encoder_layer_option, first_option
 from tokensieve.parts import budget, score, select
 
 
-@register("star", systems=[287])
+@register_method("star", systems=[287])
 @dataclass(frozen=True)
 class STAR(Method):
     """Keeps the tokens that other visual tokens attend to, then, at a later language-model layer, those the text attends to.
@@ -40,5 +41,8 @@ class STAR(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.top(self.score(s), keep, s.valid))
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(TextRanking(), keep, (self.at,))]
+
+@register_plan("star")
+def star(method: STAR, keep: budget.Budget) -> list[Stage]:
+    """By attention in the encoder, then by that of the text."""
+    return [Stage(method, budget.times(keep, method.first)), *descent(TextRanking(), keep, (method.at,))]

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, TextAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import SHARE, encoder_layer_option
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.select import distance
@@ -18,7 +19,7 @@ AHEAD = 1.05
 """What stands in front of the language model, over the mean to be held: the last layers need less."""
 
 
-@register("todre", systems=[30])
+@register_method("todre", systems=[30])
 @dataclass(frozen=True)
 class ToDRE(Method):
     """Keeps a diverse subset by greedy k-center from the most attended token on; late in the model nearly all tokens leave.
@@ -41,11 +42,14 @@ class ToDRE(Method):
         first = select.top(attention, torch.ones_like(keep), s.valid)
         return Reduction.keep(first | distance.farthest(s.features, keep - 1, s.valid, first))
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, AHEAD)), *descent(ToDRELate(), keep, (7 / 8,))]
+
+@register_plan("todre")
+def todre(method: ToDRE, keep: budget.Budget) -> list[Stage]:
+    """A diverse subset, then nearly none late in the language model."""
+    return [Stage(method, budget.times(keep, AHEAD)), *descent(ToDRELate(), keep, (7 / 8,))]
 
 
-@register("todre-late", systems=[30])
+@register_method("todre-late", systems=[30])
 @dataclass(frozen=True)
 class ToDRELate(Method):
     """The late stage of ToDRE: where the text hardly attends to the image any more, all its tokens but one leave.

@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Entropy, Keys, Ranking, ReceivedAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import at_option, encoder_layer_option, first_option
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.parts.attention import rows
@@ -17,7 +18,7 @@ from tokensieve.parts.attention import rows
 LEAST = 1e-6
 
 
-@register("vflowopt", systems=[66])
+@register_method("vflowopt", systems=[66])
 @dataclass(frozen=True)
 class VFlowOpt(Method):
     """Ranks tokens by visual attention and the entropy of their patches; what is pruned comes back as one token per cell.
@@ -63,9 +64,6 @@ class VFlowOpt(Method):
         chosen, target = merge.recycled(importance, keep, *select.windows(s.valid, s.grid, self.cell))
         return Reduction.merge(chosen, target, (score.normalized(importance, s.valid) + LEAST) * s.weight)
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(VFlowOptL(), keep, self.at)]
-
     def _context(self, s: Signals, received: Tensor) -> Tensor:
         lead = s.valid & (score.normalized(received, s.valid) * s.valid.sum(1, keepdim=True) > self.threshold)
         lead = lead | select.top(received, torch.ones_like(lead[:, 0], dtype=torch.long), s.valid)
@@ -75,7 +73,13 @@ class VFlowOpt(Method):
         return rows.spread(lambda i, j: rows.attend(keys[:, :, i:j], keys, scale, allowed), from_, 1)[:, 0]
 
 
-@register("vflowopt-l", systems=[66])
+@register_plan("vflowopt")
+def vflowopt(method: VFlowOpt, keep: budget.Budget) -> list[Stage]:
+    """Behind the encoder, then inside the language model."""
+    return [Stage(method, budget.times(keep, method.first)), *descent(VFlowOptL(), keep, method.at)]
+
+
+@register_method("vflowopt-l", systems=[66])
 @dataclass(frozen=True)
 class VFlowOptL(Method):
     """The later stages of ``vflowopt``: what the first stage ranked highest stays, without a look at the text.

@@ -3,18 +3,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.prefill.pyramiddrop import PyramidDrop
 from tokensieve.methods.recurring import BUDGET, at_option, clip_layer_option, encoder_layer_option, first_option
 from tokensieve.parts import budget, merge, score, select
 
 
-@register("vscan", systems=[90])
+@register_method("vscan", systems=[90])
 @dataclass(frozen=True)
 class VScan(Method):
     """Scans the image window by window with shallow CLS attention and as a whole with deep; all other tokens are merged in.
@@ -56,5 +57,8 @@ class VScan(Method):
         target, _ = merge.nearest(s.features, chosen)
         return Reduction.merge(chosen, target.masked_fill(~s.valid, -1), s.weight)
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(PyramidDrop(), keep, (self.at,))]
+
+@register_plan("vscan")
+def vscan(method: VScan, keep: budget.Budget) -> list[Stage]:
+    """Around the encoder, then by the text inside the language model."""
+    return [Stage(method, budget.times(keep, method.first)), *descent(PyramidDrop(), keep, (method.at,))]

@@ -1,10 +1,10 @@
 from dataclasses import dataclass
 
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.methods.prefill.text_attention import TextRanking
 
 
-@register("adatoken-3d", systems=[64])
+@register_method("adatoken-3d", systems=[64])
 @dataclass(frozen=True)
 class AdaToken3D(TextRanking):
     """Keeps the visual or spatial tokens from which most information flows to the text: attention over heads and text tokens.

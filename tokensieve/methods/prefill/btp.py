@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import LastAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage
+from tokensieve.core.plan import register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import BUDGET
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.select import distance
@@ -18,7 +19,7 @@ from tokensieve.parts.select import distance
 LAYERS = (3 / 32, 6 / 32, 14 / 32, 22 / 32)
 
 
-@register("btp", systems=[91])
+@register_method("btp", systems=[91])
 @dataclass(frozen=True)
 class BTP(Method):
     """A share of the tokens by attention, the rest by diversity; early stages weigh diversity, late ones attention.
@@ -28,7 +29,7 @@ class BTP(Method):
     states). Against the bias of attention to late positions, the best ``rebalance`` times as many tokens are looked at, and
     those among the first M of the N tokens taken first (M is the whole budget). The defaults are the public code's first
     stage; its schedule halves the tokens before layers 3 and 6 of 32, thirds them before 14 and drops them all before 22,
-    a mean of 22%: :meth:`stages` keeps the same share at each, whatever the mean;
+    a mean of 22%: as a system it keeps the same share at each, whatever the mean;
     `tokensieve.planner.stages.btp` chooses the layers on a calibration batch. Deviations: that code also picks tokens by
     diversity alone before the union of all picks is filled up, which may overrun the budget; the even spread is a grid of
     cells, where it picks greedily by Manhattan distance.
@@ -74,8 +75,11 @@ class BTP(Method):
         chosen = chosen | (even & (spread > 0)[:, None])
         return Reduction.keep(chosen | distance.farthest(s.features, keep - chosen.sum(1), s.valid, chosen))
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return schedule(keep, LAYERS, first=self)
+
+@register_plan("btp")
+def btp(method: BTP, keep: budget.Budget) -> list[Stage]:
+    """The public code's four stages."""
+    return schedule(keep, LAYERS, first=method)
 
 
 def schedule(keep: budget.Budget, layers: Sequence[int | float], first: BTP | None = None) -> list[Stage]:

@@ -5,19 +5,20 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import LastAttention, PairedText, Text
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import at_option, first_option
 from tokensieve.parts import budget, score, select
 from tokensieve.parts.numeric import similarity as likeness
 from tokensieve.parts.select import coverage
 
 
-@register("catp", systems=[141])
+@register_method("catp", systems=[141])
 @dataclass(frozen=True)
 class CATP(Method):
     """For prompts with worked examples: keeps of each image what stands for all of it and fits the text it is paired with.
@@ -50,11 +51,14 @@ class CATP(Method):
         fit = self.alignment * self.score(s)
         return Reduction.keep(coverage.cover(lambda place: (1 + like(place)) * targets, keep, s.valid, bonus=fit))
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, self.first)), *descent(CATPL(), keep, (self.at,))]
+
+@register_plan("catp")
+def catp(method: CATP, keep: budget.Budget) -> list[Stage]:
+    """Behind the encoder, then inside the language model."""
+    return [Stage(method, budget.times(keep, method.first)), *descent(CATPL(), keep, (method.at,))]
 
 
-@register("catp-l", systems=[141])
+@register_method("catp-l", systems=[141])
 @dataclass(frozen=True)
 class CATPL(Method):
     """The second stage of ``catp``: keeps what the prompt's last token attends to and is similar to.

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.focus import Focus
-from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method import FocusMethod
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Neurons, TextNeurons
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -14,9 +14,9 @@ from tokensieve.parts import budget, score, select
 from tokensieve.parts.budget import adaptive_count
 
 
-@register("corematching", systems=[300])
+@register_method("corematching", systems=[300])
 @dataclass(frozen=True)
-class CoreMatching(Method):
+class CoreMatching(FocusMethod):
     """Keeps the visual tokens that activate most of the core neurons, those which the text activates most often.
 
     Source: arXiv 2505.19235. At ``site="focus"`` it is the neuron side: in the passes behind the prompt, a layer's feed-forward

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Keys, Need
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -12,7 +12,7 @@ from tokensieve.core.signals import Signals
 from tokensieve.parts import budget, score, select
 
 
-@register("dart", systems=[279])
+@register_method("dart", systems=[279])
 @dataclass(frozen=True)
 class DART(Method):
     """Pivot tokens by key norm, then for each pivot in turn the tokens least similar to it: no attention map is needed.

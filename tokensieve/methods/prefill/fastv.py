@@ -3,14 +3,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import LastAttention
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score, select
 
 
-@register("fastv")
+@register_method("fastv")
 @dataclass(frozen=True)
 class FastV(Method):
     """Keeps the visual tokens to which the last prompt token attends most in an early language-model layer.

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Need
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -13,7 +13,7 @@ from tokensieve.parts import score
 from tokensieve.parts.numeric import similarity as likeness
 
 
-@register("greedyprune", systems=[303])
+@register_method("greedyprune", systems=[303])
 @dataclass(frozen=True)
 class GreedyPrune(Method):
     """Greedily keeps the token of best saliency plus marginal diversity, which falls with every kept token it resembles.

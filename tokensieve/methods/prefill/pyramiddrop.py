@@ -3,16 +3,17 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import OwnLastAttention
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import at_option
 from tokensieve.parts import budget, score, select
 
 
-@register("pyramiddrop")
+@register_method("pyramiddrop")
 @dataclass(frozen=True)
 class PyramidDrop(Method):
     """Drops visual tokens at several language-model layers, the same share each time, by the last prompt token's attention.
@@ -39,5 +40,8 @@ class PyramidDrop(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         return Reduction.keep(select.top(self.score(s), keep, s.valid))
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return descent(self, keep, self.at)
+
+@register_plan("pyramiddrop")
+def pyramiddrop(method: PyramidDrop, keep: budget.Budget) -> list[Stage]:
+    """The method at each of its layers, the same share of what is there leaving every time."""
+    return descent(method, keep, method.at)

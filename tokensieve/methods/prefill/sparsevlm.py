@@ -3,18 +3,19 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Need, TextAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import SHARE, at_option
 from tokensieve.parts import budget, merge, score, select
 from tokensieve.parts.select import distance
 
 
-@register("sparsevlm", systems=[270])
+@register_method("sparsevlm", systems=[270])
 @dataclass(frozen=True)
 class SparseVLM(Method):
     """Keeps the visual tokens that relevant text tokens attend to, and clusters the best of the rest into a few more.
@@ -70,9 +71,12 @@ class SparseVLM(Method):
         target, _ = merge.nearest(s.features, centres, euclidean=True)
         return Reduction.merge(kept | centres, target.masked_fill(~pruned, -1), s.weight)
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return descent(self, keep, self.at)
-
     def _rated(self, s: Signals) -> tuple[Tensor, Tensor]:
         rows, real = score.text_rows(s, TextAttention)
         return rows, real if s.text is None else score.raters(s.text, real, s.features, s.valid)
+
+
+@register_plan("sparsevlm")
+def sparsevlm(method: SparseVLM, keep: budget.Budget) -> list[Stage]:
+    """The method at each of its layers."""
+    return descent(method, keep, method.at)

@@ -4,14 +4,14 @@ from typing import ClassVar
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import TextAttention
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import score, select
 
 
-@register("text-attention", systems=[287, 316, 397])
+@register_method("text-attention", systems=[287, 316, 397])
 @dataclass(frozen=True)
 class TextRanking(Method):
     """Keeps the visual tokens to which the text attends most, on average over its tokens.

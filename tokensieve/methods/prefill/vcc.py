@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Text
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -13,7 +13,7 @@ from tokensieve.parts import score
 from tokensieve.parts.select import segments
 
 
-@register("vcc", systems=[385])
+@register_method("vcc", systems=[385])
 @dataclass(frozen=True)
 class Vcc(Method):
     """Pools a sequence into segments of 1, 2, 4, ... neighbours, short where the tokens that matter look, long elsewhere.

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -11,7 +11,7 @@ from tokensieve.parts import merge
 from tokensieve.parts.merge import cluster
 
 
-@register("agglomerative")
+@register_method("agglomerative")
 @dataclass(frozen=True)
 class Agglomerative(Method):
     """Bottom-up clustering of a document's vectors by cosine; each cluster becomes its mean at the length of its vectors.

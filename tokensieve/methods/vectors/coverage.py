@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts.numeric import similarity
@@ -14,7 +14,7 @@ STEPS = 1024
 """Cosines count in whole steps: of two vectors nearest to each other both gain the same, and rounding would choose."""
 
 
-@register("coverage")
+@register_method("coverage")
 @dataclass(frozen=True)
 class Coverage(Method):
     """Keeps vectors so that every vector of the document resembles one of them: greedily, the largest sum of best cosines.

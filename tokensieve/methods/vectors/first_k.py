@@ -3,12 +3,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 
 
-@register("first-k", systems=[364])
+@register_method("first-k", systems=[364])
 @dataclass(frozen=True)
 class FirstK(Method):
     """Keeps the first vectors of a document, as if it ended there.

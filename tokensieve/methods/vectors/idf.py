@@ -3,14 +3,14 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Rarity
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import select
 
 
-@register("idf", systems=[364])
+@register_method("idf", systems=[364])
 @dataclass(frozen=True)
 class Idf(Method):
     """Keeps the vectors of the tokens that are rarest in the collection.

@@ -4,7 +4,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -12,7 +12,7 @@ from tokensieve.parts import merge
 from tokensieve.parts.merge import cluster
 
 
-@register("kmeans", systems=[130])
+@register_method("kmeans", systems=[130])
 @dataclass(frozen=True)
 class KMeans(Method):
     """K-means of a document's vectors; each cluster becomes its mean, brought back to the length of its vectors.

@@ -4,14 +4,14 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import StopWords
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import select
 
 
-@register("stopwords", systems=[364])
+@register_method("stopwords", systems=[364])
 @dataclass(frozen=True)
 class StopWordsFirst(Method):
     """Lets stop words and punctuation go first, the last of them before the others, and then the end of the text.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Rarity, Words
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -13,7 +13,7 @@ from tokensieve.parts import merge, select
 from tokensieve.parts.numeric import twins
 
 
-@register("whole-words", systems=[131])
+@register_method("whole-words", systems=[131])
 @dataclass(frozen=True)
 class WholeWords(Method):
     """One vector per word, the mean of its tokens; where words exceed the budget, the most frequent ones leave.

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -17,7 +17,7 @@ PIECE = 1024
 """The largest number of tokens that are clustered together."""
 
 
-@register("centerclip", systems=[139])
+@register_method("centerclip", systems=[139])
 @dataclass(frozen=True)
 class CenterCLIP(Method):
     """Clusters the tokens of every few consecutive frames together and keeps the clusters' centres, in order.

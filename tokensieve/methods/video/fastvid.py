@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -16,7 +16,7 @@ from tokensieve.parts.score import temporal
 NEIGHBOURS = 4
 
 
-@register("fastvid")
+@register_method("fastvid")
 @dataclass(frozen=True)
 class FastVID(Method):
     """Cuts the clip into segments; in each keeps what is attended to most, and merges the rest around dense tokens.

@@ -3,12 +3,13 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import TextAttention
 from tokensieve.core.options import option
-from tokensieve.core.plan import Stage, descent
+from tokensieve.core.plan import descent, register_plan
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.methods.prefill.text_attention import TextRanking
 from tokensieve.methods.recurring import COSINE
 from tokensieve.parts import budget, score, select
@@ -18,7 +19,7 @@ SHALLOW = 0.25
 """The share of the language model's depth that merged tokens go through before they are pruned."""
 
 
-@register("framefusion", systems=[397])
+@register_method("framefusion", systems=[397])
 @dataclass(frozen=True)
 class FrameFusion(Method):
     """Merges tokens that hardly differ from the same place of the frame before, then prunes by attention.
@@ -52,5 +53,8 @@ class FrameFusion(Method):
         left = merged.apply(self.score(s)[..., None])[..., 0]
         return merged.then(Reduction.keep(select.top(left, keep, merged.mask)))
 
-    def stages(self, keep: budget.Budget) -> list[Stage]:
-        return [Stage(self, budget.times(keep, 2)), *descent(TextRanking(), keep, (SHALLOW,))]
+
+@register_plan("framefusion")
+def framefusion(method: FrameFusion, keep: budget.Budget) -> list[Stage]:
+    """Merging behind the encoder, pruning inside the language model."""
+    return [Stage(method, budget.times(keep, 2)), *descent(TextRanking(), keep, (SHALLOW,))]

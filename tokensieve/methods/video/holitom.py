@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -16,7 +16,7 @@ from tokensieve.parts.score import temporal
 NEIGHBOURS = 7
 
 
-@register("holitom")
+@register_method("holitom")
 @dataclass(frozen=True)
 class HoliTom(Method):
     """Averages places that stand still over the windows that save most, then thins what is left by one common ratio.

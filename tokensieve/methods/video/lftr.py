@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
@@ -13,7 +13,7 @@ from tokensieve.parts.numeric import twins
 from tokensieve.parts.score import temporal
 
 
-@register("lftr", systems=[199])
+@register_method("lftr", systems=[199])
 @dataclass(frozen=True)
 class LFTR(Method):
     """Merges each place over a few consecutive frames by temporal weights, then drops tokens of low spatial weight.

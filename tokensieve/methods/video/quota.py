@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import register
+from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import CLSAttention, Relevance
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
@@ -16,7 +16,7 @@ from tokensieve.parts.score import temporal
 WITHIN = ("pool", "merge", "uniform", "attention")
 
 
-@register("quota", systems=[370])
+@register_method("quota", systems=[370])
 @dataclass(frozen=True)
 class QuoTA(Method):
     """Gives each frame a quota of tokens by its relevance to the query, and meets it inside the frame.

@@ -19,8 +19,9 @@ def nearest(metric: Tensor, candidates: Tensor, euclidean: bool = False) -> tupl
     """For every token the source index of the most similar token of ``candidates``, and that similarity.
 
     Args:
-        metric: ``(B, N, D)``. among: ``(B, N)`` bool. euclidean: take the token at the smallest distance instead of the
-        largest cosine; similarity is then minus half the
+        metric: ``(B, N, D)``.
+        among: ``(B, N)`` bool.
+        euclidean: take the token at the smallest distance instead of the largest cosine; similarity is then minus half the
             squared distance, up to a term that depends on the token alone.
 
     Returns:

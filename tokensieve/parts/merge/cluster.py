@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import linkage as merge_tree
-from scipy.spatial.distance import squareform
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -70,6 +68,9 @@ def _cut(unit: Tensor, count: int, linkage: str) -> Tensor:
     if linkage == "ward":
         # Ward's rule is one of Euclidean distances; those of unit vectors follow from their cosines.
         far = np.sqrt(2 * far.clip(min=0))
+    from scipy.cluster.hierarchy import linkage as merge_tree
+    from scipy.spatial.distance import squareform
+
     # Condensed: a square matrix would be read as n points with n coordinates.
     tree = merge_tree(squareform(far, checks=False), linkage)
     # The first n - count merges of the tree, not a threshold on its heights: ties cannot miss the count.

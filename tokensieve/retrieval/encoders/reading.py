@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
-
 from tokensieve.retrieval.sources.passages import is_text
 
 
@@ -148,4 +146,6 @@ class Reader:
 
 
 def _says_little(word: str) -> bool:
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
+
     return word in ENGLISH_STOP_WORDS or not any(c.isalnum() for c in word)

@@ -40,8 +40,9 @@ def lexical(numbers: Tensor, words: Tensor, offsets: Tensor, size: int) -> Tenso
     """``(n, size)``: the number of each word of each text, at the place of the word, 0 where a text lacks it.
 
     Args:
-        numbers: ``(M, 1)``; words: ``(M,)`` long, the same for a word in all texts, below ``size``, -1 for none; offsets:
-        ``(n + 1,)``.
+        numbers: ``(M, 1)``.
+        words: ``(M,)`` long, the same for a word in all texts, below ``size``, -1 for none.
+        offsets: ``(n + 1,)``.
     """
     text = torch.arange(len(offsets) - 1).repeat_interleave(offsets.diff())
     held = words >= 0

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.core.signals import Signals
 from tokensieve.parts.budget import Budget
 from tokensieve.retrieval.heads.contrast import pad
@@ -49,7 +49,7 @@ class Crisp(nn.Module):
     def __init__(self, head: Projection, keep: float = 0.25, query_keep: float = 0.25, method: str = "kmeans"):
         super().__init__()
         self.head, self.keep, self.query_keep = head, keep, query_keep
-        self.method = make(method)
+        self.method = get_method(method)
         if "vectors" not in self.method.sites or self.method.needs:
             raise ValueError(f"method={method!r} needs more than stored vectors; 'kmeans' is the paper's")
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.index import search, snapshot, tune
-from tokensieve.retrieval.index.errors import Damaged, Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.validation import (
     WritableStore,

@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, ends
-from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.encoders.reduce import Frequencies, reduce
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.results import CANDIDATES, OWN, SearchResult, asked, question, shown, with_vectors
 from tokensieve.retrieval.index.snapshot import MANIFEST, read_manifest, vacant
 from tokensieve.retrieval.index.validation import listed
-from tokensieve.retrieval.scoring.reduce import Frequencies, reduce
 from tokensieve.retrieval.sources.folder import Text
 from tokensieve.retrieval.storage.files import map_tensors, read_json, write_json, write_tensors
 
@@ -49,7 +49,7 @@ class Library:
 
     def __init__(self, index: Index, recipe: Recipe, encoder: Encoder) -> None:
         self.index, self.recipe, self.encoder = index, recipe, encoder
-        self._needs = {need.name for need in make(recipe.method).needs}
+        self._needs = {need.name for need in get_method(recipe.method).needs}
         self._writing = threading.RLock()
         self._seen = self._stamp()
 

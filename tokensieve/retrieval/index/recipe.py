@@ -7,10 +7,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from tokensieve.core.method_registry import make
+from tokensieve.core.method_registry import get_method
 from tokensieve.parts.budget import check
 from tokensieve.retrieval.encoders.encoded import lasting
-from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.scoring.sketch import SKETCHES
 from tokensieve.retrieval.storage import FORMATS
 
@@ -43,7 +43,7 @@ class Recipe:
         FORMATS.entry(self.codec)
         if self.sketch is not None:
             SKETCHES.entry(self.sketch)
-        sites = make(self.method).sites
+        sites = get_method(self.method).sites
         if "vectors" not in sites:
             raise ValueError(
                 f"method={self.method!r} runs at {', '.join(sites)}; `tokensieve methods --site vectors` lists what fits"
@@ -72,12 +72,12 @@ class Recipe:
     @property
     def counts(self) -> bool:
         """Whether the method asks how rare tokens are."""
-        return any(need.name == "idf" for need in make(self.method).needs)
+        return any(need.name == "idf" for need in get_method(self.method).needs)
 
     @property
     def plain(self) -> str:
         """What reduces stored vectors further: the method, where it reads nothing but them."""
-        return PLAIN if make(self.method).needs else self.method
+        return PLAIN if get_method(self.method).needs else self.method
 
     @property
     def reduction(self) -> str:

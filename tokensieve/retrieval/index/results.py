@@ -13,11 +13,11 @@ from torch import Tensor
 
 from tokensieve.parts.budget import check
 from tokensieve.retrieval.encoders.encoded import Encoded, ends
+from tokensieve.retrieval.encoders.reduce import reduce
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.scoring.maxsim import align, maxsim
-from tokensieve.retrieval.scoring.reduce import reduce
 from tokensieve.retrieval.sources.passages import Span, is_text
 
 OWN = frozenset({"document", "digest", "of", "span", "text", "spans"})

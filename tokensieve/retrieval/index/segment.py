@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.index.errors import Damaged
+from tokensieve.retrieval.errors import Damaged
 from tokensieve.retrieval.index.rows import Rows, lay_out
 from tokensieve.retrieval.storage import Fields
 from tokensieve.retrieval.storage.files import crc, map_tensors, write_tensors

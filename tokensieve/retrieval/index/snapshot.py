@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.index.errors import Damaged, Incompatible
+from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.index.filters import Where, allowed
 from tokensieve.retrieval.index.segment import Segment, keys_of
 from tokensieve.retrieval.scoring.sketch import Sketch

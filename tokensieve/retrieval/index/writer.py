@@ -11,8 +11,8 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from tokensieve.retrieval.errors import Locked
 from tokensieve.retrieval.index import snapshot
-from tokensieve.retrieval.index.errors import Locked
 from tokensieve.retrieval.index.search import sketch_codec
 from tokensieve.retrieval.index.segment import write_segment
 from tokensieve.retrieval.index.snapshot import LOCK, MANIFEST, OWN, Snapshot, View

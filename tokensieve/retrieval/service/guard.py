@@ -13,7 +13,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match
 
-from tokensieve.retrieval.index.errors import IndexProblem, Locked
+from tokensieve.retrieval.errors import IndexProblem, Locked
 from tokensieve.retrieval.service.wire import Error, Problem
 
 TYPES = ("str", "bool", "int", "float")

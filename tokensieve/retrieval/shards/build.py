@@ -14,15 +14,15 @@ from torch import Tensor
 
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoder
-from tokensieve.retrieval.index.errors import Locked
+from tokensieve.retrieval.encoders.reduce import Frequencies
+from tokensieve.retrieval.errors import Locked
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.snapshot import MANIFEST
-from tokensieve.retrieval.scoring.reduce import Frequencies
+from tokensieve.retrieval.index.sync import Report, bring, refuse_empty, refuse_other
 from tokensieve.retrieval.shards.manifest import Shards
 from tokensieve.retrieval.sources.folder import FILE, Folder, Text
-from tokensieve.retrieval.sources.sync import Report, bring, refuse_empty, refuse_other
 from tokensieve.retrieval.storage import FORMATS, VectorFormat
 from tokensieve.retrieval.storage.files import map_tensors, write_tensors
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokensieve.extras import install
-from tokensieve.retrieval.index.errors import IndexProblem
+from tokensieve.retrieval.errors import IndexProblem
 from tokensieve.retrieval.shards.build import Job
 from tokensieve.retrieval.shards.search import Part
 

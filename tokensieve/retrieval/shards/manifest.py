@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.segment import keys_of
 from tokensieve.retrieval.index.snapshot import vacant

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoder
-from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.results import CANDIDATES, SearchResult, asked, question, shown, with_vectors

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokensieve.core.files import write, write_text
-from tokensieve.retrieval.index.errors import Damaged
+from tokensieve.retrieval.errors import Damaged
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from tokensieve.retrieval.storage.integer import levels, pack, packed_product, quantize, unpack
@@ -36,6 +35,8 @@ class Residual(VectorFormat):
             object.__setattr__(self, "centroids", torch.zeros(1, self.dim))
 
     def fit(self, sample: Tensor) -> Residual:
+        from sklearn.cluster import MiniBatchKMeans
+
         most = min(16 * len(sample) ** 0.5, len(sample) / PER_CENTROID, MOST)
         count = 1 << max(int(most).bit_length() - 1, 0)
         means = MiniBatchKMeans(count, batch_size=4096, max_iter=20, n_init=1, init="random", random_state=0)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.extras import Lazy
-from tokensieve.retrieval.index.errors import Incompatible
+from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Document
 from tokensieve.retrieval.index.search import Hit

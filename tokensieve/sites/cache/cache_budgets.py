@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tokensieve.core.needs import Need
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
+from tokensieve.parts import budget
+from tokensieve.parts.budget import Budget, Keep
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.model.blocks import Stack
-from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 def layers_of(stage: Stage, language: Stack, full: list[int]) -> list[int]:
@@ -87,7 +89,7 @@ def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, gro
     """
     method, held = stage.method, now.valid.sum(2)
     least = method.min_kept
-    keep, short = now.room(stage.keep) if method.visual else resolve_count(stage.keep, seen), held.amax(1) <= least
+    keep, short = _room(now, stage.keep) if method.visual else resolve_count(stage.keep, seen), held.amax(1) <= least
     wrong = (keep < least) & ~short
     if grows:
         keep = keep.clamp(min=least)
@@ -112,3 +114,30 @@ def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, gro
         return keep if method.shared else keep.minimum(held), held
     held = held.amax(1)
     return torch.where(short, held, keep).minimum(held), held
+
+
+def _room(now: Entries, keep: Budget) -> Tensor:
+    """``(B,)``: entries that stay where a budget counts those of each image: it, the prompt's text, and what has been decoded in
+    the place of visual ones, of which one stays."""
+    shown = now.layer.is_visual
+    assert shown is not None
+    images = (shown & ~pad(shown[:, :-1], (1, 0))).sum(1).clamp(min=1)
+    visual = resolve_count(keep, shown.sum(1) // images) * images
+    text = now.valid & ~now.shown()
+    prompt = (text & (now.columns < shown.shape[1])).sum(2).amax(1)
+    return (visual + prompt).maximum(text.sum(2).amax(1) + 1)
+
+
+def resolve_count(keep: Budget, seen: Tensor) -> Tensor:
+    """``(B,)``: the budget of rows that have seen so many tokens.
+
+    Raises:
+        ValueError: a budget in FLOPs.
+    """
+    if isinstance(keep, Keep):
+        if keep.flops is not None:
+            raise ValueError(
+                f"{keep}; at site='cache' a budget is a number of tokens or a share: pass keep=1024 or keep=0.25"
+            )
+        keep = keep.direct if keep.average is None else keep.average if keep.average <= 1 else round(keep.average)
+    return budget.of(keep, seen)

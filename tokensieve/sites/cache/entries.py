@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from tokensieve.core.needs import Need
 from tokensieve.core.reduction import Reduction
 from tokensieve.parts import select
 from tokensieve.parts.attention import rows
-from tokensieve.parts.budget import Budget
 from tokensieve.sites.cache.evicted_layer import EvictedLayer, alike
 from tokensieve.sites.model.position_ids import apply_rope, rotary, tables_of, uses_rope
 from tokensieve.sites.model.taps import Call
-from tokensieve.sites.visual.layer_budgets import resolve_count
 
 CACHE_SIGNALS = (
     "window_attention", "accumulated_attention", "expected_logits", "probe_attention", "visual", "visual_share",
@@ -112,17 +110,6 @@ class Entries:
         inside = self.valid & (self.columns < shown.shape[1])
         at = torch.where(inside, self.columns, 0).flatten(1)
         return shown.gather(1, at).view_as(inside) & inside if shown.shape[1] else inside
-
-    def room(self, keep: Budget) -> Tensor:
-        """``(B,)``: entries that stay where a budget counts those of each image: it, the prompt's text, and what has been
-        decoded in the place of visual ones, of which one stays."""
-        assert self.layer.is_visual is not None
-        shown = self.layer.is_visual
-        images = (shown & ~pad(shown[:, :-1], (1, 0))).sum(1).clamp(min=1)
-        visual = resolve_count(keep, shown.sum(1) // images) * images
-        text = self.valid & ~self.shown()
-        prompt = (text & (self.columns < shown.shape[1])).sum(2).amax(1)
-        return (visual + prompt).maximum(text.sum(2).amax(1) + 1)
 
     def read(
         self, needs: Sequence[Need], unit: str, language: nn.Module, hidden: Tensor, module: nn.Module

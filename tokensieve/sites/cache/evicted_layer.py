@@ -277,7 +277,7 @@ def alike(x: Tensor) -> Tensor:
     return x[:, :1].clone() if bool((x == x[:, :1]).all()) else x
 
 
-def held_bytes(cache: Cache) -> int:
+def cache_bytes(cache: Cache) -> int:
     """Bytes of all tensors that a cache holds, whatever they are for, with the room behind them."""
     seen: dict[int, int] = {}
 

@@ -12,27 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.method import Method
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import score
 from tokensieve.parts.budget import across_layers
 from tokensieve.sites.cache import cache_budgets, entries, gathered_masks, statistics
+from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.cache.paged import paged
 from tokensieve.sites.cache.prefix import MORE
 from tokensieve.sites.model import calls, compatibility, taps
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.decoder import alone, full_layers, padding
 from tokensieve.sites.model.fingerprint import Fingerprint
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.structure import Anatomy
+from tokensieve.sites.model.supply import supplied
 from tokensieve.sites.model.trace import Trace
-from tokensieve.sites.visual import layer_signals
-from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 class CacheSite:
@@ -59,10 +59,11 @@ class CacheSite:
         self.stages = [s for s in stages if not s.whole]
         self.layers = {id(s): cache_budgets.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
-            layer_signals.wanted(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
+            supplied(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
             resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         cache_budgets.check(self.stages, self.layers, self.full, self._read)
         ledger.late += self.stages
+        ledger.models.append(language.root)
         self.model = Fingerprint(language.root)
         self.trace: Trace | None = None
         self._cache: Any = None
@@ -75,6 +76,10 @@ class CacheSite:
         self._hidden: Any = None
         self._met: set[int] = set()
         self._masks: dict[int, Any] = {}
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.language]
 
     def attach(self) -> list[Detach]:
         root = self.language.root

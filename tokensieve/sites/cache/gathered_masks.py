@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
-from tokensieve.sites.cache.sieved_layer import SIEVABLE, SievedLayer
+from tokensieve.sites.cache.sieved_layer import SievedLayer
 from tokensieve.sites.model import compatibility, guards, masks, position_ids, taps
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.fingerprint import Fingerprint
@@ -33,7 +33,9 @@ def begin(cache: Any, model: Fingerprint, own: Sequence[int]) -> None:
             if layer.model is not None and not layer.model.fits(model):
                 raise guards.refusal("other model", layer=i)
     there = [layers[i] for i in own if i < len(layers)]
-    seen = [x.get_seq_length() for x in there if isinstance(x, (SievedLayer, *SIEVABLE)) and x.is_initialized]
+    seen = [
+        x.get_seq_length() for x in there if isinstance(x, (SievedLayer, *compatibility.SIEVABLE)) and x.is_initialized
+    ]
     if any(isinstance(x, SievedLayer) for x in there) and len(set(seen)) > 1:
         raise guards.refusal("broken", least=min(seen), most=max(seen))
 

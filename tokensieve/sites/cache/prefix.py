@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from tokensieve.core.files import write
 from tokensieve.parts.attention.pages import Pages
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
-from tokensieve.sites.cache.sieved_layer import SIEVABLE
 from tokensieve.sites.model import compatibility
 from tokensieve.sites.model.clock import device
-from tokensieve.sites.model.compatibility import EMPTY, BaseQuantizedLayer, Cache, DynamicCache
+from tokensieve.sites.model.compatibility import EMPTY, SIEVABLE, BaseQuantizedLayer, Cache, DynamicCache
 from tokensieve.sites.model.fingerprint import Fingerprint
 
 FORMAT = "tokensieve.cache.2"

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from tokensieve.sites.cache.growable_layer import GrowableLayer
 from tokensieve.sites.model import guards
-from tokensieve.sites.model.compatibility import Cache, DynamicLayer, DynamicSlidingWindowLayer
+from tokensieve.sites.model.compatibility import SIEVABLE, Cache, DynamicLayer
 from tokensieve.sites.model.fingerprint import Fingerprint
-
-SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 
 @dataclass

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Stage
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import select
 from tokensieve.parts.attention import rows
 from tokensieve.sites.cache import entries
+from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.model import calls, taps
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.decoder import full_layers, padding
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.trace import Trace
-from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 class ReadingSite:
@@ -31,6 +31,7 @@ class ReadingSite:
             raise ValueError(f"layers={stage.layers}; {stage.method.name} says by its own options which layers select")
         self.language, self.stage, self.clock, self.ledger = language, stage, clock, ledger
         ledger.every += [] if stage.keep == 1.0 else [stage]
+        ledger.models.append(language.root)
         self.full = full_layers(language)
         self.layer_roles = dict(zip(self.full, stage.method.layer_roles(len(self.full)), strict=True))
         resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
@@ -38,6 +39,10 @@ class ReadingSite:
         self._real: Tensor | None = None
         self._length = 0
         self._read: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.language]
 
     def attach(self) -> list[Detach]:
         if self.stage.whole:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.parts import select
+from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.model import calls, checkpointing, taps
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.decoder import full_layers, padding
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.trace import Trace
-from tokensieve.sites.visual.encoder_site import Detach
-from tokensieve.sites.visual.layer_budgets import resolve_count
 
 
 class SparseSite:
@@ -27,6 +27,7 @@ class SparseSite:
     def __init__(self, language: Stack, stage: Stage, clock: Clock, ledger: Ledger):
         self.language, self.stage, self.clock, self.ledger = language, stage, clock, ledger
         ledger.every += [] if stage.keep == 1.0 else [stage]
+        ledger.models.append(language.root)
         full = full_layers(language)
         asked = full if stage.layers is None else sorted({language.layer(i) for i in stage.layers})
         if set(asked) - set(full):
@@ -35,6 +36,10 @@ class SparseSite:
         resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         self.trace: Trace | None = None
         self._real: Tensor | None = None
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.language]
 
     def attach(self) -> list[Detach]:
         if self.stage.whole:

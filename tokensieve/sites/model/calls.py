@@ -8,6 +8,9 @@ from typing import Any
 
 from torch import nn
 
+Detach = Callable[[], None]
+"""Takes a hook away again."""
+
 PLACED = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -16,7 +19,7 @@ def names_of(module: nn.Module) -> tuple[str, ...]:
     return tuple(n for n, p in inspect.signature(module.forward).parameters.items() if p.kind in PLACED)
 
 
-def before(module: nn.Module, hook: Callable[..., Any], prepend: bool = False) -> Callable[[], None]:
+def before(module: nn.Module, hook: Callable[..., Any], prepend: bool = False) -> Detach:
     """Have a module call ``hook(module, (), kwargs)`` in front of its forward, every argument by name; returns the function that
     takes the hook away again. What the hook returns, ``(args, kwargs)`` or None, is as for `register_forward_pre_hook`."""
     names = names_of(module)

@@ -15,9 +15,7 @@ from typing import Any
 import transformers
 from torch import Tensor, nn
 
-TESTED = (
-    "5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0", "5.24.0",
-)  # fmt: skip
+TESTED = ("5.16.1", "5.17.0", "5.18.0", "5.19.0", "5.20.2", "5.21.1", "5.22.2", "5.23.0", "5.24.0")
 """Releases on which the sites', models' and cache's tests have passed."""
 
 
@@ -43,6 +41,8 @@ try:
         find_packed_sequence_indices,
     )
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+    from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
+    from transformers.utils.logging import disable_progress_bar
     from transformers.vision_utils import get_vision_window_index
 except ImportError as error:
     raise ImportError(
@@ -50,10 +50,11 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "TESTED", "AttentionInterface",
-    "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer", "DynamicSlidingWindowLayer",
-    "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel", "cache_argument", "cache_in", "cache_of",
-    "check_hooks", "find_packed_sequence_indices", "get_vision_window_index", "layers_of", "masks_of",
+    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "SIEVABLE", "TESTED", "AttentionInterface",
+    "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer",
+    "DynamicSlidingWindowLayer", "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel",
+    "cache_argument", "cache_in", "cache_of", "check_hooks", "disable_progress_bar", "find_packed_sequence_indices",
+    "get_vision_window_index", "is_flash_attn_2_available", "is_torch_flex_attn_available", "layers_of", "masks_of",
     "pixels_in", "pixels_name", "release", "warn_untested", "with_cache",
 ]  # fmt: skip
 
@@ -62,6 +63,9 @@ BaseQuantizedLayer: Any = getattr(cache_utils, "BaseQuantizedLayer", QuantizedLa
 
 EMPTY: tuple[type, ...] = tuple(getattr(cache_utils, name) for name in ("DummyLayer",) if hasattr(cache_utils, name))
 """Cache layers that hold nothing, since theirs attends to the keys of another layer or not at all."""
+
+SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
+"""Cache layers whose entries can leave."""
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""

@@ -12,8 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from tokensieve.sites import compiled
-from tokensieve.sites.model import taps
+from tokensieve.sites.model import compiled, taps
 
 VISUAL = ("encoder", "handoff", "prefill", "focus")
 """Sites whose stages act in passes that bring pictures."""

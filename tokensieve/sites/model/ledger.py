@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from threading import get_ident
 from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.sites.model import calls, compatibility, guards
 from tokensieve.sites.model.structure import Anatomy
 
@@ -33,12 +32,17 @@ class Ledger:
     Attributes:
         visual: the stages that run in passes that bring pictures; late: those that run in passes of several tokens;
             every: those that run in each pass.
+        models: where a pass may be entered, besides the model itself; encoders: what may run ahead of one.
+        anatomy: where pictures have their place in a prompt; None where that is not asked.
     """
 
     def __init__(self, seeds: Mapping[int, int]):
         self.visual: list[Stage] = []
         self.late: list[Stage] = []
         self.every: list[Stage] = []
+        self.models: list[nn.Module] = []
+        self.encoders: list[nn.Module] = []
+        self.anatomy: Anatomy | None = None
         self._seeds = seeds
         self._busy: dict[str, int] = {}  # "thread": the one that runs the model; setdefault() asks and takes at once
         self._outer: nn.Module | None = None
@@ -59,16 +63,13 @@ class Ledger:
         """Whether another thread is running the model."""
         return self._busy.get("thread", get_ident()) != get_ident()
 
-    def attach(
-        self, models: Sequence[nn.Module], encoders: Sequence[nn.Module], anatomy: Anatomy | None
-    ) -> list[Callable[[], None]]:
-        """Stand around ``models``, outermost first, in front of all hooks that are there, and around ``encoders``, which may run
-        ahead of a pass."""
+    def attach(self, model: nn.Module) -> list[calls.Detach]:
+        """Stand around a model and the models inside it, in front of all hooks that are there, and around the encoders."""
         out = []
-        for module in {id(m): m for m in models}.values():
+        for module in {id(m): m for m in (model, *self.models)}.values():
             out.append(calls.before(module, self._begin, prepend=True))
-            out.append(module.register_forward_hook(partial(self._end, anatomy), always_call=True).remove)
-        for module in encoders:
+            out.append(module.register_forward_hook(self._end, always_call=True).remove)
+        for module in self.encoders:
             out.append(module.register_forward_pre_hook(self._encode, prepend=True).remove)
             out.append(module.register_forward_hook(self._encoded_by, always_call=True).remove)
         return out
@@ -119,14 +120,18 @@ class Ledger:
         if self.visual and ahead and kwargs.get("inputs_embeds") is not None and not pictured(kwargs):
             raise guards.refusal("merged")
 
-    def _end(self, anatomy: Anatomy | None, module: nn.Module, args: Any, output: Any) -> None:
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
         if not self._release(module):
             return
         given, self._given = self._given, {}
         if output is None:  # it broke off
             return
         idle = [s for s in self.every if id(s) not in self._ran]
-        idle += [s for s in self.visual if id(s) not in self._ran] if pictured(given) and _shown(anatomy, given) else []
+        idle += (
+            [s for s in self.visual if id(s) not in self._ran]
+            if pictured(given) and _shown(self.anatomy, given)
+            else []
+        )
         if idle:
             raise guards.refusal("compiled", stages=_names(idle))
         idle = [s for s in self.late if id(s) not in self._ran] if _length(given) > 1 else []

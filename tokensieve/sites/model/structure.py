@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.sites.cache.sieved_layer import SIEVABLE
 from tokensieve.sites.model.blocks import Stack, blocks, encoder_of, specials, stack_of
 from tokensieve.sites.model.compatibility import (
     EMPTY,
+    SIEVABLE,
     GenerationMixin,
     LinearAttentionLayer,
     PreTrainedModel,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
+from tokensieve.core.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget, select
 from tokensieve.parts.attention import rows
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.cache.sieved_layer import SievedLayer
 from tokensieve.sites.model import calls, checkpointing, compatibility, masks, taps
+from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.structure import crossing
+from tokensieve.sites.model.supply import supplied
 from tokensieve.sites.model.trace import StageTrace, Trace
-from tokensieve.sites.visual import layer_signals
-from tokensieve.sites.visual.encoder_site import Detach
 from tokensieve.sites.visual.generate_prompt import GeneratePrompt
 
 STATES, MASK, SEEING = "cross_attention_states", "cross_attention_mask", "full_text_row_masked_out_mask"
@@ -57,6 +58,7 @@ class CrossSite:
         self.base, self.language, self.layers = crossing(model)
         self.stage, self.clock, self.ledger, self.scores = stage, clock, ledger, scores
         ledger.visual.append(stage)
+        ledger.models.append(self.language.root)
         keep = stage.keep
         if isinstance(keep, Keep) and (keep.per == "prompt" or (keep.tokens is None and keep.share is None)):
             # Of images that share one, all keys of the first might leave: text in front of the second would see only that.
@@ -67,10 +69,14 @@ class CrossSite:
             raise ValueError(
                 f"layers={stage.layers}; at site='cross' keys leave behind layer {self.layers[0]}: leave it out"
             )
-        layer_signals.wanted(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
+        supplied(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
         self.trace: Trace | None = None
         self.asked = GeneratePrompt(model, ledger)
         self.now: CrossPass | None = None
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.language]
 
     def attach(self) -> list[Detach]:
         root, first = self.language.root, self.language.attentions[self.layers[0]]

@@ -17,11 +17,12 @@ from tokensieve.parts import score
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.model import checkpointing
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import pixels_in
 from tokensieve.sites.model.quirks import TILED
 from tokensieve.sites.model.structure import Anatomy
-from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS, Detach, Encoded, EncoderSite, Heard, Watch
+from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS, Encoded, EncoderSite, Heard, Watch
 from tokensieve.sites.visual.feature_memory import Remembered, features_of
 from tokensieve.sites.visual.images import Images
 from tokensieve.sites.visual.layout import EncoderPass, Unmapped

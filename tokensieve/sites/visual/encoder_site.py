@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.needs import Need
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.attention import rows
 from tokensieve.sites.model import checkpointing, taps
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.trace import StageTrace, Trace
 
-Detach = Callable[[], None]
 Heard = dict[str, dict[int, list[Tensor]]]
 """Signals by name and layer, one of each call: a block may be called several times in one pass."""
 ENCODER_SIGNALS = ("cls_attention", "received_attention", "cls_similarity", "keys", "values")
@@ -139,11 +139,17 @@ class EncoderSite:
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
         self.alone = alone
-        ledger.every += [stage] if alone else []
+        if alone:
+            ledger.every.append(stage)
+            ledger.models.append(stack.root)
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
         self.trace: Trace | None = None
         self.now: Encoded | None = None
         self.made: list[Encoded] | None = None  # a list while somebody collects the passes
+
+    @property
+    def stacks(self) -> list[Stack]:
+        return [self.stack]
 
     def attach(self) -> list[Detach]:
         out = [*checkpointing.attach(self.stack), *self.watch.attach()]

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.focus import Focus
-from tokensieve.core.plan import Stage
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import select
 from tokensieve.sites.cache.sieved_layer import Seen, SievedLayer
 from tokensieve.sites.model import checkpointing, compatibility, guards, masks, taps
 from tokensieve.sites.model.blocks import Stack, neurons
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.visual import layer_signals
-from tokensieve.sites.visual.encoder_site import Detach
 from tokensieve.sites.visual.images import Images
 from tokensieve.sites.visual.token_stream import Stream
 

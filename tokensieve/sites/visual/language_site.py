@@ -11,23 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.method import Method
-from tokensieve.core.plan import Stage
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.sites.cache import gathered_masks
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
-from tokensieve.sites.model import calls, checkpointing, compatibility, guards, masks, position_ids, taps
+from tokensieve.sites.model import calls, checkpointing, compatibility, guards, masks, taps
+from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
-from tokensieve.sites.model.deepstack import Deepstack
 from tokensieve.sites.model.fingerprint import Fingerprint
 from tokensieve.sites.model.ledger import Ledger, pictured
 from tokensieve.sites.model.structure import Anatomy
+from tokensieve.sites.model.supply import supplied
 from tokensieve.sites.model.trace import StageTrace, Trace
-from tokensieve.sites.visual import last_token, layer_arguments, layer_signals
+from tokensieve.sites.visual import last_token, layer_arguments, layer_signals, renumbering
+from tokensieve.sites.visual.deepstack import Deepstack
 from tokensieve.sites.visual.encoder_signals import Sight
-from tokensieve.sites.visual.encoder_site import Detach, EncoderSite
+from tokensieve.sites.visual.encoder_site import EncoderSite
 from tokensieve.sites.visual.focus_site import FocusSite
 from tokensieve.sites.visual.generate_prompt import GeneratePrompt
 from tokensieve.sites.visual.layer_budgets import layered, resolve
@@ -54,6 +57,7 @@ class LanguageSite:
         scores: bool,
     ):
         assert anatomy.language is not None
+        assert anatomy.base is not None
         self.anatomy, self.language, self.encoder = anatomy, anatomy.language, encoder
         self.stages, self.clock, self.ledger, self.scores = stages, clock, ledger, scores
         self.handoff = [s for s in stages if s.site == "handoff"]
@@ -84,6 +88,9 @@ class LanguageSite:
                 raise ValueError("positions='compact': tokens that come back later need those they had; use 'original'")
             # What never entered the language model could not come back.
             self.prefill, self.handoff = {0: self.handoff, **self.prefill}, []
+        ledger.models += [anatomy.base, self.language.root]
+        ledger.encoders += [stack.root for stack in self.sight.towers]
+        ledger.anatomy = anatomy
         self.model = Fingerprint(self.language.root)
         attentions = enumerate(self.language.attentions)
         self.own = [i for i, attention in attentions if attention is not None and self.language.sources[i] == i]
@@ -94,16 +101,22 @@ class LanguageSite:
     def _names(self, stage: Stage) -> list[str]:
         """The signals that a stage gets."""
         available = layer_signals.available(stage.site, self.anatomy.vision is not None, self.ranks)
-        return layer_signals.wanted(stage.method.needs, available, stage.site, stage.method.name)
+        return supplied(stage.method.needs, available, stage.site, stage.method.name)
 
     def _own(self, stage: Stage) -> list[str]:
         """Those that it reads at its own layer."""
         return layer_signals.own(stage.method.needs, self._names(stage)) if stage.site == "prefill" else []
 
+    @property
+    def stacks(self) -> list[Stack]:
+        inside = [] if self.encoder is None else self.encoder.stacks
+        return [*inside, *self.sight.watched, self.language]
+
     def attach(self) -> list[Detach]:
         anatomy, language = self.anatomy, self.language
         assert anatomy.base is not None
-        out = [*self.asked.attach(), *self.sight.attach(), self._end]
+        out = [] if self.encoder is None else self.encoder.attach()
+        out += [*self.asked.attach(), *self.sight.attach(), self._end]
         out.append(calls.before(anatomy.base, self._see))
         out.append(anatomy.base.register_forward_hook(self._end, always_call=True).remove)
         out.append(calls.before(language.root, self._enter))
@@ -168,7 +181,7 @@ class LanguageSite:
             return args, changed
         policies = {s.positions for s in (*self.handoff, *([self.encoder.stage] if self.encoder else []))}
         policy = "compact" if "compact" in policies else "original"
-        stream.ids = position_ids.placed(stream, stream.ids, stream.index, policy)
+        stream.ids = renumbering.placed(stream, stream.ids, stream.index, policy)
         changed = masks.arguments(changed, stream.index, length)
         changed |= {
             "inputs_embeds": x,
@@ -203,9 +216,9 @@ class LanguageSite:
                 here = stream.index
                 hidden = self._thin(stream, stage, index, hidden, call, kwargs)
                 if stage.positions == "compact" and stream.reduced:
-                    stream.renumbered = position_ids.renumbered(self.language.root, stream, hidden)
+                    stream.renumbered = renumbering.renumbered(self.language.root, stream, hidden)
                 elif stream.renumbered is not None and stream.index is not here:
-                    stream.renumbered = position_ids.fewer(self.language.root, stream, hidden)
+                    stream.renumbered = renumbering.fewer(self.language.root, stream, hidden)
                 if call is not None and stream.index is not here:
                     call = call.restricted_to(stream.stayed)
             stream.held.append(stream.reduction.counts)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.parts.budget.flops import of_layer
@@ -102,18 +102,3 @@ def _first(mean: float, now: int, steps: int) -> float:
         low, high = (r, high) if now * sum(r**i for i in range(1, steps + 1)) < steps * mean else (low, r)
     # The stages behind it need one token each.
     return min(now * high, float(int(steps * mean - steps + 1)))
-
-
-def resolve_count(keep: Budget, seen: Tensor) -> Tensor:
-    """``(B,)``: the budget of rows that have seen so many tokens.
-
-    Raises:
-        ValueError: a budget in FLOPs.
-    """
-    if isinstance(keep, Keep):
-        if keep.flops is not None:
-            raise ValueError(
-                f"{keep}; at site='cache' a budget is a number of tokens or a share: pass keep=1024 or keep=0.25"
-            )
-        keep = keep.direct if keep.average is None else keep.average if keep.average <= 1 else round(keep.average)
-    return budget.of(keep, seen)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.needs import Need
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.parts.attention import rows
 from tokensieve.sites.model import checkpointing
 from tokensieve.sites.model.blocks import Stack, neurons
@@ -37,26 +37,8 @@ def available(site: str, encoder: bool, ranked: bool) -> tuple[str, ...]:
     return (*names, "ranking") if site == "prefill" and ranked else names
 
 
-def wanted(needs: Sequence[Need], available: tuple[str, ...], where: str, method: str) -> list[str]:
-    """For each need, the name that a site can supply: the signal itself or its first stand-in.
-
-    Raises:
-        ValueError: a need that the site cannot supply.
-    """
-    out = []
-    for need in needs:
-        name = next((n for n in (need.name, *need.instead) if n in available), None)
-        if name is None:
-            raise ValueError(
-                f"{method} needs {need.name}, which the {where} site cannot give; it gives {', '.join(available)} (methods "
-                "that read features only, such as 'divprune', run everywhere)"
-            )
-        out.append(name)
-    return out
-
-
 def own(needs: Sequence[Need], names: Sequence[str]) -> list[str]:
-    """Those of the names, as :func:`wanted` gives them, that are read at the stage's own layer."""
+    """Those of the names, as :func:`supplied` gives them, that are read at the stage's own layer."""
     return [name for need, name in zip(needs, names, strict=True) if need.own and name in ATTENTION_SIGNALS]
 
 

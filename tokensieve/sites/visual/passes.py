@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tokensieve.sites.model.deepstack import Deepstack
 from tokensieve.sites.model.taps import Call
+from tokensieve.sites.visual.deepstack import Deepstack
 from tokensieve.sites.visual.pictures import Pictures
 from tokensieve.sites.visual.token_stream import Stream
 
