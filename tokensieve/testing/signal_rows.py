@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from tokensieve.core.method import Method, reduce
+from tokensieve.core.method import Method
 from tokensieve.core.needs import Need
+from tokensieve.core.reduce import reduce
 from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import MissingSignal, Signals
 from tokensieve.testing import draw
