@@ -256,7 +256,7 @@ def test_contrastive_search_is_told_by_the_config_of_a_call_or_of_the_model():
     model, inputs = decoder(), text(40)
     config = GenerationConfig(penalty_alpha=0.6, top_k=4, max_new_tokens=2)
     with ts.sieve(model, "streamingllm", keep=8):
-        with pytest.raises(ValueError, match="penalty_alpha=0.6 asks for contrastive search"):
+        with pytest.raises(ValueError, match=r"penalty_alpha=0.6 asks for contrastive search"):
             model.generate(**inputs, generation_config=config)
         model.generate(**inputs, generation_config=config, do_sample=True)
         model.generate(**inputs, penalty_alpha=0.6, top_k=1, max_new_tokens=2)
