@@ -68,7 +68,7 @@ def test_keeping_all_changes_nothing(encoder, name, attn):
 def test_shapes_stay_and_tokens_fall(encoder, name):
     model, specials = encoder
     seen = []
-    blocks = ts.sites.anatomy.find(model).vision.layers
+    blocks = ts.sites.model.structure.find(model).vision.layers
     hooks = [b.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1] - specials)) for b in blocks]
     plain = outputs(model)
     seen.clear()
