@@ -141,8 +141,8 @@ def test_masks_of_kinds_that_do_not_take_all_arguments(monkeypatch):
     whole = compatibility.masks_of(config, x, real, None)
     makers = dict(compatibility.LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING)
     chunked = makers["chunked_attention"]
-    makers["chunked_attention"] = lambda config, inputs_embeds, attention_mask, cache: chunked(
-        config, inputs_embeds, attention_mask, cache
+    makers["chunked_attention"] = lambda config, inputs_embeds, attention_mask, cache, ids: chunked(
+        config, inputs_embeds, attention_mask, cache, ids
     )
     monkeypatch.setattr(compatibility, "LAYER_PATTERN_TO_MASK_FUNCTION_MAPPING", makers)
     monkeypatch.setattr(compatibility, "create_masks_for_generate", forbidden)
@@ -170,7 +170,7 @@ def test_hooks_are_found_by_name_and_signature(monkeypatch):
     compatibility.check_hooks(Root(), [Old(), New(), Wrapper()])
     with pytest.raises(ValueError, match=r"which was tested: Next.forward takes no cache as cache or past_key_values"):
         compatibility.check_hooks(Root(), [Next()])
-    monkeypatch.setattr(transformers, "__version__", "99.0")
+    monkeypatch.setattr(compatibility.transformers, "__version__", "99.0")
     with pytest.raises(ValueError, match=r"^transformers 99.0, which is untested: Next.forward takes no inputs_embeds"):
         compatibility.check_hooks(Next(), [])
 
@@ -186,7 +186,7 @@ def test_a_model_whose_layers_call_their_cache_otherwise_is_refused(make):
 
 
 def test_an_untested_release_is_told_once(monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", "99.0")
+    monkeypatch.setattr(compatibility.transformers, "__version__", "99.0")
     model = decoder()
     compatibility.warn_untested.cache_clear()
     with warnings.catch_warnings(record=True) as told:
@@ -199,7 +199,7 @@ def test_an_untested_release_is_told_once(monkeypatch):
 
 
 def test_a_tested_release_is_not_spoken_of(monkeypatch):
-    monkeypatch.setattr(transformers, "__version__", compatibility.TESTED[0])
+    monkeypatch.setattr(compatibility.transformers, "__version__", compatibility.TESTED[0])
     compatibility.warn_untested.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -163,7 +163,7 @@ def test_a_refusal_of_our_own_models_is_a_failure(monkeypatch):
     def refuse(*_):
         raise ValueError("not on this release")
 
-    monkeypatch.setattr("tokensieve.sites.sieve.decoder", refuse)
+    monkeypatch.setattr("tokensieve.sites.table.decoder", refuse)
     of = tiny_model("text")
     assert wrong(found(of))["cache", WHOLE].status == "failed"
 

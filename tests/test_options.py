@@ -262,3 +262,32 @@ def _hooks():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("name", ["ems", "token-correlation"])
+def test_an_option_by_its_earlier_name(name, tmp_path):
+    """In a call, and in a plan that was saved before."""
+    wanted = ts.get_method(name, cosine_threshold=0.25)
+    with pytest.warns(DeprecationWarning, match="the option alike is now called cosine_threshold") as seen:
+        assert ts.get_method(name, alike=0.25) == wanted
+    assert seen[0].filename == __file__
+    with pytest.warns(DeprecationWarning, match="alike is now called"):
+        assert ts.stage(name, 9, alike=0.25).method == wanted
+    saved = json.dumps(ts.Plan(ts.Stage(wanted, 9)).to_json()).replace("cosine_threshold", "alike")
+    (tmp_path / "plan.json").write_text(saved)
+    with pytest.warns(DeprecationWarning, match="alike is now called"):
+        assert ts.Plan.load(tmp_path / "plan.json").stages[0].method == wanted
+    with pytest.raises(ValueError, match=r"alike=0\.1 and cosine_threshold=0\.2 are the same option"):
+        ts.get_method(name, alike=0.1, cosine_threshold=0.2)
+    with (
+        pytest.raises(ValueError, match=f"{name}: cosine_threshold=2; it must be"),
+        pytest.warns(DeprecationWarning, match="alike is now called"),
+    ):
+        ts.get_method(name, alike=2)
+
+
+def test_no_earlier_name_is_an_option_of_today():
+    for name in ts.list_methods():
+        fields = dataclasses.fields(method_registry.method_class(name))
+        was = {f.metadata.get("was") for f in fields} - {None, ""}
+        assert not was & {f.name for f in fields}, name

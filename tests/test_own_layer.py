@@ -217,7 +217,7 @@ def test_no_attention_map_is_made_to_read_a_row(model):
     inputs = prompt((6,))
     spy = Spy("own")
     with ts.sieve(model, ts.Stage(spy, 0.5, layers=(3,))) as s, torch.no_grad():
-        coming = s._sites.sites[0].coming[3]
+        coming = s._sites.sites[0].steps.coming[3]
         run, largest = coming.call, []
 
         def watched(hidden, kwargs):

@@ -384,7 +384,7 @@ def test_what_was_recorded_goes_with_the_pass(sdpa, name):
 
     def left(s):
         site = s._sites.sites[0]
-        return [site.now, site.asked.prompt, *(w.seen for w in site.sight.watches), len(site.sight.remembered)]
+        return [site.now, site.asked.prompt, *(w.seen for w in site.listener.watches), len(site.listener.remembered)]
 
     def fails(module, args):
         raise KeyError("on purpose")

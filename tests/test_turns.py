@@ -173,7 +173,7 @@ def test_what_is_remembered_lives_as_long_as_the_features():
     case = made("llava")
     with torch.no_grad(), ts.sieve(case.model, "hiprune", keep=case.keep) as s:
         features, rest = encoded(case, asked(case, 0))
-        known = s._sites.sites[0].sight.remembered
+        known = s._sites.sites[0].listener.remembered
         case.model.generate(**rest, mm_encoder_outputs={"image": features}, **GREEDY)
         assert len(known) > 0
         del features

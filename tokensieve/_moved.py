@@ -85,6 +85,9 @@ RENAMED = {
     "codec.Codec": "retrieval.storage.VectorFormat",
     "codec.codec": "retrieval.storage.vector_format",
     "method.reduce": "core.reduce.reduce",
+    "parts.budget.share": "parts.budget.fraction_of",
+    "parts.score.share": "parts.score.normalized",
+    "parts.select.held": "parts.select.group_sizes",
     "plan.POLICIES": "core.stage.POLICIES",
     "plan.method": "core.stage.stage",
     "registry.System": "catalog.table.System",
@@ -137,10 +140,7 @@ class Moved(ModuleType):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         if (below := sys.modules.get(f"{self.__name__}.{name}")) is not None:
             return below
-        module, _, now = RENAMED.get(f"{self._old}.{name}", f"{self._new}.{name}").rpartition(".")
-        found = getattr(importlib.import_module(f"tokensieve.{module}"), now)
-        warn(f"{self.__name__}.{name}", f"tokensieve.{module}.{now}")
-        return found
+        return handed(f"{self._old}.{name}", RENAMED.get(f"{self._old}.{name}", f"{self._new}.{name}"))
 
     def __dir__(self) -> list[str]:
         return dir(importlib.import_module(f"tokensieve.{self._new}"))
@@ -166,6 +166,14 @@ def warn(old: str, new: str) -> None:
     warnings.warn(f"{old} is now {new}", DeprecationWarning, stacklevel=3)
 
 
+def handed(old: str, new: str) -> Any:
+    """What stands at a new path, with a warning to who asked for the old one."""
+    module, _, name = new.rpartition(".")
+    found = getattr(importlib.import_module(f"tokensieve.{module}"), name)
+    warnings.warn(f"tokensieve.{old} is now tokensieve.{new}", DeprecationWarning, stacklevel=3)
+    return found
+
+
 def alias() -> None:
     """Put the old paths where ``import`` looks first; they are no attributes of their packages, whose names stay."""
     for old, new in MOVED.items():
@@ -175,12 +183,15 @@ def alias() -> None:
 
 
 def below(package: str) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that finds its modules' old paths (``tokensieve.sites.anatomy``)."""
+    """The ``__getattr__`` of a package: old paths of modules (``tokensieve.sites.anatomy``), old names of functions."""
 
     def find(name: str) -> Any:
         found = sys.modules.get(f"{package}.{name}")
         if isinstance(found, (Moved, Gone)):
             return found
+        old = f"{package}.{name}".removeprefix("tokensieve.")
+        if old in RENAMED:
+            return handed(old, RENAMED[old])
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return find

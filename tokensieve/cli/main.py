@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tokensieve import __version__
 from tokensieve.cli import bench, catalog, doctor, retrieval
 
 app = typer.Typer(
@@ -32,9 +33,7 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import version
-
-        typer.echo(version("tokensieve"))
+        typer.echo(__version__)
         raise typer.Exit
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from tokensieve.core.method import Method
-from tokensieve.core.options import Option, documented, options_of, renamed
+from tokensieve.core.options import Option, documented, earlier_names, options_of, renamed
 from tokensieve.core.registry import Registry
 
 T = TypeVar("T", bound=type[Method])
@@ -63,10 +63,9 @@ def get_method(name: str, **options: Any) -> Method:
     Raises:
         ValueError: an unknown name or option, or a value out of an option's range.
     """
-    cls = method_class(name)
-    options = renamed(cls, options)
     check_names(name, options)
-    return cls(**options)
+    cls = method_class(name)
+    return cls(**renamed(cls, options))
 
 
 def check_names(name: str, given: Iterable[str], beside: Sequence[str] = ()) -> None:
@@ -79,8 +78,9 @@ def check_names(name: str, given: Iterable[str], beside: Sequence[str] = ()) -> 
     Raises:
         ValueError: an unknown one; the message offers those nearest to it.
     """
-    known = [option.name for option in options_of(method_class(name))]
-    unknown = [key for key in given if key not in known and key not in beside]
+    cls = method_class(name)
+    known = [option.name for option in options_of(cls)]
+    unknown = set(given) - {*known, *earlier_names(cls), *beside}
     if unknown:
         wrong = min(unknown)
         near = difflib.get_close_matches(wrong, [*known, *beside], n=3)

@@ -107,13 +107,18 @@ def option(
     return field(default=default, metadata={"meaning": meaning, "unit": unit, "range": span, "was": was})
 
 
+def earlier_names(cls: Any) -> dict[str, str]:
+    """The names of today by the earlier ones of a dataclass's options."""
+    return {f.metadata["was"]: f.name for f in fields(cls) if f.metadata.get("was")}
+
+
 def renamed(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """Options by their names of today, with a warning for each that has an earlier one.
 
     Raises:
         ValueError: an option is given by both names.
     """
-    now = {f.metadata["was"]: f.name for f in fields(cls) if f.metadata.get("was")}
+    now = earlier_names(cls)
     for old in now.keys() & given.keys():
         if now[old] in given:
             raise ValueError(

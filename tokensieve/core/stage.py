@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from tokensieve.core import budget
-from tokensieve.core.method import Method
+from tokensieve.core.method import CacheMethod, FocusMethod, Method
 from tokensieve.core.method_registry import check_names, get_method
 
 POLICIES = ("original", "compact")
@@ -86,6 +86,16 @@ class Stage:
     def layer(self) -> int | float:
         """The language-model layer of a prefill stage, or the share of the depth at which it lies."""
         return self.layers[0] if self.layers else self.method.layer
+
+    @property
+    def cache_method(self) -> CacheMethod:
+        """The method of a stage at ``site="cache"``, whatever class it was made from."""
+        return cast(CacheMethod, self.method)
+
+    @property
+    def focus_method(self) -> FocusMethod:
+        """The method of a stage at ``site="focus"``, likewise."""
+        return cast(FocusMethod, self.method)
 
     @property
     def whole(self) -> bool:

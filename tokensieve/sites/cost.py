@@ -111,7 +111,7 @@ def _seen(config: Any, stages: Sequence[Stage], visual: int, text: int) -> float
     by_text, by_vision, off = float(text * visual), float(visual * visual), set[int]()
     for stage in stages:
         assert isinstance(stage.keep, (int, float))
-        focus = stage.method.focus(empty, stage.keep)
+        focus = stage.focus_method.focus(empty, stage.keep)
         by_text = by_text if focus.text is None else min(by_text, float(focus.text.sum()))
         by_vision = by_vision if focus.visual is None else min(by_vision, float(focus.visual.sum()))
         off |= set(focus.off)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch import nn
 
-from tokensieve.core.plan import Stage
+from tokensieve.core.stage import Stage
 from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite
@@ -33,7 +33,8 @@ class Site(Protocol):
         stacks: those whose attention is read or limited, or whose tokens leave.
     """
 
-    trace: Trace | None
+    @property
+    def trace(self) -> Trace | None: ...
 
     @property
     def stacks(self) -> Sequence[Stack]: ...
@@ -89,7 +90,7 @@ def _visual(work: Work) -> Site:
     inside = next((s for s in work.own if s.site == "encoder"), None)
     encoder = None
     if inside is not None:
-        if anatomy.vision is None or anatomy.vision.ragged:
+        if anatomy.vision is None or anatomy.vision.ragged or anatomy.vision.placed:
             raise ValueError(
                 f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
                 "and borders of their own); use site='handoff'"
@@ -129,8 +130,8 @@ READS = "{method}, which reads a whole cache, stands alone"
 TABLE = (
     Row(lambda s: s.site == "vectors", _vectors),
     Row(lambda s: s.site == "cross", _cross, "a stage at site='cross' stands alone: use one of them"),
-    Row(lambda s: s.site == "cache" and s.method.query_block_size > 0, _sparse_prefill, READS),
-    Row(lambda s: s.site == "cache" and s.method.sparse_decode, _sparse_decode, READS),
+    Row(lambda s: s.site == "cache" and s.cache_method.query_block_size > 0, _sparse_prefill, READS),
+    Row(lambda s: s.site == "cache" and s.cache_method.sparse_decode, _sparse_decode, READS),
     Row(lambda s: s.site in VISUAL, _visual),
     Row(lambda s: s.site == "cache", _cache),
 )

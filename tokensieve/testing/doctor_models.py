@@ -18,7 +18,7 @@ from tokensieve.bench.compat import tiny_models as tiny
 from tokensieve.bench.compat.prompts import Prompts
 from tokensieve.bench.data import Sample
 from tokensieve.bench.subject import Subject, processor_of
-from tokensieve.sites.model.compatibility import cache_in
+from tokensieve.sites.model.compatibility import cache_in, release
 from tokensieve.sites.model.structure import find
 
 NEW = 4
@@ -154,7 +154,7 @@ def load(name: str, device: str) -> Checked:
         built = next(iter(config.architectures or ()), "AutoModel")
         maker = transformers.AutoModelForImageTextToText if visual else getattr(transformers, built, None)
         if maker is None:
-            raise ValueError(f"transformers {transformers.__version__} has no {built}")
+            raise ValueError(f"{release()} has no {built}")
         model = maker.from_pretrained(name, dtype="auto", use_safetensors=True).to(device).eval()
         if visual:
             return Checked(name, "visual", model, _asked(name, model))

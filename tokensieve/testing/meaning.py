@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from tokensieve.core.method import Method
+from tokensieve.core.method import CacheMethod, FocusMethod, Method
 from tokensieve.core.needs import Keys, Need
 from tokensieve.core.plan import stages_of
 from tokensieve.core.signals import Signals
@@ -256,16 +256,21 @@ def _changes(trial: Trial, option: str, value: Any) -> bool:
 
 def _says(made: Method) -> Mapping[str, Any]:
     """What a method declares of itself to the sites."""
-    keep, seen = torch.tensor([40, 60]), torch.tensor([100, 90])
     return {
         "needs": made.needs,
         "stages": [(type(stage.method), stage.keep, stage.layers) for stage in stages_of(made, 0.25)],
-        "attributes": [
-            getattr(made, k) for k in ("adaptive", "min_kept", "bits", "query_block_size", "unit", "layer", "sites")
-        ],
-        "roles": made.layer_roles(16) if made.sparse_decode else (),
+        "attributes": [made.adaptive, made.layer, made.sites],
         "off": made.focus(Signals(features=torch.ones(1, 9, 4), grid=(3, 3)), 9).off
-        if not made.needs and "focus" in made.sites
+        if isinstance(made, FocusMethod) and not made.needs
         else (),
-        "layers": [made.of_layer(keep, seen, layer, 8).tolist() for layer in range(8)],
+        "cache": _cached(made) if isinstance(made, CacheMethod) else (),
     }
+
+
+def _cached(made: CacheMethod) -> Sequence[Any]:
+    keep, seen = torch.tensor([40, 60]), torch.tensor([100, 90])
+    return [
+        *(getattr(made, k) for k in ("min_kept", "bits", "query_block_size", "unit")),
+        made.layer_roles(16) if made.sparse_decode else (),
+        *(made.of_layer(keep, seen, layer, 8).tolist() for layer in range(8)),
+    ]

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tokensieve.core import method_registry
 from tokensieve.core.focus import Focus
-from tokensieve.core.method import Method
+from tokensieve.core.method import FocusMethod, Method
 from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
-from tokensieve.testing.trial import B, H, N, Trial, W, expect, reads
+from tokensieve.testing.trial import B, H, N, Trial, W, expect, reads, reduces
 
 FILE = Path(__file__).with_name("pins.json")
 KEEPS = (4, 9, 18)
@@ -78,10 +78,11 @@ def _digest(trial: Trial, needs: Any) -> str:
                 (torch.arange(draw.TEXT) < torch.tensor([[draw.TEXT], [4], [6]])) if _texts(given) else None
             )
         for keep in KEEPS:
-            r = trial.run(x, keep, given)
-            for part in (r.kept, r.mask.long(), r.owner):
-                found.update(part.numpy().tobytes())
-            if "focus" in trial.cls.sites:
+            if reduces(trial.cls):
+                r = trial.run(x, keep, given)
+                for part in (r.kept, r.mask.long(), r.owner):
+                    found.update(part.numpy().tobytes())
+            if isinstance(trial.made, FocusMethod):
                 for part in _looks(trial.made.focus(Signals.of(x, grid=(H, W), **given), keep)):
                     found.update(part.numpy().tobytes())
     return found.hexdigest()

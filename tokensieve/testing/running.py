@@ -20,7 +20,7 @@ from tokensieve.testing import (
     rows,
     values,
 )
-from tokensieve.testing.trial import Trial, reads
+from tokensieve.testing.trial import Trial, reads, reduces
 
 Check = Callable[[Trial], None]
 
@@ -71,6 +71,16 @@ ONCE: tuple[Check, ...] = (
 )
 """Run with the defaults."""
 
+HIDING: tuple[Check, ...] = (
+    elsewhere.check_focus,
+    elsewhere.check_needs_of_focus,
+    meaning.check_score_is_a_map,
+    pinned.check_pinned,
+    values.check_card,
+    values.check_methods_are_values,
+)
+"""All that is run, with the defaults and with small options, for methods that hide tokens and remove none."""
+
 SLOW: tuple[Check, ...] = (memory.check_memory_of_many_tokens,)
 
 
@@ -84,7 +94,9 @@ def method_checks(method: str | type[Method], slow: bool = False) -> Iterator[tu
     cls = method_registry.method_class(method) if isinstance(method, str) else method
     small = dict(cls.small)
     plans: list[tuple[str, dict[str, Any], tuple[Check, ...]]] = [("", {}, SLOW if slow else (*ALWAYS, *ONCE))]
-    if not slow:
+    if not reduces(cls):
+        plans = [] if slow else [("", {}, HIDING), *([("small", small, HIDING)] if small else [])]
+    elif not slow:
         if small:
             plans.append(("small", small, (*SMALL, *ALWAYS)))
         else:

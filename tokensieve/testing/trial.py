@@ -97,13 +97,18 @@ def slots(r: Reduction) -> None:
 def reads(cls: type[Method], options: tuple[tuple[str, Any], ...], extra: str) -> bool:
     """Whether one of ``draw.EXTRAS`` changes what a method keeps, or how it mixes."""
     key: Any = cls
-    return _reads(key, options, extra)
+    return reduces(cls) and _reads(key, options, extra)
+
+
+def reduces(cls: type[Method]) -> bool:
+    """Whether a method removes tokens anywhere; one that runs at ``site="focus"`` alone only hides them."""
+    return set(cls.sites) != {"focus"}
 
 
 @lru_cache(maxsize=1024)
 def _reads(cls: Any, options: tuple[tuple[str, Any], ...], extra: str) -> bool:
     plain, more = Trial(cls, dict(options)), Trial(cls, dict(options), (extra,))
-    if extra == "head" and plain.made.unit != "entry":
+    if extra == "head" and getattr(plain.made, "unit", "") != "entry":
         return False
     x, given = plain.draw(seed=3)
     _, laid = more.draw(seed=3)

@@ -136,7 +136,7 @@ class Case:
         with sieve(self.model, "hiprune", keep=self.keep) as s, torch.no_grad():
             self.generate()
             made = self.anatomy.base.get_image_features(**given, return_dict=True)
-            look = s._sites.sites[0].sight.remembered.find(made)[0][0]  # type: ignore[attr-defined]
+            look = s._sites.sites[0].listener.remembered.find(made)[0][0]  # type: ignore[attr-defined]
         got = look.tokens_of(look.unwindowed(torch.eye(look.rows))).nan_to_num(0.0) > 0
         reached = self._reached(look)
         # Where convolutions overlap, a token also sees the rim around its block.

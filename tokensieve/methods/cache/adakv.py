@@ -1,5 +1,5 @@
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -45,11 +45,9 @@ class AdaKV(Inner, SnapKV):
 
     @property
     def inner(self) -> CacheMethod:
-        return (
-            get_method(self.scorer, **dict(self.options))
-            if self.scorer
-            else SnapKV(self.window, self.kernel, self.pooling)
-        )
+        if not self.scorer:
+            return SnapKV(self.window, self.kernel, self.pooling)
+        return cast(CacheMethod, get_method(self.scorer, **dict(self.options)))
 
     def score(self, s: Signals) -> Tensor:
         if self.scorer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -106,7 +106,7 @@ class Over(Inner):
 
     @property
     def inner(self) -> CacheMethod:
-        return get_method(self.scorer, **dict(self.options)) if self.scorer else Last()
+        return cast(CacheMethod, get_method(self.scorer, **dict(self.options))) if self.scorer else Last()
 
     def of_layer(self, keep: Tensor, seen: Tensor, layer: int, depth: int) -> Tensor:
         return self.inner.of_layer(keep, seen, layer, depth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tokensieve._moved import below
 from tokensieve.core.budget import Budget, Keep, check, counts, last, mean, of, times, whole
 
 __all__ = ["Budget", "Keep", "check", "counts", "last", "mean", "of", "times", "whole"]
@@ -156,3 +157,6 @@ def rank(rows: Tensor, held: Tensor, scale: float) -> Tensor:
     # A fixed tolerance: the usual one grows with the padded shape.
     redundant = held - torch.linalg.matrix_rank(rows, rtol=1e-5)
     return (held - torch.floor(scale * redundant.double()).long()).clamp(min=1).minimum(held)
+
+
+__getattr__ = below(__name__)

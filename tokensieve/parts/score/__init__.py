@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d, normalize, pad
 
+from tokensieve._moved import below
 from tokensieve.core.needs import Need, Relevance
 from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import Signals
@@ -264,3 +265,6 @@ def together(x: Tensor, where: Tensor, s: Signals) -> Tensor:
     out = x.new_zeros(s.batch, s.n + 1)
     at = where.masked_fill(where < 0, s.n).view(s.batch, -1)
     return out.scatter_(1, at, x.reshape(s.batch, -1))[:, :-1]
+
+
+__getattr__ = below(__name__)

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from tokensieve._moved import below
 from tokensieve.core.topk import ranked, top
 
 __all__ = ["ranked", "top"]
@@ -200,3 +201,6 @@ def near(candidates: Tensor, grid: tuple[int, int] | None, count: int) -> Tensor
     place = torch.arange(candidates.shape[1], device=candidates.device)
     y, x = place // grid[1], place % grid[1]
     return both & ((y[:, None] - y).abs() <= reach) & ((x[:, None] - x).abs() <= reach)
+
+
+__getattr__ = below(__name__)

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokensieve.core.needs import Need
+from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
-from tokensieve.parts import budget
-from tokensieve.parts.budget import Budget, Keep
+from tokensieve.parts import budget, score
+from tokensieve.parts.budget import Budget, Keep, across_layers
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.model.blocks import Stack
 
@@ -46,11 +47,11 @@ def check(stages: Sequence[Stage], layers: dict[int, list[int]], full: list[int]
             raise ValueError(
                 f"layer {i} has stages with every={sorted(late)}; stages of one layer evict at the same steps"
             )
-        if len(beside) > 1 and any(s.method.shared for s in beside):
-            name = next(s.method.name for s in beside if s.method.shared)
+        if len(beside) > 1 and any(s.cache_method.shared for s in beside):
+            name = next(s.method.name for s in beside if s.cache_method.shared)
             raise ValueError(f"layer {i} has {len(beside)} stages; {name}, whose layers share one budget, stands alone")
         needs(beside)
-        if i in read and any(s.method.unit == "entry" and not s.method.shared for s in beside):
+        if i in read and any(s.cache_method.unit == "entry" and not s.cache_method.shared for s in beside):
             raise ValueError(
                 f"later layers attend to the keys of layer {i}, so that its heads have to keep equally many; take a method "
                 "under which they do ('snapkv')"
@@ -87,7 +88,7 @@ def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, gro
     Raises:
         ValueError: a budget below what the method always keeps.
     """
-    method, held = stage.method, now.valid.sum(2)
+    method, held = stage.cache_method, now.valid.sum(2)
     least = method.min_kept
     keep, short = _room(now, stage.keep) if method.visual else resolve_count(stage.keep, seen), held.amax(1) <= least
     wrong = (keep < least) & ~short
@@ -114,6 +115,25 @@ def counts(stage: Stage, now: Entries, seen: Tensor, order: int, depth: int, gro
         return keep if method.shared else keep.minimum(held), held
     held = held.amax(1)
     return torch.where(short, held, keep).minimum(held), held
+
+
+def shared(layers: Sequence[Signals], keep: Tensor, heads: int, least: int) -> tuple[Tensor, Tensor]:
+    """``(B, L)`` entries of a head that each of the layers keeps which share a budget, from one ranking of what each further slot
+    is worth; and that it holds.
+
+    Args:
+        layers: with the ``ranking`` of their entries, ``(B, H N)``.
+        keep: ``(B, L)``, what they would keep in all heads by themselves.
+        least: entries of a head that each layer is sure of.
+    """
+    worth, held = [], []
+    for signals in layers:
+        assert signals.ranking is not None
+        rank, valid = (x.unflatten(1, (heads, -1)) for x in (signals.ranking, signals.valid))
+        worth.append(score.composite(rank, valid))
+        held.append(valid.sum(2).amax(1))
+    most, total = torch.stack(held, 1), keep.sum(1) // heads
+    return across_layers.across(worth, total, torch.full_like(total, least), most), most
 
 
 def _room(now: Entries, keep: Budget) -> Tensor:

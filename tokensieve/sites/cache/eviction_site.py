@@ -11,14 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.core.method import Method
+from tokensieve.core.method import CacheMethod
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
-from tokensieve.parts import score
-from tokensieve.parts.budget import across_layers
 from tokensieve.sites.cache import cache_budgets, entries, gathered_masks, statistics
-from tokensieve.sites.cache.cache_budgets import resolve_count
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.cache.paged import paged
@@ -60,7 +57,7 @@ class CacheSite:
         self.layers = {id(s): cache_budgets.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
             supplied(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
-            resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
+            cache_budgets.resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         cache_budgets.check(self.stages, self.layers, self.full, self._read)
         ledger.late += self.stages
         ledger.models.append(language.root)
@@ -232,7 +229,7 @@ class CacheSite:
             statistics.note(now, need, columns, self._real, table, ids, self._words, module)
 
     def _evict(self, stage: Stage, index: int, now: Entries, module: nn.Module) -> None:
-        layer, method, heads = now.layer, stage.method, now.keys.shape[1]
+        layer, method, heads = now.layer, stage.cache_method, now.keys.shape[1]
         candidates = self.layers[id(stage)]
         seen = (
             now.valid.new_full((len(now.valid),), layer.length, dtype=torch.long)
@@ -274,18 +271,12 @@ class CacheSite:
             return
         self._finish(index, method, now, method(signals, rows))
 
-    def _together(self, method: Method) -> None:
+    def _together(self, method: CacheMethod) -> None:
         """Evict in all layers that wait, with budgets from one ranking of what each further slot is worth."""
         waiting, self._waiting = self._waiting, []
         heads = waiting[0][1].keys.shape[1]
-        worth, held = [], []
-        for _, _, signals, _ in waiting:
-            assert signals.ranking is not None
-            rank, valid = (x.unflatten(1, (heads, -1)) for x in (signals.ranking, signals.valid))
-            worth.append(score.composite(rank, valid))
-            held.append(valid.sum(2).amax(1))
-        most, total = torch.stack(held, 1), torch.stack([keep for *_, keep in waiting], 1).sum(1) // heads
-        each = across_layers.across(worth, total, torch.full_like(total, method.min_kept), most)
+        keep = torch.stack([keep for *_, keep in waiting], 1)
+        each, most = cache_budgets.shared([signals for _, _, signals, _ in waiting], keep, heads, method.min_kept)
         if bool((each == most).all()):
             for _, now, *_ in waiting:
                 now.layer.mark = now.layer.length
@@ -293,7 +284,7 @@ class CacheSite:
         for (index, now, signals, _), count in zip(waiting, each.unbind(1), strict=True):
             self._finish(index, method, now, method(signals, count * heads))
 
-    def _finish(self, index: int, method: Method, now: Entries, step: Reduction) -> None:
+    def _finish(self, index: int, method: CacheMethod, now: Entries, step: Reduction) -> None:
         layer = now.layer
         if now.latent and (not step.drops or (method.unit == "entry" and not method.shared and now.keys.shape[1] > 1)):
             raise ValueError(

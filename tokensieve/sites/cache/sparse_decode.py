@@ -33,7 +33,7 @@ class ReadingSite:
         ledger.every += [] if stage.keep == 1.0 else [stage]
         ledger.models.append(language.root)
         self.full = full_layers(language)
-        self.layer_roles = dict(zip(self.full, stage.method.layer_roles(len(self.full)), strict=True))
+        self.layer_roles = dict(zip(self.full, stage.cache_method.layer_roles(len(self.full)), strict=True))
         resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         self.trace: Trace | None = None
         self._real: Tensor | None = None

@@ -62,7 +62,7 @@ class SparseSite:
     def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         self.ledger.ran(self.stage)
         (batch, _, length, _), total = call.query.shape, call.key.shape[2]
-        if length == 1 or total <= self.stage.method.query_block_size:
+        if length == 1 or total <= self.stage.cache_method.query_block_size:
             return None
         taps.refuse(kwargs, index, "groups of queries that read a few keys cannot")
         real = self._real
@@ -76,7 +76,7 @@ class SparseSite:
 
     def _attend(self, index: int, real: Tensor, padded: bool, trace: Trace, call: taps.Call) -> Tensor:
         (batch, heads, length, _), total = call.query.shape, call.key.shape[2]
-        size = self.stage.method.query_block_size
+        size = self.stage.cache_method.query_block_size
         query, past, short = call.query, total - length, real.sum(1) <= size
         key, value = (x.repeat_interleave(heads // x.shape[1], 1) for x in (call.key, call.value))
         mask = call.mask if call.mask is not None and call.mask.dim() == 4 else None
@@ -111,7 +111,7 @@ class SparseSite:
         batch, heads, length, _ = query.shape
         front, own = key.shape[2] - length, torch.arange(length, device=query.device)
         with self.clock, torch.no_grad():
-            worth = self.stage.method.key_scores(query, key, scale, real).flatten(0, 1)
+            worth = self.stage.cache_method.key_scores(query, key, scale, real).flatten(0, 1)
             held = real[:, :front].sum(1)
             count = torch.where(short, held, resolve_count(self.stage.keep, held)).repeat_interleave(heads)
             worth = worth.masked_fill((short[:, None] & real[:, :front]).repeat_interleave(heads, 0), torch.inf)

@@ -14,11 +14,9 @@ from typing import Any
 from torch import nn
 
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 
 CHECKPOINT = "_gradient_checkpointing_func"
-
-
-Undo = Callable[[], None]
 
 
 class Run:
@@ -32,7 +30,7 @@ class Run:
         self.function = function
         self.again, self._ran = False, False
         self._answers: dict[nn.Module, list[Any]] = {}
-        self._around: dict[nn.Module, Callable[[], Undo]] = {}
+        self._around: dict[nn.Module, Callable[[], Detach]] = {}
         self._calls: dict[nn.Module, int] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -46,7 +44,7 @@ class Run:
             for take_off in undo:
                 take_off()
 
-    def note(self, module: nn.Module, answer: Any, around: Callable[[], Undo]) -> None:
+    def note(self, module: nn.Module, answer: Any, around: Callable[[], Detach]) -> None:
         """Keep what a call of ``module`` was answered; ``around`` is called before a recomputation, and what it returns after."""
         self._answers.setdefault(module, []).append(answer)
         self._around[module] = around
@@ -72,7 +70,7 @@ def again() -> bool:
     return now is not None and now.again
 
 
-def attach(stack: Stack) -> list[Callable[[], None]]:
+def attach(stack: Stack) -> list[Detach]:
     """Have the layers of a stack run under a :class:`Run` wherever they are checkpointed."""
 
     def enter(module: nn.Module, args: Any) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from tokensieve.sites.model import guards
+from tokensieve.sites.model.calls import Detach
 
 WAYS = ("__deepcopy__", "__reduce_ex__")
 """What `copy.deepcopy` and `pickle` ask an object for."""
 
 
-def forbid(model: nn.Module) -> Callable[[], None]:
+def forbid(model: nn.Module) -> Detach:
     """Refuse to deep-copy or pickle a model, or any part of one; returns the function that allows it again."""
 
     def refuse(*_: Any) -> Any:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.sites.model import checkpointing, masks
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.compatibility import (
     ALL_ATTENTION_FUNCTIONS,
     ALL_MASK_ATTENTION_FUNCTIONS,
@@ -103,7 +104,7 @@ def attach(
     mask: Mask | None = None,
     limit: Limit | None = None,
     kernel: Kernel | None = None,
-) -> Callable[[], None]:
+) -> Detach:
     """Tap an attention module; returns the function that takes the tap away again.
 
     Args:
@@ -145,7 +146,7 @@ def attach(
     return detach
 
 
-def _around(config: Any) -> Callable[[], None]:
+def _around(config: Any) -> Detach:
     """Have the attention of modules with this config tapped until the function that this returns is called."""
     _wrap(config)
     return partial(_unwrap, config)

@@ -146,7 +146,7 @@ class FocusSite:
                         grid=grid,
                         **given,
                     )
-                    focus = stage.method.focus(signals, _plain(stage))
+                    focus = stage.focus_method.focus(signals, _plain(stage))
                     seen.off[number] = focus.off
                 hide = _hidden(focus, seen, images, asked, past, query, call.key.shape[2])
                 return self._masked(call, hide, focus.off, seen, past)
@@ -196,7 +196,7 @@ class FocusSite:
                     text_neurons=masks.gather(x, text, 1)[stream.images.row],
                     text_mask=stream.mine(text, real),
                 )
-                core = stage.method.focus(signals, _plain(stage)).neurons
+                core = stage.focus_method.focus(signals, _plain(stage)).neurons
                 if core is not None:
                     seen.neurons = torch.ones(len(x), x.shape[2], dtype=torch.bool, device=x.device)
                     seen.neurons[stream.images.row] = core

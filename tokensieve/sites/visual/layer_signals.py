@@ -14,6 +14,7 @@ from tokensieve.core.stage import Stage
 from tokensieve.parts.attention import rows
 from tokensieve.sites.model import checkpointing
 from tokensieve.sites.model.blocks import Stack, neurons
+from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.masks import gather
 from tokensieve.sites.model.taps import Call, attach
 from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS
@@ -55,7 +56,7 @@ def check(language: Stack, layer: int | float, names: Sequence[str], own: Sequen
 
 def listen(
     calls: Callable[[], dict[int, Call] | None], index: int, language: Stack, stages: Sequence[Stage]
-) -> list[Callable[[], None]]:
+) -> list[Detach]:
     """Record at ``index`` of ``calls()``, where it is not None, what the layer in front of it does that these stages read."""
 
     def attend(call: Call) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
 
 from tokensieve.sites.model import taps
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
 
 
 class _Reached(Exception):
@@ -27,7 +27,7 @@ class Coming:
         self.layer, self.attention = language.layers[index], attention
         self._asked = False
 
-    def attach(self) -> Callable[[], None]:
+    def attach(self) -> Detach:
         return taps.attach(self.attention, ahead=self._stop)
 
     def _stop(self, call: taps.Call) -> None:

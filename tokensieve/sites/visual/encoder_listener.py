@@ -1,0 +1,221 @@
+"""The listener: what the encoder says while it encodes pictures, remembered by the features that come out."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
+
+import torch
+from torch import Tensor, nn
+
+from tokensieve.core.needs import Need
+from tokensieve.parts import score
+from tokensieve.sites.model import checkpointing
+from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
+from tokensieve.sites.model.clock import Clock
+from tokensieve.sites.model.compatibility import pixels_in
+from tokensieve.sites.model.structure import Anatomy
+from tokensieve.sites.visual.encoder_site import Encoded, EncoderSite, Heard, Watch
+from tokensieve.sites.visual.feature_memory import Remembered, features_of
+from tokensieve.sites.visual.layout import EncoderPass
+from tokensieve.sites.visual.pictures import Pictures
+
+KINDS = ("image", "video")
+
+
+@dataclass
+class Encoding:
+    """A call that encodes pictures, while it is under way.
+
+    Attributes:
+        shapes: of the states in front of the encoder's first block, call by call.
+        packed: how the model joined crops into pictures; None where it did not.
+    """
+
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+    packed: dict[str, Any] | None = None
+
+
+class Listener:
+    """Listens to the encoder of a vision-language model.
+
+    Models encode pictures in ``get_image_features`` and ``get_video_features``, called by `generate`, by the forward pass or by
+    the caller; each call is an :class:`EncoderPass`. It belongs to the features that come out, and is found again by them.
+    """
+
+    def __init__(self, anatomy: Anatomy, needs: Sequence[Need], encoder: EncoderSite | None, clock: Clock):
+        self.anatomy, self.encoder, self.needs, self.clock = anatomy, encoder, needs, clock
+        self.towers = [stack for stack in (anatomy.vision, anatomy.video_tower) if stack is not None]
+        self.watches = [Watch(stack, needs, clock, (anatomy.feature_layer,)) for stack in self.towers]
+        self._encoding: Encoding | None = None
+        self.remembered = Remembered()
+        self._waiting: WeakSet[EncoderPass] = WeakSet()
+        self._inside: dict[str, Pictures] | None = None
+
+    @property
+    def watched(self) -> list[Stack]:
+        """The encoders whose attention is read."""
+        return [watch.stack for watch in self.watches if watch.reads]
+
+    def attach(self) -> list[Detach]:
+        base = self.anatomy.base
+        out = [detach for watch in self.watches for detach in watch.attach()]
+        for kind in KINDS:
+            out += around(base, f"get_{kind}_features", functools.partial(self._look, kind))
+        out += around(base, "pack_image_features", self._pack)
+        for stack in self.towers:
+            out += checkpointing.attach(stack)
+            out.append(stack.layers[0].register_forward_pre_hook(self._shape(stack), with_kwargs=True).remove)
+        return out
+
+    def _look(self, kind: str, encode: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        if self._encoding is not None:  # some encode videos through the function for images
+            return encode(*args, **kwargs)
+        now = self._encoding = Encoding()
+        made: list[Encoded] = []
+        if self.encoder is not None:
+            self.encoder.made = made
+        for watch in self.watches:
+            watch.seen = {}
+        try:
+            out = encode(*args, **kwargs)
+            heard = [watch.seen or {} for watch in self.watches]
+        finally:
+            self._encoding = None
+            if self.encoder is not None:
+                self.encoder.made = None
+            for watch in self.watches:
+                watch.seen = None
+        given = _named(encode, args, kwargs)
+        features = features_of(out)
+        lengths = _videos(_lengths(features), pixels_in(given, kind) if kind == "video" else None)
+        if lengths and now.shapes:
+            look = EncoderPass(self.anatomy, kind, given, lengths, now.shapes, {}, now.packed, made)
+            with self.clock:
+                look.seen = {**self._heard(look, heard), **self._bits(look)}
+            every = self.remembered.add(look, out, features)
+            if self._inside is not None:
+                self._inside[kind] = every
+            else:
+                self._waiting.add(look)
+        return out
+
+    def _pack(self, pack: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        if self._encoding is not None:
+            self._encoding.packed = _named(pack, args, kwargs)
+        return pack(*args, **kwargs)
+
+    def _shape(self, stack: Stack) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+            if self._encoding is not None and not checkpointing.again():
+                self._encoding.shapes.append(stack.patches(stack.given(args, kwargs)))
+
+        return hook
+
+    def _heard(self, look: EncoderPass, heard: Sequence[Heard]) -> dict[str, dict[int, Tensor]]:
+        """The recorded signals, ``(rows, ...)``, in the order in which the rows entered the encoder."""
+        out: dict[str, dict[int, Tensor]] = {}
+        for stack, name, layers in (
+            (t, n, x) for t, said in zip(self.towers, heard, strict=True) for n, x in said.items()
+        ):
+            for layer, calls in layers.items():
+                parts = [c.movedim(1 if name in ("keys", "values") else -1, 1) for c in calls]
+                if self.encoder is not None and self.encoder.stack is stack:
+                    parts = [e.widen(p, stack.specials) for e, p in zip(look.encoded, parts, strict=True)]
+                rows = torch.cat([p.flatten(0, 1) for p in parts])
+                whole = torch.tensor(look.lengths) * look.rows // look.tokens
+                if name == "received_attention" and len(look.shapes[0]) == 1 and int(whole.sum()) == look.rows:
+                    # Rows attend within frames or windows; the mean is over the queries of the whole picture.
+                    queries = torch.tensor([p.shape[1] for p in parts]).repeat_interleave(
+                        torch.tensor([p.shape[1] for p in parts])
+                    )
+                    share = queries / whole.repeat_interleave(whole)
+                    rows = rows * share.to(rows)[:, None]
+                out.setdefault(name, {})[layer] = look.unwindowed(rows)
+        return out
+
+    def _bits(self, look: EncoderPass) -> dict[str, dict[int, Tensor]]:
+        """The entropy of each patch's pixels, where a stage asks for it and pictures come as pixels."""
+        pixels, patch = pixels_in(look.given, look.kind), getattr(self.towers[0].config, "patch_size", None)
+        if not any(need.name == "entropy" for need in self.needs) or not isinstance(patch, int):
+            return {}
+        if not isinstance(pixels, Tensor) or pixels.dim() < 4:
+            return {}
+        bits = score.entropy(pixels.flatten(0, -4), patch).flatten()
+        return {"entropy": {0: bits}} if len(bits) == look.rows else {}
+
+    # ---- a pass of the language model ------------------------------------------------------------------------------------
+
+    def begin(self, given: Any) -> dict[str, Pictures]:
+        """A pass begins: the pictures that it brings, by kind; those that it encodes itself are added as they are.
+
+        Args:
+            given: the encoder's outputs that the pass was given, by kind, or None.
+        """
+        self._inside = out = {}
+        for kind in KINDS:
+            output = given.get(kind) if isinstance(given, dict) else given if kind == "image" else None
+            pictures = None if output is None else self.remembered.find(output)
+            if pictures is not None:
+                out[kind] = pictures
+        return out
+
+    def end(self) -> None:
+        self._inside = None
+
+    def unseen(self, around: bool) -> None:
+        """The language model runs in a pass that brought no placeholders; ``around``: within the model's own forward pass.
+
+        Raises:
+            ValueError: pictures were encoded, and the language model is called past that.
+        """
+        if self._waiting and not around:
+            raise ValueError(
+                f"{type(self.anatomy.model).__name__} hands pictures to its language model outside its forward pass, where a "
+                "sieve cannot follow"
+            )
+
+    def placed(self, look: EncoderPass) -> None:
+        """The pictures of a call have found their places in a prompt."""
+        self._waiting.discard(look)
+
+
+def around(base: Any, name: str, call: Callable[..., Any]) -> list[Detach]:
+    """Have ``call`` stand around a method of one module; [] where it has no such method."""
+    plain = getattr(base, name, None)
+    if plain is None:
+        return []
+
+    @functools.wraps(plain)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return call(plain, args, kwargs)
+
+    base.__dict__[name] = wrapped
+    return [lambda: base.__dict__.pop(name)]
+
+
+def _named(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    bound = inspect.signature(function).bind_partial(*args, **kwargs).arguments
+    return {**bound, **bound.pop("kwargs", {})}
+
+
+def _lengths(features: Any) -> list[int]:
+    """Tokens of each picture, from the features that a model made of them."""
+    if isinstance(features, Tensor):
+        return [features.shape[1]] * len(features) if features.dim() == 3 else [len(features)]
+    if isinstance(features, (list, tuple)) and all(isinstance(f, Tensor) for f in features):
+        return [f.shape[:-1].numel() for f in features]
+    return []
+
+
+def _videos(lengths: list[int], pixels: Tensor | None) -> list[int]:
+    """Tokens of each video, where features come frame by frame (pixels ``(videos, frames, ...)``)."""
+    if pixels is None or pixels.dim() != 5 or len(lengths) != pixels.shape[:2].numel():
+        return lengths
+    frames = pixels.shape[1]
+    return [sum(lengths[i : i + frames]) for i in range(0, len(lengths), frames)]
