@@ -23,7 +23,7 @@ def similar(unit: Tensor, among: Tensor, group: Tensor, least: float, temperatur
     Returns:
         the flow along the edges, and the number of edges of each node, ``(B, N)``, itself included, at least 1.
     """
-    like, first = likeness.dots(unit), twins.firsts(unit)
+    like, first = likeness.dots(unit), twins.firsts(unit, among)
 
     def edges(place: Tensor) -> tuple[Tensor, Tensor]:
         near = like(place)
