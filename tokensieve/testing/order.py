@@ -57,6 +57,8 @@ def check_alike_tokens_in_any_batch(trial: Trial) -> None:
         mask[1] = True
         wide, all_given = trial.draw(B, end, WIDTH, seed + 5)
         wide[:, place] = x
+        # Padding, too, repeats tokens of the row.
+        wide[:, ~mask[0]] = x[:, :PADDED]
         for name, value in given.items():
             if draw.of_text(name):
                 all_given[name] = value
