@@ -27,6 +27,7 @@ from benchmarks.resumed import Resumed
 from benchmarks.selection import DIM, SEED, inputs
 from tokensieve.bench.clocks import Peak
 from tokensieve.core import method_registry
+from tokensieve.testing.trial import reduces
 
 TOKENS = (500, 1000, 2000, 5000, 10000, 20000)
 SHARE, REPEATS, THREADS, LIMIT_MB, SECONDS = 1 / 9, 5, 1, 1000.0, 900
@@ -75,7 +76,7 @@ def run(name: str, n: int) -> dict[str, Any]:
 
 def main(out: Path = Path("out/growth.json"), names: Sequence[str] = ()) -> None:
     """Some methods, or all; what ``out`` holds is not measured again."""
-    names = names or ts.list_methods()
+    names = names or [n for n in ts.list_methods() if reduces(method_registry.method_class(n))]
     cells = [(name, n) for name in names for n in TOKENS]
     of = {"threads": THREADS, "seed": SEED, "dimensions": DIM}
     found = Resumed.open(out, "tokensieve.growth.2", of)

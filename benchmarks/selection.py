@@ -31,6 +31,7 @@ from tokensieve.bench.results import environment
 from tokensieve.core import method_registry
 from tokensieve.core.method import Method
 from tokensieve.core.reduction import Reduction
+from tokensieve.testing.trial import reduces
 
 SIZES = (((24, 24), 64), ((48, 60), 320))
 FRAMES, VIDEO = 32, ((32 * 14, 14), 627)
@@ -156,7 +157,7 @@ def divprune(grid: tuple[int, int], keep: int) -> dict[str, Any]:
 def main(out: Path | None = None, names: Sequence[str] = ()) -> None:
     """Some methods, or all."""
     console = Console(stderr=True)
-    names = names or ts.list_methods()
+    names = names or [n for n in ts.list_methods() if reduces(method_registry.method_class(n))]
     cells = [(name, grid, keep) for grid, keep in SIZES for name in names]
     cells += [(name, *VIDEO) for name in ts.list_methods(family="video") if name in names]
     rows = [measure(*cell) for cell in track(cells, description="selection", console=console)]

@@ -13,6 +13,7 @@ import tokensieve as ts
 from tokensieve.catalog.table import entries, record, systems
 from tokensieve.core.method_registry import Card
 from tokensieve.core.registry import REGISTRIES
+from tokensieve.core.signal_table import SIGNALS
 from tokensieve.sites.model.guards import GUARDS
 
 EXTENSIBLE = (
@@ -20,6 +21,7 @@ EXTENSIBLE = (
     "tokensieve.retrieval.encoders.loading",
     "tokensieve.retrieval.scoring.sketch",
     "tokensieve.retrieval.storage",
+    "tokensieve.retrieval.stores",
 )
 """Modules that hold a registry."""
 MOVED = {
@@ -84,7 +86,7 @@ def registered() -> str:
         import_module(module)
     out = []
     for kind, registry in sorted(REGISTRIES.items()):
-        if kind == "method":
+        if kind in ("method", "signal"):
             continue
         rows = []
         for name in registry:
@@ -92,6 +94,15 @@ def registered() -> str:
             rows.append((f"`{name}`", getattr(entry.thing, "title", entry.summary), f"`{entry.home}`"))
         out += [f"## {kind}\n", _table(("name", "", "where"), rows)]
     return "\n".join(out)
+
+
+def signals() -> str:
+    """The table of signals."""
+    rows = [
+        (f"`{s.name}`", s.shape, s.meaning, ", ".join(f"`{n}`" for n in s.instead), ", ".join(s.sites))
+        for s in (SIGNALS.get(name) for name in SIGNALS)
+    ]
+    return _table(("name", "shape", "what it says", "stand-ins", "given at"), rows)
 
 
 def published() -> str:
@@ -125,6 +136,7 @@ MARKS: dict[str, Callable[[], str]] = {
     "<!-- methods -->": methods,
     "<!-- names -->": names,
     "<!-- registered -->": registered,
+    "<!-- signals -->": signals,
     "<!-- systems -->": published,
 }
 

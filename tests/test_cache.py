@@ -8,11 +8,14 @@ import warnings
 import pytest
 import torch
 import transformers
+from safetensors import safe_open
+from safetensors.torch import save_file
 from transformers import DynamicCache, QuantizedCache
 from transformers.cache_utils import DynamicLayer
 
 import tokensieve as ts
 from tests.models import IMAGE, decoder, eight_bits, llava, prompt, text
+from tokensieve.sites.cache import prefix
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.model.compatibility import cache_of
 from tokensieve.sites.model.decoder import decoder as site
@@ -358,6 +361,54 @@ def test_a_saved_prefix_answers_many_questions(model, name, options, tmp_path):
     model(questions[0], past_key_values=plain)
     with pytest.raises(ValueError, match="layer 0 of the cache is a DynamicLayer"):
         ts.save_cache(plain, tmp_path / "plain.safetensors")
+
+
+@pytest.mark.parametrize(("name", "options"), [("h2o", {}), ("adakv", SMALL), ("sepllm", {"separators": (5, 8, 11)})])
+def test_a_prefix_saved_in_the_format_before_is_read(model, name, options, tmp_path):
+    """There what was noted had other names and was told by query head, heads that hold the same were all written out, and the
+    model's name was that of its weights alone."""
+    path, inputs = tmp_path / "prefix.safetensors", text(33, 48)
+    with ts.sieve(model, name, keep=12, **options):
+        cache = ts.prefill(model, inputs)
+    for layer in cache.layers:  # of pictures, though there are none, so that all is there that may be
+        layer.is_visual = torch.zeros(2, 48, dtype=torch.bool)
+        layer.shares = torch.rand(2, 2, layer.places.shape[2])
+    ts.save_cache(cache, path)
+    with safe_open(path, "pt") as f:
+        meta = f.metadata()
+        now = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (a safetensors handle)
+    names = {"accumulated_attention": "carried", "token_ids": "named", "is_visual": "shown"}
+    before = {}
+    for key, x in now.items():
+        layer, what = key.split(".", 1)
+        if what in ("accumulated_attention", "shares"):  # of two query heads, whose mean it is
+            x = torch.stack([x * 0.5, x * 1.5], 2).flatten(1, 2)
+        if what in ("places", "token_ids"):
+            x = x.expand(-1, 2, -1).contiguous()
+        before[f"{layer}.{names.get(what, what)}"] = x
+    save_file(before, path, metadata=meta | {"format": "tokensieve.cache.1", "model": meta["model"].split("/")[0]})
+    back = ts.load_cache(path, model)
+    for one, two in zip(back.layers, cache.layers, strict=True):
+        for what in prefix.ASIDE:
+            x, y = getattr(one, what), getattr(two, what)
+            assert (x is None) == (y is None)
+            assert x is None or torch.allclose(x, y)
+    with pytest.raises(ValueError, match="filled by another model"):
+        ts.load_cache(path, decoder(seed=1))
+    question = torch.full((2, 5), 9)
+    ids, mask = (torch.cat(x, 1) for x in zip(inputs.values(), (question, torch.ones_like(question)), strict=True))
+    for layer in (*back.layers, *cache.layers):
+        layer.is_visual = layer.shares = None
+    with ts.sieve(model, name, keep=12, every=2, **options):
+        got = model.generate(ids, attention_mask=mask, past_key_values=back, **GREEDY)
+        assert torch.equal(got, model.generate(ids, attention_mask=mask, past_key_values=cache, **GREEDY))
+
+
+@pytest.mark.parametrize("said", ["tokensieve.cache.3", None])
+def test_a_file_of_another_format_is_no_saved_cache(model, said, tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "x", metadata=said and {"format": said})
+    with pytest.raises(ValueError, match=rf"is not a saved cache \(format {said!r}\)"):
+        ts.load_cache(tmp_path / "x", model)
 
 
 FAMILIES = [

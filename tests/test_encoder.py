@@ -17,6 +17,8 @@ from transformers import (
 
 import tokensieve as ts
 from tests.models import llava, prompt
+from tokensieve.bench.compat import tiny_models
+from tokensieve.bench.compat.check import Case
 from tokensieve.sites.model.structure import find
 
 SMALL = {
@@ -132,3 +134,33 @@ def test_beams_repeat_what_the_encoder_reduced():
     with ts.sieve(model, "tome", keep=16):
         out = model.generate(**inputs, max_new_tokens=4, do_sample=False, num_beams=3)
     assert out.shape[0] == 2
+
+
+@pytest.mark.parametrize("which", ["gemma4", "llama4", "deepseek_ocr2", "step3p7", "lfm2_vl", "minicpmv4_6"])
+def test_an_encoder_that_is_told_where_tokens_stand_is_refused(which):
+    model = tiny_models.model(which)
+    with pytest.raises(ValueError, match=r"positions and borders of their own\); use site='handoff'"):
+        ts.sieve(model, "divprune", keep=0.5, site="encoder")
+    ts.sieve(model, "divprune", keep=0.5)
+
+
+@pytest.mark.parametrize("name", ["uniform", "tome"])
+def test_features_that_an_encoder_makes_of_what_is_left_are_refused(name):
+    case = Case("ovis2")
+    with (
+        torch.no_grad(),
+        ts.sieve(case.model, name, keep=0.5, site="encoder"),
+        pytest.raises(ValueError, match=r"pooler_output of 32 tokens that are left of 64.*use site='handoff'"),
+    ):
+        case.model(**case.inputs)
+
+
+@pytest.mark.parametrize("name", ["uniform", "tome"])
+def test_patches_that_an_encoder_hides_by_place_are_refused(name):
+    case = Case("idefics2")
+    seen = case.inputs["pixel_attention_mask"] = torch.ones_like(case.inputs["pixel_attention_mask"])
+    with torch.no_grad(), ts.sieve(case.model, name, keep=0.5, site="encoder"):
+        case.model(**case.inputs)
+        seen[0, 0, :, -4:] = 0
+        with pytest.raises(ValueError, match=r"hides some patches by a mask of 64 places.*use site='handoff'"):
+            case.model(**case.inputs)

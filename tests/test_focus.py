@@ -301,17 +301,20 @@ def test_windows(count):
     assert int(select.near(candidates, None, 5)[1].sum(1).max()) == 5
 
 
-def test_cmai_on_arrays_keeps_what_the_last_text_token_focuses_on():
+def test_the_score_of_cmai_is_the_focus_of_the_last_text_token():
     draw = torch.Generator().manual_seed(0)
     a, t = torch.rand(2, 3, 5, 20, generator=draw), torch.rand(2, 5, 5, generator=draw)
     real = torch.ones(2, 5, dtype=torch.bool)
     real[1, :2] = False
-    got = ts.reduce(features(2, 20), "cmai", 6, text_attention=a, text_text=t, text_mask=real)
+    s = ts.Signals(features=features(2, 20), text_attention=a, text_text=t, text_mask=real)
+    method = ts.get_method("cmai")
+    seen, score_of = method.focus(s, 6).text[:, -1], method.score(s)
     for b in range(2):
         score = [
             sum(float(t[b, 4, j]) * float(a[b, :, j, i].mean()) for j in range(5) if real[b, j]) for i in range(20)
         ]
-        assert got.kept[b].tolist() == sorted(sorted(range(20), key=lambda i: -score[i])[:6])
+        torch.testing.assert_close(score_of[b], torch.tensor(score))
+        assert seen[b].nonzero()[:, 0].tolist() == sorted(sorted(range(20), key=lambda i: -score[i])[:6])
 
 
 # ---- heads ----------------------------------------------------------------------------------------------------------

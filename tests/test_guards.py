@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 import tokensieve as ts
 from tests.models import decoder, llava, prompt, text
@@ -229,3 +230,36 @@ def test_dropping_equals_masking_where_a_prompt_ends_in_an_image():
     dropped = gone(s, inputs)
     expected = oracle(model, inputs, dropped, inputs["input_ids"], 0)
     torch.testing.assert_close(got[~dropped], expected[~dropped], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["divprune", "streamingllm"])
+def test_a_generate_that_somebody_set_on_a_model_is_called_and_stays(name):
+    model, inputs, called = llava(), prompt((1,)), []
+    plain = model.generate
+
+    def own(*args, **kwargs):
+        called.append(True)
+        return plain(*args, **kwargs)
+
+    model.generate = own
+    with ts.sieve(model, name, keep=20):
+        model.generate(**inputs, **GREEDY)
+    assert called == [True]
+    assert model.__dict__["generate"] is own
+    del model.generate
+    with ts.sieve(model, name, keep=20):
+        pass
+    assert not {"generate", "init_continuous_batching"} & set(model.__dict__)
+
+
+def test_contrastive_search_is_told_by_the_config_of_a_call_or_of_the_model():
+    model, inputs = decoder(), text(40)
+    config = GenerationConfig(penalty_alpha=0.6, top_k=4, max_new_tokens=2)
+    with ts.sieve(model, "streamingllm", keep=8):
+        with pytest.raises(ValueError, match=r"penalty_alpha=0.6 asks for contrastive search"):
+            model.generate(**inputs, generation_config=config)
+        model.generate(**inputs, generation_config=config, do_sample=True)
+        model.generate(**inputs, penalty_alpha=0.6, top_k=1, max_new_tokens=2)
+        model.generation_config = config
+        with pytest.raises(ValueError, match="greedy search, sampling and beams work under a sieve"):
+            model.generate(inputs["input_ids"])

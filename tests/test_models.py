@@ -341,7 +341,7 @@ def test_tokens_do_not_leave_behind_keys_that_later_layers_attend_to():
         ts.sieve(model, "divprune", keep=4, site="prefill", layers=3)
 
 
-def test_a_prompt_that_ends_in_tokens_that_left_is_refused_where_only_the_last_are_computed():
+def test_a_prompt_that_ends_in_an_image_is_answered_where_only_the_last_tokens_are_computed():
     case, computed = Case("gemma4"), []
     hook = case.anatomy.language.layers[-1].register_forward_hook(lambda m, a, out: computed.append(a[0].shape[1]))
     with torch.no_grad():
@@ -353,12 +353,13 @@ def test_a_prompt_that_ends_in_tokens_that_left_is_refused_where_only_the_last_a
     ids = bare["input_ids"][:, :-2]  # the text behind the picture
     assert ids[0, -1] == tiny_models.IMAGE
     inputs = {k: v[:, :-2] if v.shape[:2] == bare["input_ids"].shape else v for k, v in bare.items()}
-    with (
-        torch.no_grad(),
-        ts.sieve(case.model, "divprune", keep=1),
-        pytest.raises(ValueError, match="end the prompt with"),
-    ):
-        case.model(**inputs, logits_to_keep=1)
+    with torch.no_grad(), ts.sieve(case.model, "divprune", keep=4) as s:
+        last = case.model(**inputs, logits_to_keep=1).logits
+        every = case.model(**inputs).logits
+    # Its last token stays, and counts in the budget.
+    assert s.last.stages[-1].reduction.kept[0, -1] == 15
+    assert s.last.stages[-1].reduction.counts.tolist() == [4]
+    torch.testing.assert_close(last, every[:, -1:], atol=1e-5, rtol=1e-4)
 
 
 def test_costs_of_layers_that_differ_are_counted():

@@ -47,24 +47,24 @@ def one_hot_roles(length=20, seed=0):
     return F.one_hot(drawn, 3).float()
 
 
-def seen(layer_roles, i, j, window):
+def seen(roles, i, j, window):
     """One pair by the definition; roles (T,)."""
     if j > i:
         return False
-    if j == i or layer_roles[j] == nats_79.GLOBAL:
+    if j == i or roles[j] == nats_79.GLOBAL:
         return True
-    if layer_roles[j] == nats_79.SLIDING:
+    if roles[j] == nats_79.SLIDING:
         return i - j <= window
-    return not any(layer_roles[n] == nats_79.GLOBAL for n in range(j + 1, i))
+    return not any(roles[n] == nats_79.GLOBAL for n in range(j + 1, i))
 
 
 @pytest.mark.parametrize("window", [1, 5])
 def test_nats_masks_by_its_definition(window):
-    layer_roles = one_hot_roles()
-    mask = nats_79.mask_of(layer_roles, window)
+    roles = one_hot_roles()
+    mask = nats_79.mask_of(roles, window)
     for b in range(2):
         for g in range(2):
-            names = layer_roles[b, g].argmax(-1).tolist()
+            names = roles[b, g].argmax(-1).tolist()
             told = [[float(seen(names, i, j, window)) for j in range(20)] for i in range(20)]
             assert mask[b, g].tolist() == told
 
@@ -80,17 +80,17 @@ def test_nats_attends_to_what_is_visible_even_where_the_hidden_is_far_larger():
 @pytest.mark.parametrize("prompt", [1, 9])
 def test_nats_really_drops_what_its_mask_hides(prompt):
     model = decoder()
-    layer_roles = nats_79.NAtS(SHAPE, window=3).eval()
+    roles = nats_79.NAtS(SHAPE, window=3).eval()
     with torch.no_grad():
-        for m in layer_roles.layer_roles:
+        for m in roles.roles:
             m.weight.normal_(std=2.0)
-        logits, memory = singly(model, TEXT, layer_roles, prompt)
-        torch.testing.assert_close(logits, model(TEXT, layer_roles), atol=1e-5, rtol=1e-5)
+        logits, memory = singly(model, TEXT, roles, prompt)
+        torch.testing.assert_close(logits, model(TEXT, roles), atol=1e-5, rtol=1e-5)
         longer = torch.cat([TEXT, TEXT[:, :1]], 1)
         masks = {}
-        model(longer, lambda i, x, *rest: layer_roles(i, masks.setdefault(i, x), *rest))
+        model(longer, lambda i, x, *rest: roles(i, masks.setdefault(i, x), *rest))
     for i, layer in memory.items():
-        mask = nats_79.mask_of(layer_roles.role(i, masks[i], True), 3)
+        mask = nats_79.mask_of(roles.role(i, masks[i], True), 3)
         living = mask[:, :, -1, :-1].sum(-1).flatten()  # what one more token would see
         assert layer.counts().tolist() == living.tolist()
         assert layer.bytes() == 2 * 8 * 4 * living.sum() < 2 * 2 * 2 * 24 * 8 * 4
@@ -98,35 +98,35 @@ def test_nats_really_drops_what_its_mask_hides(prompt):
 
 def test_nats_sees_no_future_and_its_roles_learn():
     model = decoder()
-    layer_roles = nats_79.NAtS(SHAPE, window=3)
-    sees_no_future(lambda ids: model(ids, layer_roles.eval()), TEXT)
-    F.cross_entropy(model(TEXT, layer_roles.train()).flatten(0, 1), TEXT.flatten()).backward()
-    assert all(m.weight.grad.abs().sum() > 0 for m in layer_roles.layer_roles)
-    layer_roles.zero_grad()
-    model(TEXT, layer_roles)
-    torch.stack(list(layer_roles.visible.values())).mean().backward()
-    assert all(m.weight.grad.abs().sum() > 0 for m in layer_roles.layer_roles)
-    assert 0 < float(layer_roles.visible[0].detach()) < 1
+    roles = nats_79.NAtS(SHAPE, window=3)
+    sees_no_future(lambda ids: model(ids, roles.eval()), TEXT)
+    F.cross_entropy(model(TEXT, roles.train()).flatten(0, 1), TEXT.flatten()).backward()
+    assert all(m.weight.grad.abs().sum() > 0 for m in roles.roles)
+    roles.zero_grad()
+    model(TEXT, roles)
+    torch.stack(list(roles.visible.values())).mean().backward()
+    assert all(m.weight.grad.abs().sum() > 0 for m in roles.roles)
+    assert 0 < float(roles.visible[0].detach()) < 1
 
 
 def test_a_global_token_s_gradient_counts_the_pairs_it_would_open():
-    layer_roles = torch.zeros(1, 1, 10, 3)
-    layer_roles[..., nats_79.SLIDING] = 1
-    layer_roles.requires_grad_()
-    nats_79.mask_of(layer_roles, 2).sum().backward()
+    roles = torch.zeros(1, 1, 10, 3)
+    roles[..., nats_79.SLIDING] = 1
+    roles.requires_grad_()
+    nats_79.mask_of(roles, 2).sum().backward()
     opened = [10 - 1 - j for j in range(10)]  # all later queries
-    assert layer_roles.grad[0, 0, :, nats_79.GLOBAL].tolist() == opened
-    assert layer_roles.grad[0, 0, :, nats_79.SLIDING].tolist() == [min(2, 9 - j) for j in range(10)]
+    assert roles.grad[0, 0, :, nats_79.GLOBAL].tolist() == opened
+    assert roles.grad[0, 0, :, nats_79.SLIDING].tolist() == [min(2, 9 - j) for j in range(10)]
 
 
 def test_nats_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="window=0"):
         nats_79.NAtS(SHAPE, window=0)
-    model, layer_roles, memory = decoder(), nats_79.NAtS(SHAPE).eval(), {}
-    model(TEXT, layer_roles, memory)
+    model, roles, memory = decoder(), nats_79.NAtS(SHAPE).eval(), {}
+    model(TEXT, roles, memory)
     with pytest.raises(ValueError, match="1 token at a time, not 24"):
-        model(TEXT, layer_roles, memory, 24)
-    assert math.isfinite(float(layer_roles.visible[1].detach()))
+        model(TEXT, roles, memory, 24)
+    assert math.isfinite(float(roles.visible[1].detach()))
 
 
 def pod_by_definition(q, k, v, low_q, low_k, sinks, recent):

@@ -288,5 +288,5 @@ def test_a_picture_in_one_is_ranked_as_a_whole(name):
 @pytest.mark.parametrize("name", ["hired", "globalcom2"])
 def test_crops_need_to_lie_somewhere(name):
     x, given = pictures()
-    with pytest.raises(ts.MissingSignal, match=r"pass spot=p with p of shape \(B, N, 2\)"):
+    with pytest.raises(ts.MissingSignal, match=r"pass spot=s with s of shape \(B, N, 2\)"):
         ts.reduce(x, name, 9, **without(given, "spot"))

@@ -335,7 +335,7 @@ def test_tidaldecode_reads_what_the_selecting_layers_attend_to():
         return real(self, s, keep)
 
     with ts.sieve(model, method, keep=keep) as s, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(method), "safe", spy)
+        patch.setattr(type(method), "always_keep", spy)
         logits, ids, mask, cache, saw = steps(model, inputs, 1, 6)
         assert s.last.layer_tokens == [54, 54, keep, 54, keep]
     assert all(layer.get_seq_length() == 54 for layer in cache.layers)

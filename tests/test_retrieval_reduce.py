@@ -42,7 +42,7 @@ def encoded(lengths, dim=8, seed=0):
 def test_the_methods_of_stored_vectors():
     wanted = {"first-k", "idf", "received-attention", "stopwords", "kmeans", "agglomerative", "whole-words", "coverage"}
     assert wanted | {"random", "uniform", "pool", "divprune"} == set(METHODS)
-    assert {"first-k", "idf", "received-attention", "stopwords"} == set(ts.registry.entries(364))
+    assert {"first-k", "idf", "received-attention", "stopwords"} == set(ts.catalog.entries(364))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -52,10 +52,10 @@ def test_texts_are_reduced_as_if_alone(name, keep, monkeypatch):
     monkeypatch.setattr(reduce, "ROWS", 3)
     x = encoded([5, 1, 12, 7, 12, 3, 30, 2])
     out = reduce.reduce(x, name, keep)
-    made, adaptive = ts.get_method(name), ts.registry.get(name).adaptive
+    made = ts.get_method(name)
     for i, n in enumerate(x.lengths.tolist()):
         want = min(keep, n) if isinstance(keep, int) else max(1, math.floor(n * keep + 0.5))
-        assert out.lengths[i] == want or (adaptive and out.lengths[i] < want)
+        assert out.lengths[i] == want or (made.adaptive and out.lengths[i] < want)
         a, b = x.offsets[i : i + 2].tolist()
         given = {k: x.signals[k][a:b][None] for k in reduce.READ}
         r = made(ts.Signals(features=x[i][None], **given), keep)

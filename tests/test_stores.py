@@ -1,41 +1,26 @@
 """Stores on databases against the embedded Index; each is skipped where its package is not installed."""
 
+import sys
+
 import pytest
 import torch
 
-from tokensieve.retrieval import Hit, Incompatible, Index, Store, maxsim
+from tokensieve.retrieval import Incompatible, Index, list_stores, maxsim
+from tokensieve.retrieval.stores import STORES
+from tokensieve.testing import stores as contract
+from tokensieve.testing.stores import DIM, FILTERS, check_store, store_checks
+from tokensieve.testing.stores import documents as docs
 
-DIM = 8
 NOTES = [
     {"i": 0, "lang": "en"},
     {"i": 1, "lang": "de", "tags": ["io", "net"]},
     {"i": 2.0, "lang": ["en"]},
     {"lang": None},
 ]
-PLAIN = [
-    {"lang": "en"},
-    {"lang": ["en", "de"]},
-    {"lang": []},
-    {"lang": {"ne": "en"}},
-    {"lang": None},
-    {"lang": {"ne": None}},
-    {"lang": ["de", None]},
-    {"i": 2},
-    {"i": {"ge": 5, "lt": 8.5}},
-    {"i": {"gt": 5, "le": 8}, "lang": "en"},
-    {"i": {"ne": 4}},
-    {"absent": 1},
-    {"absent": {"ne": "a"}},
-    {},
-]
 
 
-def docs(count, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    return [
-        torch.nn.functional.normalize(torch.randn(int(n), DIM, generator=g), dim=1)
-        for n in torch.randint(1, 9, (count,), generator=g)
-    ]
+def same(found, wanted):
+    contract.same(found, wanted, "the hits")
 
 
 def qdrant(folder=None):
@@ -52,133 +37,57 @@ def lance(folder):
     return LanceDB("c", str(folder), DIM)
 
 
-KINDS = {"qdrant": lambda folder: qdrant(), "lancedb": lance}
+KINDS = {
+    "qdrant": lambda folder: qdrant(),
+    "lancedb": lance,
+    "index": lambda folder: Index.create(folder, DIM, "float32"),
+}
 
 
-@pytest.fixture(params=KINDS)
-def store(request, tmp_path):
-    with KINDS[request.param](tmp_path / "store") as made:
-        yield made
-
-
-def same(found, wanted):
-    """Scores may differ in their last digits, and so the order of those that do not differ otherwise."""
-    assert [h.id for h in found] == [h.id for h in wanted]
-    assert [h.metadata for h in found] == [h.metadata for h in wanted]
-    assert [h.score for h in found] == pytest.approx([h.score for h in wanted], abs=1e-5)
-
-
-def notes(count, kinds=2):
-    return [NOTES[n % kinds] | {"i": n, "name": f"part {n}"} for n in range(count)]
-
-
-@pytest.fixture
-def both(store, tmp_path):
-    """The same documents in a store and in an Index."""
-    index = Index.create(tmp_path / "index", DIM, "float32")
-    for held in (store, index):
-        held.add(docs(30), [f"d{n}" for n in range(30)], notes(30))
-        held.add(docs(2, 1), ["none", "empty"], [{"lang": None}, {}])
-    return store, index
-
-
-def test_it_is_a_store(store):
-    assert isinstance(store, Store)
-    assert store.search(torch.ones(1, DIM) / DIM**0.5) == []
-    assert (len(store), list(store.ids()), store.dim) == (0, [], DIM)
-
-
-@pytest.mark.parametrize("where", PLAIN, ids=str)
-def test_filters_admit_what_the_index_admits(both, where):
-    store, index = both
-    query = docs(3, 5)[0]
-    same(store.search(query, 50, where), index.search(query, 50, where))
-
-
-def test_searches_find_what_the_index_finds(both):
-    store, index = both
-    queries = docs(5, 7)
-    for found, wanted in zip(store.search(queries, 7), index.search(queries, 7), strict=True):
-        same(found, wanted)
-    assert len(store.search(queries[0], 100)) == 32
-    assert store.search(queries[0], 1)[0].score == pytest.approx(float(maxsim(queries[0], docs(30)).max()), abs=1e-5)
-
-
-def test_changes_change_both_alike(both):
-    store, index = both
-    query = docs(1, 9)[0]
-    for held in both:
-        assert held.update(docs(3, 3), ["d1", "d2", "new"], [{"lang": "fr"}] * 3) == ["d1", "d2", "new"]
-        assert held.delete(["d5", "d6", "nobody", "d5"]) == 2
-    same(store.search(query, 40), index.search(query, 40))
-    assert set(store.ids()) == set(index.ids())
-    assert len(store) == len(index) == 31
-    assert "new" in store
-    assert "d5" not in store
-    got = store.get("d2")
-    assert torch.allclose(got.vectors, docs(3, 3)[1])
-    assert (got.id, got.metadata) == ("d2", {"lang": "fr"})
-    with pytest.raises(KeyError, match="'d5'"):
-        store.get("d5")
-
-
-def test_equals_come_by_id(store):
-    one = torch.eye(1, DIM)
-    ids = [f"{n:02}" for n in range(40)]
-    store.add([one] * 40, ids[::-1], [{"n": 1}] * 40)
-    assert store.search(one, 3) == [Hit(i, 1.0, {"n": 1}) for i in ids[:3]]
-
-
-def test_numbers_that_callers_used_are_passed_over(store):
-    assert store.add(docs(2)) == ["0", "1"]
-    store.update(docs(1), ["3"])
-    names = store.add(docs(2))
-    assert len(set(names) | {"0", "1", "3"}) == len(store) == 5
+@pytest.mark.parametrize("name", [name for name, _ in store_checks(lambda dim: None)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_stores_answer_as_the_index_does(kind, name, tmp_path):
+    dict(store_checks(lambda dim: KINDS[kind](tmp_path / "store")))[name]()
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("fault", "says"),
     [
-        ({"vectors": [torch.zeros(2, 3)]}, "3 dimensions"),
-        ({"vectors": [docs(1)[0], torch.zeros(0, DIM)]}, "document 1 has no tokens"),
-        ({"vectors": [torch.full((2, DIM), torch.nan)]}, "document 0 holds NaN"),
-        ({"ids": ["d3"]}, "'d3' is in the index"),
-        ({"ids": [7]}, "not 7"),
-        ({"ids": [None]}, "not None"),
-        ({"ids": "d"}, r"pass \['d'\]"),
-        ({"ids": [""]}, "non-empty"),
-        ({"ids": ["caf\udce9"]}, "Unicode"),
-        ({"vectors": docs(2), "ids": ["x", "x"]}, "'x' is given twice"),
-        ({"ids": ["x", "y"]}, "1 documents, 2 ids"),
-        ({"metadata": [{"a": object()}]}, "metadata of document 0"),
-        ({"metadata": [{"a": float("nan")}]}, "metadata of document 0"),
-        ({"metadata": [{1: 2}]}, "names of fields are strings"),
-        ({"vectors": torch.ones(1, 2, DIM).long()}, "hold torch.int64"),
-        ({"vectors": [torch.ones(2, DIM).to(torch.float8_e4m3fn)]}, "hold torch.float8_e4m3fn"),
-        ({"vectors": [torch.ones(2, DIM).double() * 1e300]}, "document 0 holds NaN or infinite"),
+        ({"__len__": lambda self: 3}, "it_is_a_store: expected a new store to be empty"),
+        (
+            {"search": lambda self, q, k=10, where=None: Index.search(self, q, k)},
+            "filters: expected where=.* as in the index",
+        ),
+        ({"delete": lambda self, ids: len(ids)}, "changes: expected delete to give how many were there, 2; got 4"),
+        ({"add": lambda self, *a, **k: Index.update(self, *a, **k)}, "fails the check"),
+        ({"get": lambda self, id: None}, "changes: expected a result; got AttributeError"),
     ],
 )
-def test_a_refused_add_changes_nothing(both, change, says):
-    store, _ = both
-    with pytest.raises(ValueError, match=says):
-        store.add(**({"vectors": docs(1)} | change))
-    assert len(store) == 32
+def test_faults_are_caught(fault, says, tmp_path):
+    worse = type("Worse", (Index,), fault)
+    folders = iter(range(99))
+    with pytest.raises(AssertionError, match=says):
+        check_store(lambda dim: worse.create(tmp_path / str(next(folders)), dim, "float32"))
 
 
-def test_other_refusals(both):
-    store, _ = both
-    query = docs(1)[0]
-    for arguments, says in [
-        ({"k": 0}, "k must be at least 1"),
-        ({"where": {"lang": {"in": "english"}}}, "takes a list"),
-        ({"where": {"i": {"about": 3}}}, "unknown operator 'about'"),
-        ({"where": {"lang": {"eq": {"a": 1}}}}, "no words for"),
-        ({"where": {"": 1}}, "no words for"),
-        ({"query": query[:, :3]}, "3 dimensions"),
-        ({"query": query[:0]}, "without tokens"),
-    ]:
-        with pytest.raises(ValueError, match=says):
-            store.search(**({"query": query} | arguments))
+@pytest.mark.parametrize(("name", "package"), [("lancedb", "lancedb"), ("qdrant", "qdrant_client")])
+def test_a_store_whose_extra_is_missing_is_listed_and_says_how_to_install_it(name, package, monkeypatch):
+    for held in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, held)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert name in list_stores()
+    assert STORES.entry(name).facts == {"extra": name}
+    with pytest.raises(ImportError, match=rf"{package} cannot be imported .*pip install '.*\[{name}\]'"):
+        STORES.get(name)("c", "somewhere", 8) if name == "lancedb" else STORES.get(name)("c", 8)
+
+
+@pytest.mark.parametrize("kind", ["qdrant", "lancedb"])
+def test_conditions_without_words_are_refused(kind, tmp_path):
+    with KINDS[kind](tmp_path / "store") as store:
+        store.add(docs(2))
+        for where in ({"lang": {"eq": {"a": 1}}}, {"": 1}):
+            with pytest.raises(ValueError, match="no words for"):
+                store.search(docs(1)[0], where=where)
 
 
 def test_qdrant_keeps_lists_and_words_apart(tmp_path):
@@ -187,7 +96,7 @@ def test_qdrant_keeps_lists_and_words_apart(tmp_path):
         for held in (store, index):
             held.add(docs(4), list("abcd"), NOTES)
         for where in [
-            *PLAIN,
+            *FILTERS,
             {"tags": {"has": "io"}},
             {"tags": {"has": "n"}},
             {"i": {"has": 1}},

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.works import SITES, VLM, Setting, situation, without
+from tests.works import SITES, VLM, Setting, situation
 from tokensieve.bench.compat.check import Case
 
 
@@ -183,7 +183,14 @@ def compiled(s: Setting) -> None:
         s.logits(model)
 
 
-@situation("Continuous batching", refused=without(SITES, "encoder"), guard="continuous")
+@situation("Continuous batching (`generate_batch`)", refused=SITES, guard="continuous")
+def batched(s: Setting) -> None:
+    model = s.make()
+    with s.sieve(model):
+        model.generate_batch(s.text["input_ids"].tolist(), max_new_tokens=2)
+
+
+@situation("Continuous batching that began before the sieve", refused=SITES, guard="continuous")
 def continuous(s: Setting) -> None:
     model = s.make()
     with s.sieve(model):

@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.generation.streamers import BaseStreamer
 
-from tests.models import llava, prompt
+from tests.models import SIDE, llava, prompt
 from tests.works import GREEDY, SITES, THINNED, VISUAL, VLM, Setting, image_last, merged, situation, without
 from tokensieve.sites.cache.sieved_layer import SievedLayer
 
@@ -94,6 +94,29 @@ def streaming(s: Setting) -> None:
     s.same(out[0])
 
 
+@situation("`transformers.pipeline`", works=VLM)
+def pipelined(s: Setting) -> None:
+    from PIL import Image
+    from transformers import CLIPImageProcessorPil, LlavaProcessor, pipeline
+
+    from tokensieve.testbed.model import tokenizer
+
+    special = ("<pad>", "<s>", "</s>", "<unk>", "<sep>", "<image>")
+    side = {"height": SIDE * 4, "width": SIDE * 4}
+    pictures = CLIPImageProcessorPil(size=side, crop_size=side)
+    words = tokenizer((*special, *(f"w{i}" for i in range(len(special), 64))))
+    processor = LlavaProcessor(
+        pictures, words, patch_size=4, vision_feature_select_strategy="default", num_additional_image_tokens=1
+    )
+    model, image, text = s.make(), Image.effect_noise((SIDE * 4, SIDE * 4), 80).convert("RGB"), "w9 w8 <image> w20 w31"
+    run = pipeline("image-text-to-text", model=model, processor=processor)
+    inputs = processor(images=image, text=text, return_tensors="pt")
+    with s.sieve(model):
+        got = run(image, text=text, generate_kwargs=GREEDY)[0]["generated_text"]
+        want = s.answer(model, inputs)
+    assert got.endswith(words.decode(want[0, -6:], skip_special_tokens=True)), (got, want[0, -6:])
+
+
 @situation("`use_cache=False`", works=without(SITES, "reading"))
 def uncached(s: Setting) -> None:
     model = s.make()
@@ -119,6 +142,14 @@ def assisted(s: Setting) -> None:
     model = s.make()
     with s.sieve(model):
         s.same(s.answer(model, assistant_model=llava(seed=1)))
+
+
+@situation("Contrastive search", refused=SITES, guard="contrastive")
+def contrastive(s: Setting) -> None:
+    model = s.make()
+    with s.sieve(model):
+        s.same(s.answer(model, penalty_alpha=0.6, top_k=1))  # which is greedy search
+        s.answer(model, penalty_alpha=0.6, top_k=4)
 
 
 @situation(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokensieve.core.plan import Plan, plan, register_plan
     from tokensieve.core.reduce import reduce
     from tokensieve.core.reduction import Reduction
-    from tokensieve.core.signals import MissingSignal, Signals
+    from tokensieve.core.signals import MissingSignal, Signals, register_signal
     from tokensieve.core.stage import Stage, stage
     from tokensieve.retrieval.encoders.loading import load_encoder
     from tokensieve.retrieval.index.index import Index
@@ -48,7 +48,7 @@ _NAMES = {
     "core.plan": ("Plan", "plan", "register_plan"),
     "core.reduce": ("reduce",),
     "core.reduction": ("Reduction",),
-    "core.signals": ("MissingSignal", "Signals"),
+    "core.signals": ("MissingSignal", "Signals", "register_signal"),
     "core.stage": ("Stage", "stage"),
     "retrieval.encoders.loading": ("load_encoder",),
     "retrieval.index.index": ("Index",),
@@ -104,6 +104,7 @@ __all__ = [
     "register_format",
     "register_method",
     "register_plan",
+    "register_signal",
     "save_cache",
     "sieve",
     "stage",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, metadata, requires, version
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -15,6 +17,28 @@ TOOLS = ("dev", "docs")
 def install(extra: str) -> str:
     """The command that installs an extra, and where: no index has this package, and what one had by its name would be another."""
     return f"in the checkout of {NAME}: pip install '.[{extra}]'"
+
+
+class Lazy:
+    """A module of an extra, imported when something of it is first asked for.
+
+    Args:
+        module: its dotted name.
+        extra: the extra that it belongs to.
+
+    Raises:
+        ImportError: at that first question, where it cannot be imported; it says how the extra is installed.
+    """
+
+    def __init__(self, module: str, extra: str):
+        self._module, self._extra = module, extra
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            module = import_module(self._module)
+        except ImportError as error:
+            raise ImportError(f"{self._module} cannot be imported ({error}); {install(self._extra)}") from error
+        return getattr(module, name)
 
 
 @dataclass(frozen=True)

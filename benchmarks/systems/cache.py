@@ -231,7 +231,7 @@ def tidaldecode(bed: CheckContext) -> Outcome:
         with ts.sieve(
             model()[0], *((ts.Plan([]),) if what is None else (what,)), **({} if what is None else {"keep": keep})
         ):
-            logits = follow(model()[0], ids, sample.context, what is not None and what.reading)[0]
+            logits = follow(model()[0], ids, sample.context, what is not None and what.sparse_decode)[0]
         right = logits[0].argmax(-1).numpy() == ids[0, sample.context :]
         n[name] = mean(float(right[a - sample.context : b - sample.context].all()) for a, b in sample.answers)
     layer_roles = tries["tidaldecode"].layer_roles(4) if tries["tidaldecode"] else []

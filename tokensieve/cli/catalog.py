@@ -1,4 +1,4 @@
-"""The commands that list: methods, vector formats, published systems, architectures."""
+"""The commands that list: methods, signals, vector formats, sketches, stores, encoders, published systems, architectures."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from tokensieve.cli.common import Json, print_table
 
 if TYPE_CHECKING:
     from tokensieve.core.method_registry import Card
+    from tokensieve.core.registry import Registry
 
 
 def add(app: typer.Typer) -> None:
     """Make these commands part of an application."""
-    for command in (methods, formats, systems, models):
+    for command in (methods, signals, formats, sketches, stores, encoders, systems, models):
         app.command()(command)
 
 
@@ -53,6 +54,53 @@ def _print_card(card: Card) -> None:
         return
     rows = [(o.name, o.type, o.range, o.unit, repr(o.default), o.meaning) for o in card.options.values()]
     print_table(("option", "type", "range", "unit", "default", "meaning"), rows)
+
+
+def signals(json_: Json = False) -> None:
+    """List the signals that methods read: shapes, meaning, what stands in, and which sites give them."""
+    from tokensieve.core.signal_table import SIGNALS
+
+    rows = [SIGNALS.get(name) for name in SIGNALS]
+    if json_:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    print_table(
+        ("signal", "shape", "what it says", "stand-ins", "sites"),
+        [(s.name, s.shape, s.meaning, ", ".join(s.instead), ", ".join(s.sites)) for s in rows],
+    )
+
+
+def sketches(json_: Json = False) -> None:
+    """List the sketches by which an index seeks candidates."""
+    from tokensieve.retrieval.scoring.sketch import SKETCHES
+
+    _print_registry(SKETCHES, "sketch", json_)
+
+
+def stores(json_: Json = False) -> None:
+    """List the stores beside the index, and what installs those whose client is an extra."""
+    from tokensieve.retrieval.stores import STORES
+
+    _print_registry(STORES, "store", json_)
+
+
+def encoders(json_: Json = False) -> None:
+    """List the encoders that have a name of their own."""
+    from tokensieve.retrieval.encoders.loading import ENCODERS
+
+    _print_registry(ENCODERS, "encoder", json_)
+
+
+def _print_registry(registry: Registry[Any], kind: str, json_: bool) -> None:
+    """Name, extra and summary of all that is registered."""
+    from tokensieve.extras import install
+
+    entries = [registry.entry(name) for name in registry.names()]
+    rows = [(e.name, install(e.facts["extra"]) if "extra" in e.facts else "", e.summary) for e in entries]
+    if json_:
+        typer.echo(json.dumps([{"name": n, "install": i, "summary": s} for n, i, s in rows], indent=2))
+        return
+    print_table((kind, "installed by", "what it is"), rows)
 
 
 def formats(json_: Json = False) -> None:

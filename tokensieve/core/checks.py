@@ -8,35 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TOKEN_AXIS = {
-    "cls_attention": -1,
-    "received_attention": -1,
-    "cls_similarity": -1,
-    "pagerank": -1,
-    "text_attention": -1,
-    "last_attention": -1,
-    "keys": -2,
-    "values": -2,
-    "window_attention": -1,
-    "accumulated_attention": -1,
-    "expected_logits": -1,
-    "probe_attention": -1,
-    "visual": 1,
-    "visual_share": -1,
-    "token_ids": 1,
-    "relevance": -1,
-    "entropy": -1,
-    "ranking": -1,
-    "neurons": 1,
-    "idf": 1,
-    "stop": 1,
-    "word": 1,
-    "sizes": -1,
-    "crop": 1,
-    "head": 1,
-    "frame": 1,
-    "spot": 1,
-}
+from tokensieve.core.signal_table import signal
 
 
 def each(value: Any) -> list[Tensor]:
@@ -63,8 +35,9 @@ def finite(name: str, value: Tensor, mask: Tensor | None) -> None:
     if not value.is_floating_point() or bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all()):
         return
     bad = ~torch.isfinite(value)
-    axis = TOKEN_AXIS.get(name, 1) % value.dim()
-    if mask is not None and name not in ("text", "text_text", "text_neurons"):
+    of_text = signal(name).axis is None
+    axis = (signal(name).axis or signal(name).text_axis or 1) % value.dim()
+    if mask is not None and not of_text:
         shape = [1] * value.dim()
         shape[0], shape[axis] = mask.shape
         bad &= mask.reshape(shape)

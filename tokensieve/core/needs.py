@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
+
+from tokensieve.core.signal_table import signal
 
 
 @dataclass(frozen=True)
@@ -10,7 +13,7 @@ class Need:
     """A signal that a method reads.
 
     Args:
-        name: a field of :class:`Signals`.
+        name: a signal of the table (`tokensieve signals` lists it), or one that was registered from outside.
         layers: the encoder layers it is read at (negative counts from the end); () where the site decides.
         instead: names of signals that stand in where this one is absent, tried in this order.
         depth: the number of layers of the encoder that ``layers`` speak of, where a paper names layers of one; they are scaled
@@ -36,56 +39,61 @@ class Need:
         return -2 - round((-2 - layer) * (depth - 2) / (self.depth - 2))
 
 
+def need(name: str, **how: Any) -> Need:
+    """A need with the stand-ins that the table of signals names; ``how``: the other fields."""
+    return Need(name, instead=signal(name).instead, **how)
+
+
 def CLSAttention(*layers: int, depth: int | None = None) -> Need:
     """Attention of the encoder's CLS token to the patches; mean received attention where an encoder has no CLS."""
-    return Need("cls_attention", layers, ("received_attention",), depth)
+    return need("cls_attention", layers=layers, depth=depth)
 
 
 def ReceivedAttention(*layers: int, depth: int | None = None) -> Need:
     """Mean attention that each patch receives from all queries."""
-    return Need("received_attention", layers, ("cls_attention",), depth)
+    return need("received_attention", layers=layers, depth=depth)
 
 
 def CLSSimilarity(*layers: int, depth: int | None = None) -> Need:
     """Softmax over all tokens of the dot product of their values with the CLS token's."""
-    return Need("cls_similarity", layers, ("cls_attention", "received_attention"), depth)
+    return need("cls_similarity", layers=layers, depth=depth)
 
 
 def Keys(*layers: int) -> Need:
     """Attention keys; the features where none are given."""
-    return Need("keys", layers, instead=("features",))
+    return need("keys", layers=layers)
 
 
 def Values(*layers: int, depth: int | None = None) -> Need:
     """Attention values; the features where none are given."""
-    return Need("values", layers, ("features",), depth)
+    return need("values", layers=layers, depth=depth)
 
 
-TextAttention = Need("text_attention", instead=("text", "received_attention"))
+TextAttention = need("text_attention")
 """Attention rows of the text tokens to the visual tokens, at the language-model layer of the stage."""
 
-LastAttention = Need("last_attention", instead=("text_attention", "text", "received_attention"))
+LastAttention = need("last_attention")
 """Attention of the last prompt token to the visual tokens, in the layer before the stage."""
 
 OwnLastAttention = replace(LastAttention, own=True)
 """The same in the layer in front of which the stage stands, before any token has left."""
 
-PageRank = Need("pagerank", instead=("received_attention",))
+PageRank = need("pagerank")
 """Where sharpened attention among all tokens comes to rest after a few steps, at the language-model layer of the stage."""
 
-Ranking = Need("ranking", instead=("last_attention", "text_attention", "text", "received_attention"))
+Ranking = need("ranking")
 """What an earlier stage, in front of the language model, ranked the tokens by; in a plan without one, the text's interest."""
 
-Entropy = Need("entropy", instead=("features",))
+Entropy = need("entropy")
 """How many bits a patch's pixel values need; the features where that is not known (a method then goes without)."""
 
 Text = Need("text")
 """Embeddings of the text tokens, in the space of the features."""
 
-PairedText = Need("paired", instead=("text",))
+PairedText = need("paired")
 """Which text tokens stand between an image and the next one of its prompt; all text where that is not known."""
 
-Relevance = Need("relevance", instead=("text",))
+Relevance = need("relevance")
 """Similarity of each visual token to the text in a shared space (a CLIP pair's); from the text embeddings otherwise."""
 
 Neurons = Need("neurons")
@@ -139,38 +147,3 @@ VisualShare = Need("visual_share")
 
 TokenIds = Need("token_ids")
 """The vocabulary's number of each cached token."""
-
-HOW: dict[str, str] = {
-    "features": "x, of shape (B, N, D)",
-    "cls_attention": "cls_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
-    "received_attention": "received_attention=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
-    "cls_similarity": "cls_similarity=a with a of shape (B, heads, N) or (B, N), or {layer: a}",
-    "pagerank": "pagerank=p with p of shape (B, heads, N) or (B, N)",
-    "text_attention": "text_attention=a with a of shape (B, heads, T, N) or (B, T, N)",
-    "text_text": "text_text=a with a of shape (B, Q, T)",
-    "last_attention": "last_attention=a with a of shape (B, heads, N) or (B, N)",
-    "text": "text=t with t of shape (B, T, D) in the space of the features",
-    "ranking": "ranking=r with r of shape (B, N)",
-    "entropy": "entropy=e with e of shape (B, N)",
-    "paired": "paired=m with m of shape (B, T), True at the text that belongs to the row",
-    "keys": "keys=k with k of shape (B, N, D) or (B, heads, N, D/heads)",
-    "values": "values=v with v of shape (B, N, D) or (B, heads, N, D/heads)",
-    "window_attention": "window_attention=a with a of shape (B, heads, W, N) or (B, W, N)",
-    "accumulated_attention": "accumulated_attention=a with a of shape (B, heads, N) or (B, N)",
-    "expected_logits": "expected_logits=a with a of shape (B, heads, N) or (B, N)",
-    "probe_attention": "probe_attention=a with a of shape (B, heads, N) or (B, N)",
-    "token_ids": "token_ids=i with i of shape (B, N)",
-    "visual": "visual=v with v of shape (B, N), above 0 at visual tokens",
-    "visual_share": "visual_share=a with a of shape (B, heads, N) or (B, N)",
-    "head": "head=h with h of shape (B, N), the key-value head of each entry",
-    "relevance": "relevance=r with r of shape (B, N) or (B, T, N)",
-    "neurons": "neurons=a with a of shape (B, N, F), above 0 where a neuron is active",
-    "text_neurons": "text_neurons=a with a of shape (B, T, F), above 0 where a neuron is active",
-    "idf": "idf=i with i of shape (B, N), higher for rarer tokens",
-    "stop": "stop=s with s of shape (B, N), above 0 at tokens of stop words",
-    "word": "word=w with w of shape (B, N) long, equal at tokens of the same word, -1 at tokens of none",
-    "crop": "crop=c with c of shape (B, N), 0 for the thumbnail, 1, 2, ... for the crops",
-    "frame": "frame=f with f of shape (B, N), 0, 1, ... in order of time",
-    "spot": "spot=p with p of shape (B, N, 2), (y, x) in [0, 1]",
-    "grid": "grid=(rows, columns)",
-}

@@ -13,6 +13,7 @@ from tokensieve.core import budget
 from tokensieve.core.method import Method
 from tokensieve.core.method_registry import get_method
 from tokensieve.core.reduction import Reduction
+from tokensieve.core.signal_table import SIGNALS
 from tokensieve.core.signals import Signals
 
 
@@ -25,7 +26,7 @@ def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, 
         keep: an int (tokens per row), a float in (0, 1] (share of the row's valid tokens), or a :class:`Keep`.
         seed: for methods that draw.
         signals: what the method needs, by keyword: ``cls_attention``, ``received_attention``, ``text``, ``keys``, ``values``,
-            ``grid``, ``mask``, ... (see :class:`Signals`). Arrays, or tensors on any device.
+            ``grid``, ``mask``, ... (`tokensieve signals` lists them). Arrays, or tensors on any device.
 
     Returns:
         The :class:`Reduction`; ``.apply(x)`` gives the reduced tokens.
@@ -45,14 +46,12 @@ def reduce(x: Any, method: str | Method, keep: budget.Budget, *, seed: int = 0, 
     one = x.dim() == 2
     x = x[None] if one else x
     given: dict[str, Any] = {k: _beside(v, x, one) for k, v in signals.items() if v is not None}
-    unknown = set(given) - set(Signals.__dataclass_fields__)
+    unknown = sorted(name for name in given if name not in SIGNALS or name == "features")
     if unknown:
-        raise ValueError(
-            f"unknown signals {sorted(unknown)}; known are {sorted(set(Signals.__dataclass_fields__) - {'features'})}"
-        )
+        raise ValueError(f"unknown signals {unknown}; known are {sorted(set(SIGNALS) - {'features'})}")
     if "mask" in given:
         given["mask"] = given["mask"].bool()
-    return made(Signals(features=x, seed=seed, **given), keep)
+    return made(Signals.of(x, seed=seed, **given), keep)
 
 
 def _beside(v: Any, x: Tensor, one: bool) -> Any:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tokensieve.core.checks import TOKEN_AXIS, each, expect, finite, widened
-from tokensieve.core.needs import HOW, Need
+from tokensieve.core.checks import each, expect, finite, widened
+from tokensieve.core.needs import Need
 from tokensieve.core.noise import noise
+from tokensieve.core.signal_table import SIGNALS, TABLE, Signal, signal
 
 LayerTensor = Tensor | Mapping[int, Tensor]
 """One tensor, or one per encoder layer: ``{-2: a, -1: b}``."""
@@ -26,42 +27,9 @@ class MissingSignal(ValueError):
 class Signals:
     """What is known about the N tokens of each of B rows; everything but ``features`` is optional.
 
-    Half-precision tensors are widened to float32 for selection. Unless said otherwise, tensors are batch first.
-
-    Attributes:
-        features: ``(B, N, D)``.
-        mask: ``(B, N)`` bool, False at padding.
-        grid: ``(rows, columns)`` with rows x columns = N where the tokens lie on one (row-major).
-        cls_attention, received_attention, cls_similarity: ``(B, heads, N)`` or ``(B, N)``, or a mapping from layer to such.
-        pagerank: ``(B, heads, N)`` or ``(B, N)``, what attention among all tokens gathers at each in a few steps.
-        text_attention: ``(B, heads, T, N)`` or ``(B, T, N)``, rows of text tokens over visual tokens.
-        text_text: ``(B, Q, T)``, rows of Q text tokens (the last of the T) over text tokens, averaged over heads.
-        last_attention: ``(B, heads, N)`` or ``(B, N)``, the row of the last prompt token.
-        text: ``(B, T, D)``; ``text_mask``: ``(B, T)`` bool, False at padding.
-        paired: ``(B, T)`` bool, the text tokens that belong to this row's image.
-        keys, values: ``(B, N, D')`` or ``(B, heads, N, d)``, or a mapping from layer to such.
-        window_attention: ``(B, heads, W, N)`` or ``(B, W, N)``, rows of the last W tokens over the entries of a cache.
-        accumulated_attention: ``(B, heads, N)`` or ``(B, N)``, attention summed over all queries so far.
-        expected_logits: ``(B, heads, N)`` or ``(B, N)``, the log of attention, not normalised, to be expected from the next ones.
-        probe_attention: ``(B, heads, N)`` or ``(B, N)``, mean attention from those that see each entry of a few queries.
-        visual: ``(B, N)``, above 0 at the cache entries of visual tokens.
-        visual_share: ``(B, heads, N)`` or ``(B, N)``, how much of each token's own attention went to visual tokens.
-        token_ids: ``(B, N)``, the vocabulary's number of each token.
-        relevance: ``(B, N)`` or ``(B, T, N)``, similarity to the text (or to each text token) in a space they share.
-        entropy: ``(B, N)``, the entropy of each patch's pixel values, in bits.
-        ranking: ``(B, N)``, what an earlier stage ranked the tokens by.
-        neurons: ``(B, N, F)``, what enters the last projection of a feed-forward network: above 0 where a neuron is active;
-            text_neurons: ``(B, T, F)``, the same for the text.
-        idf: ``(B, N)``, the inverse document frequency of each token in a collection of texts.
-        stop: ``(B, N)``, above 0 at tokens of stop words and punctuation.
-        word: ``(B, N)`` long, equal at tokens of the same word of a text, also where it comes again; -1 at tokens of none.
-        sizes: ``(B, N)``, how many source tokens each token already stands for.
-        crop: ``(B, N)`` long, where an image comes in several: 0 for the thumbnail, 1, 2, ... for the crops, -1 for tokens of
-            none (line ends).
-        head: ``(B, N)`` long, the key-value head of each entry, where a row holds those of several.
-        frame: ``(B, N)`` long, the frame of a video that each token belongs to, in order of time; -1 for tokens of none.
-        spot: ``(B, N, 2)`` float, the centre ``(y, x)`` of what a token sees, in the whole picture, in [0, 1].
-        seed: for methods that draw.
+    What each one is called, its shape and its meaning stand in the table of signals (`tokensieve signals`). Signals that were
+    registered from outside are read like the others, as attributes or by :meth:`get`, and made by :meth:`of`. Half-precision
+    tensors are widened to float32 for selection. Tensors are batch first.
     """
 
     features: Tensor
@@ -100,11 +68,24 @@ class Signals:
     frame: Tensor | None = None
     spot: Tensor | None = None
     seed: int = 0
+    """For methods that draw."""
+    more: Mapping[str, LayerTensor] = field(default_factory=dict)
+    """Signals registered from outside, by name."""
+
+    @classmethod
+    def of(cls, features: Tensor, **signals: Any) -> Signals:
+        """Signals by name, those registered from outside among them.
+
+        Raises:
+            ValueError: a name that no signal has, beside what the constructor refuses.
+        """
+        own, more = _parted(signals)
+        return cls(features, **own, more=more)
 
     def __post_init__(self) -> None:
         if self.features.dim() != 3:
             raise ValueError(f"features must have shape (B, N, D); got {tuple(self.features.shape)}")
-        b, n, _ = self.features.shape
+        b, n, d = self.features.shape
         if n == 0 or b == 0:
             raise ValueError(f"features hold no token: shape {tuple(self.features.shape)}")
         if self.mask is not None:
@@ -113,34 +94,32 @@ class Signals:
                 raise ValueError("mask leaves a row without any token; every row must hold at least one")
         if self.grid is not None and self.grid[0] * self.grid[1] != n:
             raise ValueError(f"grid={self.grid} holds {self.grid[0] * self.grid[1]} tokens; features hold {n}")
-        self._check_text()
-        for name, axis in TOKEN_AXIS.items():
-            for value in each(getattr(self, name)):
-                if value.shape[0] != b or value.shape[axis] != n:
-                    raise ValueError(
-                        f"{name} has shape {tuple(value.shape)}; pass {HOW.get(name, name)}, here B={b}, N={n}"
-                    )
-        for f in fields(self):
-            value = getattr(self, f.name)
+        for name in self.more:
+            if name in TABLE:
+                raise ValueError(f"more={{{name!r}: ...}}: {name} is a field of its own")
+        object.__setattr__(self, "more", {k: widened(v) for k, v in self.more.items() if v is not None})
+        given = self.given
+        for name, value in given.items():
             for one in each(value):
-                finite(f.name, one, self.mask)
-            object.__setattr__(self, f.name, widened(value))
+                if not signal(name).fits(tuple(one.shape), b, n):
+                    raise ValueError(
+                        f"{name} has shape {tuple(one.shape)}; pass {signal(name).how}, here B={b}, N={n}, D={d}"
+                    )
+        self._check_text(given)
+        for name, value in given.items():
+            for one in each(value):
+                finite(name, one, self.mask)
+            if name not in self.more:
+                object.__setattr__(self, name, widened(value))
 
-    def _check_text(self) -> None:
+    def _check_text(self, given: Mapping[str, Any]) -> None:
         b, _, d = self.features.shape
         if self.text is not None and (self.text.dim() != 3 or self.text.shape[0] != b or self.text.shape[2] != d):
-            raise ValueError(f"text has shape {tuple(self.text.shape)}; pass {HOW['text']}, here B={b}, D={d}")
+            raise ValueError(f"text has shape {tuple(self.text.shape)}; pass {signal('text').how}, here B={b}, D={d}")
         lengths = {
             name: value.shape[axis]
-            for name, axis in (
-                ("text", 1),
-                ("text_mask", 1),
-                ("paired", 1),
-                ("text_attention", -2),
-                ("text_text", -1),
-                ("text_neurons", 1),
-            )
-            if (value := getattr(self, name)) is not None
+            for name, value in sorted(given.items())
+            if isinstance(value, Tensor) and (axis := signal(name).text_axis)
         }
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the text signals hold different numbers of tokens: {lengths}")
@@ -182,8 +161,19 @@ class Signals:
         y, x = ((torch.arange(n, device=self.device) + 0.5) / n for n in self.grid)
         return torch.cartesian_prod(y, x).to(self.features.dtype).expand(self.batch, -1, -1)
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The signals that are there, by name."""
+        own = {name: value for name in TABLE if (value := getattr(self, name)) is not None}
+        return own | dict(self.more) if self.more else own
+
     def has(self, name: str) -> bool:
-        return getattr(self, name) is not None
+        """Whether a signal is there.
+
+        Raises:
+            ValueError: no signal is called so.
+        """
+        return self._read(name) is not None
 
     def get(self, need: Need, layer: int | None = None) -> tuple[str, Tensor]:
         """The signal a need asks for, or the first stand-in that is present: (its name, its tensor).
@@ -192,11 +182,12 @@ class Signals:
             MissingSignal: neither is there; the message says how to pass it.
         """
         for name in (need.name, *need.instead):
-            value = getattr(self, name)
+            value = self._read(name)
             if value is not None:
                 return name, _at(name, value, layer)
-        ways = " or ".join(HOW.get(n, n) for n in (need.name, *need.instead))
-        raise MissingSignal(f"this method needs the signal {need.name!r}; pass {ways}")
+        ways = " or ".join(signal(name).how for name in (need.name, *need.instead))
+        meaning = signal(need.name).meaning
+        raise MissingSignal(f"this method needs the signal {need.name!r}; pass {ways} ({need.name}: {meaning})")
 
     def metric(self, need: Need, layer: int | None = None) -> Tensor:
         """Keys or values as ``(B, N, D')``, heads joined; their stand-in otherwise."""
@@ -210,7 +201,8 @@ class Signals:
 
     def over(self, **changes: Any) -> Signals:
         """A copy with some signals replaced."""
-        return replace(self, **changes)
+        own, more = _parted(changes)
+        return replace(self, **own, more={**self.more, **more})
 
     def row(self, index: int) -> Signals:
         """One row of the batch, as a batch of one."""
@@ -223,6 +215,48 @@ class Signals:
         made = object.__new__(Signals)  # what the batch was checked for holds for its rows
         made.__dict__.update({f.name: of(getattr(self, f.name)) for f in fields(self)})
         return made
+
+    def _read(self, name: str) -> LayerTensor | None:
+        return getattr(self, name) if name in TABLE else self.more.get(signal(name).name)
+
+    if not TYPE_CHECKING:  # a name that is mistyped stays an error of types
+
+        def __getattr__(self, name: str) -> Any:
+            """A signal from outside; None where it is not given."""
+            if name.startswith("_") or name not in SIGNALS:
+                raise AttributeError(f"{type(self).__name__} has no attribute or signal {name!r}")
+            return self.__dict__.get("more", {}).get(name)
+
+
+def register_signal(name: str, shape: str, meaning: str, **row: Any) -> Signal:
+    """Add a signal to the table: `tokensieve.reduce` then takes it by its name, `Signals` checks and carries it.
+
+    Args:
+        name, shape, meaning, row: the fields of :class:`~tokensieve.core.signal_table.Signal`.
+
+    Raises:
+        ValueError: a name that is taken, or a shape that does not begin with B.
+
+    Example:
+        >>> register_signal("depth", "(B, N)", "how far away each patch is, in metres")  # doctest: +SKIP
+        >>> ts.reduce(x, MyMethod(), keep=64, depth=d)                                   # doctest: +SKIP
+    """
+    made = Signal(name, shape, meaning, **row)
+    if any(words[0] != "B" for words in made.shapes):
+        raise ValueError(f"shape={shape!r} of the signal {name!r} must begin with B, the rows: '(B, N)'")
+    if name in RESERVED or (name not in TABLE and hasattr(Signals, name)):
+        raise ValueError(f"{name!r} means something else in tokensieve.reduce or of Signals; choose another name")
+    return SIGNALS.register(name)(made)
+
+
+RESERVED = ("x", "method", "keep", "seed", "more")
+
+
+def _parted(signals: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Those that are fields of Signals, and those from outside."""
+    own = {k: v for k, v in signals.items() if k in Signals.__dataclass_fields__}
+    more = {signal(k).name: v for k, v in signals.items() if k not in own}
+    return own, more
 
 
 def _at(name: str, value: LayerTensor, layer: int | None) -> Tensor:

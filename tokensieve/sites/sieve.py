@@ -12,7 +12,7 @@ from tokensieve.core.method_registry import check_names
 from tokensieve.core.plan import Plan, applied
 from tokensieve.core.stage import WHERE, Stage
 from tokensieve.parts.budget import Budget
-from tokensieve.sites.model import compiled, copies, guards
+from tokensieve.sites.model import compiled, copies, decoding, guards
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import warn_untested
@@ -113,7 +113,7 @@ class _Sites:
             for site in self.sites:
                 self.undo += site.attach()
             self.undo += self.ledger.attach(self.model)
-            self.undo.append(copies.forbid(self.model))
+            self.undo += [copies.forbid(self.model), *decoding.forbid(self.model)]
         except BaseException:
             self.detach()
             raise

@@ -90,7 +90,7 @@ def _visual(work: Work) -> Site:
     inside = next((s for s in work.own if s.site == "encoder"), None)
     encoder = None
     if inside is not None:
-        if anatomy.vision is None or anatomy.vision.ragged:
+        if anatomy.vision is None or anatomy.vision.ragged or anatomy.vision.placed:
             raise ValueError(
                 f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
                 "and borders of their own); use site='handoff'"

@@ -1,18 +1,33 @@
-"""Testing: the contract of methods, for authors outside this project too.
+"""Testing: the contracts of what can be added, for authors outside this project too.
 
 One line checks a method: ``tokensieve.testing.check_method(MyMethod)``. With pytest, :func:`parametrize_with_checks` makes a
-case of every check.
+case of every check. Signals, vector formats, sketches, stores and encoders have a check of their own each.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from tokensieve.testing.draw import features, signals
 from tokensieve.testing.memory import Largest, Live
 from tokensieve.testing.running import check_method, method_checks, parametrize_with_checks
+from tokensieve.testing.signal_rows import check_signal
 from tokensieve.testing.trial import same, slots
+
+if TYPE_CHECKING:
+    from tokensieve.testing.encoders import check_encoder
+    from tokensieve.testing.formats import check_format
+    from tokensieve.testing.sketches import check_sketch
+    from tokensieve.testing.stores import check_store
 
 __all__ = [
     "Largest",
     "Live",
+    "check_encoder",
+    "check_format",
     "check_method",
+    "check_signal",
+    "check_sketch",
+    "check_store",
     "features",
     "method_checks",
     "parametrize_with_checks",
@@ -20,3 +35,12 @@ __all__ = [
     "signals",
     "slots",
 ]
+
+# What checks a part of search is imported when it is asked for: it takes longer than all else here.
+_LATER = {"check_encoder": "encoders", "check_format": "formats", "check_sketch": "sketches", "check_store": "stores"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)

@@ -11,16 +11,11 @@ from torch import Tensor
 
 from tokensieve.core.method import Method
 from tokensieve.core.needs import Need
+from tokensieve.core.signal_table import TABLE, Signal, signal
 
 HEADS, TEXT = 2, 7
 EXTRAS = ("frame", "crop", "head")
 """Signals that methods read where they are given, without naming them as needs."""
-TOKENS = {"keys": 1, "values": 1, "neurons": 1, "spot": 1}
-"""The token dimension of signals whose last one it is not."""
-NATURAL = ("token_ids",)
-"""Signals that are numbers of something."""
-TEXTS = ("text", "text_mask", "paired", "text_attention", "text_neurons", "text_text")
-"""Signals that hold text tokens; all but the rows of attention hold no others."""
 
 
 def features(batch: int, n: int, dim: int = 16, seed: int = 0) -> Tensor:
@@ -38,57 +33,57 @@ class Asks:
 def signals(method: Method | Asks, batch: int, n: int, dim: int = 16, seed: int = 1) -> dict[str, Any]:
     """Every signal that a method names among its needs, random, as `tokensieve.reduce` takes them."""
     draw = torch.Generator().manual_seed(seed)
-    shapes = {
-        "cls_attention": (batch, HEADS, n),
-        "received_attention": (batch, HEADS, n),
-        "cls_similarity": (batch, HEADS, n),
-        "pagerank": (batch, HEADS, n),
-        "last_attention": (batch, HEADS, n),
-        "text_attention": (batch, HEADS, TEXT, n),
-        "text_text": (batch, TEXT, TEXT),
-        "text": (batch, TEXT, dim),
-        "keys": (batch, n, dim),
-        "values": (batch, n, dim),
-        "window_attention": (batch, HEADS, TEXT, n),
-        "accumulated_attention": (batch, HEADS, n),
-        "expected_logits": (batch, HEADS, n),
-        "probe_attention": (batch, HEADS, n),
-        "token_ids": (batch, n),
-        "visual": (batch, n),
-        "visual_share": (batch, HEADS, n),
-        "relevance": (batch, n),
-        "entropy": (batch, n),
-        "ranking": (batch, n),
-        "idf": (batch, n),
-        "stop": (batch, n),
-        "neurons": (batch, n, 3 * dim),
-        "text_neurons": (batch, TEXT, 3 * dim),
-        "paired": (batch, TEXT),
-        "word": (batch, n),
-        "crop": (batch, n),
-    }
-    wanted = {need.name for need in method.needs}
+    wanted = {need.name for need in method.needs} - {"features"}
     out: dict[str, Any] = {}
-    for name, shape in shapes.items():
-        made = torch.randn(shape, generator=draw)
+    for name in dict.fromkeys([*TABLE, *sorted(wanted)]):
+        row = signal(name)
+        if row.axis is None and row.text_axis is None:
+            continue
+        # Those that nobody asks for are drawn too, so that one need more changes no other's numbers.
+        made = torch.randn(shape(row, batch, n, dim), generator=draw)
         if name in wanted:
-            shares = name.endswith(("attention", "similarity", "rank", "share", "text_text"))
-            out[name] = (2 * made).softmax(-1) if shares else made
+            out[name] = _valued(made, row.values)
     if "word" in out:
         out["word"] = _words(batch, n, seed)
-    if "token_ids" in out:
-        out["token_ids"] = (3 * out["token_ids"]).round().abs()
     if "visual" in out:
         # Most tokens of the first row, few of the last.
         out["visual"] = out["visual"] + torch.linspace(1, -1.5, batch)[:, None]
     if "text_attention" in out:
         # Text looks at itself too, in the first row at little else.
         out["text_attention"] = out["text_attention"] * torch.linspace(0.05, 1, batch)[:, None, None, None]
-    if "paired" in out:
-        out["paired"] = out["paired"] > 0
-    if "crop" in out:
-        out["crop"] = (out["crop"] > 0).long()
     return out
+
+
+def shape(row: Signal, batch: int, n: int, dim: int = 16) -> tuple[int, ...]:
+    """The first of a signal's shapes, in numbers."""
+    sizes = {"B": batch, "N": n, "T": TEXT, "Q": TEXT, "W": TEXT, "heads": HEADS, "D": dim, "F": 3 * dim}
+    return tuple(sizes.get(word, 4) if not word.isdecimal() else int(word) for word in row.shapes[0])
+
+
+def axis(name: str) -> int:
+    """The axis of a signal's tokens, of text tokens where it holds no others."""
+    row = signal(name)
+    return row.axis or row.text_axis or 1
+
+
+def of_text(name: str) -> bool:
+    """Whether a signal holds text tokens and no others."""
+    row = signal(name)
+    return row.axis is None and row.text_axis is not None
+
+
+def _valued(x: Tensor, values: str) -> Tensor:
+    """Normal numbers as values of a kind."""
+    match values:
+        case "share":
+            return (2 * x).softmax(-1)
+        case "number":
+            return (3 * x).round().abs()
+        case "part":
+            return (x > 0).long()
+        case "bool":
+            return x > 0
+    return x
 
 
 def extras(name: str, batch: int, n: int) -> dict[str, Tensor]:
@@ -134,8 +129,6 @@ def rows(given: dict[str, Any], index: Any) -> dict[str, Any]:
 
 def tokens(given: dict[str, Any], index: Tensor) -> dict[str, Any]:
     """The signals of some tokens."""
-    out = {}
-    for k, v in given.items():
-        whole = not isinstance(v, Tensor) or (k in TEXTS and k != "text_attention")
-        out[k] = v if whole else v.index_select(TOKENS.get(k, -1), index)
-    return out
+    return {
+        k: v if not isinstance(v, Tensor) or of_text(k) else v.index_select(axis(k), index) for k, v in given.items()
+    }

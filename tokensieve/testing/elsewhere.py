@@ -93,7 +93,7 @@ def check_group_of_queries(trial: Trial) -> None:
 
 
 def _focus(trial: Trial, x: Tensor, given: dict[str, Any], keep: int | float, **more: Any) -> Focus:
-    return cast(FocusMethod, trial.made).focus(Signals(features=x, grid=(H, W), **given, **more), keep)
+    return cast(FocusMethod, trial.made).focus(Signals.of(x, grid=(H, W), **given, **more), keep)
 
 
 def _parts(focus: Focus) -> dict[str, Tensor]:

@@ -80,7 +80,7 @@ MEASURES: dict[str, Callable[[Signals], Tensor]] = {
 
 def check_score_is_a_map(trial: Trial) -> None:
     x, given = trial.draw()
-    made = trial.made.score(Signals(features=x, grid=(H, W), **given))
+    made = trial.made.score(Signals.of(x, grid=(H, W), **given))
     if made is not None:
         expect(made.shape == (B, N), f"scores of shape {(B, N)}; got {tuple(made.shape)}")
         expect(made.isfinite().all(), "finite scores")
@@ -144,7 +144,7 @@ def check_options_matter(trial: Trial) -> None:
 
 def _signals(trial: Trial) -> Signals:
     x, given = trial.draw()
-    return Signals(features=x, grid=(H, W), **given)
+    return Signals.of(x, grid=(H, W), **given)
 
 
 def _outranks(trial: Trial, needs: Sequence[Need]) -> None:
@@ -152,7 +152,7 @@ def _outranks(trial: Trial, needs: Sequence[Need]) -> None:
     for name in trial.extras:
         given.update(draw.extras(name, ROWS, SIDE * SIDE))
     given = _layered(trial, given, 40)
-    s = Signals(features=x, grid=(SIDE, SIDE), **given)
+    s = Signals.of(x, grid=(SIDE, SIDE), **given)
     rank = trial.made.score(s)
     if rank is None:
         return
@@ -203,8 +203,8 @@ def _layered(trial: Trial, given: dict[str, Any], seed: int, only: Need | None =
 
 
 def _draw(trial: Trial, like: Tensor, name: str, seed: int) -> Tensor:
-    batch, n, dim = like.shape[0], like.shape[draw.TOKENS.get(name, -1)], like.shape[-1]
-    return draw.signals(trial.made, batch, n, dim if name in draw.TOKENS else 16, seed)[name]
+    batch, n, dim = like.shape[0], like.shape[draw.axis(name)], like.shape[-1]
+    return draw.signals(trial.made, batch, n, 16 if draw.axis(name) == -1 else dim, seed)[name]
 
 
 def _at(s: Signals, need: Need) -> Signals:

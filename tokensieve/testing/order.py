@@ -36,7 +36,7 @@ def check_alike_scores_keep_their_order(trial: Trial) -> None:
         return
     for seed in (0, 1):
         x, given, _ = repeated(trial, seed)
-        s = Signals(features=x, **given)
+        s = Signals.of(x, **given)
         score = trial.made.score(s)
         assert score is not None
         for keep in KEEPS:
@@ -57,11 +57,13 @@ def check_alike_tokens_in_any_batch(trial: Trial) -> None:
         mask[1] = True
         wide, all_given = trial.draw(B, end, WIDTH, seed + 5)
         wide[:, place] = x
+        # Padding, too, repeats tokens of the row.
+        wide[:, ~mask[0]] = x[:, :PADDED]
         for name, value in given.items():
-            if name in draw.TEXTS and name != "text_attention":
+            if draw.of_text(name):
                 all_given[name] = value
             else:
-                axis = draw.TOKENS.get(name, -1)
+                axis = draw.axis(name)
                 all_given[name].movedim(axis, 0)[place] = value.movedim(axis, 0)
         for keep in KEEPS:
             together = trial.run(wide, keep, all_given, mask=mask)
@@ -93,9 +95,8 @@ def repeated(trial: Trial, seed: int) -> tuple[Tensor, dict[str, Any], Tensor]:
     # Every ninth is a line end, a third are blank, some come twice, the rest are of their own.
     kind = torch.where(place % 9 == 8, 8, torch.where(place % 3 == 0, 0, torch.where(place % 7 < 3, place % 15, place)))
     kept: Mapping[str, Any] = {k: v for k, v in given.items() if k not in (*trial.extras, "spot", "word")}
-    same = draw.tokens({"x": x.transpose(1, 2), **kept}, kind)
-    out = same.pop("x").transpose(1, 2).contiguous()
-    return out, {**given, **same}, kind.expand(B, -1)
+    same = draw.tokens({"features": x, **kept}, kind)
+    return same.pop("features"), {**given, **same}, kind.expand(B, -1)
 
 
 def _in_order(kind: Tensor, gone: Tensor, stays: Tensor, what: str) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tokensieve.core import method_registry
 from tokensieve.core.focus import Focus
 from tokensieve.core.method import FocusMethod, Method
+from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, H, N, Trial, W, expect, reads, reduces
@@ -82,13 +83,13 @@ def _digest(trial: Trial, needs: Any) -> str:
                 for part in (r.kept, r.mask.long(), r.owner):
                     found.update(part.numpy().tobytes())
             if isinstance(trial.made, FocusMethod):
-                for part in _looks(trial.made.focus(Signals(features=x, grid=(H, W), **given), keep)):
+                for part in _looks(trial.made.focus(Signals.of(x, grid=(H, W), **given), keep)):
                     found.update(part.numpy().tobytes())
     return found.hexdigest()
 
 
 def _texts(given: dict[str, Any]) -> bool:
-    return any(name in given for name in draw.TEXTS) and "text_text" not in given
+    return any(signal(name).text_axis is not None for name in given) and "text_text" not in given
 
 
 def _looks(focus: Focus) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tokensieve.core.method import Method
 from tokensieve.core.reduction import Reduction
+from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import Signals
 from tokensieve.testing import draw
 from tokensieve.testing.trial import B, N, Trial, close, expect, same, slots
@@ -82,10 +83,10 @@ def _as_alone(
 
 
 def _scores(trial: Trial, x: Tensor, given: dict[str, Any], mask: Tensor) -> None:
-    whole = trial.made.score(Signals(features=x, mask=mask, **given))
+    whole = trial.made.score(Signals.of(x, mask=mask, **given))
     for b, row in enumerate(() if whole is None else whole):
         place = mask[b].nonzero()[:, 0]
-        one = Signals(features=x[b : b + 1, place], **draw.tokens(draw.rows(given, slice(b, b + 1)), place))
+        one = Signals.of(x[b : b + 1, place], **draw.tokens(draw.rows(given, slice(b, b + 1)), place))
         alone = trial.made.score(one)
         assert alone is not None
         expect(close(row[place], alone[0]), f"scores of row {b} with padding as without it")
@@ -95,29 +96,29 @@ def _spoilt(x: Tensor, given: dict[str, Any], mask: Tensor) -> tuple[Tensor, dic
     """Padding that holds large numbers of either sign: it would win, or lose, wherever it took part."""
     sign = torch.where(torch.arange(mask.shape[1]) % 2 == 0, 30.0, -30.0).expand(mask.shape)
     out = {}
-    for name, value in {"x": x, **given}.items():
-        if not value.is_floating_point() or name == "spot" or (name in draw.TEXTS and name != "text_attention"):
+    for name, value in {"features": x, **given}.items():
+        if not value.is_floating_point() or name == "spot" or draw.of_text(name):
             out[name] = value
             continue
-        axis = 1 if name == "x" else draw.TOKENS.get(name, -1) % value.dim()
+        axis = draw.axis(name) % value.dim()
         shape = [1] * value.dim()
         shape[0], shape[axis] = mask.shape
-        junk = sign.reshape(shape) * (1 + value.abs()) if name not in draw.NATURAL else value.new_tensor(7.0)
+        junk = sign.reshape(shape) * (1 + value.abs()) if signal(name).values != "number" else value.new_tensor(7.0)
         out[name] = torch.where(mask.reshape(shape), value, junk)
-    return out.pop("x"), out
+    return out.pop("features"), out
 
 
 def check_padding_of_the_text(trial: Trial) -> None:
     """Text tokens that are padding change nothing, whatever they hold."""
     x, given = trial.draw()
-    texts = [k for k in draw.TEXTS if k in given]
+    texts = [k for k in given if signal(k).text_axis is not None]
     if not texts or "text_text" in texts:  # rows of text over text end where the text does
         return
     mask = torch.ones(B, draw.TEXT, dtype=torch.bool)
     mask[0, -3:], mask[1, :2] = False, False
     spoilt = {k: given[k] for k in texts}
     for name, value in spoilt.items():
-        axis = -2 if name == "text_attention" else 1
+        axis = signal(name).text_axis or 1
         junk = value.roll(1, axis)
         gone = ~mask.view(B, *[1] * (axis % value.dim() - 1), -1, *[1] * (value.dim() - axis % value.dim() - 1))
         spoilt[name] = torch.where(gone, ~junk if junk.dtype == torch.bool else 3 * junk, value)

@@ -57,6 +57,9 @@ SMALL: tuple[Check, ...] = (
 )
 """Run with small options, or the defaults of methods that have none: the algorithm must act."""
 
+PADDED: tuple[Check, ...] = (rows.check_padding_is_as_if_it_were_not_there, rows.check_padding_of_the_text)
+"""Run also with every stand-in in the place of a need."""
+
 ONCE: tuple[Check, ...] = (
     bad_input.check_missing_signals_are_named,
     bad_input.check_stand_ins_serve,
@@ -102,11 +105,13 @@ def method_checks(method: str | type[Method], slow: bool = False) -> Iterator[tu
         else:
             plans.append(("", {}, SMALL))
         plans.extend((name, small, ALWAYS) for name in draw.EXTRAS)
+        others = dict.fromkeys(other for need in cls(**small).needs for other in need.instead)
+        plans.extend((f"by_{other}", small, PADDED) for other in others)
     for kind, options, checks in plans:
-        extra = kind if kind in draw.EXTRAS else ""
+        trial = Trial(cls, options, (kind,) if kind in draw.EXTRAS else (), kind[3:] if kind.startswith("by_") else "")
         for check in checks:
             name = check.__name__.removeprefix("check_") + (f"-{kind}" if kind else "")
-            yield name, _bound(cls, check, name, options, extra)
+            yield name, _bound(trial, check, name)
 
 
 def check_method(method: str | type[Method], slow: bool = False) -> None:
@@ -140,12 +145,13 @@ def parametrize_with_checks(methods: Iterable[str | type[Method]], slow: bool = 
     return pytest.mark.parametrize("check", cases)
 
 
-def _bound(cls: type[Method], check: Check, name: str, options: dict[str, Any], extra: str) -> Callable[[], None]:
+def _bound(trial: Trial, check: Check, name: str) -> Callable[[], None]:
     def run() -> None:
+        cls, options = trial.cls, tuple(trial.options.items())
         who = cls.name or cls.__name__
         try:
-            if not extra or reads(cls, tuple(options.items()), extra):
-                check(Trial(cls, options, (extra,) if extra else ()))
+            if all(reads(cls, options, extra) for extra in trial.extras):
+                check(trial)
         except AssertionError as e:
             raise AssertionError(f"{who} fails the check {name}: {e}") from None
         except Exception as e:

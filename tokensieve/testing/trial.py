@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.method import Method
+from tokensieve.core.needs import Need
 from tokensieve.core.reduce import reduce
 from tokensieve.core.reduction import Reduction
 from tokensieve.testing import draw
@@ -28,19 +29,27 @@ class Trial:
         cls: the method.
         options: options other than its defaults.
         extras: which of ``draw.EXTRAS`` are given.
+        stand_in: a signal that is given in the place of each need that it can stand in for; "" for none.
     """
 
     cls: type[Method]
     options: Mapping[str, Any]
     extras: tuple[str, ...] = ()
+    stand_in: str = ""
 
     @cached_property
     def made(self) -> Method:
         return self.cls(**self.options)
 
+    @property
+    def asks(self) -> list[Need]:
+        """What is given: the needs, or their stand-in."""
+        other = self.stand_in
+        return [replace(n, name=other) if other in n.instead else n for n in self.made.needs]
+
     def draw(self, batch: int = B, n: int = N, dim: int = 16, seed: int = 0) -> tuple[Tensor, dict[str, Any]]:
         """Features ``(B, N, D)`` and signals by name; frames of a clip resemble each other."""
-        given = draw.signals(self.made, batch, n, dim, seed + 1)
+        given = draw.signals(draw.Asks(self.asks), batch, n, dim, seed + 1)
         for name in self.extras:
             given.update(draw.extras(name, batch, n))
         x = draw.features(batch, n, dim, seed)

@@ -5,9 +5,10 @@ from torch import Tensor
 
 from tokensieve.core.method import Method
 from tokensieve.core.method_registry import register_method
-from tokensieve.core.needs import HOW, ReceivedAttention
+from tokensieve.core.needs import ReceivedAttention
 from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
+from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import MissingSignal, Signals
 from tokensieve.methods.recurring import encoder_layer_option
 from tokensieve.parts import score, select
@@ -41,7 +42,9 @@ class FoPru(Method):
         if self.mode == "rank":
             return Reduction.keep(select.top(self.score(s), keep, s.valid))
         if s.grid is None:
-            raise MissingSignal(f"fopru's mode 'row' needs the tokens' grid; pass {HOW['grid']}, or use mode='rank'")
+            raise MissingSignal(
+                f"fopru's mode 'row' needs the tokens' grid; pass {signal('grid').how}, or use mode='rank'"
+            )
         high, wide = s.grid
         row = (torch.arange(s.n, device=s.device) // wide).expand(s.batch, -1)
         held = select.group_sizes(row, s.valid, high)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool1d, max_pool1d, normalize, pad
 
 from tokensieve._moved import below
-from tokensieve.core.checks import TOKEN_AXIS
 from tokensieve.core.needs import Need, Relevance
+from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import Signals
 from tokensieve.parts import select
 from tokensieve.parts.numeric import twins
@@ -20,7 +20,7 @@ from tokensieve.parts.numeric import twins
 def attention(s: Signals, need: Need) -> Tensor:
     """Attention paid to each token, averaged over heads and over the layers of the need."""
     rows = [per_token(s.get(need, layer)[1]) for layer in need.layers or (None,)]
-    return per_token(torch.stack(rows, 1)) if len(rows) > 1 else rows[0]
+    return per_token(torch.stack(rows, 1))
 
 
 def per_token(a: Tensor) -> Tensor:
@@ -252,10 +252,12 @@ def apart(s: Signals) -> tuple[Signals, Tensor]:
         return x[:, None].expand(-1, each.shape[1], *x.shape[1:]).gather(axis + 1, index).flatten(0, 1)
 
     given: dict[str, Any] = {
-        n: of(x, axis) for n, axis in TOKEN_AXIS.items() if n != "head" and isinstance(x := getattr(s, n), Tensor)
+        name: of(x, axis)
+        for name, x in s.given.items()
+        if name not in ("features", "mask", "head") and isinstance(x, Tensor) and (axis := signal(name).axis)
     }
     mask = None if bool(real.all()) else real
-    return Signals(of(s.features, 1), mask, seed=s.seed, **given), where
+    return Signals.of(of(s.features, 1), mask=mask, seed=s.seed, **given), where
 
 
 def together(x: Tensor, where: Tensor, s: Signals) -> Tensor:

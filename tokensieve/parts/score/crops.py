@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tokensieve.core.needs import HOW
+from tokensieve.core.signal_table import signal
 from tokensieve.core.signals import MissingSignal, Signals
 from tokensieve.parts.select import compact, take
 
@@ -32,7 +32,9 @@ def spots(s: Signals) -> Tensor:
         MissingSignal: crops are given, but not where their tokens lie.
     """
     if s.spots is None:
-        raise MissingSignal(f"crop tells crops apart, not where they lie in the picture; pass {HOW['spot']} beside it")
+        raise MissingSignal(
+            f"crop tells crops apart, not where they lie in the picture; pass {signal('spot').how} beside it"
+        )
     return s.spots
 
 

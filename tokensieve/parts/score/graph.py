@@ -23,7 +23,7 @@ def similar(unit: Tensor, candidates: Tensor, group: Tensor, least: float, tempe
     Returns:
         the flow along the edges, and the number of edges of each node, ``(B, N)``, itself included, at least 1.
     """
-    like, first = similarity.dots(unit), twins.firsts(unit)
+    like, first = similarity.dots(unit), twins.firsts(unit, candidates)
 
     def edges(place: Tensor) -> tuple[Tensor, Tensor]:
         near = like(place)

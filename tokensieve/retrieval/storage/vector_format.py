@@ -21,7 +21,7 @@ class VectorFormat:
 
     Subclasses implement :meth:`encode` and :meth:`decode`, and may bring a faster :meth:`score`. One that learns from data
     overrides :meth:`fit` and :meth:`state`; one built from ``state`` decodes what the fitted one encoded. Register them with
-    ``@register_format("name")``; ``tokensieve.testing.check_format("name")`` checks what an index relies on.
+    ``@register_format("name")``; ``tokensieve.testing.formats.check_format("name")`` checks what an index relies on.
 
     Attributes:
         dim: dimensions of a vector.

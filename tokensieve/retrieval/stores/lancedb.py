@@ -6,30 +6,32 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tokensieve.extras import install
+from tokensieve.extras import Lazy
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import OPERATORS, Where
 from tokensieve.retrieval.index.index import Document
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.scoring.ragged import Ragged
 from tokensieve.retrieval.stores.adapter import Adapter
+from tokensieve.retrieval.stores.protocol import register_store
 
-try:
+if TYPE_CHECKING:
     import lancedb
     import pyarrow as pa
-except ImportError as error:
-    raise ImportError(f"lancedb is not installed; {install('lancedb')}") from error
+else:
+    lancedb, pa = Lazy("lancedb", "lancedb"), Lazy("pyarrow", "lancedb")
 
 ASKED = 1000
 """Ids of one condition."""
 SIGNS = {"eq": "=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
+@register_store("lancedb", extra="lancedb")
 class LanceDB(Adapter):
     """A table of LanceDB as a Store: multivectors compared by dot product, searched exactly, by no index.
 

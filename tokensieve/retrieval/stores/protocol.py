@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from tokensieve.core.registry import Registry
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Document
 from tokensieve.retrieval.scoring.ragged import Documents
@@ -34,3 +35,14 @@ class Store(Protocol):
     def __len__(self) -> int: ...
     def __contains__(self, id: str) -> bool: ...
     def close(self) -> None: ...
+
+
+STORES: Registry[Callable[..., Store]] = Registry("store", "tokensieve.retrieval.stores")
+"""Stores beside the Index, by name: classes, or functions that open one. What they need beside this package is imported when
+one is opened; where it is not installed, the error says how to install it."""
+register_store = STORES.register
+
+
+def list_stores() -> list[str]:
+    """Their names."""
+    return STORES.names()

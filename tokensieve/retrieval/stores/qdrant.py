@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid5
 
 import torch
 from torch import Tensor
 
-from tokensieve.extras import install
+from tokensieve.extras import Lazy
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Document
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.scoring.ragged import Ragged
 from tokensieve.retrieval.stores.adapter import Adapter
+from tokensieve.retrieval.stores.protocol import register_store
 
-try:
-    from qdrant_client import QdrantClient, models
-except ImportError as error:
-    raise ImportError(f"qdrant-client is not installed; {install('qdrant')}") from error
+if TYPE_CHECKING:
+    import qdrant_client
+    from qdrant_client import models
+else:
+    qdrant_client, models = Lazy("qdrant_client", "qdrant"), Lazy("qdrant_client.models", "qdrant")
 
 NAMES = UUID("6f3f1c5e-6d0e-4f0e-9a51-2b8f3a1f7c11")
 SENT = 1 << 20
@@ -30,6 +32,7 @@ READ = 1000
 RANGES = {"lt": "lt", "le": "lte", "gt": "gt", "ge": "gte"}
 
 
+@register_store("qdrant", extra="qdrant")
 class Qdrant(Adapter):
     """A collection of Qdrant as a Store: multivectors compared by dot product and ``max_sim``, searched exactly.
 
@@ -52,7 +55,7 @@ class Qdrant(Adapter):
     """
 
     def __init__(self, collection: str, dim: int | None = None, **client: Any) -> None:
-        self.client, self.collection = QdrantClient(**client), collection
+        self.client, self.collection = qdrant_client.QdrantClient(**client), collection
         local = "path" in client or client.get("location") == ":memory:"
         # The local mode is always exact, and warns of being told so.
         self._params = None if local else models.SearchParams(exact=True)

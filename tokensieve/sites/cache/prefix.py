@@ -20,6 +20,9 @@ from tokensieve.sites.model.fingerprint import Fingerprint
 FORMAT = "tokensieve.cache.2"
 ASIDE = ("accumulated_attention", "token_ids", "is_visual", "shares")
 """What methods note of each entry."""
+BEFORE = "tokensieve.cache.1"
+"""The format before: what was noted stood under these names, and by query head."""
+RENAMED = {"carried": "accumulated_attention", "named": "token_ids", "shown": "is_visual"}
 
 MORE = "_tokensieve_more"
 """Set on a cache while more of its prompt is to come."""
@@ -118,7 +121,7 @@ def load_cache(path: str | Path, model: nn.Module) -> Cache:
     root = decoder(model).root
     with safe_open(path, "pt") as f:
         meta = f.metadata() or {}
-        if meta.get("format") != FORMAT:
+        if meta.get("format") not in (FORMAT, BEFORE):
             raise ValueError(f"{path} is not a saved cache (format {meta.get('format')!r})")
         filled = Fingerprint(None, meta["model"])
         if not filled.fits(Fingerprint(root)):
@@ -130,6 +133,7 @@ def load_cache(path: str | Path, model: nn.Module) -> Cache:
     cache = DynamicCache(config=config)
     for i, facts in enumerate(json.loads(meta["layers"])):
         own = {k.split(".", 1)[1]: v for k, v in held.items() if k.startswith(f"{i}.")}
+        own = _before(own) if meta["format"] == BEFORE else own
         if not own:
             continue
         layer: Any = cache.layers[i] if facts.get("plain") else EvictedLayer()
@@ -146,3 +150,10 @@ def load_cache(path: str | Path, model: nn.Module) -> Cache:
         layer.length, layer.mark, layer.holes = facts["length"], facts["mark"], facts["holes"]
         layer.model = filled
     return cache
+
+
+def _before(own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What a layer of the format before holds, as it is held now: the mean over the query heads of each key's own."""
+    own = {RENAMED.get(name, name): x for name, x in own.items()}
+    noted = ("accumulated_attention", "shares")
+    return own | {name: own[name].unflatten(1, (own["keys"].shape[1], -1)).mean(2) for name in noted if name in own}

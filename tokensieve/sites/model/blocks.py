@@ -46,6 +46,13 @@ class Stack:
         return "image_sizes" in known or any(name.endswith("grid_thw") for name in known)
 
     @cached_property
+    def placed(self) -> bool:
+        """Whether it is told where each token stands, in rotations, borders or shapes that do not leave with it."""
+        told = inspect.signature(self.root.forward).parameters, inspect.signature(self.layers[0].forward).parameters
+        places = ("position", "cu_seqlens", "freqs", "spatial_shapes", "target_sizes")
+        return any(name.startswith(places) for names in told for name in names)
+
+    @cached_property
     def sources(self) -> tuple[int, ...]:
         """For each block the one whose keys and values it attends to; most attend to their own."""
         out, last = [], {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -28,3 +29,18 @@ def before(module: nn.Module, hook: Callable[..., Any], prepend: bool = False) -
         return hook(module, (), {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs)
 
     return module.register_forward_pre_hook(named, with_kwargs=True, prepend=prepend).remove
+
+
+def around(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+    """Have an object's method ``name`` be what ``wrap`` makes of it; returns the function that puts back what was there, be it
+    the class's or one that somebody has set on the object."""
+    plain, own = getattr(owner, name), owner.__dict__.get(name)
+    owner.__dict__[name] = functools.wraps(plain)(wrap(plain))
+
+    def undo() -> None:
+        if own is None:
+            del owner.__dict__[name]
+        else:
+            owner.__dict__[name] = own
+
+    return undo

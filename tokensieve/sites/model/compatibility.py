@@ -50,7 +50,7 @@ except ImportError as error:
     ) from error
 
 __all__ = [
-    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "EMPTY", "SIEVABLE", "TESTED", "AttentionInterface",
+    "ALL_ATTENTION_FUNCTIONS", "ALL_MASK_ATTENTION_FUNCTIONS", "CONTINUOUS", "EMPTY", "SIEVABLE", "TESTED", "AttentionInterface",
     "AttentionMaskInterface", "BaseQuantizedLayer", "Cache", "DynamicCache", "DynamicLayer",
     "DynamicSlidingWindowLayer", "GenerationConfig", "GenerationMixin", "LinearAttentionLayer", "PreTrainedModel",
     "cache_argument", "cache_in", "cache_of", "check_hooks", "disable_progress_bar", "find_packed_sequence_indices",
@@ -69,6 +69,9 @@ SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""
+
+CONTINUOUS = "init_continuous_batching"
+"""The method of a model behind all ways to batch continuously, where a release has them."""
 
 PIXELS = {"image": ("pixel_values", "pixel_values_images"), "video": ("pixel_values_videos", "pixel_values")}
 """What pictures and videos are called among the arguments of what encodes them, the newest name first."""

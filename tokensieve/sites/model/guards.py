@@ -1,7 +1,7 @@
 """Guards: what a sieve refuses instead of answering wrongly, site by site, and the sentence that names the way out.
 
-The table says where each guard stands and when it speaks; :mod:`ledger`, :mod:`copies` and the cache's layers ask :func:`refusal`
-for the error. A guard of one site holds at its neighbours: those it does not stand at have nothing to guard.
+The table says where each guard stands and when it speaks; :mod:`ledger`, :mod:`copies`, :mod:`decoding` and the cache's layers
+ask :func:`refusal` for the error. A guard of one site holds at its neighbours: those it does not stand at have nothing to guard.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from tokensieve.sites.model import compiled, taps
 
 VISUAL = ("encoder", "handoff", "prefill", "focus")
 """Sites whose stages act in passes that bring pictures."""
-LANGUAGE = ("handoff", "prefill", "focus", "cross", "cache", "reading")
-"""Sites inside a language model or right in front of it; "reading" are methods at `cache` under which nothing leaves."""
 THINNED = ("encoder", "handoff", "prefill", "cache")
 """Sites behind which layers of the cache hold fewer entries than the sequence has tokens. At "cross" the prompt's are all there,
 and whoever reads the image keys reads those that were kept."""
-SITES = ("encoder", *LANGUAGE)
+SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "reading")
+"""All; "reading" are methods at `cache` under which nothing leaves."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,11 @@ GUARDS = {
             "was attached; attach the sieve first, or call the model as it was before torch.compile",
         ),
         Guard(
+            "unheard", ("encoder", "handoff", "prefill"), "pass", RuntimeError,
+            "{stages} was not told what it chooses by: code that torch.compile made goes past the hooks that read it; call the "
+            "model itself under a sieve, or take a method that reads features only, such as 'divprune'",
+        ),
+        Guard(
             "precompiled", SITES, "attach", RuntimeError,
             "{model} holds a forward that torch.compile made, which does not see a sieve's hooks; attach it to the model as it "
             "was before (load it again, or del model.forward)",
@@ -84,8 +88,13 @@ GUARDS = {
             "has merged cannot be told from text; pass input_ids with pixel_values, or inputs_embeds with pixel_values",
         ),
         Guard(
-            "continuous", LANGUAGE, "pass", RuntimeError,
+            "continuous", SITES, "pass", RuntimeError,
             "continuous batching keeps entries in pages of its own, from which none can leave; use generate() under a sieve",
+        ),
+        Guard(
+            "contrastive", SITES, "pass", ValueError,
+            "penalty_alpha={penalty} asks for contrastive search, which compares the states of all tokens, those that have left "
+            "too; leave it out: greedy search, sampling and beams work under a sieve",
         ),
         Guard(
             "ending", ("encoder",), "pass", RuntimeError,

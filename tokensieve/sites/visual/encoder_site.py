@@ -204,7 +204,8 @@ class EncoderSite:
             seed=self.ledger.seed(self.stage),
             **given,
         )
-        step = self.stage.method(signals, target)
+        with self.ledger.choosing(self.stage):
+            step = self.stage.method(signals, target)
         now.total = before.then(step)
         now.holes = not bool(now.total.mask.all())  # once: layers that ask would wait for the device
         if self.alone:
@@ -219,6 +220,11 @@ class EncoderSite:
         total = None if self.now is None else self.now.total
         if self.now is None or total is None or total.is_identity:
             return mask
+        if mask is not None and mask.shape[-1] != key.shape[2]:
+            raise ValueError(
+                f"{type(self.stack.root).__name__} hides some patches by a mask of {mask.shape[-1]} places, which do not leave "
+                f"with the other {mask.shape[-1] - key.shape[2]}; pass pictures of one size, or use site='handoff'"
+            )
         if not (self.now.holes or self.stage.method.proportional):
             return mask
         first = self.stack.specials
@@ -246,10 +252,20 @@ class EncoderSite:
                 output[name] = self._widen(now, value, full)
             elif isinstance(value, tuple):
                 output[name] = tuple(self._widen(now, v, full) for v in value)
+        short = [k for k, v in output.items() if isinstance(v, Tensor) and v.dim() == 3 and self._short(now, v, full)]
+        if short:
+            raise ValueError(
+                f"{type(module).__name__} makes its {short[0]} of {now.total.m} tokens that are left of {now.total.n}, by work "
+                "of its own behind the blocks; use site='handoff'"
+            )
         return output
 
+    def _short(self, now: Encoded, hidden: Tensor, full: int) -> bool:
+        """Whether states have the length of what is left behind some block."""
+        return hidden.shape[1] != full and hidden.shape[1] in now.by_length
+
     def _widen(self, now: Encoded, hidden: Tensor | None, full: int) -> Tensor | None:
-        if hidden is None or hidden.dim() != 3 or hidden.shape[1] == full or hidden.shape[1] not in now.by_length:
+        if hidden is None or hidden.dim() != 3 or not self._short(now, hidden, full):
             return hidden
         first = self.stack.specials
         tokens = now.by_length[hidden.shape[1]].restore(hidden[:, first:])

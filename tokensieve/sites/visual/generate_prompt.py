@@ -5,7 +5,6 @@ A pass may hold more than the prompt: a draft to be checked, or, without a cache
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokensieve.sites.model import calls
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.compatibility import GenerationConfig, GenerationMixin
 from tokensieve.sites.model.ledger import Ledger
@@ -54,12 +54,11 @@ class GeneratePrompt:
         self.prompt: Prompt | None = None
 
     def attach(self) -> list[Detach]:
-        return [undo for m in self.model.modules() if isinstance(m, GenerationMixin) for undo in self._around(m)]
+        return [
+            calls.around(m, "generate", self._known) for m in self.model.modules() if isinstance(m, GenerationMixin)
+        ]
 
-    def _around(self, module: Any) -> list[Detach]:
-        plain = module.generate
-
-        @functools.wraps(plain)
+    def _known(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def generate(*args: Any, **kwargs: Any) -> Any:
             with self.ledger.whole():
                 before, self.prompt = self.prompt, _prompt(plain, args, kwargs)
@@ -68,8 +67,7 @@ class GeneratePrompt:
                 finally:
                     self.prompt = before
 
-        module.__dict__["generate"] = generate
-        return [lambda: module.__dict__.pop("generate")]
+        return generate
 
     def upto(self, past: int, length: int) -> int:
         """How many of ``length`` tokens behind ``past`` others belong to the prompt: all, outside of `generate`."""
