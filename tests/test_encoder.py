@@ -16,10 +16,10 @@ from transformers import (
 )
 
 import tokensieve as ts
+from tests.models import llava, prompt
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.check import Case
 from tokensieve.sites.model.structure import find
-from tests.models import llava, prompt
 
 SMALL = {
     "hidden_size": 32,
@@ -150,7 +150,7 @@ def test_features_that_an_encoder_makes_of_what_is_left_are_refused(name):
     with (
         torch.no_grad(),
         ts.sieve(case.model, name, keep=0.5, site="encoder"),
-        pytest.raises(ValueError, match="pooler_output of 32 tokens that are left of 64.*use site='handoff'"),
+        pytest.raises(ValueError, match=r"pooler_output of 32 tokens that are left of 64.*use site='handoff'"),
     ):
         case.model(**case.inputs)
 
@@ -162,5 +162,5 @@ def test_patches_that_an_encoder_hides_by_place_are_refused(name):
     with torch.no_grad(), ts.sieve(case.model, name, keep=0.5, site="encoder"):
         case.model(**case.inputs)
         seen[0, 0, :, -4:] = 0
-        with pytest.raises(ValueError, match="hides some patches by a mask of 64 places.*use site='handoff'"):
+        with pytest.raises(ValueError, match=r"hides some patches by a mask of 64 places.*use site='handoff'"):
             case.model(**case.inputs)

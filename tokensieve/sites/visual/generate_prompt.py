@@ -53,7 +53,9 @@ class GeneratePrompt:
         self.prompt: Prompt | None = None
 
     def attach(self) -> list[Callable[[], None]]:
-        return [calls.around(m, "generate", self._known) for m in self.model.modules() if isinstance(m, GenerationMixin)]
+        return [
+            calls.around(m, "generate", self._known) for m in self.model.modules() if isinstance(m, GenerationMixin)
+        ]
 
     def _known(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def generate(*args: Any, **kwargs: Any) -> Any:
