@@ -3,6 +3,7 @@
 import copy
 import pickle
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from tests.test_sieve import gone, oracle
 from tests.works import image_last
 from tokensieve.bench.compat.check import Case
 from tokensieve.core.method_registry import get_method
+from tokensieve.core.signals import Signals
 from tokensieve.sites.model.fingerprint import Fingerprint
+from tokensieve.sites.visual import last_token
 
 MODELS = ("llava", "qwen2_5_vl", "qwen3_vl", "internvl")
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
@@ -57,6 +60,30 @@ def test_the_last_token_of_a_prompt_that_ends_in_an_image_stays(cases, which, na
     assert s.last.stages[-1].reduction.counts.tolist() == [keep] * 3
     for got, expected in zip(out.logits, case.masked(dropped, where.get("layers", 0)), strict=True):
         torch.testing.assert_close(got, expected, atol=5e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("place", "kept", "there", "found"),
+    [
+        ([1, 2, 3], [0, 2], [1, 1], [0, 1]),
+        ([1, 2, 3], [2, 2], [1, 0], [1, 0]),  # padding repeats a token
+        ([0, 1, 2], [0, 2], [1, 1], [0, 0]),  # text stands behind it
+    ],
+)
+def test_the_end_of_a_prompt_is_its_last_real_token_and_one(place, kept, there, found):
+    """Of a row of four tokens and one of padding."""
+    images = SimpleNamespace(row=torch.tensor([0]), place=torch.tensor([place]))
+    reduction = SimpleNamespace(kept=torch.tensor([kept]), mask=torch.tensor([there]).bool())
+    real = torch.tensor([[1, 1, 1, 1, 0]]).bool()
+    stream = SimpleNamespace(length=5, real=real, images=images, reduction=reduction)
+    assert last_token.ends(stream).tolist() == [[bool(x) for x in found]]
+
+
+def test_a_last_token_that_the_method_would_choose_counts_once():
+    signals = Signals(torch.randn(1, 8, 4), cls_attention=torch.arange(8.0)[None])
+    last = torch.arange(8)[None] == 7
+    step = last_token.staying(get_method("fastervlm"), signals, torch.tensor([3]), last)
+    assert step.kept.tolist() == [[5, 6, 7]]
 
 
 @pytest.mark.parametrize("name", ["divprune", "fastervlm", "visionzip", "prumerge", "fastv", "random"])
@@ -256,7 +283,7 @@ def test_contrastive_search_is_told_by_the_config_of_a_call_or_of_the_model():
     model, inputs = decoder(), text(40)
     config = GenerationConfig(penalty_alpha=0.6, top_k=4, max_new_tokens=2)
     with ts.sieve(model, "streamingllm", keep=8):
-        with pytest.raises(ValueError, match=r"penalty_alpha=0.6 asks for contrastive search"):
+        with pytest.raises(ValueError, match=r"penalty_alpha=0\.6 asks for contrastive search"):
             model.generate(**inputs, generation_config=config)
         model.generate(**inputs, generation_config=config, do_sample=True)
         model.generate(**inputs, penalty_alpha=0.6, top_k=1, max_new_tokens=2)

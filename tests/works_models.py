@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+import tokensieve as ts
 from tests.works import SITES, VLM, Setting, situation
 from tokensieve.bench.compat.check import Case
 
@@ -180,6 +181,25 @@ def compiled(s: Setting) -> None:
     model, other = s.make(), s.make()
     model.forward = other.forward
     with s.sieve(model):
+        s.logits(model)
+
+
+@situation(
+    "Compiled attention in the encoder, under a method that reads it",
+    refused=("encoder", "handoff", "prefill"),
+    guard="unheard",
+)
+def unheard(s: Setting) -> None:
+    """As compiled attention goes past the taps, so does that of another model."""
+    model, other = s.make(), s.make()
+    own, others = (m.model.vision_tower.modules() for m in (model, other))
+    for module, plain in zip(own, others, strict=True):
+        if hasattr(module, "is_causal"):
+            module.forward = plain.forward
+    torch.compile(torch.nn.Linear(2, 2), backend="eager")(torch.zeros(1, 2))
+    name, where = ("tome", {"layers": (1, 2)}) if s.site == "encoder" else ("fastervlm", {})
+    where |= {"site": s.site} | ({"layers": 1} if s.site == "prefill" else {})
+    with ts.sieve(model, name, keep=16, **where):
         s.logits(model)
 
 

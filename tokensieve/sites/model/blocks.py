@@ -48,9 +48,10 @@ class Stack:
     @cached_property
     def placed(self) -> bool:
         """Whether it is told where each token stands, in rotations, borders or shapes that do not leave with it."""
-        told = inspect.signature(self.root.forward).parameters, inspect.signature(self.layers[0].forward).parameters
-        places = ("position", "cu_seqlens", "freqs", "spatial_shapes", "target_sizes")
-        return any(name.startswith(places) for names in told for name in names)
+        root, layer = (inspect.signature(m.forward).parameters for m in (self.root, self.layers[0]))
+        places = ("cu_seqlens", "freqs", "spatial_shapes", "target_sizes")
+        # Position ids that a root takes may go into its embeddings alone.
+        return any(n.startswith(places) for n in (*root, *layer)) or any(n.startswith("position") for n in layer)
 
     @cached_property
     def sources(self) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from torch import nn
 from tokensieve.sites.model import guards
 from tokensieve.sites.model.calls import Detach
 
-WAYS = ("__deepcopy__", "__reduce_ex__")
+WAY = "__reduce_ex__"
 """What `copy.deepcopy` and `pickle` ask an object for."""
 
 
@@ -21,11 +21,10 @@ def forbid(model: nn.Module) -> Detach:
 
     modules = list(model.modules())
     for module in modules:
-        module.__dict__.update(dict.fromkeys(WAYS, refuse))
+        module.__dict__[WAY] = refuse
 
     def allow() -> None:
         for module in modules:
-            for way in WAYS:
-                module.__dict__.pop(way, None)
+            module.__dict__.pop(WAY, None)
 
     return allow

@@ -255,8 +255,8 @@ class EncoderSite:
         short = [k for k, v in output.items() if isinstance(v, Tensor) and v.dim() == 3 and self._short(now, v, full)]
         if short:
             raise ValueError(
-                f"{type(module).__name__} makes its {short[0]} of {now.total.m} tokens that are left of {now.total.n}, by work "
-                "of its own behind the blocks; use site='handoff'"
+                f"{type(module).__name__} makes its {short[0]} of {now.total.m} tokens that are left of {now.total.n}, by "
+                "work of its own behind the blocks; use site='handoff'"
             )
         return output
 
