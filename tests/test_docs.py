@@ -10,6 +10,7 @@ import torch
 import tokensieve as ts
 from tests.models import decoder, text
 from tokensieve.core.method_registry import METHODS
+from tokensieve.core.plan import PLANS
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,6 +25,7 @@ def test_the_method_of_the_guide_is_complete(monkeypatch):
         assert "halfhalf" in ts.list_methods()
     finally:
         METHODS.forget("halfhalf")
+        PLANS.forget("halfhalf")
 
 
 def test_the_reference_names_every_public_name():
