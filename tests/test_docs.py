@@ -16,6 +16,7 @@ from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
 from tokensieve.bench.columns import COLUMNS
 from tokensieve.core.method_registry import METHODS
+from tokensieve.core.plan import PLANS
 from tokensieve.core.registry import PLUGINS
 from tokensieve.retrieval.storage import FORMATS
 
@@ -40,6 +41,8 @@ def forget():
     yield names
     for name in names:
         METHODS.forget(name)
+        if name in PLANS:
+            PLANS.forget(name)
 
 
 def test_the_method_of_the_guide_is_complete(forget):
