@@ -3,6 +3,7 @@
 # The package first: imported later, it would take the place of the function `methods` below.
 import tokensieve.methods  # noqa: F401
 from tokensieve.bench.cost import cost
+from tokensieve.core.options import Option, option
 from tokensieve.focus import Focus
 from tokensieve.method import Method, reduce
 from tokensieve.needs import Need
@@ -23,6 +24,7 @@ __all__ = [
     "Method",
     "MissingSignal",
     "Need",
+    "Option",
     "Plan",
     "Reduction",
     "Sieve",
@@ -36,6 +38,7 @@ __all__ = [
     "make",
     "method",
     "methods",
+    "option",
     "prefill",
     "reduce",
     "register",

@@ -7,11 +7,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tokensieve import cli_retrieval
+
+if TYPE_CHECKING:
+    from tokensieve.registry import Card
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
@@ -124,21 +127,38 @@ def show(
 
 @app.command()
 def methods(
+    names: Annotated[list[str] | None, typer.Argument(help="Methods to tell all about, with their options.")] = None,
     site: Annotated[
         str | None, typer.Option(help="Only those that run there: encoder, handoff, prefill, cross, cache.")
     ] = None,
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     json_: Json = False,
 ) -> None:
-    """List the registered methods."""
+    """List the registered methods, or tell what options some have."""
     from tokensieve import registry
 
-    cards = [registry.card(name) for name in registry.methods(site, family)]
+    if names and (site or family):
+        raise ValueError("--site and --family choose among all methods; they do not go with names")
+    cards = [registry.card(name) for name in names or registry.methods(site, family)]
     if json_:
         typer.echo(json.dumps([registry.as_dict(c) for c in cards], indent=2))
         return
+    if names:
+        for c in cards:
+            _print_card(c)
+        return
     rows = [(c.name, c.family, "/".join(c.sites), ", ".join(map(str, c.systems)), c.summary) for c in cards]
     _print(("name", "family", "sites", "systems", "what it does"), rows)
+
+
+def _print_card(card: Card) -> None:
+    typer.echo(f"{card.name} ({card.family}; at {', '.join(card.sites)}): {card.summary}")
+    typer.echo(f"reads {', '.join(card.needs) or 'no signal but the features'}")
+    if not card.options:
+        typer.echo("no options")
+        return
+    rows = [(o.name, o.type, o.range, o.unit, repr(o.default), o.meaning) for o in card.options.values()]
+    _print(("option", "type", "range", "unit", "default", "meaning"), rows)
 
 
 @app.command()
@@ -192,11 +212,12 @@ def _checked(record: dict[str, Any], system: int) -> tuple[str, str]:
 
 
 def _print(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(*head, header_style="bold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     _console().print(table)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from tokensieve.method import Method
 from tokensieve.parts import budget
 from tokensieve.parts.place import POLICIES
-from tokensieve.registry import make
+from tokensieve.registry import check_names, make
 
 SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors")
 FORMAT = "tokensieve.plan.1"
+WHERE = ("site", "layers", "positions", "every", "prefill")
+"""Keywords of a stage that may stand among the options of its method."""
 
 
 @dataclass(frozen=True)
@@ -162,10 +164,13 @@ class Plan:
 def method(name: str | Method, keep: budget.Budget, **where: Any) -> Stage:
     """A stage: ``ts.method("tome", keep=0.5)``; keywords are `site`, `layers`, `positions`, `every`, `prefill` or options of
     the method."""
-    placed = {k: where.pop(k) for k in ("site", "layers", "positions", "every", "prefill") if k in where}
-    if isinstance(name, Method) and where:
-        raise ValueError(f"options {sorted(where)} belong to the method; it is already made")
-    return Stage(name if isinstance(name, Method) else make(name, **where), keep, **placed)
+    placed = {k: where.pop(k) for k in WHERE if k in where}
+    if isinstance(name, Method):
+        if where:
+            raise ValueError(f"options {sorted(where)} belong to the method; it is already made")
+        return Stage(name, keep, **placed)
+    check_names(name, where, WHERE)
+    return Stage(make(name, **where), keep, **placed)
 
 
 def plan(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
@@ -185,7 +190,7 @@ def descent(made: Method, keep: budget.Budget, layers: Sequence[float]) -> list[
     """One method inside the language model at several shares of its depth, which together reach the mean ``keep``."""
     return [
         Stage(made, budget.mean(keep, len(layers) - i), site="prefill", layers=(layer,))
-        for i, layer in enumerate(layers)
+        for i, layer in enumerate(sorted(layers))
     ]
 
 

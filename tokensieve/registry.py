@@ -8,12 +8,13 @@ import importlib
 import inspect
 import json
 import pkgutil
-from collections.abc import Callable, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, TypeVar
 
+from tokensieve.core.options import Option, documented, options_of
 from tokensieve.method import Method
 
 T = TypeVar("T", bound=type[Method])
@@ -23,7 +24,7 @@ _SYSTEMS: dict[str, tuple[int, ...]] = {}
 
 @dataclass(frozen=True)
 class Card:
-    """What is known about a registered method."""
+    """What is known about a registered method; ``options`` by name, each with type, default, range, unit and meaning."""
 
     name: str
     family: str
@@ -32,7 +33,7 @@ class Card:
     needs: tuple[str, ...]
     systems: tuple[int, ...]
     summary: str
-    options: dict[str, Any]
+    options: dict[str, Option]
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,16 @@ class System:
 
 
 def register(name: str, systems: Sequence[int] = ()) -> Callable[[T], T]:
-    """Class decorator: give a method its name, and the ids of the published systems it answers to."""
+    """Class decorator: give a method its name, and the ids of the published systems it answers to.
+
+    What its options mean is put behind its docstring, for ``help()``.
+    """
 
     def add(cls: T) -> T:
         if name in _METHODS and _METHODS[name].__qualname__ != cls.__qualname__:
             raise ValueError(f"the name {name!r} is taken by {_METHODS[name].__qualname__}")
         cls.name = name
+        cls.__doc__ = documented(cls)
         _METHODS[name] = cls
         _SYSTEMS[name] = tuple(systems)
         return cls
@@ -90,14 +95,30 @@ def make(name: str, **options: Any) -> Method:
     """A method with its options.
 
     Raises:
-        ValueError: an unknown name or option.
+        ValueError: an unknown name or option, or a value out of an option's range.
     """
-    cls = get(name)
-    known = [f.name for f in fields(cls)]
-    unknown = sorted(set(options) - set(known))
+    check_names(name, options)
+    return get(name)(**options)
+
+
+def check_names(name: str, given: Iterable[str], beside: Sequence[str] = ()) -> None:
+    """Refuse keywords that are no options of a method.
+
+    Args:
+        given: the keywords.
+        beside: other keywords that the caller takes.
+
+    Raises:
+        ValueError: an unknown one; the message offers those nearest to it.
+    """
+    known = [option.name for option in options_of(get(name))]
+    unknown = [key for key in given if key not in known and key not in beside]
     if unknown:
-        raise ValueError(f"{name} has no option {', '.join(unknown)}; its options are {', '.join(known) or 'none'}")
-    return cls(**options)
+        wrong = min(unknown)
+        near = difflib.get_close_matches(wrong, [*known, *beside], n=3)
+        meant = f", did you mean {', '.join(near)}?" if near else ";"
+        more = f", beside {', '.join(beside)}" if beside else ""
+        raise ValueError(f"{name} has no option {wrong}{meant} its options are {', '.join(known) or 'none'}{more}")
 
 
 def methods(site: str | None = None, family: str | None = None) -> list[str]:
@@ -108,9 +129,9 @@ def methods(site: str | None = None, family: str | None = None) -> list[str]:
 
 
 def card(name: str) -> Card:
-    """The card of a method: family, sites, needs, systems, the first line of its docstring, options with defaults."""
+    """The card of a method: family, sites, needs, systems, the first line of its docstring, its options."""
     cls = get(name)
-    options = {f.name: f.default if f.default is not MISSING else None for f in fields(cls)}
+    options = {option.name: option for option in options_of(cls)}
     needs = tuple(n.name for n in cls().needs)
     summary = (inspect.getdoc(cls) or "").split("\n\n")[0].replace("\n", " ").replace("``", "")
     home = cls.__module__.split(".")

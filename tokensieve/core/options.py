@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
+import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
@@ -131,10 +131,10 @@ def check_options(instance: Any) -> None:
             object.__setattr__(instance, known.name, plain)
 
 
-def near(wrong: str, known: Iterable[str]) -> str:
-    """The known names nearest to a wrong one, for an error: "a, b"; all of them where none is near, "none" if there are none."""
-    known = sorted(known)
-    return ", ".join(difflib.get_close_matches(wrong, known, n=3) or known) or "none"
+def documented(cls: type) -> str:
+    """The docstring of a dataclass with what its options mean behind it, as a section "Attributes" (where it has none)."""
+    text, lines = inspect.cleandoc(cls.__doc__ or ""), [f"    {known}" for known in options_of(cls)]
+    return "\n".join([text, "", "Attributes:", *lines]) if lines and "\nAttributes:" not in text else text
 
 
 @cache
@@ -158,12 +158,11 @@ def _fitted(value: Any, hint: Any) -> Any:
     Raises:
         TypeError: it is none.
     """
+    if type(value) is hint and (hint is not float or math.isfinite(value)):
+        return value
     if hint in (int, float):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, Integral if hint is int else Real)
-            or not math.isfinite(value)
-        ):
+        number = Integral if hint is int else Real
+        if isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value):
             raise TypeError
         if type(value) in (int, float):
             return value

@@ -8,7 +8,8 @@ from torch import nn
 
 from tokensieve.method import Method
 from tokensieve.parts.budget import Budget
-from tokensieve.plan import Plan, Stage, plan
+from tokensieve.plan import WHERE, Plan, Stage, plan
+from tokensieve.registry import check_names
 from tokensieve.sites.anatomy import find
 from tokensieve.sites.clock import Clock
 from tokensieve.sites.cross import CrossSite
@@ -206,7 +207,8 @@ def sieve(
         a :class:`Sieve`, to be used in a ``with`` statement or with ``attach()`` and ``detach()``.
 
     Raises:
-        ValueError: no vision part is recognised, a site or layer does not exist here, or a budget is out of range.
+        ValueError: no vision part is recognised, a site or layer does not exist here, a budget or an option is out of range, or
+            a keyword is unknown.
 
     Prompts without images pass through untouched. Output shapes stay as they are: logits at removed positions come from
     the state in which the token left.
@@ -221,4 +223,6 @@ def sieve(
         return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
+    if isinstance(what, str):
+        check_names(what, where, (*WHERE, "seed", "scores"))
     return Sieve(model, plan(what, keep, **where), seed, scores)

@@ -28,11 +28,11 @@ class QuoTA(Method):
     met exactly, where the code rounds it to a rectangle and loses the rest; no bilinear resizing.
     """
 
-    unranked = "frames share the budget by their best token; inside a frame place decides"
     positional = "cells of a frame are averaged"
 
     within: str = option("pool", "how a frame meets its quota", choices=WITHIN)
     power: float = option(2.0, "the power of relevance to which quotas are proportional", lo=0)
+    unranked = "relevance says how many tokens of a frame stay, and not which"
 
     @property
     def needs(self):
