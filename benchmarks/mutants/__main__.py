@@ -33,7 +33,7 @@ FOLDERS = ("tokensieve/methods/", "tokensieve/parts/")
 SECONDS = 20
 """After which a check counts as failed: a swapped comparison may never end."""
 
-PINNED, IDLE = "pinned", "never evaluated"
+PINNED, IDLE, SAME = "pinned", "never evaluated", "never differed"
 Checks = dict[str, Callable[[], None]]
 
 
@@ -121,10 +121,11 @@ def _run(state: dict[str, Any], sources: dict[str, str], checks: dict[str, Check
             continue
         # What was pinned notices nearly anything: it comes last, so that it counts for what nothing else does.
         order = sorted(checks[name], key=lambda what: (what == PINNED, -killers[mutant.operator, what]))
-        helpers.RAN[0] = mutant.operator == INERT
+        helpers.reset()
         with patched(mutant, sources[mutant.file]):
             killer = next((what for what in order if _fails(checks[name][what])), "")
-        killer = killer if killer or helpers.RAN[0] else IDLE
+        if not killer and mutant.operator != INERT:
+            killer = "" if helpers.SEEN["differed"] else SAME if helpers.SEEN["ran"] else IDLE
         killers[mutant.operator, killer] += 1
         state["pairs"][key] = killer
         if time.monotonic() - saved > 20:

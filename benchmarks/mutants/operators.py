@@ -86,7 +86,7 @@ def changed(source: str, mutant: Mutant) -> ast.Module:
         assert isinstance(node, ast.Compare)
         other = copy.copy(node)
         other.ops = [SWAPPED.get(type(op), type(op))() for op in node.ops]
-        _replace(parents[node], node, _call("swapped", other))
+        _replace(parents[node], node, _call("swapped", other, copy.copy(node)))
     elif mutant.operator == MASK and isinstance(node, ast.arg):
         function = _outermost(node, parents)
         assert function is not None

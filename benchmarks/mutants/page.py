@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.mutants.operators import INERT, NEGATED, OPERATORS, Mutant
+from benchmarks.mutants.operators import COMPARED, INERT, MASK, NEGATED, OPERATORS, TIES, Mutant
 
 KINDS = ("killed", "pinned", "equivalent", "survived")
 COLUMNS = (
@@ -44,21 +44,22 @@ def text(state: dict[str, Any], found: Iterable[tuple[Mutant, str]]) -> str:
     """The page, from what was found out about every pair of a mutant and a method."""
     rows: dict[str, Counter[str]] = defaultdict(Counter)
     left: dict[Mutant, list[str]] = defaultdict(list)
-    ran: dict[Mutant, int] = Counter()
+    ran: Counter[Mutant] = Counter()
+    same: Counter[Mutant] = Counter()
     rules: set[str] = set()
     for mutant, name in found:
         rule, killer = equivalent(mutant, name), state["pairs"][f"{mutant.key}@{name}"]
         if killer == "never evaluated":
             continue
-        kind = "pinned" if killer == "pinned" else "killed" if killer else "equivalent" if rule else "survived"
-        if kind == "pinned" and rule:
-            kind = "equivalent"
+        kind = {"pinned": "pinned", "": "survived", "never differed": "survived"}.get(killer, "killed")
+        kind = "equivalent" if rule and kind != "killed" else kind
         rules |= {rule} - {""}
         rows[mutant.operator][kind] += 1
         rows["all"][kind] += 1
         ran[mutant] += 1
         if kind == "survived":
             left[mutant].append(name)
+            same[mutant] += killer == "never differed"
     wrong = [name for name, fails in state["control"].items() if fails]
     lines = [HEAD.format(rules="; ".join(sorted(rules))), f"| {' | '.join(COLUMNS)} |", "|---" + "|---:" * 7 + "|"]
     for operator in (*OPERATORS, "all"):
@@ -81,7 +82,9 @@ def text(state: dict[str, Any], found: Iterable[tuple[Mutant, str]]) -> str:
             if mutant.operator == INERT
             else f"{mutant.file.removeprefix('tokensieve/')}:{mutant.lines[0]}"
         )
-        lines.append(f"| {mutant.operator} | {where} | `{code[:60]}` | {why(mutant, names, ran[mutant])} |")
+        lines.append(
+            f"| {mutant.operator} | {where} | `{code[:60]}` | {why(mutant, names, ran[mutant], same[mutant])} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -92,7 +95,21 @@ def equivalent(mutant: Mutant, name: str) -> str:
     return mutant.equivalent
 
 
-def why(mutant: Mutant, names: list[str], ran: int) -> str:
-    """What is known of a survivor."""
-    rest = f"killed in {ran - len(names)} of {ran} methods; not in {', '.join(names[:4])}"
-    return (rest + (" ..." if len(names) > 4 else "")) if ran > len(names) else f"in none of {', '.join(names[:4])}"
+ABSORBED = {
+    NEGATED: "it ranks a part of what stays or merges, and the whole still outranks the rest",
+    MASK: "what it leaves out is left out again by what follows",
+    COMPARED: "what follows makes up for it",
+    TIES: "the equals that change places are equal in all that follows",
+    INERT: "what the method declares of itself (`unit`, `group`, needs) follows it still, or its effect shows at other sizes",
+}
+
+
+def why(mutant: Mutant, names: list[str], ran: int, same: int) -> str:
+    """What is known of a survivor: whether the change ever gave another value, and how many of its methods notice it."""
+    where = f"killed in {ran - len(names)} of {ran} methods; " if ran > len(names) else ""
+    reasons = []
+    if same:
+        reasons.append("nothing that the checks run gives another value there")
+    if same < len(names):
+        reasons.append(ABSORBED[mutant.operator])
+    return f"{where}not in {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}: {'; or '.join(reasons)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from tokensieve.core import method_registry
@@ -151,7 +152,7 @@ def _bound(trial: Trial, check: Check, name: str) -> Callable[[], None]:
         who = cls.name or cls.__name__
         try:
             if all(reads(cls, options, extra) for extra in trial.extras):
-                check(trial)
+                check(replace(trial))  # nothing of an earlier run stays with it
         except AssertionError as e:
             raise AssertionError(f"{who} fails the check {name}: {e}") from None
         except Exception as e:

@@ -30,7 +30,6 @@ class QuoTA(Method):
     met exactly, where the code rounds it to a rectangle and loses the rest; no bilinear resizing.
     """
 
-    unranked = "frames share the budget by their best token; inside a frame place decides"
     positional = "cells of a frame are averaged"
 
     within: str = option("pool", "how a frame meets its quota", choices=WITHIN)

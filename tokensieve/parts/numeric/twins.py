@@ -29,7 +29,7 @@ def firsts(x: Tensor, candidates: Tensor | None = None) -> Tensor | None:
         None where no two candidates are identical, which is found out at the cost of a few numbers per token.
     """
     candidates = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if candidates is None else candidates
-    if not _repeats(_key(x[..., :LEAD]), candidates):
+    if not _repeats(_key(x[..., :LEAD])):
         return None
     place = torch.arange(x.shape[1], device=x.device).expand_as(candidates)
     first = torch.where(candidates, heads(_key(x), candidates), place)
@@ -92,6 +92,6 @@ def _bits(x: Tensor) -> Tensor:
     return (x + 0.0).contiguous().view(whole).long()
 
 
-def _repeats(key: Tensor, candidates: Tensor) -> bool:
-    place = torch.arange(key.shape[1], device=key.device).expand_as(key)
-    return bool((candidates & (heads(key, candidates) != place)).any())
+def _repeats(key: Tensor) -> bool:
+    sorted_ = key.sort(dim=1).values
+    return bool((sorted_[:, 1:] == sorted_[:, :-1]).any())
