@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tokensieve.core.needs import Need
 from tokensieve.parts import score
 from tokensieve.parts.budget import Keep
-from tokensieve.sites.model import checkpointing
+from tokensieve.sites.model import checkpointing, guards
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import pixels_in
@@ -255,6 +255,9 @@ class Sight:
                 out.setdefault(name, {})[layer] = laid if name in ("keys", "values") else laid.movedim(1, -1)
         if "entropy" in out:
             out["entropy"] = out["entropy"][0]
+        wanted = {n for watch in self.watches for n in watch.wanted()}
+        if looks and wanted and not any(wanted & look.seen.keys() for look in looks):
+            raise guards.refusal("unheard", signals=" and ".join(sorted(wanted)))
         if not looks:
             for name in {n for watch in self.watches for need in self.needs for n in watch.names(need)}:
                 self._missing(name, strange())
