@@ -290,3 +290,26 @@ def test_contrastive_search_is_told_by_the_config_of_a_call_or_of_the_model():
         model.generation_config = config
         with pytest.raises(ValueError, match="greedy search, sampling and beams work under a sieve"):
             model.generate(inputs["input_ids"])
+
+
+def test_stages_are_counted_anew_in_each_pass():
+    model, other, inputs = llava(), llava(), prompt((1,))
+    with ts.sieve(model, "divprune", keep=16), torch.no_grad():
+        model(**inputs)
+        model.forward = other.forward
+        with pytest.raises(RuntimeError, match="'divprune' at site='handoff' did not run"):
+            model(**inputs)
+
+
+def test_embeddings_are_taken_for_merged_only_behind_pictures_that_no_pass_has_used():
+    model, inputs = llava(), prompt((1,))
+    embeds = model.get_input_embeddings()(inputs["input_ids"][:, -6:])
+    with ts.sieve(model, "divprune", keep=16), torch.no_grad():
+        model(inputs_embeds=embeds)  # nothing was encoded
+        model.get_image_features(pixel_values=inputs["pixel_values"])
+        whole = {k: v for k, v in inputs.items() if k != "input_ids"}
+        model(**whole, inputs_embeds=model.get_input_embeddings()(inputs["input_ids"]))  # the pictures are beside it
+        model(inputs_embeds=embeds)  # that pass was another
+        model.get_image_features(pixel_values=inputs["pixel_values"])
+        with pytest.raises(RuntimeError, match="inputs_embeds came without pictures"):
+            model(inputs_embeds=embeds)

@@ -20,14 +20,9 @@ def visibly(model: nn.Module) -> bool:
     )
 
 
-def made(model: nn.Module) -> bool:
-    """Whether something has been compiled of a model's forward; compiled wrappers may be held anywhere."""
-    return any(_debug_get_cache_entry_list(code) for code in _codes(model))
-
-
 def renew(model: nn.Module) -> None:
-    """Have what was compiled of a model's forward compiled anew, where hooks change."""
-    if made(model):
+    """Have what was compiled of a model's forward compiled anew, where hooks change; compiled wrappers may be held anywhere."""
+    if any(_debug_get_cache_entry_list(code) for code in _codes(model)):
         torch.compiler.reset()
 
 

@@ -73,9 +73,9 @@ GUARDS = {
             "was attached; attach the sieve first, or call the model as it was before torch.compile",
         ),
         Guard(
-            "unheard", ("encoder", "handoff", "prefill"), "pass", RuntimeError,
-            "{stages} was not told what it chooses by: code that torch.compile made goes past the hooks that read it; call the "
-            "model itself under a sieve, or take a method that reads features only, such as 'divprune'",
+            "unheard", ("encoder", "handoff"), "pass", RuntimeError,
+            "{signals} of the encoder did not reach the method: a forward that was compiled, or replaced, goes past the hooks "
+            "that read it; call the model itself under a sieve, or take a method that reads features only, such as 'divprune'",
         ),
         Guard(
             "precompiled", SITES, "attach", RuntimeError,

@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tokensieve.core.signals import MissingSignal
 from tokensieve.core.stage import Stage
-from tokensieve.sites.model import calls, compatibility, compiled, guards
+from tokensieve.sites.model import calls, compatibility, guards
 from tokensieve.sites.model.structure import Anatomy
 
 PICTURES = ("pixel_values", "mm_encoder", "image_patches")
@@ -58,20 +57,6 @@ class Ledger:
     def ran(self, stage: Stage) -> None:
         """A stage ran in this pass; a method that keeps all of a small prompt did, too."""
         self._ran.add(id(stage))
-
-    @contextmanager
-    def choosing(self, stage: Stage) -> Iterator[None]:
-        """A stage's method chooses by what hooks have read elsewhere in the pass.
-
-        Raises:
-            RuntimeError: they read nothing, since something of the model is compiled.
-        """
-        try:
-            yield
-        except MissingSignal as error:
-            if self._outer is not None and compiled.made(self._outer):
-                raise guards.refusal("unheard", stages=_names([stage])) from error
-            raise
 
     @property
     def elsewhere(self) -> bool:

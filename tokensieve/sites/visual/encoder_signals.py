@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.parts.budget import Keep
+from tokensieve.sites.model import guards
 from tokensieve.sites.model.quirks import TILED
 from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.visual.encoder_listener import KINDS, Listener
@@ -95,6 +96,9 @@ class Sight:
                 out.setdefault(name, {})[layer] = laid if name in ("keys", "values") else laid.movedim(1, -1)
         if "entropy" in out:
             out["entropy"] = out["entropy"][0]
+        wanted = {n for watch in self.listener.watches for n in watch.wanted()}
+        if looks and wanted and not any(wanted & look.seen.keys() for look in looks):
+            raise guards.refusal("unheard", signals=" and ".join(sorted(wanted)))
         if not looks:
             for name in {n for watch in self.listener.watches for need in self.needs for n in watch.names(need)}:
                 self._missing(name, strange())

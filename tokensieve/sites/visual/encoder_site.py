@@ -14,7 +14,7 @@ from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.attention import rows
-from tokensieve.sites.model import checkpointing, taps
+from tokensieve.sites.model import checkpointing, guards, taps
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
@@ -55,6 +55,10 @@ class Watch:
     def reads(self) -> bool:
         """Whether there is anything to record."""
         return bool(self._wanted)
+
+    def wanted(self, layer: int | None = None) -> set[str]:
+        """What is to be recorded at a block; at any, for None."""
+        return {n for at, names in self._wanted.items() if layer in (None, at) for n in names}
 
     def attach(self) -> list[Detach]:
         return [self._tap(layer, names) for layer, names in self._wanted.items()]
@@ -196,6 +200,8 @@ class EncoderSite:
         whole = before.is_identity
         heard = self.watch.seen or {}
         given: dict[str, Any] = {name: {index: seen[index][-1]} for name, seen in heard.items() if index in seen}
+        if not self.watch.wanted(index) <= given.keys():  # stand-ins would be taken in silence
+            raise guards.refusal("unheard", signals=" and ".join(sorted(self.watch.wanted(index))))
         signals = Signals(
             features=tokens,
             mask=None if whole else before.mask,
@@ -204,8 +210,7 @@ class EncoderSite:
             seed=self.ledger.seed(self.stage),
             **given,
         )
-        with self.ledger.choosing(self.stage):
-            step = self.stage.method(signals, target)
+        step = self.stage.method(signals, target)
         now.total = before.then(step)
         now.holes = not bool(now.total.mask.all())  # once: layers that ask would wait for the device
         if self.alone:

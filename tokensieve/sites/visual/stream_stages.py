@@ -141,9 +141,8 @@ class StreamStages:
                 seed=self.ledger.seed(stage),
                 **given,
             )
-            with self.ledger.choosing(stage):
-                step = Reduction.keep(mask) if whole else self._step(stage, signals, keep, stream)
-                score = stage.method.score(signals) if ranks or self.scores else None
+            step = Reduction.keep(mask) if whole else self._step(stage, signals, keep, stream)
+            score = stage.method.score(signals) if ranks or self.scores else None
             if ranks and score is not None:
                 stream.rank(score)
         x = stream.leave(step, x)
