@@ -38,11 +38,11 @@ def test_by_command(tmp_path, docs):
     import torch
     from transformers import BertConfig, BertModel
 
-    from tokensieve.retrieval.encoders import folder
+    from tokensieve.retrieval.encoders import loading
 
     (tmp_path / "model").mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt"):
-        shutil.copy(folder._minilm() / name, tmp_path / "model" / name)
+        shutil.copy(loading._minilm() / name, tmp_path / "model" / name)
     torch.manual_seed(0)
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     BertModel(config).save_pretrained(tmp_path / "model")
