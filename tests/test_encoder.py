@@ -160,7 +160,11 @@ def test_patches_that_an_encoder_hides_by_place_are_refused(name):
     case = Case("idefics2")
     seen = case.inputs["pixel_attention_mask"] = torch.ones_like(case.inputs["pixel_attention_mask"])
     with torch.no_grad(), ts.sieve(case.model, name, keep=0.5, site="encoder"):
-        case.model(**case.inputs)
+        try:
+            case.model(**case.inputs)
+        except ValueError as refusal:
+            assert "encode the pictures under it" in str(refusal)  # noqa: PT017 (of most releases it is none)
+            pytest.skip("this release's Idefics2 hands on other features than those its encoder gave")
         seen[0, 0, :, -4:] = 0
         with pytest.raises(ValueError, match=r"hides some patches by a mask of 64 places.*use site='handoff'"):
             case.model(**case.inputs)
