@@ -33,9 +33,8 @@ def begin(cache: Any, model: Fingerprint, own: Sequence[int]) -> None:
             if layer.model is not None and not layer.model.fits(model):
                 raise guards.refusal("other model", layer=i)
     there = [layers[i] for i in own if i < len(layers)]
-    seen = [
-        x.get_seq_length() for x in there if isinstance(x, (SievedLayer, *compatibility.SIEVABLE)) and x.is_initialized
-    ]
+    held = [x for x in there if isinstance(x, (SievedLayer, *compatibility.SIEVABLE)) and x.is_initialized]
+    seen = [int(x.get_seq_length()) for x in held]  # where a draft was taken back, some releases give a tensor
     if any(isinstance(x, SievedLayer) for x in there) and len(set(seen)) > 1:
         raise guards.refusal("broken", least=min(seen), most=max(seen))
 
