@@ -15,10 +15,11 @@ from tests.works import NONE, SITES, SITUATIONS, Situation, outcome
 PAGE = Path("docs/measured/works.md")
 HEAD = """# What works under a sieve
 
-Situations by [site](../how-to/sites.md). Every cell ran, most against the answer of the same stage in the plainest situation or of
-the plain model with the dropped tokens masked; where numbers differ by nature (int8, float16, autocast) answers are finite and near,
-and beams and `output_attentions` are at some sites only seen to run and to repeat. "Refused" is an error whose sentence names the way out; empty cells do not apply.
-"reading" stands for methods at `cache` under which nothing leaves. Made by `python -m benchmarks.works`; `tests/test_works.py`
+Situations by [site](../how-to/sites.md). Every cell ran, most against the answer of the same stage in the plainest
+situation or of the plain model with the dropped tokens masked; where numbers differ by nature (int8, float16, autocast) answers
+are finite and near, and beams and `output_attentions` are at some sites only seen to run and to repeat. "Refused" is an error
+whose sentence names the way out; empty cells do not apply. "reading" stands for methods at `cache` under which nothing leaves.
+Made by `python -m benchmarks.works`; `tests/test_works.py`
 runs the same cells.
 
 `output_attentions` under a sieve gives maps of the tokens that are there: a layer that holds fewer has smaller ones.
