@@ -30,6 +30,7 @@ from rich.progress import track
 from rich.table import Table
 
 from tokensieve.bench.results import environment
+from tokensieve.core.files import write_json
 
 ROOT = Path(__file__).parent.parent
 ROUNDS, LEAST, LIMIT, DRAWS = 9, 7, 1.02, 10_000
@@ -142,7 +143,7 @@ def main(before: str, out: Path, rounds: int = ROUNDS) -> dict[str, Any]:
     (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
     result = {"benchmark": "guards", "environment": environment(), "before": before, "rounds": rounds, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(out, result)
     return result
 
 

@@ -10,7 +10,6 @@ little besides: the limit is 1.3.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from rich.table import Table
 
 from benchmarks.guards import LEAST, compared
 from tokensieve.bench.results import environment
+from tokensieve.core.files import write_json
 
 ROUNDS, LIMIT, BASE = 9, 1.3, "import torch"
 AGAIN = "import torch, again"
@@ -75,7 +75,7 @@ def main(out: Path, rounds: int = ROUNDS) -> dict[str, Any]:
     (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
     result = {"benchmark": "import_time", "environment": environment(), "limit": LIMIT, "rounds": rounds, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_json(out, result)
     return result
 
 

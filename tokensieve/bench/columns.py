@@ -71,7 +71,7 @@ def columns(place: str, kinds: list[str]) -> list[Column]:
     out: list[Column] = []
     for name in COLUMNS:
         column = COLUMNS.get(name)
-        if place not in column.places or (name in QUALITY) > bool(kinds):
+        if place not in column.places or (name in QUALITY and not kinds):
             continue
         if name == "all":
             digits = "{:.1f}" if place == "page" else "{:.0f}"

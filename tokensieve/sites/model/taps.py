@@ -117,28 +117,16 @@ def attach(
     """
     taps = module.__dict__.setdefault(STATE, Taps([], [], [], [], []))
     _wrap(module.config)
-    if observe is not None:
-        taps.observers.append(observe)
-    if ahead is not None:
-        taps.ahead.append(ahead)
-    if mask is not None:
-        taps.masks.append(mask)
-    if limit is not None:
-        taps.limits.append(limit)
-    if kernel is not None:
-        taps.kernels.append(kernel)
+    pairs: list[tuple[list[Any], Any]] = [
+        (taps.observers, observe), (taps.ahead, ahead), (taps.masks, mask), (taps.limits, limit), (taps.kernels, kernel)
+    ]  # fmt: skip
+    given = [(held, one) for held, one in pairs if one is not None]
+    for held, one in given:
+        held.append(one)
 
     def detach() -> None:
-        if observe is not None:
-            taps.observers.remove(observe)
-        if ahead is not None:
-            taps.ahead.remove(ahead)
-        if mask is not None:
-            taps.masks.remove(mask)
-        if limit is not None:
-            taps.limits.remove(limit)
-        if kernel is not None:
-            taps.kernels.remove(kernel)
+        for held, one in given:
+            held.remove(one)
         if not any((taps.ahead, taps.observers, taps.masks, taps.limits, taps.kernels)):
             module.__dict__.pop(STATE, None)
         _unwrap(module.config)
