@@ -17,6 +17,7 @@ from tokensieve.core.signal_table import SIGNALS
 from tokensieve.sites.model.guards import GUARDS
 
 EXTENSIBLE = (
+    "tokensieve.bench.blocks",
     "tokensieve.bench.columns",
     "tokensieve.retrieval.encoders.loading",
     "tokensieve.retrieval.scoring.sketch",
@@ -91,7 +92,8 @@ def registered() -> str:
         rows = []
         for name in registry:
             entry = registry.entry(name)
-            rows.append((f"`{name}`", getattr(entry.thing, "title", entry.summary), f"`{entry.home}`"))
+            told = getattr(entry.thing, "meaning", "") or getattr(entry.thing, "title", "") or entry.summary
+            rows.append((f"`{name}`", told, f"`{entry.home}`"))
         out += [f"## {kind}\n", _table(("name", "", "where"), rows)]
     return "\n".join(out)
 

@@ -14,6 +14,7 @@ import torch
 import tokensieve as ts
 from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
+from tokensieve.bench.blocks import BLOCKS
 from tokensieve.bench.columns import COLUMNS
 from tokensieve.core.method_registry import METHODS
 from tokensieve.core.plan import PLANS
@@ -67,10 +68,17 @@ def test_the_vector_format_of_the_guide_is_complete(tmp_path, monkeypatch):
 def test_the_bench_column_of_the_guide_is_complete():
     try:
         run("docs/extend/bench-column.md")
-        rows = {"full": {"accuracy_mean": 0.8}}
-        assert COLUMNS.get("of full").show({"accuracy_mean": 0.6}, rows) == "0.75"
+        rows = {"full": {"kv_bytes": 8}}
+        assert COLUMNS.get("of full").show({"kv_bytes": 6}, rows) == "0.75"
     finally:
         COLUMNS.forget("of full")
+
+
+def test_the_report_block_of_the_guide_is_complete():
+    try:
+        run("docs/extend/report-block.md")
+    finally:
+        BLOCKS.forget("smallest")
 
 
 def test_the_registry_of_the_guide_is_complete():

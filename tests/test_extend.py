@@ -12,9 +12,12 @@ import torch
 from typer.testing import CliRunner
 
 import tokensieve as ts
+import tokensieve.testing.bench
 from tests.models import decoder, llava, text
 from tokensieve import testing
-from tokensieve.bench.columns import COLUMNS
+from tokensieve.bench import report
+from tokensieve.bench.blocks import BLOCKS, Report, register_block, shown
+from tokensieve.bench.columns import COLUMNS, register_column
 from tokensieve.cli.main import app
 from tokensieve.core import registry
 from tokensieve.core.method_registry import METHODS
@@ -37,6 +40,7 @@ import torch
 from torch.nn.functional import normalize
 
 import tokensieve as ts
+from tokensieve.bench.blocks import register_block
 from tokensieve.bench.columns import register_column
 from tokensieve.retrieval import Index, Ragged, register_store
 from tokensieve.retrieval.encoders.encoded import Encoded, Identity, ends
@@ -127,12 +131,22 @@ def letters(device, **options):
 
 @register_column("mine column", format="{:.1f}")
 def doubled(row, rows):
-    return 2 * row["x"]
+    return 2 * row["mean_tokens"]
+
+
+@register_block("mine block", title="Mine")
+def best(report):
+    """The largest of all."""
+    return f"<p>{max(row['mean_tokens'] for row in report.rows.values()):.0f} tokens</p>"
 '''
 KINDS = {
     METHODS: ("mine", "mine-cache"), SIGNALS: ("mine_depth",), FORMATS: ("mine-format",), SKETCHES: ("mine-sketch",),
     STORES: ("mine-store",), ENCODERS: ("mine-encoder",), COLUMNS: ("mine column",),
+    BLOCKS: ("mine block",),
 }  # fmt: skip
+
+
+NUMBERS = iter(range(9))
 
 
 @pytest.fixture
@@ -252,8 +266,76 @@ def test_an_encoder(mine):
 
 
 def test_a_column_of_the_bench(mine):
-    assert COLUMNS.get("mine column").show({"x": 2}, {}) == "4.0"
+    assert COLUMNS.get("mine column").show({"mean_tokens": 2}, {}) == "4.0"
     assert list(COLUMNS)[-1] == "mine column"
+    testing.check_column("mine column")
+
+
+def test_a_block_of_the_report(mine, tmp_path):
+    data = testing.bench.results(labelled=True)
+    (tmp_path / "pareto.svg").write_text("<svg/>")
+    page = report.write(data, tmp_path).read_text()
+    assert "<h2>Mine</h2>\n<p>64 tokens</p>" in page
+    assert page.index("<h2>Skipped images</h2>") < page.index("<h2>Mine</h2>") < page.index("<h2>How to read this</h2>")
+    assert BLOCKS.get("mine block").meaning == "The largest of all."
+    testing.check_block("mine block")
+
+
+@pytest.mark.parametrize("name", [*COLUMNS])
+def test_the_packaged_columns_pass(name):
+    testing.check_column(name)
+
+
+@pytest.mark.parametrize("name", [*BLOCKS])
+def test_the_packaged_blocks_pass(name):
+    testing.check_block(name)
+
+
+@pytest.mark.parametrize(
+    ("html", "says"),
+    [
+        (lambda r: "<p>" + r.data["settings"]["model"] + "</p>", "to escape what it shows"),
+        (lambda r: "<p><b>open</p></b>", "that closes nothing"),
+        (lambda r: "<p>open", "to close its tags; open: p"),
+        (lambda r: '<img src="https://example.org/x.png">', "HTML that stands alone"),
+        (lambda r: r.data.update(seen=1) or "<p></p>", "to change nothing"),
+        (lambda r: "", "always empty"),
+        (lambda r: None, "got NoneType"),
+    ],
+)
+def test_broken_blocks_are_caught(html, says):
+    register_block("broken")(html)
+    try:
+        with pytest.raises(AssertionError, match=says):
+            testing.check_block("broken")
+    finally:
+        BLOCKS.forget("broken")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (lambda row, rows: row.update(seen=1) or 1, "to change no row"),
+        (lambda row, rows: row["nothing"], "all its cells are empty"),
+        (lambda row, rows: next(NUMBERS), "every time"),
+    ],
+)
+def test_broken_columns_are_caught(value, says):
+    register_column("broken")(value)
+    try:
+        with pytest.raises(AssertionError, match=says):
+            testing.check_column("broken")
+    finally:
+        COLUMNS.forget("broken")
+
+
+def test_a_block_that_gives_no_string_is_named():
+    register_block("broken")(lambda report: 3)
+    try:
+        with pytest.raises(TypeError, match="the report block 'broken' gives int"):
+            shown(Report(testing.bench.results(labelled=True)))
+    finally:
+        BLOCKS.forget("broken")
 
 
 def test_the_kind_that_has_a_name_is_said(mine):

@@ -53,7 +53,7 @@ def register_column(
 
     Example:
         >>> @register_column("of full", format="{:.2f}")  # doctest: +SKIP
-        ... def of_full(row, rows): return row["accuracy_mean"] / rows["full"]["accuracy_mean"]
+        ... def of_full(row, rows): return row["kv_bytes"] / rows["full"]["kv_bytes"]
     """
     unknown = sorted(set(places) - set(PLACES))
     if unknown:
@@ -118,8 +118,8 @@ def _final(row: Row, _: Any) -> float:
 
 
 @register_column("all", "all kinds", "{:.1f}")
-def _all(row: Row, _: Any) -> float:
-    return 100 * row["accuracy_mean"]
+def _all(row: Row, _: Any) -> float | None:
+    return None if row["accuracy_mean"] is None else 100 * row["accuracy_mean"]
 
 
 @register_column("agree", "agreement", "{:.1f}", ("terminal", "page"))

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page with the table, the plot, the overlays and the failures."""
+"""report.html: one self-contained page, made of the registered blocks."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokensieve.bench.columns import columns
-from tokensieve.bench.results import beats_random
-from tokensieve.bench.tables import ordered
+from tokensieve.bench.blocks import Report, shown, templates
 from tokensieve.core.files import write_text
 
 
@@ -22,45 +20,18 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
     Args:
         overlays: (method, caption, picture).
     """
-    from jinja2 import Environment, PackageLoader
-
-    page = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("report.html")
-    rows = data["rows"]
-    shown = columns("page", list(rows["full"]["accuracy"]))
-    svg = (folder / "pareto.svg").read_bytes()
-    html = page.render(
-        data=data,
-        kinds=list(rows["full"]["accuracy"]),
-        columns=shown,
-        cells=[(r["method"], [(c.show(r, rows), c) for c in shown]) for r in ordered(rows)],
-        plot="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
-        overlays=[(name, caption, _uri(picture)) for name, caption, picture in overlays],
-        failures=_failures(data),
-        losers=[f"{r['method']} at {r['keep']}" for r in ordered(rows) if beats_random(rows, r) is False],
-    )
+    plot = _uri((folder / "pareto.svg").read_bytes(), "svg+xml")
+    report = Report(data, plot, tuple((name, caption, _picture(picture)) for name, caption, picture in overlays))
     file = folder / "report.html"
-    write_text(file, html)
+    write_text(file, templates().get_template("report.html").render(data=data, blocks=shown(report)))
     return file
 
 
-def _failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:
-    """Questions that the full model answers rightly (or at all) and the fewest cells at the smallest budget answer alike."""
-    rows = data["rows"]
-    budgets = [r["keep"] for r in rows.values() if r["keep"] is not None]
-    if not budgets:
-        return []
-    small = [r for r in rows.values() if r["keep"] == min(budgets, key=float)]
-    out = []
-    for i, sample in enumerate(data["samples"]):
-        truth = rows["full"]["answers"][i]
-        if sample["answer"] is not None and truth != sample["answer"]:
-            continue
-        wrong = {r["method"]: r["answers"][i] for r in small if r["answers"][i] != truth}
-        out.append({**sample, "truth": truth, "wrong": wrong, "of": len(small)})
-    return sorted((f for f in out if f["wrong"]), key=lambda f: -len(f["wrong"]))[:most]
-
-
-def _uri(picture: Image.Image) -> str:
+def _picture(picture: Image.Image) -> str:
     buffer = BytesIO()
     picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _uri(buffer.getvalue(), "png")
+
+
+def _uri(content: bytes, kind: str) -> str:
+    return f"data:image/{kind};base64," + base64.b64encode(content).decode()

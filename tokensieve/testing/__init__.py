@@ -1,7 +1,8 @@
 """Testing: the contracts of what can be added, for authors outside this project too.
 
 One line checks a method: ``tokensieve.testing.check_method(MyMethod)``. With pytest, :func:`parametrize_with_checks` makes a
-case of every check. Signals, vector formats, sketches, stores and encoders have a check of their own each.
+case of every check. Signals, vector formats, sketches, stores, encoders, and a bench's columns and blocks have a check of their
+own each.
 """
 
 from importlib import import_module
@@ -14,6 +15,7 @@ from tokensieve.testing.signal_rows import check_signal
 from tokensieve.testing.trial import same, slots
 
 if TYPE_CHECKING:
+    from tokensieve.testing.bench import check_block, check_column
     from tokensieve.testing.encoders import check_encoder
     from tokensieve.testing.formats import check_format
     from tokensieve.testing.sketches import check_sketch
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Largest",
     "Live",
+    "check_block",
+    "check_column",
     "check_encoder",
     "check_format",
     "check_method",
@@ -36,8 +40,15 @@ __all__ = [
     "slots",
 ]
 
-# What checks a part of search is imported when it is asked for: it takes longer than all else here.
-_LATER = {"check_encoder": "encoders", "check_format": "formats", "check_sketch": "sketches", "check_store": "stores"}
+# What checks a part of search or of the bench is imported when it is asked for: it takes longer than all else here.
+_LATER = {
+    "check_block": "bench",
+    "check_column": "bench",
+    "check_encoder": "encoders",
+    "check_format": "formats",
+    "check_sketch": "sketches",
+    "check_store": "stores",
+}
 
 
 def __getattr__(name: str) -> Any:
