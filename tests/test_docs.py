@@ -19,6 +19,7 @@ from tokensieve.bench.columns import COLUMNS
 from tokensieve.core.method_registry import METHODS
 from tokensieve.core.plan import PLANS
 from tokensieve.core.registry import PLUGINS
+from tokensieve.core.signal_table import SIGNALS
 from tokensieve.retrieval.storage import FORMATS
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,18 @@ def test_the_method_of_the_guide_is_complete(forget):
     forget.append("halfhalf")
     run("docs/extend/method.md")
     assert "halfhalf" in ts.list_methods()
+
+
+def test_the_signals_of_the_guide_are_complete(forget):
+    forget += ["nearest", "disputed"]
+    try:
+        found = run("docs/extend/signal.md", vlm=llava(), pictured=prompt((1, 2)))
+        assert found["r"].apply(found["x"]).shape == (2, 64, 64)
+        for name in ("nearest", "disputed"):
+            ts.testing.check_method(name)
+    finally:
+        for name in ("depth", "disagreement"):
+            SIGNALS.forget(name)
 
 
 def test_the_cache_method_of_the_guide_is_complete(forget):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import tokensieve as ts
 import tokensieve.testing.bench
-from tests.models import decoder, llava, text
+from tests.models import decoder, llava, prompt, text
 from tokensieve import testing
 from tokensieve.bench import report
 from tokensieve.bench.blocks import BLOCKS, Report, register_block, shown
@@ -42,6 +42,7 @@ from torch.nn.functional import normalize
 import tokensieve as ts
 from tokensieve.bench.blocks import register_block
 from tokensieve.bench.columns import register_column
+from tokensieve.core.needs import CLSAttention, Values
 from tokensieve.retrieval import Index, Ragged, register_store
 from tokensieve.retrieval.encoders.encoded import Encoded, Identity, ends
 from tokensieve.retrieval.encoders.loading import register_encoder
@@ -64,6 +65,60 @@ class Mine(ts.Method):
     def score(self, s):
         depth = s.get(self.needs[0])[1]
         return (depth if depth.dim() == 2 else depth.mean(1)).exp() ** self.power
+
+
+def pull(s, model):
+    """How much the encoder's CLS token attends to each patch, from the second layer of its end."""
+    return s.get(CLSAttention(-2))[1].mean(1)
+
+
+def surprise(s, model):
+    """How little the language model could say of each token yet."""
+    return -model.lm_head(s.features).softmax(-1).amax(-1)
+
+
+def shortness(s, model):
+    return -s.values.norm(dim=-1)
+
+
+ts.register_signal("mine_pull", "(B, N)", "attention by CLS", sites=("handoff",), compute=pull, reads=(CLSAttention(-2),))
+ts.register_signal("mine_surprise", "(B, N)", "how little is known", sites=("handoff", "prefill"), compute=surprise)
+ts.register_signal("mine_short", "(B, N)", "how short its value is", sites=("cache",), compute=shortness, reads=(Values(),))
+
+
+class Highest(ts.Method):
+    """Keeps where a signal is highest."""
+
+    favours = ()
+
+    def score(self, s):
+        return s.get(self.needs[0])[1]
+
+
+@ts.register_method("mine-pull")
+class Pull(Highest):
+    """By CLS."""
+
+    needs = (ts.Need("mine_pull"),)
+
+
+@ts.register_method("mine-surprise")
+class Surprise(Highest):
+    """By what surprises."""
+
+    sites = ("handoff", "prefill")
+    needs = (ts.Need("mine_surprise"),)
+
+
+@ts.register_method("mine-short")
+class Short(ts.CacheMethod):
+    """By short values."""
+
+    favours = ()
+    needs = (ts.Need("mine_short"),)
+
+    def score(self, s):
+        return s.mine_short
 
 
 @ts.register_method("mine-cache")
@@ -140,7 +195,8 @@ def best(report):
     return f"<p>{max(row['mean_tokens'] for row in report.rows.values()):.0f} tokens</p>"
 '''
 KINDS = {
-    METHODS: ("mine", "mine-cache"), SIGNALS: ("mine_depth",), FORMATS: ("mine-format",), SKETCHES: ("mine-sketch",),
+    METHODS: ("mine", "mine-cache", "mine-pull", "mine-surprise", "mine-short"),
+    SIGNALS: ("mine_depth", "mine_pull", "mine_surprise", "mine_short"), FORMATS: ("mine-format",), SKETCHES: ("mine-sketch",),
     STORES: ("mine-store",), ENCODERS: ("mine-encoder",), COLUMNS: ("mine column",),
     BLOCKS: ("mine block",),
 }  # fmt: skip
@@ -213,11 +269,19 @@ def test_what_is_wrong_with_a_signal_from_outside_is_named(mine):
         (("depth", "B, N", "x"), r"write it as '\(B, heads, N\)"),
         (("depth", "(N, B)", "x"), "must begin with B"),
         (("depth", "(B, N) or (B, N, D)", "x"), "N at different axes from the end"),
+        (("depth", "(B, N)", "x", {"sites": ("handoff",)}), r"sites=\('handoff',\).*compute="),
+        (("depth", "(B, N)", "x", {"compute": max}), r"sites=\(\)"),
+        (("depth", "(B, N)", "x", {"compute": max, "sites": ("focus",)}), "of encoder, handoff, prefill, cross, cache"),
+        (
+            ("depth", "(B, N)", "x", {"compute": max, "sites": ("cache",), "reads": (ts.Need("dept"),)}),
+            "no signal is called",
+        ),
     ],
 )
 def test_rows_of_the_table_that_make_no_sense(row, says):
+    *row, more = (*row, {}) if len(row) == 3 else row
     with pytest.raises(ValueError, match=says):
-        ts.register_signal(*row)
+        ts.register_signal(*row, **more)
     assert "depth" not in SIGNALS
 
 
@@ -234,6 +298,83 @@ def test_a_signal_that_is_not_carried_is_caught(mine, monkeypatch):
     monkeypatch.setattr(ts.Signals, "row", lambda self, index: ts.Signals(self.features[index : index + 1]))
     with pytest.raises((AssertionError, ts.MissingSignal), match="mine_depth"):
         testing.check_signal("mine_depth")
+
+
+def chosen(sieve, stage=0):
+    """What a stage kept, and the highest of what its signal was, both ``(images, k)``."""
+    trace = sieve.last.stages[stage]
+    return trace.reduction.kept, trace.score.topk(trace.reduction.kept.shape[1]).indices.sort().values
+
+
+def test_a_signal_is_computed_from_one_that_a_site_gives(mine):
+    model, inputs = llava(), prompt((1, 2))
+    with torch.no_grad(), ts.sieve(model, "mine-pull", keep=9) as ours:
+        out = model(**inputs).logits
+    with torch.no_grad(), ts.sieve(model, "fastervlm", keep=9) as theirs:
+        assert torch.equal(out, model(**inputs).logits)
+    assert torch.equal(ours.last.stages[0].reduction.kept, theirs.last.stages[0].reduction.kept)
+    assert "handoff" in run("signals")
+
+
+@pytest.mark.parametrize("where", [{}, {"site": "prefill", "layers": 2}])
+def test_a_signal_is_computed_with_the_model(mine, where):
+    model, inputs = llava(), prompt((1, 2))
+    with torch.no_grad(), ts.sieve(model, "mine-surprise", keep=9, scores=True, **where) as sieve:
+        model(**inputs)
+    kept, highest = chosen(sieve)
+    assert torch.equal(kept, highest)
+    assert sieve.last.stages[0].score.unique().numel() > 9
+    assert sieve.last.stages[0].score.max() <= 0
+
+
+def test_a_signal_is_computed_at_the_cache(mine):
+    model, inputs, norms = decoder(), text(40, 40), []
+    object.__setattr__(
+        SIGNALS.get("mine_short"), "compute", lambda s, model: norms.append(s.values.norm(dim=-1)) or -norms[-1]
+    )
+    with torch.no_grad(), ts.sieve(model, "mine-short", keep=16):
+        cache = model(**inputs, use_cache=True).past_key_values
+    for layer, norm in zip(cache.layers, norms, strict=True):
+        rows = layer.values.flatten(0, 1).norm(dim=-1).sort().values
+        assert torch.allclose(rows, norm.sort().values[:, :16], atol=1e-5)
+
+
+def test_what_computes_a_signal_wrongly_is_named(mine, monkeypatch):
+    model, inputs, row = llava(), prompt((1,)), SIGNALS.get("mine_surprise")
+    for gives, says in (
+        (
+            lambda s, model: s.features.mean(1),
+            r"computes the signal 'mine_surprise': mine_surprise has shape \(1, 48\)",
+        ),
+        (lambda s, model: 3, "computes the signal 'mine_surprise', gives int; it must be a tensor"),
+        (
+            lambda s, model: s.features[..., 0] / 0,
+            "computes the signal 'mine_surprise': mine_surprise holds NaN or infinite",
+        ),
+    ):
+        object.__setattr__(row, "compute", gives)
+        with pytest.raises(ValueError, match=says), torch.no_grad(), ts.sieve(model, "mine-surprise", keep=9):
+            model(**inputs)
+    with pytest.raises(ValueError, match=r"mine-short needs mine_short, which the handoff site cannot give.*mine_pull"):
+        ts.sieve(
+            model, type("Short", (ts.Method,), {"needs": (ts.Need("mine_short"),), "name": "mine-short"})(), keep=3
+        )
+
+
+def test_what_computes_a_signal_is_checked(mine):
+    testing.check_signal("mine_pull")
+    testing.check_signal("mine_surprise", llava())
+    row = SIGNALS.get("mine_pull")
+    for gives, says in (
+        (
+            lambda s, model: s.get(row.reads[0])[1].mean(1).sub(s.features.mean()),
+            "a row alone what it gives it among others",
+        ),
+        (lambda s, model: torch.rand(s.features.shape[:2]), "the same every time"),
+    ):
+        object.__setattr__(row, "compute", gives)
+        with pytest.raises(AssertionError, match=says):
+            testing.check_signal("mine_pull")
 
 
 def test_a_cache_method(mine):

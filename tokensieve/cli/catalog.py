@@ -62,7 +62,8 @@ def signals(json_: Json = False) -> None:
 
     rows = [SIGNALS.get(name) for name in SIGNALS]
     if json_:
-        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        told = [{k: v for k, v in asdict(row).items() if k != "compute"} for row in rows]
+        typer.echo(json.dumps(told, indent=2))
         return
     print_table(
         ("signal", "shape", "what it says", "stand-ins", "sites"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -37,6 +38,24 @@ class Need:
         if self.depth is None or layer >= -2:
             return layer
         return -2 - round((-2 - layer) * (depth - 2) / (self.depth - 2))
+
+
+def with_reads(needs: Sequence[Need], site: str) -> tuple[Need, ...]:
+    """Needs, and behind them those of the functions that compute one of them at a site.
+
+    Raises:
+        ValueError: one signal is to be read in two ways.
+    """
+    out = list(needs)
+    for asked in out:
+        row = signal(asked.name)
+        for more in row.reads if site in row.sites else ():
+            same = next((n for n in out if n.name == more.name), more)
+            if replace(same, layers=(), instead=()) != replace(more, layers=(), instead=()):
+                raise ValueError(f"{more.name} is read in two ways: {same} and, to compute {asked.name}, {more}")
+            if more not in out:
+                out.append(more)
+    return tuple(out)
 
 
 def need(name: str, **how: Any) -> Need:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from tokensieve.core.registry import Registry
+
+if TYPE_CHECKING:
+    from tokensieve.core.needs import Need
 
 VALUES = ("real", "share", "number", "part", "bool")
 
@@ -26,6 +31,9 @@ class Signal:
         values: "real" numbers; "share", which sum to 1 along the last axis; "number", which of many things it is, from 0; "part",
             the same, with -1 for none; "bool".
         passed: how it is passed, where that is not by its name and shape.
+        compute: what gives it at its ``sites``, for signals from outside: a function of the :class:`~tokensieve.Signals` that
+            a method is about to get there, and of the model, to a tensor of that shape.
+        reads: what that function reads beside the features; the site then gives it, as it would to a method.
     """
 
     name: str
@@ -36,6 +44,9 @@ class Signal:
     sites: tuple[str, ...] = ()
     values: str = "real"
     passed: str = ""
+    # Not compared: a function that is defined once more, in a notebook, is the same signal's.
+    compute: Callable[[Any, Any], Any] | None = field(default=None, compare=False, repr=False)
+    reads: tuple[Need, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

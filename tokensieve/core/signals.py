@@ -232,10 +232,12 @@ def register_signal(name: str, shape: str, meaning: str, **row: Any) -> Signal:
     """Add a signal to the table: `tokensieve.reduce` then takes it by its name, `Signals` checks and carries it.
 
     Args:
-        name, shape, meaning, row: the fields of :class:`~tokensieve.core.signal_table.Signal`.
+        name, shape, meaning, row: the fields of :class:`~tokensieve.core.signal_table.Signal`. With ``compute`` and ``sites``,
+            `tokensieve.sieve` has it computed there, in a model, for methods that need it.
 
     Raises:
-        ValueError: a name that is taken, or a shape that does not begin with B.
+        ValueError: a name that is taken, a shape that does not begin with B, sites without ``compute`` or the reverse, a site
+            that computes nothing for others, or a signal among ``reads`` that is not known.
 
     Example:
         >>> register_signal("depth", "(B, N)", "how far away each patch is, in metres")  # doctest: +SKIP
@@ -246,9 +248,18 @@ def register_signal(name: str, shape: str, meaning: str, **row: Any) -> Signal:
         raise ValueError(f"shape={shape!r} of the signal {name!r} must begin with B, the rows: '(B, N)'")
     if name in RESERVED or (name not in TABLE and hasattr(Signals, name)):
         raise ValueError(f"{name!r} means something else in tokensieve.reduce or of Signals; choose another name")
+    if bool(made.sites) != (made.compute is not None) or not set(made.sites) <= set(COMPUTING):
+        raise ValueError(
+            f"sites={made.sites!r} of the signal {name!r}: name those, of {', '.join(COMPUTING)}, at which compute= (a function "
+            "of the signals and the model) gives it; without it, leave sites out"
+        )
+    for read in made.reads:
+        signal(read.name)
     return SIGNALS.register(name)(made)
 
 
+COMPUTING = ("encoder", "handoff", "prefill", "cross", "cache")
+"""Sites that have signals from outside computed."""
 RESERVED = ("x", "method", "keep", "seed", "more")
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from tokensieve.core import budget
 from tokensieve.core.method import CacheMethod, FocusMethod, Method
 from tokensieve.core.method_registry import check_names, get_method
+from tokensieve.core.needs import Need, with_reads
 
 POLICIES = ("original", "compact")
 SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors")
@@ -86,6 +87,11 @@ class Stage:
     def layer(self) -> int | float:
         """The language-model layer of a prefill stage, or the share of the depth at which it lies."""
         return self.layers[0] if self.layers else self.method.layer
+
+    @property
+    def needs(self) -> tuple[Need, ...]:
+        """What is read at its site: the method's needs, and those of what computes one of them there."""
+        return with_reads(self.method.needs, self.site)
 
     @property
     def cache_method(self) -> CacheMethod:

@@ -106,7 +106,7 @@ def _visual(work: Work) -> Site:
 
 def _cache(work: Work) -> Site:
     alone = len(work.own) == len(work.every)
-    visual = any(n.name.startswith("visual") for s in work.own for n in s.method.needs)
+    visual = any(n.name.startswith("visual") for s in work.own for n in s.needs)
     anatomy = find(work.model) if visual else None
     return CacheSite(decoder(work.model), work.own, work.clock, work.ledger, alone, anatomy)
 

@@ -7,27 +7,32 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokensieve.core.method import Method
 from tokensieve.core.needs import Need
 from tokensieve.core.reduce import reduce
-from tokensieve.core.signal_table import signal
+from tokensieve.core.signal_table import Signal, signal
 from tokensieve.core.signals import MissingSignal, Signals
+from tokensieve.sites.model.supply import completed
 from tokensieve.testing import draw
 from tokensieve.testing.bad_input import refused
-from tokensieve.testing.trial import B, N, expect
+from tokensieve.testing.trial import B, N, close, expect
 
 FRAME = ("features", "mask", "grid")
 """Rows of the table that every method has, and no method asks for."""
 
 
-def check_signal(name: str) -> None:
+def check_signal(name: str, model: nn.Module | None = None) -> None:
     """Check a signal of the table.
 
     It is drawn at random as its shape says; `tokensieve.reduce` takes it; a method that needs it reads it as it was given, in
     single precision, for one row as for many, per layer where it may come so; without it the error names it; another number of
-    tokens or rows, NaN and infinity are refused by its name.
+    tokens or rows, NaN and infinity are refused by its name. What computes it gives, at each of its sites, a tensor that fits,
+    the same every time, and for a row alone as among others.
+
+    Args:
+        model: what the function that computes it is given; features are then as wide as its language model's states.
 
     Raises:
         ValueError: no signal is called so.
@@ -63,6 +68,28 @@ def check_signal(name: str) -> None:
         refused(lambda: run(value.narrow(row.axis or 0, 0, N - 1)), rf"{name} has shape")
     if value.is_floating_point():
         _numbers(name, value, run)
+    if row.compute is not None:
+        _computed(row, model)
+
+
+def _computed(row: Signal, model: nn.Module | None) -> None:
+    width = 16 if model is None else int(model.config.get_text_config().hidden_size)  # type: ignore[operator, union-attr]
+    x = draw.features(B, N, width)
+    given = draw.signals(draw.Asks(row.reads), B, N, width)
+
+    def made(rows: slice, site: str) -> Tensor:
+        s = Signals.of(x[rows], **draw.rows(given, rows))
+        return completed(s, [Need(row.name)], site, model).get(Need(row.name))[1]
+
+    for site in row.sites:
+        whole = made(slice(None), site)
+        expect(torch.equal(whole, made(slice(None), site)), f"what computes {row.name} to give the same every time")
+        for i in range(B):
+            alone = made(slice(i, i + 1), site)
+            expect(
+                close(alone, whole[i : i + 1]),
+                f"what computes {row.name} to give a row alone what it gives it among others",
+            )
 
 
 def _numbers(name: str, value: Tensor, run: Callable[..., Tensor]) -> None:

@@ -66,7 +66,7 @@ def needs(stages: Sequence[Stage]) -> list[Need]:
     """
     found: dict[str, tuple[Stage, Need]] = {}
     for stage in stages:
-        for need in stage.method.needs:
+        for need in stage.needs:
             other, known = found.setdefault(need.name, (stage, need))
             if known.rate != need.rate:
                 raise ValueError(

@@ -56,7 +56,7 @@ class CacheSite:
         self.stages = [s for s in stages if not s.whole]
         self.layers = {id(s): cache_budgets.layers_of(s, language, self.full) for s in self.stages}
         for stage in self.stages:
-            supplied(stage.method.needs, entries.CACHE_SIGNALS, "cache", stage.method.name)
+            supplied(stage, entries.CACHE_SIGNALS)
             cache_budgets.resolve_count(stage.keep, torch.ones(1, dtype=torch.long))
         cache_budgets.check(self.stages, self.layers, self.full, self._read)
         ledger.late += self.stages
@@ -242,7 +242,7 @@ class CacheSite:
         if bool((keep >= held).all()) and not method.shared:
             layer.mark = layer.length
             return
-        given = now.read(method.needs, method.unit, self.language.root, self._hidden, module)
+        given = now.read(stage.needs, method.unit, self.language.root, self._hidden, module)
         units = {"token": lambda x: x[:, 0], "head": lambda x: x.flatten(0, 1), "entry": lambda x: x.flatten(1, 2)}
         valid = units[method.unit](now.valid)
         rows = keep.repeat_interleave(heads) if method.unit == "head" else keep
@@ -261,6 +261,7 @@ class CacheSite:
             seed=self.ledger.seed(stage) + index,
             **given,
         )
+        signals = self.ledger.completed(stage, signals)
         if method.shared:
             # Of a layer that waits for the others, nothing is kept but what choosing takes.
             call = replace(now.call, query=now.call.query[:, :, :0].clone())

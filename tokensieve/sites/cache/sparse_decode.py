@@ -80,6 +80,7 @@ class ReadingSite:
                 window_attention=entries.laid(attention, "head", heads),
                 seed=self.ledger.seed(self.stage) + index,
             )
+            signals = self.ledger.completed(self.stage, signals)
             step = self.stage.method(signals, resolve_count(self.stage.keep, every).repeat_interleave(heads))
             self._read = None if step.is_identity else (step.kept, step.mask)
 

@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
-from tokensieve.sites.model import calls, compatibility, guards
+from tokensieve.sites.model import calls, compatibility, guards, supply
 from tokensieve.sites.model.structure import Anatomy
 
 PICTURES = ("pixel_values", "mm_encoder", "image_patches")
@@ -33,6 +34,7 @@ class Ledger:
         visual: the stages that run in passes that bring pictures; late: those that run in passes of several tokens;
             every: those that run in each pass.
         models: where a pass may be entered, besides the model itself; encoders: what may run ahead of one.
+        model: the whole model, once it is attached.
         anatomy: where pictures have their place in a prompt; None where that is not asked.
     """
 
@@ -42,6 +44,7 @@ class Ledger:
         self.every: list[Stage] = []
         self.models: list[nn.Module] = []
         self.encoders: list[nn.Module] = []
+        self.model: nn.Module | None = None
         self.anatomy: Anatomy | None = None
         self._seeds = seeds
         self._busy: dict[str, int] = {}  # "thread": the one that runs the model; setdefault() asks and takes at once
@@ -58,6 +61,10 @@ class Ledger:
         """A stage ran in this pass; a method that keeps all of a small prompt did, too."""
         self._ran.add(id(stage))
 
+    def completed(self, stage: Stage, signals: Signals) -> Signals:
+        """The signals of a stage with those that are computed from others (see :func:`supply.completed`)."""
+        return supply.completed(signals, stage.method.needs, stage.site, self.model)
+
     @property
     def elsewhere(self) -> bool:
         """Whether another thread is running the model."""
@@ -65,7 +72,7 @@ class Ledger:
 
     def attach(self, model: nn.Module) -> list[calls.Detach]:
         """Stand around a model and the models inside it, in front of all hooks that are there, and around the encoders."""
-        out = []
+        out, self.model = [], model
         for module in {id(m): m for m in (model, *self.models)}.values():
             out.append(calls.before(module, self._begin, prepend=True))
             out.append(module.register_forward_hook(self._end, always_call=True).remove)

@@ -69,7 +69,7 @@ class CrossSite:
             raise ValueError(
                 f"layers={stage.layers}; at site='cross' keys leave behind layer {self.layers[0]}: leave it out"
             )
-        supplied(stage.method.needs, ("text_attention", "features"), "cross", stage.method.name)
+        supplied(stage, ("text_attention", "features"))
         self.trace: Trace | None = None
         self.asked = GeneratePrompt(model, ledger)
         self.now: CrossPass | None = None
@@ -128,6 +128,7 @@ class CrossSite:
                 text_mask=seen[real][:, None],
                 seed=self.ledger.seed(self.stage),
             )
+            signals = self.ledger.completed(self.stage, signals)
             step = self._step(signals)
             score = self.stage.method.score(signals) if self.scores else None
             chosen = torch.zeros(keys.shape[:2], dtype=torch.bool, device=keys.device)

@@ -19,6 +19,7 @@ from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
+from tokensieve.sites.model.supply import supplied
 from tokensieve.sites.model.trace import StageTrace, Trace
 
 Heard = dict[str, dict[int, list[Tensor]]]
@@ -142,11 +143,12 @@ class EncoderSite:
                 f"{method.name} at site='encoder' weighs or hides keys through an attention mask, which {kernel} does not take; "
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
+        supplied(stage, (*ENCODER_SIGNALS, "features"))
         self.alone = alone
         if alone:
             ledger.every.append(stage)
             ledger.models.append(stack.root)
-        self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in method.needs], clock, self.layers)
+        self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in stage.needs], clock, self.layers)
         self.trace: Trace | None = None
         self.now: Encoded | None = None
         self.made: list[Encoded] | None = None  # a list while somebody collects the passes
@@ -210,6 +212,7 @@ class EncoderSite:
             seed=self.ledger.seed(self.stage),
             **given,
         )
+        signals = self.ledger.completed(self.stage, signals)
         step = self.stage.method(signals, target)
         now.total = before.then(step)
         now.holes = not bool(now.total.mask.all())  # once: layers that ask would wait for the device

@@ -65,7 +65,7 @@ class LanguageSite:
                     f"layers={at}: layer {later[0]} attends to the keys of layer {self.language.sources[later[0]]}, which tokens "
                     f"do not leave any more; choose a layer up to {min(self.language.sources[i] for i in later)}"
                 )
-        needs = [need for stage in self.handoff for need in stage.method.needs]
+        needs = [need for stage in self.handoff for need in stage.needs]
         self.listener = Listener(anatomy, needs, encoder, clock)
         self.sight = Sight(anatomy, self.listener)
         self.asked = GeneratePrompt(anatomy.model, ledger)
@@ -109,7 +109,7 @@ class LanguageSite:
         out += self.focus.attach()
         out += checkpointing.attach(language)
         for i, stages in self.prefill.items():
-            before = [s for s in stages if len(self.steps.own(s)) < len(s.method.needs)]
+            before = [s for s in stages if len(self.steps.own(s)) < len(s.needs)]
             if i > 0 and before:
                 out += layer_signals.listen(self._listening, i, language, before)
         out += [coming.attach() for coming in self.steps.coming.values()]

@@ -71,7 +71,7 @@ def listen(
 
     attention = language.attentions[index - 1]
     out = [] if attention is None else [attach(attention, observe=attend)]
-    if {n.name for s in stages for n in s.method.needs} & {"neurons", "text_neurons"}:
+    if {n.name for s in stages for n in s.needs} & {"neurons", "text_neurons"}:
         inner = neurons(language.layers[index - 1], language.config.intermediate_size)
         out.append(inner.register_forward_pre_hook(fire).remove)
     return out

@@ -58,7 +58,7 @@ class StreamStages:
         self.clock, self.ledger, self.scores = clock, ledger, scores
         self.model = Fingerprint(self.language.root)
         self.trace: Trace | None = None
-        self.ranked = any(n.name == "ranking" for s in stages for n in s.method.needs)
+        self.ranked = any(n.name == "ranking" for s in stages for n in s.needs)
         self.ranks = any(type(s.method).score is not Method.score for s in stages if s.site == "handoff")
         for stage in stages:
             names = self.names(stage) if stage.site != "encoder" else []
@@ -69,11 +69,11 @@ class StreamStages:
     def names(self, stage: Stage) -> list[str]:
         """The signals that a stage gets."""
         available = layer_signals.available(stage.site, self.anatomy.vision is not None, self.ranks)
-        return supplied(stage.method.needs, available, stage.site, stage.method.name)
+        return supplied(stage, available)
 
     def own(self, stage: Stage) -> list[str]:
         """Those that it reads at its own layer."""
-        return layer_signals.own(stage.method.needs, self.names(stage)) if stage.site == "prefill" else []
+        return layer_signals.own(stage.needs, self.names(stage)) if stage.site == "prefill" else []
 
     def from_encoder(self, stream: Stream, stage: Stage, x: Tensor) -> Tensor:
         """The encoder's features came back at full length, merged tokens repeated: one of each goes on."""
@@ -141,6 +141,7 @@ class StreamStages:
                 seed=self.ledger.seed(stage),
                 **given,
             )
+            signals = self.ledger.completed(stage, signals)
             step = Reduction.keep(mask) if whole else self._step(stage, signals, keep, stream)
             score = stage.method.score(signals) if ranks or self.scores else None
             if ranks and score is not None:
