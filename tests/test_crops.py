@@ -47,9 +47,9 @@ def test_alike_in_blocks(monkeypatch):
     keys, group = features(2, 50, 4), torch.arange(50).expand(2, -1) // 20
     candidates = torch.ones(2, 50, dtype=torch.bool)
     candidates[0, 3:9] = False
-    whole = groups.alike(keys, 0.3, group, candidates, 3)
+    whole = groups.count_similar(keys, 0.3, group, candidates, 3)
     monkeypatch.setattr(groups, "ROWS", 2)
-    torch.testing.assert_close(groups.alike(keys, 0.3, group, candidates, 3), whole)
+    torch.testing.assert_close(groups.count_similar(keys, 0.3, group, candidates, 3), whole)
     for i in range(50):
         same = [j for j in range(50) if candidates[0, j] and group[0, j] == group[0, i]]
         want = sum(float(unit(keys[0, i]) @ unit(keys[0, j])) > 0.3 for j in same) if candidates[0, i] else 0

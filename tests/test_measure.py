@@ -14,7 +14,7 @@ from tokensieve.bench import floor as flooring
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.prompts import Prompts
 from tokensieve.bench.data import Sample, from_testbed
-from tokensieve.bench.measure import _encoded, held, measure
+from tokensieve.bench.measure import _encoded, kv_bytes, measure
 from tokensieve.bench.subject import Subject, prepare
 from tokensieve.sites.cost import merged
 from tokensieve.sites.model.structure import find
@@ -135,7 +135,7 @@ def test_overhead_is_of_the_same_prompts_in_turns(subject, samples, monkeypatch,
 def test_bytes_of_a_cache_are_those_it_holds_on_to():
     whole = torch.zeros(1, 2, 100, 8)
     layers = [SimpleNamespace(keys=whole[:, :, :10], values=torch.zeros(1, 2, 10, 8)), SimpleNamespace(keys=whole)]
-    assert held(SimpleNamespace(layers=layers)) == 4 * (1600 + 160)
+    assert kv_bytes(SimpleNamespace(layers=layers)) == 4 * (1600 + 160)
 
 
 @pytest.mark.parametrize(("count", "held"), [(3, [1, 1, 1]), (7, [2, 2, 1, 1, 1]), (10, [2] * 5)])

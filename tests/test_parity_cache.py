@@ -212,7 +212,7 @@ def test_attention_over_pages(groups):
         allowed = torch.zeros(1, 1, 4).masked_fill(
             torch.tensor([False, True, False, False]), torch.finfo(torch.float32).min
         )
-        got = pages.attend(query[index], p, p.real, late_k[index], late_v[index], 0.3, allowed)
+        got = pages.attend(query[index], p, p.valid, late_k[index], late_v[index], 0.3, allowed)
         for row, i in enumerate(index.tolist()):
             k = torch.cat([keys[i, : counts[i]], late_k[i, [0, 2, 3]]])
             v = torch.cat([values[i, : counts[i]], late_v[i, [0, 2, 3]]])

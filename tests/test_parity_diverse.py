@@ -16,7 +16,7 @@ from tests.models import llava, prompt
 from tests.test_parity_vlm import attention, best, kept, unit
 from tokensieve.core.method_registry import get_method
 from tokensieve.parts.merge import cluster
-from tokensieve.parts.numeric import similarity as likeness
+from tokensieve.parts.numeric import similarity as cosines
 from tokensieve.parts.select import coverage, dpp, groups
 from tokensieve.testing import Largest, features
 
@@ -27,7 +27,7 @@ SIZES = [(1, 2, 1), (2, 7, 3), (3, 40, 13), (2, 100, 33)]
 def pairs(request, monkeypatch):
     """Pairs held at once, and pairs computed when they are needed."""
     if request.param == "computed":
-        monkeypatch.setattr(likeness, "HELD", 0)
+        monkeypatch.setattr(cosines, "HELD", 0)
 
 
 def crowd(batch, n, dim=24, seed=0):
@@ -396,17 +396,17 @@ def greedyprune(x, saliency, keep, similarity, penalty):
 def test_greedyprune(batch, n, keep, similarity, penalty):
     x, text = crowd(batch, n, seed=n), features(batch, 5, 24, seed=3)
     mask = torch.tensor([[True, True, True, True, False]]).expand(batch, 5)
-    method = get_method("greedyprune", similarity=similarity, penalty=penalty)
+    method = get_method("greedyprune", cosine_threshold=similarity, penalty=penalty)
     want = [greedyprune(x[b], unit(x[b]) @ unit(text[b, 3]), keep, similarity, penalty) for b in range(batch)]
     assert kept(ts.reduce(x, method, keep, text=text, text_mask=mask)) == want
 
 
 def test_greedyprune_keeps_no_two_alike_while_it_can():
     x, text = crowd(1, 60, seed=1), features(1, 2, 24, seed=3)
-    s, method = ts.Signals(features=x, text=text), get_method("greedyprune", similarity=0.5)
+    s, method = ts.Signals(features=x, text=text), get_method("greedyprune", cosine_threshold=0.5)
     for keep, pairs in ((6, 0), (7, 1)):
         chosen = mask_of(kept(ts.reduce(x, method, keep, text=text)), 60)
-        assert int(likeness.pairs(x, chosen, 0.5)) == pairs
+        assert int(cosines.pairs(x, chosen, 0.5)) == pairs
         assert float(method.objective(s, chosen)) == pytest.approx(float(method.score(s)[chosen].sum()) - 2 * pairs)
 
 
@@ -416,7 +416,7 @@ def test_greedyprune_against_brute_force(seed):
     x, text = crowd(1, 12, seed=seed), features(1, 2, 24, seed=seed + 50)
     s = ts.Signals(features=x, text=text)
     for similarity, ratio in ((0.5, 0.9), (1.0, 1.0)):
-        method = get_method("greedyprune", similarity=similarity)
+        method = get_method("greedyprune", cosine_threshold=similarity)
 
         def value(chosen, method=method):
             return float(method.objective(s, mask_of([chosen], 12)))

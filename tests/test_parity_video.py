@@ -42,7 +42,7 @@ def framefusion(x, frame, importance, keep, similarity):
 def test_framefusion(batch, sizes, keep, similarity):
     x, frame = clip(batch, sizes)
     a = torch.rand(batch, 5, sum(sizes), generator=torch.Generator().manual_seed(3))
-    made = get_method("framefusion", similarity=similarity)
+    made = get_method("framefusion", cosine_threshold=similarity)
     r = ts.reduce(x, made, keep, frame=frame, text_attention=a)
     out = r.apply(x)
     for b in range(batch):

@@ -92,7 +92,7 @@ def fastvid(x, frame, attention, keep, options):
     mean = [x[m].mean(0) for m in order]
     like = [cosine(a, b) for a, b in itertools.pairwise(mean)]
     lowest = best([-v for v in like], options["segments"] - 1, range(len(like)))
-    cuts = sorted({t for t, v in enumerate(like) if v < options["likeness"]} | set(lowest))
+    cuts = sorted({t for t, v in enumerate(like) if v < options["cosine_threshold"]} | set(lowest))
     parts = [
         list(range(a, b))
         for a, b in zip([0, *(c + 1 for c in cuts)], [*(c + 1 for c in cuts), len(order)], strict=True)
@@ -130,14 +130,16 @@ def fastvid(x, frame, attention, keep, options):
 
 
 @pytest.mark.parametrize(("batch", "sizes", "keep"), [*CLIPS, (2, [9] * 12, 60), (2, [4] * 3, 11)])
-@pytest.mark.parametrize("options", [{}, {"segments": 2, "likeness": 0.5, "stride": 2, "least": 0.1}, {"context": 0.9}])
+@pytest.mark.parametrize(
+    "options", [{}, {"segments": 2, "cosine_threshold": 0.5, "stride": 2, "least": 0.1}, {"context": 0.9}]
+)
 def test_fastvid(batch, sizes, keep, options):
     x, frame = clip(batch, sizes, seed=21, still=0.4)
     a = torch.rand(batch, sum(sizes), generator=torch.Generator().manual_seed(4))
     made = get_method("fastvid", **options)
     r = ts.reduce(x, made, keep, frame=frame, cls_attention=a)
     out = r.apply(x)
-    known = {name: getattr(made, name) for name in ("segments", "likeness", "context", "stride", "least")}
+    known = {name: getattr(made, name) for name in ("segments", "cosine_threshold", "context", "stride", "least")}
     for b in range(batch):
         stay, mixed = fastvid(x[b].double().numpy(), frame[b], a[b].tolist(), keep, known)
         assert kept(r)[b] == stay
@@ -156,7 +158,7 @@ def covers(count):
             yield [*rest, (count - size, count - 1)]
 
 
-def holitom(x, frame, attention, keep, likeness):
+def holitom(x, frame, attention, keep, threshold):
     order, n = layout(frame), len(x)
     like = {
         (k, p): cosine(x[i], x[order[k - 1][p]])
@@ -167,7 +169,9 @@ def holitom(x, frame, attention, keep, likeness):
 
     def fixed(start, end):
         return [
-            p for p in range(len(order[end])) if all(like.get((k, p), -1) > likeness for k in range(start + 1, end + 1))
+            p
+            for p in range(len(order[end]))
+            if all(like.get((k, p), -1) > threshold for k in range(start + 1, end + 1))
         ]
 
     saved = [sum((e - s) * len(fixed(s, e)) for s, e in cover if e > s) for cover in covers(len(order))]
@@ -205,17 +209,17 @@ def holitom(x, frame, attention, keep, likeness):
 
 
 @pytest.mark.parametrize(("batch", "sizes", "keep"), [*CLIPS, (2, [9] * 7, 60), (2, [4] * 3, 11)])
-@pytest.mark.parametrize("likeness", [0.8, 0.95, 0.3])
-def test_holitom(batch, sizes, keep, likeness):
+@pytest.mark.parametrize("threshold", [0.8, 0.95, 0.3])
+def test_holitom(batch, sizes, keep, threshold):
     x, frame = clip(batch, sizes, seed=31, still=0.4)
     a = torch.rand(batch, sum(sizes), generator=torch.Generator().manual_seed(4))
-    r = ts.reduce(x, get_method("holitom", likeness=likeness), keep, frame=frame, cls_attention=a)
+    r = ts.reduce(x, get_method("holitom", cosine_threshold=threshold), keep, frame=frame, cls_attention=a)
     out = r.apply(x)
     for b in range(batch):
         # Covers that save as much are as good.
         found = [
             m
-            for stay, m in holitom(x[b].double().numpy(), frame[b], a[b].tolist(), keep, likeness)
+            for stay, m in holitom(x[b].double().numpy(), frame[b], a[b].tolist(), keep, threshold)
             if stay == kept(r)[b]
         ]
         assert any(np.allclose(out[b], m, atol=1e-5) for m in found)

@@ -138,7 +138,7 @@ def test_a_worker_is_killed_in_the_middle_of_a_build(tmp_path, docs, whole, clus
     equal(whole, Shards.open(shards.folder), cluster.Actors)
 
 
-@pytest.mark.parametrize("call", ["search", "held"])
+@pytest.mark.parametrize("call", ["search", "with_vectors"])
 def test_an_actor_is_killed_in_the_middle_of_a_search(tmp_path, docs, whole, cluster, monkeypatch, call):
     shards = Shards.create(tmp_path / "shards", RECIPE, 3)
     monkeypatch.setattr(build, "_encoder", lambda source: Words())

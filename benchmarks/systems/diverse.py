@@ -73,7 +73,7 @@ def greedyprune(bed: CheckContext) -> Outcome:
     }
     draw = torch.Generator().manual_seed(SEED)
     s = Signals(torch.randn(1, 12, 4, generator=draw), text=torch.randn(1, 4, 4, generator=draw))
-    method = ts.get_method("greedyprune", similarity=0.5, penalty=0.3)
+    method = ts.get_method("greedyprune", cosine_threshold=0.5, penalty=0.3)
     ours = torch.zeros(1, 12, dtype=torch.bool).scatter_(1, method(s, 4).kept, True)
     every = [torch.tensor([[i in some for i in range(12)]]) for some in combinations(range(12), 4)]
     n["objective: greedy"] = round(float(method.objective(s, ours)), 4)  # type: ignore[attr-defined]

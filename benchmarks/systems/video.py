@@ -67,7 +67,7 @@ def framefusion(bed: CheckContext) -> Outcome:
     keep = round(0.3 * TOKENS["clip"])
     x, frame = clip(True)
     r = ts.reduce(x, "framefusion", PLACES, frame=frame, received_attention=torch.ones(1, x.shape[1]) / x.shape[1])
-    merging = ts.Plan(Stage(FrameFusion(similarity=-1.0), keep))
+    merging = ts.Plan(Stage(FrameFusion(cosine_threshold=-1.0), keep))
     n = {
         "framefusion": bed.several.right("clip", "framefusion", ts.Keep(average=keep)),
         "pruning": bed.several.right("clip", ts.Plan(descent(TextRanking(), ts.Keep(average=keep), (SHALLOW,)))),

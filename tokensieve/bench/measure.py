@@ -70,7 +70,7 @@ def measure(
                 splits.append(split)
                 answers += subject.texts(batch.inputs, out)
                 first.append(out.logits[0].float().log_softmax(-1).cpu())
-                kv += held(cache_in(out))
+                kv += kv_bytes(cache_in(out))
                 if sieve is not None:
                     assert sieve.last is not None, "the prompts of a bench hold images"
                     tokens.append(sieve.last.of_prompts(len(batch.samples)))
@@ -207,7 +207,7 @@ def _encoded(stack: Stack | None) -> Iterator[list[tuple[int, ...]]]:
             hook.remove()
 
 
-def held(cache: Any) -> int:
+def kv_bytes(cache: Any) -> int:
     """Bytes of memory behind a cache's keys and values: a view holds all that it was cut from, and shared memory counts once."""
     found = (getattr(layer, name, None) for layer in cache.layers for name in ("keys", "values"))
     memory = [x.untyped_storage() for x in found if isinstance(x, Tensor)]

@@ -113,9 +113,9 @@ class Reduction:
     def sizes(self) -> Tensor:
         """``(B, M)`` float: how many source tokens stand behind each slot (for proportional attention). At least 1."""
         if self.matrix is not None:
-            share = _dense(self.matrix).abs()
-            share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
-            return share.sum(2).clamp(min=1.0)
+            weights = _dense(self.matrix).abs()
+            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+            return weights.sum(2).clamp(min=1.0)
         count = torch.zeros(self.kept.shape, device=self.kept.device)
         return count.scatter_add_(1, self.owner.clamp(min=0), (self.owner >= 0).float()).clamp(min=1.0)
 
@@ -174,9 +174,9 @@ class Reduction:
         if self.is_identity:
             return y
         if self.matrix is not None:
-            share = _dense(self.matrix).abs()
-            share = share / share.sum(1, keepdim=True).clamp(min=1e-12)
-            out = torch.bmm(share.transpose(1, 2).to(y.dtype), y)
+            weights = _dense(self.matrix).abs()
+            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
+            out = torch.bmm(weights.transpose(1, 2).to(y.dtype), y)
         else:
             out = y.gather(1, self.owner.clamp(min=0)[..., None].expand(-1, -1, y.shape[2]))
         gone = (self.owner < 0)[..., None]

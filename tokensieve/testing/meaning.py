@@ -33,7 +33,7 @@ def _given(name: str) -> Callable[[Signals], Tensor]:
 
 def _text(s: Signals) -> Tensor:
     assert s.text is not None
-    return cosine_similarity(s.features, score.mean_row(s.text, score.real_text(s, s.text))[:, None], dim=-1)
+    return cosine_similarity(s.features, score.mean_row(s.text, score.valid_text(s, s.text))[:, None], dim=-1)
 
 
 def _neurons(s: Signals) -> Tensor:

@@ -41,8 +41,8 @@ class AnchorAttention(CacheMethod):
     def query_block_size(self) -> int:
         return self.block * self.step
 
-    def key_scores(self, query: Tensor, key: Tensor, scale: float, real: Tensor) -> Tensor:
-        return anchor.stripes(query, key, scale, real, self.block, self.gap)
+    def key_scores(self, query: Tensor, key: Tensor, scale: float, valid: Tensor) -> Tensor:
+        return anchor.stripes(query, key, scale, valid, self.block, self.gap)
 
     def score(self, s: Signals) -> Tensor:
         rows = score.per_token(s.get(self.needs[0])[1].clamp(min=1e-30).log())

@@ -30,7 +30,7 @@ class EMS(CacheMethod):
     window: int = option(32, "the last tokens, whose attention counts by itself and which stay", lo=1, unit="tokens")
     middle: float = option(3.0, "how many entries of middling rank may be merged", lo=0, unit="times the budget")
     cosine_threshold: float = option(
-        0.6, "the least likeness of keys at which an entry is merged instead of dropped", was="alike", **COSINE
+        0.6, "the least cosine similarity of keys at which an entry is merged instead of dropped", was="alike", **COSINE
     )
 
     @property

@@ -38,8 +38,8 @@ class ExpectedAttention(CacheMethod):
         logits = logits[:, None] if logits.dim() == 2 else logits
         rest = s.valid & ~select.first(self._sinks(s), s.valid)
         rest = rest | (s.valid & ~rest.any(1, keepdim=True))
-        share = score.per_token(logits.masked_fill(~rest[:, None], -torch.inf).softmax(-1))
-        return share * torch.linalg.vector_norm(s.metric(self.needs[1]), dim=-1)
+        probability = score.per_token(logits.masked_fill(~rest[:, None], -torch.inf).softmax(-1))
+        return probability * torch.linalg.vector_norm(s.metric(self.needs[1]), dim=-1)
 
     def _sinks(self, s: Signals) -> Tensor:
         return torch.full((s.batch,), self.sinks, device=s.device)

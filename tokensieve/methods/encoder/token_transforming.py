@@ -19,7 +19,7 @@ class TokenTransforming(Method):
     """Multiplies the tokens by one explicit many-to-many matrix: every token goes, in shares, to all slots like it.
 
     Source: arXiv 2506.05709. Slots are the most informative tokens, by CLS attention (mean received attention, or
-    likeness to the mean token, where there is none). A token's shares are the softmax over slots of its cosine with
+    similarity to the mean token, where there is none). A token's shares are the softmax over slots of its cosine with
     them divided by ``temperature``; slots are means of what they receive. As the temperature falls to zero it
     becomes merging into the nearest slot; `parts.transform.pruning` and `merging` are the matrices of the older
     methods. Deviations: the public repository holds no code; the temperature is ours.

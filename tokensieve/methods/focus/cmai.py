@@ -30,12 +30,12 @@ class CMAI(FocusMethod):
         return (Reading, TextToText)
 
     def focused(self, s: Signals) -> tuple[Tensor, Tensor]:
-        """``(B, Q, N)``, and which rows are real."""
-        rows, real = score.text_rows(s, Reading)
+        """``(B, Q, N)``, and which rows are valid."""
+        rows, valid = score.text_rows(s, Reading)
         text = s.get(TextToText)[1]
-        rows = rows * real[..., None]
+        rows = rows * valid[..., None]
         # In double precision: equal columns stay equal.
-        return (text.double() @ rows.double()).to(rows.dtype), real[:, real.shape[1] - text.shape[1] :]
+        return (text.double() @ rows.double()).to(rows.dtype), valid[:, valid.shape[1] - text.shape[1] :]
 
     def score(self, s: Signals) -> Tensor:
         return score.last_row(*self.focused(s))

@@ -20,7 +20,7 @@ from tokensieve.parts.score import graph
 class GPrune(Method):
     """Keeps the tokens to which most importance flows in a graph of similar tokens, be they foreground or background.
 
-    Source: arXiv 2501.02268. Tokens with a cosine of at least ``similarity`` are linked, each token's links weighted by
+    Source: arXiv 2501.02268. Tokens with a cosine of at least ``cosine_threshold`` are linked, each token's links weighted by
     a softmax at ``temperature``. Importance starts as the norm, flows along the links ``steps`` times, and is divided by
     the number of links, so that large uniform regions do not win by their size. Where an image comes with a thumbnail
     (``crop``), thumbnail and crops are graphs of their own and share the budget by size. Defaults are the public code's.
@@ -29,9 +29,11 @@ class GPrune(Method):
     """
 
     pairs = True
-    small = {"similarity": 0.2, "temperature": 0.2}
+    small = {"cosine_threshold": 0.2, "temperature": 0.2}
     favours = ("long",)
-    similarity: float = option(0.5, "from which likeness on two tokens are linked", **COSINE)
+    cosine_threshold: float = option(
+        0.5, "from which cosine similarity on two tokens are linked", was="similarity", **COSINE
+    )
     temperature: float = option(0.03, "of the softmax over a token's links", above=0, unit="cosine")
     steps: int = option(5, "how often importance flows along the links", lo=0, unit="rounds")
 
@@ -42,7 +44,7 @@ class GPrune(Method):
     def score(self, s: Signals) -> Tensor:
         x = s.features.detach()
         unit, importance = normalize(x, dim=-1), x.norm(dim=-1) * s.valid
-        flow, degree = graph.similar(unit, s.valid, self._group(s), self.similarity, self.temperature)
+        flow, degree = graph.similar(unit, s.valid, self._group(s), self.cosine_threshold, self.temperature)
         for _ in range(self.steps):
             importance = flow(importance)
         return importance / degree

@@ -58,13 +58,13 @@ class GlobalCom2(Method):
         return Reduction.keep(select.top_of_each(self.score(s), count, group, s.valid))
 
     def _shares(self, s: Signals, group: Tensor, held: Tensor) -> Tensor:
-        thumbnail, real = s.valid & (group == 0), held[:, 1:-1] > 0
+        thumbnail, filled = s.valid & (group == 0), held[:, 1:-1] > 0
         logit = score.attention(s, self.needs[0]).clamp(min=1e-12).log()
         logit = logit - score.mean_row(logit[..., None], thumbnail)
         region = crops.regions(crops.spots(s), group, s.valid, held.shape[1])
         summed = groups.sums(logit, region, s.valid, held.shape[1])[:, 1:-1]
-        part = (summed / self.temperature).masked_fill(~real, -torch.inf).softmax(1).nan_to_num(0.0)
+        part = (summed / self.temperature).masked_fill(~filled, -torch.inf).softmax(1).nan_to_num(0.0)
         weight = held.double()
-        weight[:, 1:-1] *= 1 + part - 1 / real.sum(1, keepdim=True).clamp(min=1)
+        weight[:, 1:-1] *= 1 + part - 1 / filled.sum(1, keepdim=True).clamp(min=1)
         weight[:, -1] = 0
         return weight

@@ -47,12 +47,12 @@ class MMTok(Method):
     def _reach(self, s: Signals) -> similarity.Rows:
         _, text = s.get(Text)
         like = similarity.dots(normalize(s.features, dim=-1), normalize(text, dim=-1))
-        share = [self.alpha * _mean(s.valid), _mean(score.real_text(s, text))]
+        sizes = [self.alpha * _mean(s.valid), _mean(score.valid_text(s, text))]
         sharpness = [
-            torch.full_like(share[0], 1 / self.temperature),
-            torch.full_like(share[1], 1 / self.text_temperature),
+            torch.full_like(sizes[0], 1 / self.temperature),
+            torch.full_like(sizes[1], 1 / self.text_temperature),
         ]
-        return coverage.calibrated(like, torch.cat(sharpness, 1), torch.cat(share, 1), s.valid)
+        return coverage.calibrated(like, torch.cat(sharpness, 1), torch.cat(sizes, 1), s.valid)
 
 
 def _mean(candidates: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class TokenCorrelation(Method):
     small = {"cosine_threshold": 0.2, "often": 0.4}
     positional = "tokens are drawn"
     cosine_threshold: float = option(
-        0.7, "above which likeness of keys two patches repeat each other", was="alike", **COSINE
+        0.7, "above which cosine similarity of keys two patches repeat each other", was="alike", **COSINE
     )
     often: float = option(0.1, "how much of its crop may repeat a patch that is not redundant", **SHARE)
     encoder_layer: int = encoder_layer_option()
@@ -46,7 +46,9 @@ class TokenCorrelation(Method):
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         group, number = crops.of(s)
         held = select.group_sizes(group, s.valid, number)
-        often = groups.alike(s.metric(self.needs[1], self.encoder_layer), self.cosine_threshold, group, s.valid, number)
+        often = groups.count_similar(
+            s.metric(self.needs[1], self.encoder_layer), self.cosine_threshold, group, s.valid, number
+        )
         size = held.gather(1, group)
         weight = groups.sums((often <= self.often * size).double(), group, s.valid, number)
         weight[:, -1] = 0

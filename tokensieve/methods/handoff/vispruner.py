@@ -43,7 +43,7 @@ class VisPruner(Method):
         diverse = budget.fraction_of(keep, 1 - self.important)
         important = select.top(self.score(s), keep - diverse, s.valid)
         rest = s.valid & ~important
-        place, real = select.ranked(self.score(s), rest.sum(1), rest)
+        place, filled = select.ranked(self.score(s), rest.sum(1), rest)
         step = self.step * (s.valid.sum(1) // 576).clamp(min=1)
-        stay = match.distinct(select.take(s.features, place), real, diverse, step)
+        stay = match.distinct(select.take(s.features, place), filled, diverse, step)
         return Reduction.keep(important | torch.zeros_like(rest).scatter_(1, place, stay))

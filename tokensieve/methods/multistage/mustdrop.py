@@ -86,8 +86,8 @@ class MustDropL(Method):
         return (TextAttention, Ranking)
 
     def score(self, s: Signals) -> Tensor:
-        rows, real = score.text_rows(s, TextAttention)
-        rows = rows * real[..., None]
+        rows, text_valid = score.text_rows(s, TextAttention)
+        rows = rows * text_valid[..., None]
         return score.normalized(rows.sum(1, dtype=torch.float64).to(rows.dtype), s.valid).maximum(
             score.normalized(rows.amax(1), s.valid)
         )

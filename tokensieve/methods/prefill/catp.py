@@ -14,7 +14,7 @@ from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.methods.recurring import at_option, first_option
 from tokensieve.parts import budget, score, select
-from tokensieve.parts.numeric import similarity as likeness
+from tokensieve.parts.numeric import similarity
 from tokensieve.parts.select import coverage
 
 
@@ -31,7 +31,7 @@ class CATP(Method):
     """
 
     pairs = True
-    alignment: float = option(0.7, "what likeness to the paired text weighs beside coverage (lambda 1)", lo=0)
+    alignment: float = option(0.7, "what similarity to the paired text weighs beside coverage (lambda 1)", lo=0)
     first: float = first_option(2.0)
     at: float = at_option(3 / 16)
 
@@ -41,13 +41,13 @@ class CATP(Method):
 
     def score(self, s: Signals) -> Tensor:
         _, text = s.get(Text)
-        real = score.real_text(s, text)
-        pair = real if s.paired is None else real & s.paired.bool()
-        pair = torch.where(pair.any(1, keepdim=True), pair, real)
+        valid = score.valid_text(s, text)
+        pair = valid if s.paired is None else valid & s.paired.bool()
+        pair = torch.where(pair.any(1, keepdim=True), pair, valid)
         return (1 + cosine_similarity(s.features, score.mean_row(text, pair)[:, None], dim=-1)) / 2
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        like, targets = likeness.dots(normalize(s.features, dim=-1)), s.valid[:, None] / 2
+        like, targets = similarity.dots(normalize(s.features, dim=-1)), s.valid[:, None] / 2
         fit = self.alignment * self.score(s)
         return Reduction.keep(coverage.cover(lambda place: (1 + like(place)) * targets, keep, s.valid, bonus=fit))
 
@@ -72,7 +72,7 @@ class CATPL(Method):
 
     site = "prefill"
     sites = ("prefill",)
-    similarity: float = option(0.6, "what likeness to the last token weighs beside its attention (lambda 2)", lo=0)
+    similarity: float = option(0.6, "what similarity to the last token weighs beside its attention (lambda 2)", lo=0)
 
     @property
     def needs(self):
@@ -80,8 +80,8 @@ class CATPL(Method):
 
     def score(self, s: Signals) -> Tensor:
         _, text = s.get(Text)
-        real = score.real_text(s, text)
-        alike = cosine_similarity(s.features, score.last_row(text, real)[:, None], dim=-1)
+        valid = score.valid_text(s, text)
+        alike = cosine_similarity(s.features, score.last_row(text, valid)[:, None], dim=-1)
         return score.last_row(*score.text_rows(s, LastAttention)) + self.similarity * alike
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:

@@ -40,8 +40,8 @@ class CoreMatching(FocusMethod):
 
     def score(self, s: Signals) -> Tensor:
         often = self._often(s)
-        share = torch.full_like(often[:, 0], max(1, round(self.core * often.shape[1])), dtype=torch.long)
-        core = select.top(often, share, often > 0)
+        count = torch.full_like(often[:, 0], max(1, round(self.core * often.shape[1])), dtype=torch.long)
+        core = select.top(often, count, often > 0)
         return ((s.get(Neurons)[1] > 0).float() @ core.float()[..., None])[..., 0]
 
     def focus(self, s: Signals, keep: int | float) -> Focus:
@@ -52,7 +52,7 @@ class CoreMatching(FocusMethod):
     def _often(self, s: Signals) -> Tensor:
         """``(B, F)``: the share of text tokens that activate each neuron."""
         rows = (s.get(TextNeurons)[1] > 0).float()
-        return score.mean_row(rows, score.real_text(s, rows))
+        return score.mean_row(rows, score.valid_text(s, rows))
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         matched = self.score(s)

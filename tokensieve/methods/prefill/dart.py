@@ -36,15 +36,15 @@ class DART(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         norm = s.metric(self.needs[0]).norm(p=1, dim=-1)
-        leads, real = select.ranked(norm, keep.clamp(max=self.pivots), s.valid)
-        chosen = torch.zeros_like(s.valid).scatter_(1, leads, real)
+        leads, filled = select.ranked(norm, keep.clamp(max=self.pivots), s.valid)
+        chosen = torch.zeros_like(s.valid).scatter_(1, leads, filled)
         pivots = select.take(s.features, leads)
         if s.text is not None:
-            heard = score.real_text(s, s.text)
+            heard = score.valid_text(s, s.text)
             looks, ok = select.ranked(s.text.norm(p=1, dim=-1), torch.full_like(keep, self.text_pivots), heard)
-            pivots, real = torch.cat([pivots, select.take(s.text, looks)], 1), torch.cat([real, ok], 1)
+            pivots, filled = torch.cat([pivots, select.take(s.text, looks)], 1), torch.cat([filled, ok], 1)
         like = score.cosine(pivots, s.features)
-        quota = budget.split(keep - chosen.sum(1), real)
+        quota = budget.split(keep - chosen.sum(1), filled)
         for pivot in range(like.shape[1]):
             chosen = chosen | select.top(-like[:, pivot], quota[:, pivot], s.valid & ~chosen)
         return Reduction.keep(chosen)

@@ -72,8 +72,8 @@ class SparseVLM(Method):
         return Reduction.merge(kept | centres, target.masked_fill(~pruned, -1), s.weight)
 
     def _rated(self, s: Signals) -> tuple[Tensor, Tensor]:
-        rows, real = score.text_rows(s, TextAttention)
-        return rows, real if s.text is None else score.raters(s.text, real, s.features, s.valid)
+        rows, text_valid = score.text_rows(s, TextAttention)
+        return rows, text_valid if s.text is None else score.raters(s.text, text_valid, s.features, s.valid)
 
 
 @register_plan("sparsevlm")

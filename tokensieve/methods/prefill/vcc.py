@@ -39,7 +39,7 @@ class Vcc(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         eyes = s.get(Text)[1]
-        start = segments.refine(eyes, score.real_text(s, eyes), s.features, keep, s.valid, self.coarse)
+        start = segments.refine(eyes, score.valid_text(s, eyes), s.features, keep, s.valid, self.coarse)
         return Reduction.merge(start, segments.begins(start, s.valid), s.weight)
 
 

@@ -21,7 +21,7 @@ NEIGHBOURS = 4
 class FastVID(Method):
     """Cuts the clip into segments; in each keeps what is attended to most, and merges the rest around dense tokens.
 
-    Source: arXiv 2503.11187. A clip is cut where neighbouring frames are less alike than ``likeness``, and into
+    Source: arXiv 2503.11187. A clip is cut where neighbouring frames are less alike than ``cosine_threshold``, and into
     ``segments`` at least. The share ``context`` of a segment's budget goes to density peaks in every ``stride``-th of
     its frames, counted from its last, the rest evenly to its frames by attention. All other tokens join the most
     similar peak of their segment, whose own token weighs ``least`` or more. Values are the public code's. Deviations from
@@ -30,9 +30,11 @@ class FastVID(Method):
     """
 
     pairs = True
-    small = {"segments": 2, "likeness": -1.0}
+    small = {"segments": 2, "cosine_threshold": -1.0}
     segments: int = option(8, "into how many segments the clip is cut at least", lo=1, unit="segments")
-    likeness: float = option(0.9, "below which likeness of neighbouring frames the clip is cut", **COSINE)
+    cosine_threshold: float = option(
+        0.9, "below which cosine similarity of neighbouring frames the clip is cut", was="likeness", **COSINE
+    )
     context: float = option(0.4, "what goes to density peaks, of a segment's budget", **SHARE)
     stride: int = option(4, "of how many frames one has density peaks", lo=1, unit="frames")
     least: float = option(0.6, "what a peak's own token weighs at least in its average", **SHARE)
@@ -46,11 +48,11 @@ class FastVID(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         x, frame = s.features.detach(), temporal.frames(s)
-        segment = temporal.segments(x, frame, self.segments, self.likeness)
+        segment = temporal.segments(x, frame, self.segments, self.cosine_threshold)
         salient, context = self._shares(keep, select.group_sizes(frame, s.valid, segment.shape[1]), segment)
         chosen = select.top_of_each(self.score(s), salient, frame, s.valid)
-        place, real = temporal.table(frame)
-        rest = real & ~chosen.gather(1, place.flatten(1)).view_as(real)
+        place, filled = temporal.table(frame)
+        rest = filled & ~chosen.gather(1, place.flatten(1)).view_as(filled)
         peaks = temporal.peaks(x, context, place, rest, NEIGHBOURS)
         target = merge.nearest_within(x, peaks, segment.gather(1, frame.clamp(min=0)))
         target = target.masked_fill(chosen | ~s.valid, -1)
@@ -58,9 +60,9 @@ class FastVID(Method):
 
     def _shares(self, keep: Tensor, size: Tensor, segment: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens that each frame keeps for attention and for density, ``(B, F)`` each."""
-        place, real = temporal.table(segment)
+        place, valid = temporal.table(segment)
         quota, size = (
-            torch.where(real, t.gather(1, place.flatten(1)).view_as(place), 0).flatten(0, 1)
+            torch.where(valid, t.gather(1, place.flatten(1)).view_as(place), 0).flatten(0, 1)
             for t in (budget.allot(keep, size.double(), size), size)
         )
         total, frames = quota.sum(1), (size > 0).sum(1, keepdim=True)
@@ -73,5 +75,5 @@ class FastVID(Method):
         context = budget.allot(dense, even, room.flip(1)).flip(1)
         # Anchors that are full leave the rest of their share to attention.
         salient = salient + budget.allot(total - salient.sum(1) - context.sum(1), even, size - salient - context)
-        a, b = (temporal.back(t.view_as(place), place, real, segment.shape[1], 0) for t in (salient, context))
+        a, b = (temporal.back(t.view_as(place), place, valid, segment.shape[1], 0) for t in (salient, context))
         return a, b

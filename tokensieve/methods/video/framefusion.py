@@ -24,7 +24,7 @@ SHALLOW = 0.25
 class FrameFusion(Method):
     """Merges tokens that hardly differ from the same place of the frame before, then prunes by attention.
 
-    Source: arXiv 2501.01986. A token of cosine ``similarity`` or more to its predecessor may join it, the most similar
+    Source: arXiv 2501.01986. A token of cosine ``cosine_threshold`` or more to its predecessor may join it, the most similar
     first, and chains of them become one average at their first frame; merging stops at the budget. What is still too
     much is pruned by the attention of the text, a merged token counting as the mean of its members. As a plan, merging
     to twice the mean budget happens at the input of the first layer and ``text-attention`` follows at a quarter of
@@ -34,8 +34,11 @@ class FrameFusion(Method):
 
     site = "handoff"
     sites = ("handoff", "prefill")
-    similarity: float = option(
-        0.6, "from which likeness to the same place of the frame before a token may join it", **COSINE
+    cosine_threshold: float = option(
+        0.6,
+        "from which cosine similarity to the same place of the frame before a token may join it",
+        was="similarity",
+        **COSINE,
     )
 
     @property
@@ -47,8 +50,8 @@ class FrameFusion(Method):
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
         link = temporal.before(temporal.frames(s))
-        like = temporal.likeness(s.features.detach(), link)
-        joins = select.top(like, s.valid.sum(1) - keep, like >= self.similarity)
+        like = temporal.linked_cosine(s.features.detach(), link)
+        joins = select.top(like, s.valid.sum(1) - keep, like >= self.cosine_threshold)
         merged = Reduction.merge(s.valid & ~joins, temporal.chain(link, joins).masked_fill(~s.valid, -1), s.weight)
         left = merged.apply(self.score(s)[..., None])[..., 0]
         return merged.then(Reduction.keep(select.top(left, keep, merged.mask)))

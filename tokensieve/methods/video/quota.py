@@ -55,8 +55,8 @@ class QuoTA(Method):
         quota = self.quotas(s, keep, frame)
         if self.within == "attention":
             return Reduction.keep(select.top_of_each(score.attention(s, self.needs[1]), quota, frame, s.valid))
-        place, real = temporal.table(frame)
-        candidates, count = real.flatten(0, 1), quota.flatten().clamp(min=1)
+        place, filled = temporal.table(frame)
+        candidates, count = filled.flatten(0, 1), quota.flatten().clamp(min=1)
         candidates = candidates.index_fill(
             1, place.new_zeros(1), True
         )  # a frame that a row lacks counts as one token, unused
@@ -64,9 +64,9 @@ class QuoTA(Method):
             weight = temporal.rows(s.weight[..., None], place)[..., 0]
             chosen, target = match.bipartite(temporal.rows(s.features, place), count, candidates, weight)
         else:
-            chosen, target = select.cells(count, candidates, temporal.grid(s, real))
+            chosen, target = select.cells(count, candidates, temporal.grid(s, filled))
         used = (quota > 0)[..., None]
         source = place.gather(2, target.clamp(min=0).view_as(place))
-        source = temporal.back(source.where(used & (target >= 0).view_as(place), -1), place, real, s.n, -1)
-        chosen = temporal.back(chosen.view_as(real) & used, place, real, s.n, False)
+        source = temporal.back(source.where(used & (target >= 0).view_as(place), -1), place, filled, s.n, -1)
+        chosen = temporal.back(chosen.view_as(filled) & used, place, filled, s.n, False)
         return Reduction.keep(chosen) if self.within == "uniform" else Reduction.merge(chosen, source, s.weight)

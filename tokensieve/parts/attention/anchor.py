@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def stripes(query: Tensor, key: Tensor, scale: float, real: Tensor, block: int, gap: float) -> Tensor:
+def stripes(query: Tensor, key: Tensor, scale: float, valid: Tensor, block: int, gap: float) -> Tensor:
     """By how much earlier keys are above what lies ``gap`` below the anchors of a group of queries (AnchorAttention).
 
     The anchor of a query is its greatest score among the first ``block`` keys and those of its own group. Queries and anchors
@@ -15,7 +15,7 @@ def stripes(query: Tensor, key: Tensor, scale: float, real: Tensor, block: int, 
 
     Args:
         query: ``(B, H, g, d)``; key: ``(B, H, n, d)``, the group's own keys last.
-        real: ``(B, n)`` bool, False at padding.
+        valid: ``(B, n)`` bool, False at padding.
         block: queries that are averaged; gap: in units of the scores, which are natural logarithms of attention.
 
     Returns:
@@ -23,9 +23,9 @@ def stripes(query: Tensor, key: Tensor, scale: float, real: Tensor, block: int, 
         x n, g x (g + block)).
     """
     length, front = query.shape[2], key.shape[2] - query.shape[2]
-    first = real & (real.long().cumsum(1) <= block)
+    first = valid & (valid.long().cumsum(1) <= block)
     own = torch.arange(length, device=query.device)
-    causal = (own <= own[:, None]) & real[:, None, None, front:]
+    causal = (own <= own[:, None]) & valid[:, None, None, front:]
     anchor = score(query, key[:, :, front:], scale, causal).amax(3)
     if not front:
         return anchor[:, :, :0]
@@ -35,14 +35,14 @@ def stripes(query: Tensor, key: Tensor, scale: float, real: Tensor, block: int, 
     seen = first.gather(1, place)[:, None, None] & (place[:, None, None] < front)
     anchor = anchor.maximum(score(query, head, scale, seen).amax(3))
     # Padding has a part in no mean.
-    weight = real[:, front:].to(query.dtype)
+    weight = valid[:, front:].to(query.dtype)
     anchor = torch.where(weight[:, None] > 0, anchor, 0.0)
-    held = blocks(weight[:, None], block).clamp(min=1)
-    centre, level = blocks(query * weight[:, None, :, None], block) / held[..., None], blocks(anchor, block) / held
+    size = blocks(weight[:, None], block).clamp(min=1)
+    centre, level = blocks(query * weight[:, None, :, None], block) / size[..., None], blocks(anchor, block) / size
     margin = score(centre, key[:, :, :front], scale) + gap - level[..., None]
     some = blocks(weight[:, None], block) > 0
     margin = margin.masked_fill(~some[..., None], -torch.inf).amax(2)
-    return margin.masked_fill(first[:, None, :front], torch.inf).masked_fill(~real[:, None, :front], -torch.inf)
+    return margin.masked_fill(first[:, None, :front], torch.inf).masked_fill(~valid[:, None, :front], -torch.inf)
 
 
 def score(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:

@@ -36,16 +36,16 @@ class Pages:
     counts: Tensor
 
     @classmethod
-    def of(cls, keys: Tensor, values: Tensor, at: Tensor, real: Tensor) -> Pages:
-        """From rows ``(R, N, d)`` those at ``(R, M)`` long, where ``real``: ``(R, M)`` bool, True at the front of each row."""
-        counts = real.sum(1)
+    def of(cls, keys: Tensor, values: Tensor, at: Tensor, valid: Tensor) -> Pages:
+        """From rows ``(R, N, d)`` those at ``(R, M)`` long, where ``valid``: ``(R, M)`` bool, True at the front of each row."""
+        counts = valid.sum(1)
         page = fitting(counts)
         number = (counts + page - 1) // page
         owner = torch.arange(len(counts), device=counts.device).repeat_interleave(number)
-        row, place = real.nonzero(as_tuple=True)
+        row, place = valid.nonzero(as_tuple=True)
         slot = ((number.cumsum(0) - number) * page)[row] + place
         source = torch.zeros(len(owner) * page, dtype=torch.long, device=slot.device)
-        source[slot] = row * keys.shape[1] + at[real]
+        source[slot] = row * keys.shape[1] + at[valid]
         empty = torch.ones_like(source, dtype=torch.bool)
         empty[slot] = False
 
@@ -55,7 +55,7 @@ class Pages:
         return cls(lay(keys), lay(values), owner, counts)
 
     @property
-    def real(self) -> Tensor:
+    def valid(self) -> Tensor:
         """``(P, page)`` bool: False where a page is empty."""
         number = self.owner.bincount(minlength=len(self.counts))
         first = (number.cumsum(0) - number)[self.owner]
@@ -65,7 +65,7 @@ class Pages:
 
     def padded(self, width: int) -> tuple[Tensor, Tensor]:
         """Keys and values as padded rows ``(R, width, d)``; no row may be longer."""
-        held = self.real
+        held = self.valid
         row, place = (torch.arange(width, device=self.counts.device) < self.counts[:, None]).nonzero(as_tuple=True)
 
         def laid(x: Tensor) -> Tensor:
@@ -85,19 +85,19 @@ class Pages:
 
 
 def attend(
-    query: Tensor, pages: Pages, real: Tensor, keys: Tensor, values: Tensor, scale: float, allowed: Tensor
+    query: Tensor, pages: Pages, valid: Tensor, keys: Tensor, values: Tensor, scale: float, allowed: Tensor
 ) -> Tensor:
     """Attention of each row's queries over its pages and over what has come since, in one softmax.
 
     Args:
-        query: ``(R, T, d)``; real: :attr:`Pages.real`.
+        query: ``(R, T, d)``; valid: :attr:`Pages.valid`.
         keys, values: ``(R, N, d)``, what has come since, at least one entry; allowed: additive, broadcastable to ``(R, T, N)``.
 
     Returns:
         ``(R, T, d')``. Memory P x T x page.
     """
     paged = torch.bmm(query[pages.owner] * scale, pages.keys.transpose(1, 2)).float()
-    paged = paged.masked_fill_(~real[:, None], -torch.inf)
+    paged = paged.masked_fill_(~valid[:, None], -torch.inf)
     late = torch.baddbmm(
         allowed.expand(-1, query.shape[1], -1).to(query.dtype), query, keys.transpose(1, 2), alpha=scale
     )

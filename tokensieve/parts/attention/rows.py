@@ -30,8 +30,8 @@ def attend(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = No
     scores = (q @ key.float()[:, :, None].transpose(-1, -2)).flatten(1, 2)
     if allowed is not None:  # in place: rows may be as large as what they are read for
         scores = scores.masked_fill_(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores.add_(allowed)
-    share = scores.softmax(-1)
-    return share.nan_to_num(0.0) if share.requires_grad else share.nan_to_num_(0.0)
+    probability = scores.softmax(-1)
+    return probability.nan_to_num(0.0) if probability.requires_grad else probability.nan_to_num_(0.0)
 
 
 def received(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None, block: int = BLOCK) -> Tensor:
@@ -58,10 +58,10 @@ def sampled(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if weight.shape[1] <= count:
         return torch.arange(weight.shape[1], device=weight.device).expand_as(weight), weight
     ends = weight.double().cumsum(1)
-    share = ends[:, -1:] / count
-    middle = (torch.arange(count, device=weight.device) + 0.5) * share
+    each = ends[:, -1:] / count
+    middle = (torch.arange(count, device=weight.device) + 0.5) * each
     at = torch.searchsorted(ends, middle, right=True).clamp(max=weight.shape[1] - 1)
-    counts = torch.zeros_like(weight).scatter_add_(1, at, share.to(weight.dtype).expand_as(at))
+    counts = torch.zeros_like(weight).scatter_add_(1, at, each.to(weight.dtype).expand_as(at))
     counts = torch.where((weight > 0).sum(1, keepdim=True) <= count, weight, counts)
     place, _ = compact(counts > 0)
     return place, counts.gather(1, place)
@@ -73,7 +73,7 @@ def gathered(
     scale: float,
     at: Tensor,
     weight: Tensor,
-    real: Tensor | None = None,
+    valid: Tensor | None = None,
     block: int = 128,
 ) -> Tensor:
     """Attention that each of N keys gathers from queries, each of which sees none behind its own place.
@@ -82,7 +82,7 @@ def gathered(
         query: ``(B, H, T, d)``; key: ``(B, G, N, d)`` with G dividing H.
         at: ``(B, G, T)``, the places of the queries among the keys; fast where they are in order.
         weight: ``(B, T)``, what each query counts.
-        real: ``(B, G, N)`` bool, False at keys that nobody sees.
+        valid: ``(B, G, N)`` bool, False at keys that nobody sees.
 
     Returns:
         ``(B, H, N)``, in float32.
@@ -92,7 +92,7 @@ def gathered(
     q, k = query.unflatten(1, (-1, groups)).flatten(0, 1), key.flatten(0, 1)
     each = weight.float().repeat_interleave(key.shape[1], 0)[:, None, None]
     places = at.flatten(0, 1)[:, None, :, None]
-    hidden = None if real is None else ~real.flatten(0, 1)[:, None, None]
+    hidden = None if valid is None else ~valid.flatten(0, 1)[:, None, None]
     out = torch.zeros(pairs, groups, n, device=query.device)
     blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
     spans = [(int(at[..., part].min()) + 1, int(at[..., part].max()) + 1) for part in blocks]
@@ -108,9 +108,9 @@ def gathered(
             scores[..., all_see:].masked_fill_(later, -torch.inf)
             if hidden is not None:
                 scores.masked_fill_(hidden[rows, ..., :upto], -torch.inf)
-            share = scores.softmax(-1)
-            share = share if hidden is None else share.nan_to_num_(0.0)
-            out[rows, :, :upto] += (each[rows, ..., part] @ share)[:, :, 0]
+            probability = scores.softmax(-1)
+            probability = probability if hidden is None else probability.nan_to_num_(0.0)
+            out[rows, :, :upto] += (each[rows, ..., part] @ probability)[:, :, 0]
     return out.view(batch, heads, n)
 
 
@@ -134,7 +134,7 @@ def spread(rows: Callable[[int, int], Tensor], start: Tensor, steps: int, block:
             known[i] = part
         return part
 
-    held = start[:, None]
+    state = start[:, None]
     for _ in range(steps):
-        held = sum((held[..., None, i : i + block] @ at(i))[..., 0, :] for i in blocks)  # type: ignore[assignment]
-    return held
+        state = sum((state[..., None, i : i + block] @ at(i))[..., 0, :] for i in blocks)  # type: ignore[assignment]
+    return state

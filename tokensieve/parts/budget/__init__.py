@@ -62,18 +62,18 @@ def allot(total: Tensor, weight: Tensor, most: Tensor) -> Tensor:
     return base + torch.zeros_like(base).scatter_(1, order, more.long())
 
 
-def pyramid(keep: Tensor, held: Tensor, min_kept: int, depth: int, beta: float) -> Tensor:
+def pyramid(keep: Tensor, n_valid: Tensor, min_kept: int, depth: int, beta: float) -> Tensor:
     """PyramidKV's budgets: beyond the protected tokens, layers keep linearly fewer from the first to the last.
 
     The last keeps ``1 / beta`` of the mean; where the first could not hold its part, both move towards the mean.
 
     Args:
-        keep: ``(B,)``, the mean over the layers; held: ``(B,)``.
+        keep: ``(B,)``, the mean over the layers; n_valid: ``(B,)``.
 
     Returns:
         ``(B, depth)`` long, each row summing to ``depth * keep``.
     """
-    base, room = (keep - min_kept).clamp(min=0), (held - min_kept).clamp(min=0)
+    base, room = (keep - min_kept).clamp(min=0), (n_valid - min_kept).clamp(min=0)
     last = base / beta
     first = (2 * base - last).minimum(room.to(last.dtype))
     last = 2 * base - first
@@ -97,15 +97,15 @@ def concentrate(rows: Tensor, candidates: Tensor, keep: Tensor, left: int) -> Te
     """
     if left == 0:
         return keep
-    held = candidates.sum(1)
-    share = torch.where(candidates, rows, 0.0).double()
-    share = share / share.sum(1, keepdim=True).clamp(min=1e-300)
-    flat = torch.special.entr(share).sum(1) / held.double().log().clamp(min=1e-12)
-    gone = ((held - keep) * left**-0.5 * (1 - flat.square())).round().long().clamp(min=0)
-    return (held - gone).maximum(keep)
+    n_valid = candidates.sum(1)
+    probability = torch.where(candidates, rows, 0.0).double()
+    probability = probability / probability.sum(1, keepdim=True).clamp(min=1e-300)
+    flat = torch.special.entr(probability).sum(1) / n_valid.double().log().clamp(min=1e-12)
+    gone = ((n_valid - keep) * left**-0.5 * (1 - flat.square())).round().long().clamp(min=0)
+    return (n_valid - gone).maximum(keep)
 
 
-def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Tensor, Tensor]:
+def recycle(keep: Tensor, n_valid: Tensor, fraction: float, ratio: int) -> tuple[Tensor, Tensor]:
     """How SparseVLM spends a budget: tokens kept as they are, and pruned tokens clustered into the rest of it.
 
     Of m pruned tokens ``floor(fraction * m) + 1`` are recycled, r of them into ``r // ratio + 1`` clusters, and the
@@ -113,18 +113,18 @@ def recycle(keep: Tensor, held: Tensor, fraction: float, ratio: int) -> tuple[Te
     budget is kept.
 
     Args:
-        keep: ``(B,)`` budgets; held: ``(B,)`` tokens of each row.
+        keep: ``(B,)`` budgets; n_valid: ``(B,)`` tokens of each row.
 
     Returns:
         kept ``(B,)`` and recycled ``(B,)``; ``keep - kept`` is the number of clusters.
     """
     kept = torch.arange(int(keep.max()) + 1, device=keep.device).expand(len(keep), -1)
-    recycled = torch.floor(fraction * (held[:, None] - kept).double()).long() + 1
+    recycled = torch.floor(fraction * (n_valid[:, None] - kept).double()).long() + 1
     # Keeping one more token costs one or nothing, since it may save a cluster: the sums never fall along a row.
-    fits = (kept + recycled // ratio + 1 <= keep[:, None]) & (kept <= held[:, None])
+    fits = (kept + recycled // ratio + 1 <= keep[:, None]) & (kept <= n_valid[:, None])
     kept = (fits.sum(1) - 1).maximum((keep + 1) // 2)
-    recycled = torch.floor(fraction * (held - kept).double()).long() + 1
-    return kept, recycled.maximum(keep - kept).minimum(held - kept)
+    recycled = torch.floor(fraction * (n_valid - kept).double()).long() + 1
+    return kept, recycled.maximum(keep - kept).minimum(n_valid - kept)
 
 
 def spared(keep: Tensor, rank: Tensor, group: Tensor, groups: int) -> Tensor:
@@ -145,18 +145,18 @@ def spared(keep: Tensor, rank: Tensor, group: Tensor, groups: int) -> Tensor:
     return ((spent <= keep[:, None]).sum(1) - 1).maximum((keep + 1) // 2).minimum(keep)
 
 
-def rank(rows: Tensor, held: Tensor, scale: float) -> Tensor:
+def rank(rows: Tensor, n_valid: Tensor, scale: float) -> Tensor:
     """SparseVLM's adaptive count: of n tokens leave ``floor(scale * (n - rank))``, by the rank of attention over them.
 
     Args:
-        rows: ``(B, T, N)``, zero at padding; held: ``(B,)`` tokens of each row.
+        rows: ``(B, T, N)``, zero at padding; n_valid: ``(B,)`` tokens of each row.
 
     Returns:
         ``(B,)`` tokens that stay, at least 1.
     """
     # A fixed tolerance: the usual one grows with the padded shape.
-    redundant = held - torch.linalg.matrix_rank(rows, rtol=1e-5)
-    return (held - torch.floor(scale * redundant.double()).long()).clamp(min=1).minimum(held)
+    redundant = n_valid - torch.linalg.matrix_rank(rows, rtol=1e-5)
+    return (n_valid - torch.floor(scale * redundant.double()).long()).clamp(min=1).minimum(n_valid)
 
 
 __getattr__ = below(__name__)

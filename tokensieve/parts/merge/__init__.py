@@ -95,11 +95,11 @@ def _anchors(metric: Tensor, candidates: Tensor, euclidean: bool) -> tuple[Tenso
 
     A token's own length does not change which candidate is nearest, so the tokens need no normalised copy.
     """
-    slots, held = compact(candidates)
+    slots, filled = compact(candidates)
     anchors = take(metric, slots)
     anchors = anchors if euclidean else normalize(anchors, dim=-1)
     bias = anchors.square().sum(-1) / -2 if euclidean else torch.zeros_like(anchors[..., 0])
-    return slots, anchors, bias.masked_fill(~held, -torch.inf)
+    return slots, anchors, bias.masked_fill(~filled, -torch.inf)
 
 
 def anchored(chosen: Tensor, target: Tensor, least: float) -> Tensor:

@@ -31,10 +31,10 @@ def agglomerative(metric: Tensor, count: Tensor, candidates: Tensor, linkage: st
         N)`` long, -1 elsewhere.
     """
     chosen, target = torch.zeros_like(candidates), torch.full(candidates.shape, -1, device=candidates.device)
-    for row, (most, held) in enumerate(zip(count.tolist(), candidates.sum(1).tolist(), strict=True)):
+    for row, (most, n_valid) in enumerate(zip(count.tolist(), candidates.sum(1).tolist(), strict=True)):
         place = candidates[row].nonzero()[:, 0]
         unit = normalize(metric[row, place].float(), dim=-1)
-        label = clusters(unit, min(most, held), linkage)
+        label = clusters(unit, min(most, n_valid), linkage)
         centre = place[_centres(unit, label)]
         chosen[row, centre] = True
         target[row, place] = centre[label]
@@ -112,17 +112,17 @@ def means(x: Tensor, count: Tensor, candidates: Tensor, steps: int) -> tuple[Ten
         the tokens at which clusters stand, ``(B, N)`` bool, and for each candidate the one of its cluster, ``(B,
         N)`` long, -1 elsewhere.
     """
-    place, real = compact(evenly(count, candidates))
+    place, valid = compact(evenly(count, candidates))
     centre = take(x, place)
-    label, first = _assign(x, centre, real, candidates)
+    label, first = _assign(x, centre, valid, candidates)
     for _ in range(steps - 1):
         centre, before = _member_means(x, label, candidates, centre), label
-        label, first = _assign(x, centre, real, candidates)
+        label, first = _assign(x, centre, valid, candidates)
         if torch.equal(label, before):
             break
     n = x.shape[1]
     # Clusters that a row lacks stand in a column of their own, beyond the last token.
-    chosen = candidates.new_zeros(len(x), n + 1).scatter_(1, first.masked_fill(~real, n), True)[:, :n]
+    chosen = candidates.new_zeros(len(x), n + 1).scatter_(1, first.masked_fill(~valid, n), True)[:, :n]
     return chosen, first.clamp(max=n - 1).gather(1, label).masked_fill_(~(candidates & (count > 0)[:, None]), -1)
 
 
@@ -138,23 +138,23 @@ def _member_means(x: Tensor, label: Tensor, candidates: Tensor, centre: Tensor) 
     return total.view_as(centre) / size.clamp(min=1)[..., None]
 
 
-def _assign(x: Tensor, centre: Tensor, real: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+def _assign(x: Tensor, centre: Tensor, valid: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
     """The nearest centre of each token, ``(B, N)``, and the member nearest to each centre, ``(B, K)``; none is empty."""
     n = x.shape[1]
-    lead, alike = twins.firsts(centre, real), twins.firsts(x, candidates)
-    open_ = real if lead is None else real & (lead == torch.arange(lead.shape[1], device=x.device))
+    lead, alike = twins.firsts(centre, valid), twins.firsts(x, candidates)
+    open_ = valid if lead is None else valid & (lead == torch.arange(lead.shape[1], device=x.device))
     bias = (centre.square().sum(2) / -2).masked_fill(~open_, -torch.inf)[:, None]
     best = [torch.baddbmm(bias, rows, centre.transpose(1, 2)).max(2) for rows in x.split(BLOCK, 1)]
     label = twins.level(torch.cat([b.indices for b in best], 1), alike)
     # Squared distances, halved.
     square = x.square().sum(2) / 2
     far = twins.level(square - torch.cat([b.values for b in best], 1), alike).masked_fill_(~candidates, torch.inf)
-    least = far.new_full(real.shape, torch.inf).scatter_reduce_(1, label, far, "amin")
+    least = far.new_full(valid.shape, torch.inf).scatter_reduce_(1, label, far, "amin")
     place = torch.arange(n, device=x.device).expand_as(label)
     # Two members of a cluster are equally near to its mean, but for rounding.
     leads = torch.where(candidates & (far <= least.gather(1, label) + 1e-5 * square), place, n)
-    first = label.new_full(real.shape, n).scatter_reduce_(1, label, leads, "amin")
-    empty = real & (first == n)
+    first = label.new_full(valid.shape, n).scatter_reduce_(1, label, leads, "amin")
+    empty = valid & (first == n)
     wanted = empty.sum(1)
     if int(wanted.max()) > 0:
         lead = candidates.new_zeros(len(x), n + 1).scatter_(1, first, True)[:, :n]

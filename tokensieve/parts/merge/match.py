@@ -35,55 +35,55 @@ def bipartite(metric: Tensor, count: Tensor, candidates: Tensor, weight: Tensor)
     Returns:
         the tokens that stay, ``(B, N)`` bool, and the token that each candidate joins, ``(B, N)`` long, -1 elsewhere.
     """
-    place, real = compact(candidates)
+    place, valid = compact(candidates)
     x = metric if bool(candidates.all()) else take(metric, place)
-    w = weight.gather(1, place) * real
+    w = weight.gather(1, place) * valid
     owner = (candidates.long().cumsum(1) - 1).clamp(min=0)
-    held = real.sum(1)
-    count = count.minimum(held)
-    while bool((held > count).any()):
-        leave = (held - count).minimum(held // 2)
-        gone, into = pairs(x, leave, real)
-        held = held - leave
-        stay = real & ~gone
-        front, real = compact(stay)
+    n_valid = valid.sum(1)
+    count = count.minimum(n_valid)
+    while bool((n_valid > count).any()):
+        leave = (n_valid - count).minimum(n_valid // 2)
+        gone, into = pairs(x, leave, valid)
+        n_valid = n_valid - leave
+        stay = valid & ~gone
+        front, valid = compact(stay)
         owner = (stay.long().cumsum(1) - 1).gather(1, into).gather(1, owner)
         place = place.gather(1, front)
-        if bool((held > count).any()):
+        if bool((n_valid > count).any()):
             x, w = _averaged(x, w, gone, into, front)
-    chosen = torch.zeros_like(candidates).scatter_(1, place, real)
+    chosen = torch.zeros_like(candidates).scatter_(1, place, valid)
     return chosen, torch.where(candidates, place.gather(1, owner), -1)
 
 
-def pairs(x: Tensor, leave: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+def pairs(x: Tensor, leave: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """One round: of the tokens at even places, the ``leave[b]`` most similar to one at an odd place join it.
 
     Args:
-        x: ``(B, n, d)``; real: ``(B, n)`` bool, True at the front of each row; leave: ``(B,)``, at most half of those.
+        x: ``(B, n, d)``; valid: ``(B, n)`` bool, True at the front of each row; leave: ``(B,)``, at most half of those.
 
     Returns:
         which tokens leave, ``(B, n)`` bool, and the place each joins, ``(B, n)`` long, its own where it stays.
     """
-    value, partner = _partners(x, real)
-    leaving = top(value, leave, real[:, ::2])
-    gone = torch.zeros_like(real)
+    value, partner = _partners(x, valid)
+    leaving = top(value, leave, valid[:, ::2])
+    gone = torch.zeros_like(valid)
     gone[:, ::2] = leaving
     into = torch.arange(x.shape[1], device=x.device).repeat(x.shape[0], 1)
     into[:, ::2] = torch.where(leaving, 2 * partner + 1, into[:, ::2])
     return gone, into
 
 
-def _partners(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+def _partners(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """For each token at an even place the cosine with the most similar one at an odd place, and which of these it is.
 
     With a twin it is 1, and of twins it is the first."""
-    first, width = twins.firsts(x, real), x.shape[1]
+    first, width = twins.firsts(x, valid), x.shape[1]
     scale = 1 / torch.linalg.vector_norm(x, dim=-1).clamp(min=1e-12)
     odd, onto = x[:, 1::2].transpose(1, 2), scale[:, None, 1::2]
-    place = torch.arange(width, device=x.device).expand_as(real)
+    place = torch.arange(width, device=x.device).expand_as(valid)
     # The first of each kind at an odd place, and at an even one; the width where there is none.
-    odd_lead, even_lead = (place, place) if first is None else (_lead(first, real, 1), _lead(first, real, 0))
-    bias = torch.where(real & (odd_lead == place), 0.0, -torch.inf)[:, None, 1::2]
+    odd_lead, even_lead = (place, place) if first is None else (_lead(first, valid, 1), _lead(first, valid, 0))
+    bias = torch.where(valid & (odd_lead == place), 0.0, -torch.inf)[:, None, 1::2]
     blocks = x[:, ::2].split(max(BLOCK // len(x), 64), 1)
     best = [torch.addcmul(bias, rows @ odd, onto).max(-1) for rows in blocks]
     value, index = torch.cat([b.values for b in best], 1) * scale[:, ::2], torch.cat([b.indices for b in best], 1)
@@ -94,12 +94,12 @@ def _partners(x: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(twin < width, 1.0, value), torch.where(twin < width, twin // 2, index)
 
 
-def _lead(first: Tensor, real: Tensor, side: int) -> Tensor:
+def _lead(first: Tensor, valid: Tensor, side: int) -> Tensor:
     """``(B, n)``: the first token of each one's kind at an odd (1) or an even (0) place; n where there is none."""
     n = first.shape[1]
     place = torch.arange(n, device=first.device).expand_as(first)
-    held = torch.where(real & (place % 2 == side), place, n)
-    return torch.full_like(first, n).scatter_reduce_(1, first, held, "amin").gather(1, first)
+    own = torch.where(valid & (place % 2 == side), place, n)
+    return torch.full_like(first, n).scatter_reduce_(1, first, own, "amin").gather(1, first)
 
 
 def _averaged(x: Tensor, w: Tensor, gone: Tensor, into: Tensor, front: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ def _flat(place: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
+def distinct(x: Tensor, valid: Tensor, count: Tensor, step: Tensor) -> Tensor:
     """``(B, n)`` bool: ``count[b]`` tokens of each row that are left after rounds that remove duplicates.
 
     In a round the ``step[b]`` tokens at even places that are most similar to one at an odd place leave; fewer in the last one,
@@ -127,29 +127,29 @@ def distinct(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
     front, the most similar first. Up to ``HELD`` tokens, similarities are computed once and held.
 
     Args:
-        x: ``(B, n, d)``, compared by cosine; real: ``(B, n)`` bool, True at the front of each row.
+        x: ``(B, n, d)``, compared by cosine; valid: ``(B, n)`` bool, True at the front of each row.
     """
     size = max(HELD**2 // max(x.shape[1], 1) ** 2, 1)
-    each = zip(*(t.split(size) for t in (x, real, count, step)), strict=True)
+    each = zip(*(t.split(size) for t in (x, valid, count, step)), strict=True)
     return torch.cat([_rounds(*rows) for rows in each])
 
 
-def _rounds(x: Tensor, real: Tensor, count: Tensor, step: Tensor) -> Tensor:
-    unit, out = normalize(x, dim=-1), torch.zeros_like(real)
-    like = twins.square(unit @ unit.transpose(1, 2), twins.firsts(x, real), 1.0) if x.shape[1] <= HELD else None
-    place = torch.arange(x.shape[1], device=x.device).expand_as(real)
-    real = real & (count > 0)[:, None]
-    while bool(((held := real.sum(1)) > count).any()):
-        leave = (held - count).clamp(min=0).minimum(step).minimum(held // 2)
+def _rounds(x: Tensor, valid: Tensor, count: Tensor, step: Tensor) -> Tensor:
+    unit, out = normalize(x, dim=-1), torch.zeros_like(valid)
+    like = twins.square(unit @ unit.transpose(1, 2), twins.firsts(x, valid), 1.0) if x.shape[1] <= HELD else None
+    place = torch.arange(x.shape[1], device=x.device).expand_as(valid)
+    valid = valid & (count > 0)[:, None]
+    while bool(((n_valid := valid.sum(1)) > count).any()):
+        leave = (n_valid - count).clamp(min=0).minimum(step).minimum(n_valid // 2)
         if like is None:
-            value, _ = _partners(take(x, place), real)
+            value, _ = _partners(take(x, place), valid)
         else:
-            odd = torch.zeros_like(out).scatter_(1, place[:, 1::2], real[:, 1::2])
+            odd = torch.zeros_like(out).scatter_(1, place[:, 1::2], valid[:, 1::2])
             value = take(like, place[:, ::2]).masked_fill_(~odd[:, None], -torch.inf).amax(2)
-        rank, width = ranks(value, real[:, ::2]), place.shape[1]
-        order = torch.where(real, torch.arange(width, width * 2, device=x.device), width * 2)
+        rank, width = ranks(value, valid[:, ::2]), place.shape[1]
+        order = torch.where(valid, torch.arange(width, width * 2, device=x.device), width * 2)
         order[:, ::2] = torch.where(rank >= leave[:, None], rank, width * 2)
         order, front = order.sort(dim=1, stable=True)
-        most = int((held - leave).max())
-        place, real = place.gather(1, front)[:, :most], order[:, :most] < width * 2
-    return out.scatter_(1, place, real)
+        most = int((n_valid - leave).max())
+        place, valid = place.gather(1, front)[:, :most], order[:, :most] < width * 2
+    return out.scatter_(1, place, valid)

@@ -15,42 +15,42 @@ BLOCK = 2048
 
 def pruning(chosen: Tensor) -> Tensor:
     """One to one: every slot is its own token, all else is dropped."""
-    place, real = compact(chosen)
+    place, valid = compact(chosen)
     out = torch.zeros(*place.shape, chosen.shape[1], device=chosen.device)
-    return out.scatter_(2, place[..., None], real[..., None].float())
+    return out.scatter_(2, place[..., None], valid[..., None].float())
 
 
 def merging(chosen: Tensor, target: Tensor, weight: Tensor) -> Tensor:
     """Many to one: every token goes to the chosen one that ``target`` names (none at -1); slots are weighted means."""
     slot = chosen.long().cumsum(1) - 1
     owner = torch.where(chosen, slot, slot.gather(1, target.clamp(min=0)).clamp(min=0))
-    share = torch.where(chosen | (target >= 0), weight, 0.0)
+    passed = torch.where(chosen | (target >= 0), weight, 0.0)
     out = torch.zeros(chosen.shape[0], int(slot[:, -1].max()) + 1, chosen.shape[1], device=chosen.device)
-    return means(out.scatter_(1, owner[:, None], share[:, None]))
+    return means(out.scatter_(1, owner[:, None], passed[:, None]))
 
 
 @torch.no_grad()
 def assign(metric: Tensor, chosen: Tensor, scale: float) -> Tensor:
     """Many to many: every column is a token's softmax over the slots of ``scale`` times its dot product with them."""
-    place, real = compact(chosen)
+    place, valid = compact(chosen)
     anchors = take(metric, place) * scale
     out = metric.new_empty(*place.shape, chosen.shape[1])
     size = max(BLOCK // len(metric), 64)
     for columns, rows in zip(out.split(size, dim=2), metric.split(size, dim=1), strict=True):
-        like = (anchors @ rows.transpose(1, 2)).masked_fill_(~real[..., None], -torch.inf)
+        like = (anchors @ rows.transpose(1, 2)).masked_fill_(~valid[..., None], -torch.inf)
         columns.copy_(like.softmax(1))
     return out
 
 
 @torch.no_grad()
-def through(rows: Tensor, real: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def through(rows: Tensor, valid: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """What passes between tokens through others (text), as two factors ``(B, M, T)`` and ``(B, T, N)``.
 
-    ``rows`` is ``(B, T, N)``, what the real ones of T attend to. A token passes itself on in proportion to what each
+    ``rows`` is ``(B, T, N)``, what the valid ones of T attend to. A token passes itself on in proportion to what each
     attends to it, and they to the slots as they attend to these.
     """
     place, used = compact(chosen)
-    rows = rows * real[..., None]
+    rows = rows * valid[..., None]
     onto = rows.gather(2, place[:, None].expand(-1, rows.shape[1], -1)) * used[:, None]
     return onto.transpose(1, 2), rows / rows.sum(1, keepdim=True).clamp(min=1e-12)
 
@@ -58,12 +58,12 @@ def through(rows: Tensor, real: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]
 @torch.no_grad()
 def strongest(matrix: Tensor, chosen: Tensor, quantile: float) -> Tensor:
     """Keep of every column only what reaches its quantile over the slots in use (the largest does), in place."""
-    held = chosen.sum(1)
-    place = (1 - quantile) * (held - 1).double()
+    n_valid = chosen.sum(1)
+    place = (1 - quantile) * (n_valid - 1).double()
     low = place.long()
     for columns in matrix.split(max(BLOCK // len(matrix), 64), dim=2):
         values = columns.topk(min(int(low.max()) + 2, matrix.shape[1]), dim=1).values
-        above, below = (values.gather(1, _row(i, values)) for i in (low, (low + 1).minimum(held - 1)))
+        above, below = (values.gather(1, _row(i, values)) for i in (low, (low + 1).minimum(n_valid - 1)))
         edge = above + (place - low).to(values)[:, None, None] * (below - above)
         columns.masked_fill_(columns < edge, 0.0)
     return matrix
@@ -75,10 +75,10 @@ def compress(matrix: Tensor, chosen: Tensor, weight: Tensor) -> Tensor:
 
     Slots become means: own token, weight w, and shares of others, (w x + sum of a_i w_i x_i) / (w + sum of a_i w_i).
     """
-    place, real = compact(chosen)
+    place, valid = compact(chosen)
     total = matrix.sum(1, keepdim=True)
     matrix.mul_((weight[:, None] / total.clamp(min=1e-12)).masked_fill_(chosen[:, None], 0.0))
-    own = torch.where(real, weight.gather(1, place), 0.0)
+    own = torch.where(valid, weight.gather(1, place), 0.0)
     matrix.scatter_add_(2, place[..., None], own[..., None])
     return means(matrix)
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 
-def positions(ids: Tensor, index: Tensor, real: Tensor, policy: str, sequence: Tensor | None = None) -> Tensor:
+def positions(ids: Tensor, index: Tensor, valid: Tensor, policy: str, sequence: Tensor | None = None) -> Tensor:
     """Position ids of the tokens that are left.
 
     Args:
         ids: ``(..., B, L)``: ``(B, L)``, or ``(3, B, L)`` for M-RoPE.
         index: ``(B, L')`` long, the surviving tokens of each row, ascending.
-        real: ``(B, L')`` bool, False at padding slots, which keep the id that stands where they point.
+        valid: ``(B, L')`` bool, False at padding slots, which keep the id that stands where they point.
         policy: one of ``POLICIES``. Compact ids count up from the row's first; all axes of M-RoPE alike, as for text.
         sequence: ``(B, L')`` long, ascending from 0: which of several sequences in a row each belongs to; each counts anew.
 
@@ -26,21 +26,23 @@ def positions(ids: Tensor, index: Tensor, real: Tensor, policy: str, sequence: T
     out = ids.gather(-1, index.expand(*ids.shape[:-1], -1))
     if policy == "original":
         return out
-    start = real.long().argmax(-1, keepdim=True)
+    start = valid.long().argmax(-1, keepdim=True)
     if sequence is not None:
-        each = real[:, None] & (sequence[:, None] == torch.arange(int(sequence.max()) + 1, device=real.device)[:, None])
+        each = valid[:, None] & (
+            sequence[:, None] == torch.arange(int(sequence.max()) + 1, device=valid.device)[:, None]
+        )
         start = each.long().argmax(-1).gather(-1, sequence)
     first = out.gather(-1, start.expand(*ids.shape[:-1], -1))
     first = first.flatten(0, -3).amin(0) if ids.dim() > 2 else first
-    rank = real.long().cumsum(-1) - 1
-    return torch.where(real, first + rank - rank.gather(-1, start), out)
+    rank = valid.long().cumsum(-1) - 1
+    return torch.where(valid, first + rank - rank.gather(-1, start), out)
 
 
-def shift(ids: Tensor, index: Tensor, real: Tensor, policy: str) -> Tensor:
+def shift(ids: Tensor, index: Tensor, valid: Tensor, policy: str) -> Tensor:
     """``(..., B)``: by how much ids of later tokens (decode steps) are lowered, so that they follow on the survivors.
 
     The last survivor must be the last token of its row, as the last of a prompt is.
     """
-    lowered = positions(ids, index, real, "original") - positions(ids, index, real, policy)
-    last = real.shape[-1] - 1 - real.flip(-1).long().argmax(-1, keepdim=True)
+    lowered = positions(ids, index, valid, "original") - positions(ids, index, valid, policy)
+    last = valid.shape[-1] - 1 - valid.flip(-1).long().argmax(-1, keepdim=True)
     return lowered.gather(-1, last.expand(*ids.shape[:-1], 1))[..., 0]

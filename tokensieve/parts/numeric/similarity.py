@@ -1,4 +1,4 @@
-"""Likeness: how alike all tokens are, held at once where that is small and computed when needed where it is not."""
+"""Similarity: how alike all tokens are, held at once where that is small and computed when needed where it is not."""
 
 from __future__ import annotations
 
@@ -51,18 +51,20 @@ def blocks(candidates: Tensor) -> list[Tensor]:
 
 
 @torch.no_grad()
-def unlike(score: Tensor, metric: Tensor, count: Tensor, candidates: Tensor, likeness: float, penalty: float) -> Tensor:
-    """Greedy choice by score, less ``penalty`` for each earlier pick whose cosine is above ``likeness``."""
+def unlike(
+    score: Tensor, metric: Tensor, count: Tensor, candidates: Tensor, threshold: float, penalty: float
+) -> Tensor:
+    """Greedy choice by score, less ``penalty`` for each earlier pick whose cosine is above ``threshold``."""
 
     def join(cost: Tensor, like: Tensor) -> Tensor:
-        return cost + penalty * (like > likeness).sum(2)
+        return cost + penalty * (like > threshold).sum(2)
 
     return distance.greedy(normalize(metric, dim=-1), -score, count, candidates, join)
 
 
-def pairs(metric: Tensor, chosen: Tensor, likeness: float) -> Tensor:
-    """``(B,)``: pairs of chosen tokens whose cosine is above ``likeness``."""
-    place, real = select.compact(chosen)
+def pairs(metric: Tensor, chosen: Tensor, threshold: float) -> Tensor:
+    """``(B,)``: pairs of chosen tokens whose cosine is above ``threshold``."""
+    place, valid = select.compact(chosen)
     unit = normalize(select.take(metric, place), dim=-1)
-    alike = (unit @ unit.transpose(1, 2) > likeness) & real[:, :, None] & real[:, None]
-    return alike.triu(1).sum((1, 2))
+    above = (unit @ unit.transpose(1, 2) > threshold) & valid[:, :, None] & valid[:, None]
+    return above.triu(1).sum((1, 2))

@@ -60,8 +60,8 @@ def smoothed(a: Tensor, candidates: Tensor, width: int, pooling: str, group: Ten
     Args:
         group: ``(B, N)`` long; neighbours are of the same group.
     """
-    place, real = _front(candidates)
-    row = torch.where(real, a.gather(1, place), 0.0)
+    place, valid = _front(candidates)
+    row = torch.where(valid, a.gather(1, place), 0.0)
     if group is None:
         pool = avg_pool1d if pooling == "mean" else max_pool1d
         out = pool(row[:, None], width, stride=1, padding=width // 2)[:, 0]
@@ -73,7 +73,7 @@ def smoothed(a: Tensor, candidates: Tensor, width: int, pooling: str, group: Ten
         out = (
             torch.where(same, near, 0.0).sum(-1) / width if pooling == "mean" else torch.where(same, near, 0.0).amax(-1)
         )
-    return torch.zeros_like(a).scatter_(1, place, torch.where(real, out, 0.0))
+    return torch.zeros_like(a).scatter_(1, place, torch.where(valid, out, 0.0))
 
 
 def _front(candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ def normalized(a: Tensor, candidates: Tensor) -> Tensor:
 
 
 def text_rows(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
-    """Attention rows of text tokens over visual tokens, ``(B, T, N)``, averaged over heads, and which are real.
+    """Attention rows of text tokens over visual tokens, ``(B, T, N)``, averaged over heads, and which of them are valid.
 
     From the signal that ``need`` finds: attention rows as they are; text embeddings t as softmax(t x^T / sqrt(D)) over
     the visual tokens x; a signal with one value per visual token as a single row.
@@ -149,8 +149,8 @@ def text_heads(s: Signals, need: Need) -> Tensor:
     name, value = s.get(need)
     if name != "text_attention" or value.dim() == 3:
         return mean_row(*text_rows(s, need))[:, None]
-    real = torch.ones_like(value[:, 0, :, 0]) if s.text_mask is None else s.text_mask.to(value.dtype)
-    weight = real / real.sum(1, keepdim=True).clamp(min=1)
+    valid = torch.ones_like(value[:, 0, :, 0]) if s.text_mask is None else s.text_mask.to(value.dtype)
+    weight = valid / valid.sum(1, keepdim=True).clamp(min=1)
     return (value * weight[:, None, :, None]).sum(2, dtype=torch.float64).to(value.dtype)
 
 
@@ -161,7 +161,7 @@ def cosine(a: Tensor, x: Tensor) -> Tensor:
 
 
 def similarity(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
-    """Similarity of text tokens to visual tokens, ``(B, T, N)``, and which of them are real.
+    """Similarity of text tokens to visual tokens, ``(B, T, N)``, and which of them are valid.
 
     From the signal that ``need`` finds: ``relevance`` as it is, or cosines of text embeddings with the features.
     """
@@ -169,10 +169,10 @@ def similarity(s: Signals, need: Need) -> tuple[Tensor, Tensor]:
     rows = value if name == "relevance" else cosine(value, s.features)
     if rows.dim() == 2:
         return rows[:, None], torch.ones_like(rows[:, :1], dtype=torch.bool)
-    return rows, real_text(s, rows)
+    return rows, valid_text(s, rows)
 
 
-def real_text(s: Signals, rows: Tensor) -> Tensor:
+def valid_text(s: Signals, rows: Tensor) -> Tensor:
     """``(B, T)`` bool: which of the text tokens that ``rows``, ``(B, T, ...)``, speaks of are no padding."""
     return torch.ones_like(rows[..., 0], dtype=torch.bool) if s.text_mask is None else s.text_mask.bool()
 
@@ -192,9 +192,9 @@ def best_row(rows: Tensor, candidates: Tensor) -> Tensor:
     return best.masked_fill(~candidates.any(1, keepdim=True), 0.0)
 
 
-def last_row(rows: Tensor, real: Tensor) -> Tensor:
-    """``(B, N)``: of :func:`text_rows`, the row of the last real token."""
-    last = torch.where(real, torch.arange(real.shape[1], device=real.device), -1).amax(1).clamp(min=0)
+def last_row(rows: Tensor, valid: Tensor) -> Tensor:
+    """``(B, N)``: of :func:`text_rows`, the row of the last valid token."""
+    last = torch.where(valid, torch.arange(valid.shape[1], device=valid.device), -1).amax(1).clamp(min=0)
     return rows[torch.arange(rows.shape[0], device=rows.device), last]
 
 
@@ -204,17 +204,17 @@ def mean_row(rows: Tensor, candidates: Tensor) -> Tensor:
     return (rows * weight[..., None]).sum(1, dtype=torch.float64).to(rows.dtype)
 
 
-def raters(text: Tensor, real: Tensor, x: Tensor, valid: Tensor) -> Tensor:
+def raters(text: Tensor, text_valid: Tensor, x: Tensor, valid: Tensor) -> Tensor:
     """Text tokens that have much to do with the image, ``(B, T)`` bool: at least one, and each at least average.
 
     A text token's relevance is the mean over visual tokens x of softmax(x t^T), the softmax running over the text.
     """
     like = x @ text.transpose(1, 2)
-    share = like.masked_fill(~real[:, None], -torch.inf).softmax(-1)
-    relevance = mean_row(share, valid)
-    mean = torch.where(real, relevance, 0.0).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)
+    attention = like.masked_fill(~text_valid[:, None], -torch.inf).softmax(-1)
+    relevance = mean_row(attention, valid)
+    mean = torch.where(text_valid, relevance, 0.0).sum(1, keepdim=True) / text_valid.sum(1, keepdim=True).clamp(min=1)
     # Equal relevances may all round to just below their mean.
-    return real & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))
+    return text_valid & (relevance >= mean.minimum(relevance.amax(1, keepdim=True)))
 
 
 def entropy(pixels: Tensor, patch: int, levels: int = 256) -> Tensor:
@@ -239,10 +239,10 @@ def apart(s: Signals) -> tuple[Signals, Tensor]:
     """Signals whose rows are those of ``s`` times its heads, for scores that look at one head; and ``(B G, M)`` long, where each
     of its entries stands in ``s``, -1 at padding. Knows signals of which one tensor is given, as of cache entries."""
     heads = torch.arange(int(s.heads.max()) + 1, device=s.device)[None, :, None]
-    place, real = select.compact(((s.heads[:, None] == heads) & s.valid[:, None]).flatten(0, 1))
-    where = place.masked_fill(~real, -1)
+    place, filled = select.compact(((s.heads[:, None] == heads) & s.valid[:, None]).flatten(0, 1))
+    where = place.masked_fill(~filled, -1)
     # A row may hold no entry of some head.
-    real = real | (~real.any(1, keepdim=True) & (torch.arange(place.shape[1], device=s.device) == 0))
+    filled = filled | (~filled.any(1, keepdim=True) & (torch.arange(place.shape[1], device=s.device) == 0))
     each = place.unflatten(0, (s.batch, -1))
 
     def of(x: Tensor, axis: int) -> Tensor:
@@ -256,7 +256,7 @@ def apart(s: Signals) -> tuple[Signals, Tensor]:
         for name, x in s.given.items()
         if name not in ("features", "mask", "head") and isinstance(x, Tensor) and (axis := signal(name).axis)
     }
-    mask = None if bool(real.all()) else real
+    mask = None if bool(filled.all()) else filled
     return Signals.of(of(s.features, 1), mask=mask, seed=s.seed, **given), where
 
 

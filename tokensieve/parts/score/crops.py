@@ -66,25 +66,25 @@ def seen(value: Tensor, spots: Tensor, candidates: Tensor) -> Tensor:
 
     Beyond the outermost candidates their value goes on; zero where no candidate is near.
     """
-    place, real = compact(candidates)
+    place, valid = compact(candidates)
     known, value = take(spots, place), value.gather(1, place)
-    pitch = _pitch(known, real)
+    pitch = _pitch(known, valid)
     out = []
     for rows in spots.split(max(BLOCK // known[..., 0].numel(), 1), 1):
-        weight = real[:, None].to(spots.dtype).expand(-1, rows.shape[1], -1)
+        weight = valid[:, None].to(spots.dtype).expand(-1, rows.shape[1], -1)
         for axis in range(2):
             line = known[..., axis]
-            low = line.masked_fill(~real, torch.inf).amin(1, keepdim=True)
-            high = line.masked_fill(~real, -torch.inf).amax(1, keepdim=True)
+            low = line.masked_fill(~valid, torch.inf).amin(1, keepdim=True)
+            high = line.masked_fill(~valid, -torch.inf).amax(1, keepdim=True)
             at = rows[..., axis].maximum(low).minimum(high)
             weight = weight * (1 - (at[..., None] - line[:, None]).abs() / pitch[:, axis, None, None]).clamp(min=0)
         out.append((weight * value[:, None]).sum(2) / weight.sum(2).clamp(min=1e-12))
     return torch.cat(out, 1)
 
 
-def _pitch(spots: Tensor, real: Tensor) -> Tensor:
+def _pitch(spots: Tensor, valid: Tensor) -> Tensor:
     """``(B, 2)``: the distance of neighbouring lines of the grid; 1 where there is only one line."""
-    spots = torch.where(real[..., None], spots, spots[:, :1])
+    spots = torch.where(valid[..., None], spots, spots[:, :1])
     step = spots.sort(dim=1).values.diff(dim=1, prepend=spots.amin(1, keepdim=True))
     step = step.masked_fill(step < 1e-5, torch.inf).amin(1)
     return torch.where(step.isinf(), 1.0, step)

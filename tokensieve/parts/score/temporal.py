@@ -55,7 +55,7 @@ def places(frame: Tensor) -> Tensor:
 
 
 def table(frame: Tensor) -> tuple[Tensor, Tensor]:
-    """Frames as rows of their own: the tokens of each, ``(B, F, P)`` positions in order, and which of them are real."""
+    """Frames as rows of their own: the tokens of each, ``(B, F, P)`` positions in order, and which of them are filled."""
     place, count = places(frame), number(frame)
     width = int(place.max()) + 1
     cell = torch.where(frame < 0, count * width, frame * width + place)
@@ -70,10 +70,10 @@ def rows(x: Tensor, place: Tensor) -> Tensor:
     return take(x, place.flatten(1)).view(-1, place.shape[2], x.shape[2])
 
 
-def back(value: Tensor, place: Tensor, real: Tensor, n: int, fill: int | float | bool) -> Tensor:
-    """``(B, N)`` from a table's values ``(B, F, P)``; ``fill`` where no cell is real."""
+def back(value: Tensor, place: Tensor, valid: Tensor, n: int, fill: int | float | bool) -> Tensor:
+    """``(B, N)`` from a table's values ``(B, F, P)``; ``fill`` where no cell is filled."""
     out = value.new_full((len(place), n + 1), fill)
-    cell = torch.where(real, place, n).flatten(1)
+    cell = torch.where(valid, place, n).flatten(1)
     return out.scatter_(1, cell, value.flatten(1))[:, :n]
 
 
@@ -97,7 +97,7 @@ def chain(link: Tensor, joins: Tensor) -> Tensor:
     return target
 
 
-def likeness(x: Tensor, link: Tensor) -> Tensor:
+def linked_cosine(x: Tensor, link: Tensor) -> Tensor:
     """``(B, N)``: the cosine of each token with the one it is linked to; minus infinity without a link. In blocks."""
     norm = torch.linalg.vector_norm(x, dim=2).clamp(min=1e-12)
     dot = torch.cat([(a * b).sum(2) for a, b in _linked(x, link)], 1)
@@ -133,33 +133,33 @@ def means(x: Tensor, frame: Tensor) -> Tensor:
     return total.unflatten(0, (len(x), count + 1))[:, :count] / size[..., None]
 
 
-def grid(s: Signals, real: Tensor) -> tuple[Tensor, int] | None:
+def grid(s: Signals, filled: Tensor) -> tuple[Tensor, int] | None:
     """Rows ``(B * F, 1)`` and columns of each frame of a table, where a grid of all frames one above the other tells them.
 
     Rows are 0 for frames that do not fill them, and where tokens are padding.
     """
     if s.grid is None:
         return None
-    size = real.sum(2)
+    size = filled.sum(2)
     whole = s.valid.all(1, keepdim=True) & (size % s.grid[1] == 0)
     return torch.where(whole, size // s.grid[1], 0).view(-1, 1), s.grid[1]
 
 
-def contrast(x: Tensor, real: Tensor, grid: tuple[Tensor, int] | None) -> Tensor:
+def contrast(x: Tensor, valid: Tensor, grid: tuple[Tensor, int] | None) -> Tensor:
     """``(G, P)``: how much each token differs from those beside it, and above and below where the grid is known.
 
     The mean Euclidean distance over its neighbours; frames without rows are read as one line.
 
     Args:
-        x: ``(G, P, D)``, one frame per row; real: ``(G, P)``, True at the front; grid: as :func:`grid` gives it.
+        x: ``(G, P, D)``, one frame per row; valid: ``(G, P)``, True at the front; grid: as :func:`grid` gives it.
     """
     total, count = torch.zeros_like(x[..., 0]), torch.zeros_like(x[..., 0])
-    beside = real[:, 1:]
+    beside = valid[:, 1:]
     pairs = [(1, beside)]
     if grid is not None:
         high, wide = grid
         step = torch.arange(1, x.shape[1], device=x.device)
-        pairs = [(1, beside & ((high == 0) | (step % wide > 0))), (wide, real[:, wide:] & (high > 0))]
+        pairs = [(1, beside & ((high == 0) | (step % wide > 0))), (wide, valid[:, wide:] & (high > 0))]
     for apart, both in pairs:
         far = torch.linalg.vector_norm(x[:, apart:] - x[:, : max(x.shape[1] - apart, 0)], dim=2) * both
         for ends in (slice(apart, None), slice(None, far.shape[1])):
@@ -168,13 +168,13 @@ def contrast(x: Tensor, real: Tensor, grid: tuple[Tensor, int] | None) -> Tensor
     return total / count.clamp(min=1)
 
 
-def segments(x: Tensor, frame: Tensor, least: int, likeness: float) -> Tensor:
-    """``(B, F)``: FastVID's segment of each frame: cut where neighbours' mean tokens have a cosine below ``likeness``, and
+def segments(x: Tensor, frame: Tensor, least: int, threshold: float) -> Tensor:
+    """``(B, F)``: FastVID's segment of each frame: cut where neighbours' mean tokens have a cosine below ``threshold``, and
     at the lowest ones for at least ``least`` segments; frames that a row lacks belong to the last."""
     mean = means(x, frame)
     like = torch.cosine_similarity(mean[:, 1:], mean[:, :-1], dim=2)
     there = torch.arange(1, mean.shape[1], device=x.device) <= frame.amax(1, keepdim=True)
-    cut = (like < likeness) & there
+    cut = (like < threshold) & there
     if there.shape[1]:
         cut |= top(-like, torch.full((len(x),), least - 1, device=x.device), there)
     return torch.cat([torch.zeros_like(frame[:, :1]), cut.long().cumsum(1)], 1)
@@ -219,8 +219,8 @@ def fixtures(frame: Tensor, still: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         ``(B, N)`` bool, tokens at such places, and ``(B, N)`` long, the first token of each token's place in its window.
     """
-    place, real = table(frame)
-    start = windows(still.gather(1, place.flatten(1)).view_as(real) & real)
+    place, valid = table(frame)
+    start = windows(still.gather(1, place.flatten(1)).view_as(valid) & valid)
     there = torch.arange(start.shape[1], device=frame.device) <= frame.amax(1, keepdim=True)
     length = group_sizes(start, there, start.shape[1])
     own = start.gather(1, frame.clamp(min=0))

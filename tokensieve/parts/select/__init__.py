@@ -18,11 +18,11 @@ __all__ = ["ranked", "top"]
 
 
 def compact(candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """The candidates' positions at the front of each row, ``(B, M)``, and which of them are real; M is at least 1."""
-    held = candidates.sum(1, keepdim=True)
-    width = max(int(held.max()), 1)
+    """The candidates' positions at the front of each row, ``(B, M)``, and which of them are valid; M is at least 1."""
+    n_valid = candidates.sum(1, keepdim=True)
+    width = max(int(n_valid.max()), 1)
     place = (~candidates).to(torch.uint8).argsort(dim=1, stable=True)[:, :width]
-    return place, torch.arange(width, device=candidates.device) < held
+    return place, torch.arange(width, device=candidates.device) < n_valid
 
 
 def take(x: Tensor, place: Tensor) -> Tensor:
@@ -37,9 +37,9 @@ def take(x: Tensor, place: Tensor) -> Tensor:
 def ranks(score: Tensor, candidates: Tensor) -> Tensor:
     """``(B, N)`` long: each candidate's place in the order of scores, 0 for the highest; -1 elsewhere."""
     count = candidates.sum(1)
-    order, real = ranked(score, count, candidates)
+    order, valid = ranked(score, count, candidates)
     place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.full_like(candidates, -1, dtype=torch.long).scatter_(1, order, torch.where(real, place, -1))
+    return torch.full_like(candidates, -1, dtype=torch.long).scatter_(1, order, torch.where(valid, place, -1))
 
 
 def union(score: Tensor, candidates: Tensor) -> Tensor:
@@ -101,11 +101,13 @@ def last(count: Tensor, candidates: Tensor) -> Tensor:
 
 def evenly(count: Tensor, candidates: Tensor) -> Tensor:
     """``count[b]`` candidates at equal steps along the row, starting with the first."""
-    held = candidates.sum(1, keepdim=True)
+    n_valid = candidates.sum(1, keepdim=True)
     rank = candidates.long().cumsum(1) - 1
-    step = count[:, None].minimum(held)
+    step = count[:, None].minimum(n_valid)
     # Rank r is chosen when r * count // held moves on: exactly `count` of `held` ranks do.
-    moved = (rank * step) // held.clamp(min=1) != ((rank - 1) * step).div(held.clamp(min=1), rounding_mode="floor")
+    moved = (rank * step) // n_valid.clamp(min=1) != ((rank - 1) * step).div(
+        n_valid.clamp(min=1), rounding_mode="floor"
+    )
     return candidates & moved & (step > 0)
 
 
@@ -126,15 +128,15 @@ def cells(count: Tensor, candidates: Tensor, grid: tuple[int | Tensor, int] | No
     Returns:
         centres ``(B, N)`` bool, and for every candidate the index of its cell's centre, ``(B, N)`` long, -1 elsewhere.
     """
-    held = candidates.sum(1, keepdim=True)
+    n_valid = candidates.sum(1, keepdim=True)
     place = torch.arange(candidates.shape[1], device=candidates.device).expand_as(candidates)
     rank = candidates.long().cumsum(1) - 1
     high, wide = (1, candidates.shape[1]) if grid is None else grid
-    whole = held == high * wide
-    h, w = torch.where(whole, high, 1), torch.where(whole, wide, held)
+    whole = n_valid == high * wide
+    h, w = torch.where(whole, high, 1), torch.where(whole, wide, n_valid)
     y, x = torch.where(whole, place // wide, 0), torch.where(whole, place % wide, rank)
 
-    k = count[:, None].minimum(held)
+    k = count[:, None].minimum(n_valid)
     bands = (k * h / w).sqrt().round().long().maximum(-(-k // w)).minimum(h.minimum(k))
     band = ((y + 1) * bands - 1) // h
     first = band * k // bands
@@ -177,8 +179,8 @@ def around(chosen: Tensor, grid: tuple[int, int] | None, candidates: Tensor) -> 
     Where there is no grid, those right before and behind them in the row of candidates.
     """
     if grid is None and not bool(candidates.all()):
-        place, real = compact(candidates)
-        beside = around(chosen.gather(1, place) & real, None, torch.ones_like(real)) & real
+        place, valid = compact(candidates)
+        beside = around(chosen.gather(1, place) & valid, None, torch.ones_like(valid)) & valid
         return torch.zeros_like(candidates).scatter_(1, place, beside)
     flat = chosen.reshape(-1, *(grid or (1, chosen.shape[1])))
     out = torch.zeros_like(flat)

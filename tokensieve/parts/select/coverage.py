@@ -16,7 +16,7 @@ POOL = 16
 
 @torch.no_grad()
 def calibrated(like: Rows, sharpness: Tensor, weight: Tensor, candidates: Tensor) -> Rows:
-    """Turn likeness into shares: for each target a softmax over the candidates, times the target's weight.
+    """Turn similarity into shares: for each target a softmax over the candidates, times the target's weight.
 
     Args:
         sharpness, weight: ``(B, R)``, one over the temperature, and the weight of each target (0 leaves it out).

@@ -34,12 +34,12 @@ def farthest(metric: Tensor, count: Tensor, candidates: Tensor, start: Tensor | 
     if bool(bare.any()):
         lone = _nearest_other(unit, candidates, first).masked_fill_(~candidates, torch.inf).argmin(1, keepdim=True)
         chosen.scatter_(1, lone, (bare & (left > 0))[:, None])
-    place, real = compact(start | chosen)
+    place, valid = compact(start | chosen)
     anchors = take(unit, place).transpose(1, 2)
-    near = [(rows @ anchors).masked_fill_(~real[:, None], -torch.inf).amax(2) for rows in unit.split(ROWS, 1)]
+    near = [(rows @ anchors).masked_fill_(~valid[:, None], -torch.inf).amax(2) for rows in unit.split(ROWS, 1)]
     cost = torch.cat(near, 1)
     if first is not None:
-        there = torch.zeros_like(candidates).scatter_(1, first.gather(1, place), real)
+        there = torch.zeros_like(candidates).scatter_(1, first.gather(1, place), valid)
         cost = twins.level(cost, first).masked_fill_(there.gather(1, first), 1.0)
     left = left - chosen.sum(1)
     join: Join = lambda cost, like: cost.maximum(like.amax(2))  # noqa: E731
@@ -48,7 +48,7 @@ def farthest(metric: Tensor, count: Tensor, candidates: Tensor, start: Tensor | 
 
 @torch.no_grad()
 def greedy(unit: Tensor, cost: Tensor, count: Tensor, candidates: Tensor, join: Join) -> Tensor:
-    """Greedy choice of the cheapest candidate, whose likeness to the others then raises their costs.
+    """Greedy choice of the cheapest candidate, whose similarity to the others then raises their costs.
 
     Picks are found in batches. Since costs only grow, among the ``LOOKAHEAD`` candidates that are cheapest now the
     greedy order is the true one for as long as it stays below the next candidate's cost; then the rest catches up in one
@@ -56,7 +56,7 @@ def greedy(unit: Tensor, cost: Tensor, count: Tensor, candidates: Tensor, join: 
 
     Args:
         unit: ``(B, N, d)``, compared by dot product; cost: ``(B, N)``, what a candidate costs before any is picked.
-        join: from costs ``(B, N)`` and the likeness of N tokens to K picks, ``(B, N, K)``, minus infinity where there is
+        join: from costs ``(B, N)`` and the similarity of N tokens to K picks, ``(B, N, K)``, minus infinity where there is
             no pick, their costs afterwards, which must not be lower.
     """
     first = twins.firsts(unit, candidates)
@@ -136,33 +136,33 @@ def density_peaks(x: Tensor, count: Tensor, candidates: Tensor, neighbours: int 
     """
     if int(count.max()) == 0:
         return torch.zeros_like(candidates)
-    place, real = compact(candidates)
+    place, valid = compact(candidates)
     x = take(x, place) * x.shape[2] ** -0.5
-    first = twins.firsts(x, real)
+    first = twins.firsts(x, valid)
     near = count if neighbours is None else torch.full_like(count, neighbours)
     k = near.minimum(candidates.sum(1)).clamp(min=1)[:, None]
     within = torch.arange(int(k.max()), device=x.device) < k
     # The logarithm of the density: far points would all be zero otherwise.
     density = [
         -(d.topk(within.shape[1], largest=False).values.masked_fill(~within[:, None], 0).sum(2) / k)
-        for d in _squares(x, real, first)
+        for d in _squares(x, valid, first)
     ]
     dense = twins.level(torch.cat(density, 1), first)
     step = torch.arange(x.shape[1], device=x.device)
     separation, widest = [], []
-    for rows, d in zip(step.split(ROWS), _squares(x, real, first), strict=True):
+    for rows, d in zip(step.split(ROWS), _squares(x, valid, first), strict=True):
         own = dense[:, rows, None]
         denser = (dense[:, None] > own) | ((dense[:, None] == own) & (step < rows[:, None]))
-        separation.append(d.masked_fill(~(denser & real[:, None]), torch.inf).amin(2))
-        widest.append(d.masked_fill(~(real[:, rows, None] & real[:, None]), 0).amax(2))
+        separation.append(d.masked_fill(~(denser & valid[:, None]), torch.inf).amin(2))
+        widest.append(d.masked_fill(~(valid[:, rows, None] & valid[:, None]), 0).amax(2))
     apart = torch.cat(separation, 1)
     apart = torch.where(apart.isinf(), torch.cat(widest, 1).amax(1, keepdim=True), apart)
     # Squared distances on both sides of the product keep its order: log(distance * density).
-    centres = top(apart.clamp(min=torch.finfo(apart.dtype).tiny).log() / 2 + dense, count, real)
+    centres = top(apart.clamp(min=torch.finfo(apart.dtype).tiny).log() / 2 + dense, count, valid)
     return torch.zeros_like(candidates).scatter_(1, place, centres) & candidates
 
 
-def _squares(x: Tensor, real: Tensor, first: Tensor | None) -> Iterator[Tensor]:
+def _squares(x: Tensor, valid: Tensor, first: Tensor | None) -> Iterator[Tensor]:
     """Squared distances of each block of rows to all rows, zero between twins, infinite to padding.
 
     Both ends of a pair see the same value to the last bit: two tokens nearest to each other tie in density.
@@ -183,4 +183,4 @@ def _squares(x: Tensor, real: Tensor, first: Tensor | None) -> Iterator[Tensor]:
         row = torch.cat([square(i, j) for j in range(len(blocks))], 2)
         if first is not None:
             row.masked_fill_(twins.both(first.split(ROWS, 1)[i], first), 0)
-        yield row.masked_fill_(~real[:, None], torch.inf)
+        yield row.masked_fill_(~valid[:, None], torch.inf)

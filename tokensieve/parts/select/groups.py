@@ -34,21 +34,21 @@ def filled(total: Tensor, score: Tensor, most: Tensor) -> Tensor:
         total: ``(B,)`` long; score: ``(B, G)``; most: ``(B, G)`` long, what each group holds.
     """
     order = score.argsort(dim=1, descending=True, stable=True)
-    held = most.gather(1, order)
-    before = held.cumsum(1) - held
-    taken = (total[:, None] - before).clamp(min=0).minimum(held)
+    group_size = most.gather(1, order)
+    before = group_size.cumsum(1) - group_size
+    taken = (total[:, None] - before).clamp(min=0).minimum(group_size)
     return torch.zeros_like(most).scatter_(1, order, taken)
 
 
 @torch.no_grad()
-def alike(metric: Tensor, above: float, group: Tensor, candidates: Tensor, groups: int) -> Tensor:
+def count_similar(metric: Tensor, above: float, group: Tensor, candidates: Tensor, groups: int) -> Tensor:
     """``(B, N)`` long: how many candidates of its group, itself included, have a cosine above ``above`` with each token.
 
     Over M tokens of a group, time M^2 D and memory B x block x M.
     """
     out = torch.zeros_like(group)
-    for place, rows, real, like in _pairs(metric, group, candidates, groups):
-        out.scatter_add_(1, place, ((like > above) & real[:, None]).sum(2) * real[:, rows])
+    for place, rows, valid, like in _pairs(metric, group, candidates, groups):
+        out.scatter_add_(1, place, ((like > above) & valid[:, None]).sum(2) * valid[:, rows])
     return out
 
 
@@ -75,13 +75,13 @@ def variety(x: Tensor, group: Tensor, groups: int, candidates: Tensor) -> Tensor
     Over M tokens of a group, time M^2 D and memory B x block x M.
     """
     out = torch.zeros_like(x[..., 0])
-    for place, rows, real, like in _pairs(x, group, candidates, groups):
-        other = real[:, None].repeat(1, like.shape[1], 1)
+    for place, rows, valid, like in _pairs(x, group, candidates, groups):
+        other = valid[:, None].repeat(1, like.shape[1], 1)
         other.diagonal(rows.start, 1, 2).fill_(False)
         count = other.sum(2, keepdim=True).clamp(min=1)
         mean = (like * other).sum(2, keepdim=True) / count
         spread = like.sub_(mean).square_().mul_(other).sum(2) / count[..., 0]
-        out.scatter_add_(1, place, spread * real[:, rows])
+        out.scatter_add_(1, place, spread * valid[:, rows])
     return out
 
 
@@ -90,12 +90,12 @@ def _pairs(x: Tensor, group: Tensor, candidates: Tensor, groups: int) -> Iterato
 
     Yields:
         positions of the block's members ``(B, P)``, where the block lies in the group, which of the group's M members are
-        real ``(B, M)``, and the block's cosines to them, ``(B, P, M)``.
+        valid ``(B, M)``, and the block's cosines to them, ``(B, P, M)``.
     """
     unit, size = normalize(x, dim=-1), max(ROWS // len(x), 64)
     for g in range(groups):
-        place, real = compact(candidates & (group == g))
+        place, valid = compact(candidates & (group == g))
         own = take(unit, place)
         for start in range(0, place.shape[1], size):
             rows = slice(start, start + size)
-            yield place[:, rows], rows, real, own[:, rows] @ own.transpose(1, 2)
+            yield place[:, rows], rows, valid, own[:, rows] @ own.transpose(1, 2)

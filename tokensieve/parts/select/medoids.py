@@ -23,7 +23,7 @@ def distances(x: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def kmedoids(far: Tensor, first: Tensor, count: Tensor, real: Tensor) -> Tensor:
+def kmedoids(far: Tensor, first: Tensor, count: Tensor, valid: Tensor) -> Tensor:
     """The medoids of exactly ``count[g]`` clusters of each set, ``(G, P)`` bool.
 
     It starts with ``first`` and goes on with the token farthest from all chosen before (KKZ); then tokens join their
@@ -31,43 +31,43 @@ def kmedoids(far: Tensor, first: Tensor, count: Tensor, real: Tensor) -> Tensor:
     changes. Ties go to the earlier token.
 
     Args:
-        far: ``(G, P, P)`` distances; first: ``(G,)``; count: ``(G,)``, from 1 to the real tokens; real: ``(G, P)``.
+        far: ``(G, P, P)`` distances; first: ``(G,)``; count: ``(G,)``, from 1 to the valid tokens; valid: ``(G, P)``.
     """
     # Both ends of a pair see one value: the two members of a pair tie. And a token is nearer to itself than to its equal,
     # so that no cluster runs empty.
     far = far.minimum(far.transpose(1, 2))
     far.diagonal(dim1=1, dim2=2).fill_(-1.0)
-    medoid, used = _spread(far, first, count, real)
+    medoid, used = _spread(far, first, count, valid)
     for _ in range(ROUNDS):
         away = take(far, medoid).masked_fill(~used[..., None], torch.inf)
-        cluster = torch.where(real, away.argmin(1), -1)
-        together = (cluster[:, :, None] == cluster[:, None]) & real[:, None]
+        cluster = torch.where(valid, away.argmin(1), -1)
+        together = (cluster[:, :, None] == cluster[:, None]) & valid[:, None]
         # Exact sums: members that are equally central tie.
         cost = torch.where(together, far, 0.0).sum(2, dtype=torch.float64)
         moved = torch.where(used, _first_least(cost, cluster, medoid.shape[1]), medoid)
         if torch.equal(moved, medoid):
             break
         medoid = moved
-    return torch.zeros_like(real).scatter_(1, torch.where(used, medoid, medoid[:, :1]), True)
+    return torch.zeros_like(valid).scatter_(1, torch.where(used, medoid, medoid[:, :1]), True)
 
 
-def embed(x: Tensor, count: Tensor, real: Tensor, sigma: float) -> Tensor:
+def embed(x: Tensor, count: Tensor, valid: Tensor, sigma: float) -> Tensor:
     """The spectral embedding of each set, ``(G, P, K)``: rows of the ``count[g]`` lowest eigenvectors of its graph.
 
     The graph joins all tokens with weight exp(-d^2 / (2 sigma^2)), distances d being measured in units of the set's
     root mean square distance; its Laplacian is normalised, rows of the embedding are of unit length. Twins are one node of
     their common weight: eigenvectors that tell them apart would be any basis of one space.
     """
-    first = twins.firsts(x, real)
+    first = twins.firsts(x, valid)
     own = torch.arange(x.shape[1], device=x.device)
-    lead = real if first is None else real & (first == own)
+    lead = valid if first is None else valid & (first == own)
     number = torch.ones_like(x[..., 0])
     if first is not None:
-        number = torch.zeros_like(number).scatter_add_(1, first, real.to(x.dtype)).clamp(min=1)
-    square = distances(x).square() * real[:, None] * real[..., None]
-    pairs = (real.sum(1) * (real.sum(1) - 1)).clamp(min=1)[:, None, None]
+        number = torch.zeros_like(number).scatter_add_(1, first, valid.to(x.dtype)).clamp(min=1)
+    square = distances(x).square() * valid[:, None] * valid[..., None]
+    pairs = (valid.sum(1) * (valid.sum(1) - 1)).clamp(min=1)[:, None, None]
     unit = (square.sum((1, 2), keepdim=True) / pairs).clamp(min=1e-12)
-    weight = torch.exp(-square / (2 * sigma**2 * unit)) * real[:, None] * real[..., None]
+    weight = torch.exp(-square / (2 * sigma**2 * unit)) * valid[:, None] * valid[..., None]
     scale = weight.sum(2).clamp(min=1e-12).rsqrt()
     scale = scale * number.sqrt() * lead
     laplacian = -weight * scale[:, None] * scale[..., None]
@@ -78,8 +78,8 @@ def embed(x: Tensor, count: Tensor, real: Tensor, sigma: float) -> Tensor:
     return twins.level(normalize(low * inside[:, None], dim=2), first)
 
 
-def _spread(far: Tensor, first: Tensor, count: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    picks, near = [first], take(far, first[:, None])[:, 0].masked_fill(~real, -torch.inf)
+def _spread(far: Tensor, first: Tensor, count: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    picks, near = [first], take(far, first[:, None])[:, 0].masked_fill(~valid, -torch.inf)
     for _ in range(1, int(count.max())):
         near = near.scatter(1, picks[-1][:, None], -torch.inf)
         picks.append(near.argmax(1))

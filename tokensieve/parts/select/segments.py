@@ -22,25 +22,25 @@ def refine(eyes: Tensor, seeing: Tensor, x: Tensor, keep: Tensor, valid: Tensor,
         coarse: the share of the budget in which the longest segments may begin.
     """
     batch = len(x)
-    at, real = select.compact(valid)
-    held, keep = real.sum(1), keep.minimum(real.sum(1))
+    at, filled = select.compact(valid)
+    n_valid, keep = filled.sum(1), keep.minimum(filled.sum(1))
     # The shortest length that needs no more than its share.
-    first = (held.double() / (keep * coarse).clamp(min=1)).clamp(min=1).log2().ceil().long()
+    first = (n_valid.double() / (keep * coarse).clamp(min=1)).clamp(min=1).log2().ceil().long()
     levels = int(first.amax())
     width = -(-at.shape[1] // 2**levels) * 2**levels
     place = torch.arange(width, device=x.device).expand(batch, -1)
-    flat = torch.where(real[..., None], x.gather(1, at[..., None].expand(-1, -1, x.shape[2])), 0.0)
+    flat = torch.where(filled[..., None], x.gather(1, at[..., None].expand(-1, -1, x.shape[2])), 0.0)
     sums = [torch.cat([flat, flat.new_zeros(batch, width - at.shape[1], x.shape[2])], 1)]
     for _ in range(levels):
         sums.append(sums[-1].unflatten(1, (-1, 2)).sum(2))
-    start = (place % 2 ** first[:, None] == 0) & (place < held[:, None])
+    start = (place % 2 ** first[:, None] == 0) & (place < n_valid[:, None])
     alive = start[:, :: 2**levels]
     for level in range(levels, 0, -1):
         size = 2**level
         begin = place[:, ::size]
         alive = torch.where(first[:, None] == level, start[:, ::size], alive & (first[:, None] > level))
-        half = alive & (begin + size // 2 < held[:, None])
-        count = (held[:, None] - begin).clamp(min=1, max=size)
+        half = alive & (begin + size // 2 < n_valid[:, None])
+        count = (n_valid[:, None] - begin).clamp(min=1, max=size)
         run = sums[level] / count[..., None]
         rows = eyes @ run.transpose(1, 2) * x.shape[2] ** -0.5
         look = rows.masked_fill(~seeing[..., None], -torch.inf).logsumexp(1).nan_to_num(0.0)
@@ -51,8 +51,8 @@ def refine(eyes: Tensor, seeing: Tensor, x: Tensor, keep: Tensor, valid: Tensor,
         at_half[:, size // 2 :: size] = chosen
         start = start | at_half
         alive = chosen.repeat_interleave(2, 1)
-    start = start | select.evenly(keep - start.sum(1), ~start & (place < held[:, None]))
-    return torch.zeros_like(valid).scatter(1, at, start[:, : at.shape[1]] & real)
+    start = start | select.evenly(keep - start.sum(1), ~start & (place < n_valid[:, None]))
+    return torch.zeros_like(valid).scatter(1, at, start[:, : at.shape[1]] & filled)
 
 
 def begins(start: Tensor, valid: Tensor) -> Tensor:

@@ -68,10 +68,10 @@ class PageEncoder:
         for batch in batches:
             given = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
             embedded = self.model(**given).embeddings.float().cpu()
-            real = batch["attention_mask"].bool().cpu()
-            ids = batch["input_ids"].cpu()[real]
-            vectors = normalize(embedded[real], dim=-1)
-            parts.append(Encoded(vectors, ends(real.sum(1)), torch.full((len(vectors), 2), -1), {"ids": ids}))
+            valid = batch["attention_mask"].bool().cpu()
+            ids = batch["input_ids"].cpu()[valid]
+            vectors = normalize(embedded[valid], dim=-1)
+            parts.append(Encoded(vectors, ends(valid.sum(1)), torch.full((len(vectors), 2), -1), {"ids": ids}))
         if not parts:
             return Encoded(torch.zeros(0, self.identity.dim), ends(torch.zeros(0)), torch.zeros(0, 2, dtype=torch.long))
         return join(parts)

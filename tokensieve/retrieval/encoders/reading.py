@@ -123,9 +123,9 @@ class Reader:
         numbers: dict[str, int] = {}
         for name in named.values():
             numbers.setdefault(name, len(numbers))
-        real = [w if a >= 0 else None for (a, _), w in zip(spans, word_ids, strict=True)]
-        words = [-1 if w is None else numbers[named[w]] for w in real]
-        stops = [w is not None and _says_little(named[w]) for w in real]
+        valid = [w if a >= 0 else None for (a, _), w in zip(spans, word_ids, strict=True)]
+        words = [-1 if w is None else numbers[named[w]] for w in valid]
+        stops = [w is not None and _says_little(named[w]) for w in valid]
         ids = list(ids)
         if marker is not None:
             ids.insert(1, marker)

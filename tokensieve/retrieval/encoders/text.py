@@ -146,15 +146,15 @@ class TextEncoder:
     def _single(self, hidden: Tensor, mask: Tensor) -> Tensor | None:
         if self.reading.pooling is None:
             return None
-        real = mask[..., None].to(hidden.dtype)
+        valid = mask[..., None].to(hidden.dtype)
         if self.reading.pooling == "cls":
             one = hidden[:, 0]
         elif self.reading.pooling == "last":
             one = hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
         elif self.reading.pooling == "max":
-            one = hidden.masked_fill(real == 0, -torch.inf).amax(1)
+            one = hidden.masked_fill(valid == 0, -torch.inf).amax(1)
         else:
-            one = (hidden * real).sum(1) / real.sum(1)
+            one = (hidden * valid).sum(1) / valid.sum(1)
         for head in self.single_heads:
             one = head(one)
         return normalize(one.float(), dim=-1).cpu()

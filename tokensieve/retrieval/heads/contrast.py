@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, embedding
 
 
 def pad(vectors: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """From ragged ``(T, d)`` and ``(n + 1,)`` to ``(n, N, d)`` and which of it is real, ``(n, N)``; zeros elsewhere."""
+    """From ragged ``(T, d)`` and ``(n + 1,)`` to ``(n, N, d)`` and which of it is valid, ``(n, N)``; zeros elsewhere."""
     lengths = offsets.diff()
     step = torch.arange(int(lengths.max()))
     mask = step < lengths[:, None]

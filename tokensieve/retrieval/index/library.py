@@ -21,7 +21,15 @@ from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.recipe import Recipe
-from tokensieve.retrieval.index.results import CANDIDATES, OWN, SearchResult, asked, question, shown, with_vectors
+from tokensieve.retrieval.index.results import (
+    CANDIDATES,
+    OWN,
+    SearchResult,
+    asked,
+    question,
+    rank_results,
+    with_vectors,
+)
 from tokensieve.retrieval.index.snapshot import MANIFEST, read_manifest, vacant
 from tokensieve.retrieval.index.validation import listed
 from tokensieve.retrieval.sources.folder import Text
@@ -228,7 +236,7 @@ class Library:
         self.refresh()
         tokens = asked(self.encoder.queries([question(query)]))
         hits = self.index.search(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
-        return shown(tokens, with_vectors(self.index, hits), k, keep, self.recipe)
+        return rank_results(tokens, with_vectors(self.index, hits), k, keep, self.recipe)
 
     def names(self) -> set[str]:
         """The names of all texts."""

@@ -120,28 +120,28 @@ def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mappin
 
 def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
     """Hits with their vectors, without those whose text is damaged or that were deleted since."""
-    held = []
+    stored = []
     for hit in hits:
         if "text" not in hit.metadata:
             continue
         with suppress(KeyError):
-            held.append((hit, index.get(hit.id).vectors))
-    return held
+            stored.append((hit, index.get(hit.id).vectors))
+    return stored
 
 
-def shown(
-    query: Asked, held: Sequence[tuple[Hit, Tensor]], k: int, keep: int | float | None, recipe: Recipe
+def rank_results(
+    query: Asked, stored: Sequence[tuple[Hit, Tensor]], k: int, keep: int | float | None, recipe: Recipe
 ) -> list[SearchResult]:
     """The first k hits with their matches; with ``keep``, ranked again by so many of their vectors."""
-    if keep is None or not held:
-        return [found(query, hit.id, hit.score, vectors, hit.metadata) for hit, vectors in held[:k]]
-    fewer = reduce(_stored(held), recipe.plain, check(keep, "keep"))
+    if keep is None or not stored:
+        return [found(query, hit.id, hit.score, vectors, hit.metadata) for hit, vectors in stored[:k]]
+    fewer = reduce(_stored(stored), recipe.plain, check(keep, "keep"))
     scores = maxsim(query.vectors, fewer.ragged).tolist()
-    order = sorted(range(len(held)), key=lambda i: (-scores[i], held[i][0].id))[:k]
+    order = sorted(range(len(stored)), key=lambda i: (-scores[i], stored[i][0].id))[:k]
     out = []
     for i in order:
         spans = fewer.spans[fewer.offsets[i] : fewer.offsets[i + 1]].flatten().tolist()
-        out.append(found(query, held[i][0].id, scores[i], fewer[i], {**held[i][0].metadata, "spans": spans}))
+        out.append(found(query, stored[i][0].id, scores[i], fewer[i], {**stored[i][0].metadata, "spans": spans}))
     return out
 
 
@@ -159,7 +159,7 @@ def _span(a: int, b: int) -> Span | None:
     return None if a < 0 else (a, b)
 
 
-def _stored(held: Sequence[tuple[Hit, Tensor]]) -> Encoded:
-    lengths = torch.tensor([len(v) for _, v in held])
-    spans = torch.cat([torch.tensor(hit.metadata["spans"]).view(-1, 2) for hit, _ in held])
-    return Encoded(torch.cat([v for _, v in held]), ends(lengths), spans)
+def _stored(stored: Sequence[tuple[Hit, Tensor]]) -> Encoded:
+    lengths = torch.tensor([len(v) for _, v in stored])
+    spans = torch.cat([torch.tensor(hit.metadata["spans"]).view(-1, 2) for hit, _ in stored])
+    return Encoded(torch.cat([v for _, v in stored]), ends(lengths), spans)

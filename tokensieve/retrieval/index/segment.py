@@ -94,7 +94,7 @@ class Segment:
             return False
         return all(bool(r.sound(every).all()) for r in self.rows.values())
 
-    def named(self) -> bool:
+    def has_ids(self) -> bool:
         """Whether the documents' ids can be read."""
         try:
             return all(self.get(name) is not None for name in ("id", "id_ends", "key", "key_doc"))

@@ -36,7 +36,7 @@ class View:
 
     def admitted(self, where: Where | None) -> Tensor:
         """``(D,)`` bool: documents that are alive and meet the conditions."""
-        if not self.segment.named():
+        if not self.segment.has_ids():
             return torch.zeros_like(self.alive)
         if where is None:
             return self.alive
@@ -79,7 +79,7 @@ class Snapshot:
             return out
         keys = keys_of(ids)
         for v, view in enumerate(self.views):
-            for i, doc in enumerate(view.segment.find(ids, keys).tolist() if view.segment.named() else []):
+            for i, doc in enumerate(view.segment.find(ids, keys).tolist() if view.segment.has_ids() else []):
                 if doc >= 0 and bool(view.alive[doc]):
                     out[i] = v, doc
         return out

@@ -47,7 +47,7 @@ def mirror(
     library.index.begin()
     folder = Folder(root, without=library.index.folder)
     files = folder.files()
-    refuse_other(held(library), {f.relative_to(root).as_posix() for f in files}, library.index.folder, root)
+    refuse_other(indexed_names(library), {f.relative_to(root).as_posix() for f in files}, library.index.folder, root)
     refuse_empty(folder, files)
     library.count(folder.texts(files))
     return bring(library, folder, files, step)
@@ -58,7 +58,7 @@ def bring(
     step: Callable[[int, int, int], None] = lambda files, of, passages: None,
 ) -> Report:  # fmt: skip
     """Make a library hold the texts of these files of a folder, and of no others."""
-    before = held(library)
+    before = indexed_names(library)
     seen: set[str] = set()
     done = 0
 
@@ -82,17 +82,17 @@ def bring(
     return Report(len(files), written, len(seen) - written, removed, len(library), folder.passed | folder.skipped)
 
 
-def held(library: Library) -> set[str]:
+def indexed_names(library: Library) -> set[str]:
     """The names of a library's texts that came from files."""
     names = sorted(library.names())
     first = library.index.metadata([f"{n}#0" for n in names])
     return {n for n, m in zip(names, first, strict=True) if m and m.get("kind") == FILE}
 
 
-def refuse_other(held: Iterable[str], names: Collection[str], out: Path, root: Path) -> None:
+def refuse_other(indexed: Iterable[str], names: Collection[str], out: Path, root: Path) -> None:
     """Refuse to replace all that is held: none of it is in the folder."""
     first = None
-    for name in held:
+    for name in indexed:
         if name in names:
             return
         first = first or name

@@ -40,8 +40,8 @@ def pool(docs: Ragged, factor: int) -> Ragged:
 def _cluster(tokens: Tensor, start: Tensor, size: Tensor, count: int) -> Tensor:
     """``(W, count, d)`` for windows of ``size`` tokens from ``start``."""
     step = torch.arange(int(size.max()))
-    real = step < size[:, None]
-    x = tokens[(start[:, None] + step).where(real, 0)].float() * real[..., None]
+    valid = step < size[:, None]
+    x = tokens[(start[:, None] + step).where(valid, 0)].float() * valid[..., None]
     length = x.norm(dim=2)
     unit = x / length.clamp(min=1e-12)[..., None]
     first = torch.arange(count) * size[:, None] // count
@@ -52,7 +52,7 @@ def _cluster(tokens: Tensor, start: Tensor, size: Tensor, count: int) -> Tensor:
         total = torch.zeros_like(centre).scatter_add_(1, label[..., None].expand_as(unit), unit)
         moved = normalize(total, dim=2)
         centre = torch.where(total.any(2, keepdim=True), moved, centre)
-    held = torch.zeros(len(x), count).scatter_add_(1, label, real.float())
+    held = torch.zeros(len(x), count).scatter_add_(1, label, valid.float())
     mean = torch.zeros(len(x), count).scatter_add_(1, label, length) / held.clamp(min=1)
     # A centre that nothing chose repeats one that is used.
     used = held.argmax(1, keepdim=True).expand(-1, count).where(held == 0, torch.arange(count))

@@ -136,7 +136,7 @@ def mirror(
         folder = Folder(root, without=shards.folder)
         files = folder.files()
         names = [f.relative_to(root).as_posix() for f in files]
-        refuse_other(_held(shards), set(names), shards.folder, root)
+        refuse_other(_indexed_names(shards), set(names), shards.folder, root)
         refuse_empty(folder, files)
         return _mirror(shards, folder, names, run, step)
 
@@ -164,7 +164,7 @@ def _mirror(shards: Shards, folder: Folder, names: Sequence[str], run: Run, step
     return total
 
 
-def _held(shards: Shards) -> Iterator[str]:
+def _indexed_names(shards: Shards) -> Iterator[str]:
     """Names of the files that built shards mirror."""
     for number in shards.built:
         index = Index.open(shards.at(number))

@@ -49,14 +49,14 @@ class Shards:
         folder = Path(folder)
         if not (folder / SHARDS).exists():
             raise FileNotFoundError(f"there are no shards in {folder}; `tokensieve index DOCS --shards N` makes them")
-        held = read_json(folder / SHARDS)
-        if held.get("format") != FORMAT or held.get("version") != VERSION:
+        data = read_json(folder / SHARDS)
+        if data.get("format") != FORMAT or data.get("version") != VERSION:
             raise Incompatible(
-                f"{folder} holds {held.get('format')!r} of version {held.get('version')}; this release reads version "
+                f"{folder} holds {data.get('format')!r} of version {data.get('version')}; this release reads version "
                 f"{VERSION}: build it anew, or use the release that wrote it"
             )
-        built = {int(number): size for number, size in held["built"].items()}
-        return cls(folder, Recipe.read(held["recipe"], folder), held["count"], built)
+        built = {int(number): size for number, size in data["built"].items()}
+        return cls(folder, Recipe.read(data["recipe"], folder), data["count"], built)
 
     def at(self, number: int) -> Path:
         """The folder of a shard."""

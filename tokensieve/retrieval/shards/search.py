@@ -13,7 +13,7 @@ from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Index
-from tokensieve.retrieval.index.results import CANDIDATES, SearchResult, asked, question, shown, with_vectors
+from tokensieve.retrieval.index.results import CANDIDATES, SearchResult, asked, question, rank_results, with_vectors
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.shards.manifest import Shards
 
@@ -30,7 +30,7 @@ class Part:
     def search(self, query: Tensor, k: int, where: Where | None, rerank: int | None) -> list[Hit]:
         return self._index.search(query, k, where, rerank)
 
-    def held(self, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
+    def with_vectors(self, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
         """The hits that it holds, with their vectors."""
         return with_vectors(self._index, hits)
 
@@ -110,8 +110,8 @@ class Collection:
         """As :meth:`Library.search`; the scores, ids and order are those of one library of all texts."""
         tokens = asked(self.encoder.queries([question(query)]))
         best = self.best(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
-        held = {hit.id: (hit, vectors) for part in self._parts.ask("held", best) for hit, vectors in part}
-        return shown(tokens, [held[hit.id] for hit in best if hit.id in held], k, keep, self.shards.recipe)
+        stored = {hit.id: (hit, vectors) for part in self._parts.ask("with_vectors", best) for hit, vectors in part}
+        return rank_results(tokens, [stored[hit.id] for hit in best if hit.id in stored], k, keep, self.shards.recipe)
 
     def best(self, query: Tensor, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Hit]:
         """The k passages of the highest MaxSim with a query ``(Q, dim)`` (see :meth:`Index.search`)."""

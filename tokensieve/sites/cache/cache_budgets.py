@@ -143,7 +143,7 @@ def _room(now: Entries, keep: Budget) -> Tensor:
     assert shown is not None
     images = (shown & ~pad(shown[:, :-1], (1, 0))).sum(1).clamp(min=1)
     visual = resolve_count(keep, shown.sum(1) // images) * images
-    text = now.valid & ~now.shown()
+    text = now.valid & ~now.is_visual()
     prompt = (text & (now.columns < shown.shape[1])).sum(2).amax(1)
     return (visual + prompt).maximum(text.sum(2).amax(1) + 1)
 

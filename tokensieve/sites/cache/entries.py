@@ -14,7 +14,7 @@ from tokensieve.core.needs import Need
 from tokensieve.core.reduction import Reduction
 from tokensieve.parts import select
 from tokensieve.parts.attention import rows
-from tokensieve.sites.cache.evicted_layer import EvictedLayer, alike
+from tokensieve.sites.cache.evicted_layer import EvictedLayer, shared_by_heads
 from tokensieve.sites.model.position_ids import apply_rope, rotary, tables_of, uses_rope
 from tokensieve.sites.model.taps import Call
 
@@ -103,13 +103,13 @@ class Entries:
         valid = None if bool(self.valid.all()) else self.valid.expand(-1, heads, -1)
         return rows.gathered(query, self.attended, self.call.scale, at.expand(-1, heads, -1), weight, valid)
 
-    def shown(self) -> Tensor:
+    def is_visual(self) -> Tensor:
         """``(B, G, N)`` bool: the entries of visual tokens."""
-        shown = self.layer.is_visual
-        assert shown is not None
-        inside = self.valid & (self.columns < shown.shape[1])
+        visual = self.layer.is_visual
+        assert visual is not None
+        inside = self.valid & (self.columns < visual.shape[1])
         at = torch.where(inside, self.columns, 0).flatten(1)
-        return shown.gather(1, at).view_as(inside) & inside if shown.shape[1] else inside
+        return visual.gather(1, at).view_as(inside) & inside if visual.shape[1] else inside
 
     def read(
         self, needs: Sequence[Need], unit: str, language: nn.Module, hidden: Tensor, module: nn.Module
@@ -126,8 +126,8 @@ class Entries:
             elif need.name == "probe_attention":
                 out[need.name] = laid(self.probed(), unit, heads)
             elif need.name == "visual":
-                shown = self.shown().float()
-                out[need.name] = shown[:, 0] if unit == "token" else vectors(shown, unit)
+                visual = self.is_visual().float()
+                out[need.name] = visual[:, 0] if unit == "token" else vectors(visual, unit)
             elif need.name == "visual_share":
                 assert self.layer.shares is not None
                 out[need.name] = laid(self.layer.shares, unit, heads)
@@ -161,7 +161,7 @@ class Entries:
         layer.accumulated_attention, layer.token_ids, layer.shares = (
             taken(x) for x in (layer.accumulated_attention, layer.token_ids, layer.shares)
         )
-        layer.token_ids = None if layer.token_ids is None else alike(layer.token_ids)
+        layer.token_ids = None if layer.token_ids is None else shared_by_heads(layer.token_ids)
         if not step.drops:
             keys, values, lengths = (
                 step.apply(x.flatten(0, 1)).unflatten(0, (batch, heads))

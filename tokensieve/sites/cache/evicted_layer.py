@@ -87,7 +87,7 @@ class EvictedLayer(SievedLayer):
         return 0 if self.pages is not None else self.places.shape[2]
 
     @property
-    def held(self) -> int:
+    def n_entries(self) -> int:
         return 0 if self.columns is None else self.columns.shape[1] + (0 if self.packed is not None else self.width)
 
     def entries(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -157,7 +157,11 @@ class EvictedLayer(SievedLayer):
         """Entries of these columns stay, and no others."""
         assert self.columns is not None
         # Views of what was would keep all of it.
-        self.places, self.columns, self.mark = alike(places.to(torch.int32)), self.columns[:, :0].clone(), self.length
+        self.places, self.columns, self.mark = (
+            shared_by_heads(places.to(torch.int32)),
+            self.columns[:, :0].clone(),
+            self.length,
+        )
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         self.keys, self.values = keys, values
@@ -272,7 +276,7 @@ class QuantizedEntries(DynamicLayer):
             raise ValueError("cannot crop a quantized cache from which tokens have left")
 
 
-def alike(x: Tensor) -> Tensor:
+def shared_by_heads(x: Tensor) -> Tensor:
     """``(B, 1, N)`` of ``(B, G, N)`` where all heads are the same."""
     return x[:, :1].clone() if bool((x == x[:, :1]).all()) else x
 

@@ -28,5 +28,5 @@ def paged(held: Pages, call: Call) -> Tensor:
         out = by_row(rows, held, late_keys, late_values, call.scale, bias)
     else:
         bias = bias.expand(-1, groups, -1)
-        out = attend(rows.flatten(1, 2), held, held.real, late_keys, late_values, call.scale, bias)
+        out = attend(rows.flatten(1, 2), held, held.valid, late_keys, late_values, call.scale, bias)
     return out.reshape(batch, queries, length, -1).transpose(1, 2).contiguous()

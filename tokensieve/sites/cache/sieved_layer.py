@@ -143,7 +143,7 @@ class SievedLayer(GrowableLayer):
         self.awaited, self._next = False, None
 
     @property
-    def held(self) -> int:
+    def n_entries(self) -> int:
         """Entries that are known of in ``keys``."""
         return 0 if self.columns is None else self.columns.shape[1]
 
@@ -151,14 +151,14 @@ class SievedLayer(GrowableLayer):
         """Raise RuntimeError where a pass would read it wrongly."""
         if self.columns is None or not self.is_initialized:
             return
-        unseen = self.seen is not None or self.holes or self.held < self.length
+        unseen = self.seen is not None or self.holes or self.n_entries < self.length
         if unseen and not self.awaited and self._next is None:
             raise guards.refusal("unread" if self.seen is None else "unlimited")
         rows, held = (
-            (self.keys.shape[0], self.keys.shape[-2]) if self.keys.dim() == 4 else (len(self.columns), self.held)
+            (self.keys.shape[0], self.keys.shape[-2]) if self.keys.dim() == 4 else (len(self.columns), self.n_entries)
         )
-        if (rows, held) != (len(self.columns), self.held):
-            facts = {"held": held, "rows": rows, "known": self.held, "batch": len(self.columns)}
+        if (rows, held) != (len(self.columns), self.n_entries):
+            facts = {"held": held, "rows": rows, "known": self.n_entries, "batch": len(self.columns)}
             raise guards.refusal("sliced", **facts)
 
     def update(

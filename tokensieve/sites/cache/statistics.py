@@ -73,7 +73,7 @@ def note(
         layer.token_ids = named
         return
     if need.name == "visual_share":
-        shown = entries.shown().repeat_interleave(query.shape[1] // entries.keys.shape[1], 1).float()
+        shown = entries.is_visual().repeat_interleave(query.shape[1] // entries.keys.shape[1], 1).float()
         step = max(1, rows.HELD // shown.numel())
         parts = [
             torch.einsum("bhtn,bhn->bht", entries.attention(query[:, :, part], columns[:, part]), shown)

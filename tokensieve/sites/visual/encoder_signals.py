@@ -115,19 +115,19 @@ class Sight:
 
     def _places(self, stream: Stream) -> dict[str, Any]:
         looks = stream.images.looks
-        sheets = [look.sheet for look in looks]
-        if not sheets or any(s is None for s in sheets):
+        found = [look.crop_index for look in looks]
+        if not found or any(s is None for s in found):
             return {}
         images, device = stream.images, stream.index.device
         count = [len(look.grids) for look in looks if look.grids is not None]
-        shifted = [s[0] + (s[0] >= 0) * sum(count[:i]) for i, s in enumerate(sheets) if s is not None]
-        sheet = images.lay(torch.cat(shifted).to(device) + 1) - 1
-        spot = images.lay(torch.cat([s[1] for s in sheets if s is not None]).to(device))
-        film = torch.cat([torch.full((k.tokens,), k.kind == "video") for k in looks]).to(device)
-        video = images.lay(film) & (sheet >= 0)
-        still = images.mask & ~images.lay(film)
-        first = torch.where(sheet >= 0, sheet, sheet.max()).amin(1, keepdim=True)
-        number = torch.where(sheet >= 0, sheet - first, -1)
+        shifted = [s[0] + (s[0] >= 0) * sum(count[:i]) for i, s in enumerate(found) if s is not None]
+        crops = images.lay(torch.cat(shifted).to(device) + 1) - 1
+        spot = images.lay(torch.cat([s[1] for s in found if s is not None]).to(device))
+        of_video = torch.cat([torch.full((k.tokens,), k.kind == "video") for k in looks]).to(device)
+        video = images.lay(of_video) & (crops >= 0)
+        still = images.mask & ~images.lay(of_video)
+        first = torch.where(crops >= 0, crops, crops.max()).amin(1, keepdim=True)
+        number = torch.where(crops >= 0, crops - first, -1)
         tiled = any(self._tiled(look) for look in looks)
         out: dict[str, Any] = {}
         if bool((number[still] > 0).any()) and bool((images.pictures == 1).all()):

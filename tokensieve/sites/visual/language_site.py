@@ -203,7 +203,7 @@ class LanguageSite:
                     stream.renumbered = renumbering.fewer(self.language.root, stream, hidden)
                 if call is not None and stream.index is not here:
                     call = call.restricted_to(stream.stayed)
-            stream.held.append(stream.reduction.counts)
+            stream.layer_counts.append(stream.reduction.counts)
             self.focus.before(index, stream, kwargs, partial(self.sight.grid, stream.images))
             if not stream.reduced:
                 return _placed(hidden, given, gathered_masks.adapt(self.language, index, hidden, kwargs, now.ids))
@@ -232,8 +232,8 @@ class LanguageSite:
         states = getattr(output, "hidden_states", None)
         if stream is not None and states is not None:
             output.hidden_states = tuple(stream.restore(h) for h in states)
-        if stream is not None and stream.held and self.trace is not None and output is not None:
-            self.trace.layer_tokens = torch.stack(stream.held).float().mean(1).tolist()
+        if stream is not None and stream.layer_counts and self.trace is not None and output is not None:
+            self.trace.layer_tokens = torch.stack(stream.layer_counts).float().mean(1).tolist()
         self._end()
 
     def _end(self, *_: object) -> None:

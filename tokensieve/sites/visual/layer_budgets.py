@@ -40,8 +40,8 @@ def resolve(keep: Budget, index: int, anatomy: Anatomy, stream: Stream) -> Budge
     assert anatomy.language is not None
     depth, config = len(anatomy.language.layers), anatomy.language.config
     tokens, now = stream.images.mask.sum(1), stream.reduction.counts
-    text = stream.words()
-    before = torch.stack([*stream.held[:index], now])[:-1].T.tolist()
+    text = stream.text_lengths()
+    before = torch.stack([*stream.layer_counts[:index], now])[:-1].T.tolist()
     each = zip(before, now.tolist(), tokens.tolist(), text.tolist(), strict=True)
     counts = [int(solve(keep, held, depth, n, all_, words, config)) for held, n, all_, words in each]  # type: ignore[arg-type]
     return torch.tensor(counts, device=tokens.device)

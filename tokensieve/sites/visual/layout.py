@@ -125,7 +125,7 @@ class EncoderPass:
         return out
 
     @cached_property
-    def sheet(self) -> tuple[Tensor, Tensor] | None:
+    def crop_index(self) -> tuple[Tensor, Tensor] | None:
         """For each visual token which of the encoder's images (or frames) it belongs to, ``(N,)`` long, -1 for none, and the
         centre ``(y, x)`` of what it sees, ``(N, 2)`` in [0, 1]; None where that is unknown."""
         if self.grids is None:
@@ -136,9 +136,9 @@ class EncoderPass:
         except Unmapped:
             return None
         none = at.isnan().any(1)
-        sheet = torch.where(none, -1, at[:, 0].nan_to_num().round().long())
+        crops = torch.where(none, -1, at[:, 0].nan_to_num().round().long())
         spot = at[:, 1:]
-        return (sheet, self._whole(sheet, spot)) if self._packs else (sheet, spot.nan_to_num(0.5))
+        return (crops, self._whole(crops, spot)) if self._packs else (crops, spot.nan_to_num(0.5))
 
     def grid(self) -> tuple[int, int] | None:
         """Rows and columns of tokens, where every picture is one grid of the same size."""
@@ -221,11 +221,11 @@ class EncoderPass:
             out.append(at)
         return torch.cat(out)
 
-    def _whole(self, sheet: Tensor, spot: Tensor) -> Tensor:
+    def _whole(self, crops: Tensor, spot: Tensor) -> Tensor:
         """Centres within crops -> within the picture that they make up: the thumbnail, then lines of equal length."""
         out, start = spot.clone(), 0
         for n in self.lengths:
-            mine = sheet[start : start + n]
+            mine = crops[start : start + n]
             first = mine[0]
             ends = (mine < 0).nonzero()[:, 0]
             thumb = int((mine == first).long().cumprod(0).sum())

@@ -51,7 +51,7 @@ class Stream:
         self.holes = False
         self.shift: Tensor | None = None
         self.entered_shift: Tensor | None = None
-        self.held: list[Tensor] = []
+        self.layer_counts: list[Tensor] = []
         self.ranking: Tensor | None = None
         self.renumbered: tuple[Tensor, Any] | None = None
         self._start = (self.index, self.holes, self.reduction)
@@ -116,7 +116,7 @@ class Stream:
             return torch.zeros_like(self.index)
         return self.sequence.gather(1, self.index.clamp(min=0))
 
-    def words(self) -> Tensor:
+    def text_lengths(self) -> Tensor:
         """``(I,)`` long: how many text tokens each image's prompt holds."""
         visual = torch.zeros_like(self.real)
         place = self.images.place
