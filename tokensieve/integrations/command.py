@@ -30,40 +30,42 @@ class Harness:
     command: str
     adds: bool
 
-    def under(self, args: Sequence[str], plan: Plan | None, seed: int) -> list[str]:
-        """Its arguments, with the model under a plan. The plan goes in as JSON, so that the results carry it.
+    def model(self, args: Sequence[str]) -> str:
+        """The harness's own name of the model that its arguments ask for.
 
         Raises:
             ValueError: a command that runs no model, a configuration file, or a model that no plan goes with.
         """
-        args = list(args)
         if args and not args[0].startswith("-") and args[0] != self.command:
             raise ValueError(f"{self.name} {args[0]} runs no model; call it without tokensieve")
         for option in ("--config", "-C"):
             if _find(args, option) is not None:
                 raise ValueError(
-                    f"{option}: a configuration file names models that a plan would not reach; write its settings out behind --"
+                    f"{option}: a configuration file may name models that no plan would reach; write its settings behind --"
                 )
         at = _find(args, "--model", "-M")
         if at is None:
-            raise ValueError(f"no --model behind --; a plan goes with {', '.join(self.models)}")
+            raise ValueError(f"no --model behind --; a plan goes with {near('', self.models)}")
         named = _value(args, at)
         own = named.removeprefix(NAME)
         if own not in self.models:
             raise ValueError(
                 f"--model {named}: a plan goes with models of transformers; {self.name} has {near(own, self.models)}"
             )
-        told: dict[str, Any] = {"plan": plan.to_json()} if plan is not None else {}
-        told |= {"sieve_seed": seed} if seed else {}
-        return self._told([*args, "--model", NAME + own], told)
+        return own
 
-    def _told(self, args: list[str], told: dict[str, Any]) -> list[str]:
+    def told(self, args: Sequence[str], plan: Plan | None, seed: int) -> list[str]:
+        """Its arguments, where the model's have plan and seed as well: the plan as JSON, so that the results carry it."""
+        more: dict[str, Any] = {"plan": plan.to_json()} if plan is not None else {}
+        more |= {"sieve_seed": seed} if seed else {}
+        if not more:
+            return list(args)
         if self.adds:
-            return [*args, "--model_args", json.dumps(told)] if told else args
+            return [*args, "--model_args", json.dumps(more)]
         at = _find(args, "--model_args")
         given = [] if at is None else [_value(args, at)]
-        whole = ",".join([*given, *(f"{k}={json.dumps(v, separators=(',', ':'))}" for k, v in told.items())])
-        return [*args, "--model_args", whole]
+        pairs = [f"{name}={json.dumps(value, separators=(',', ':'))}" for name, value in more.items()]
+        return [*args, "--model_args", ",".join([*given, *pairs])]
 
     @contextmanager
     def called(self, args: Sequence[str]) -> Iterator[None]:

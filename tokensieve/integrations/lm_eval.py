@@ -189,5 +189,6 @@ def run(args: Sequence[str], plan: Plan | None = None, seed: int = 0) -> None:
     """
     from lm_eval.__main__ import cli_evaluate
 
-    with HARNESS.called(HARNESS.under(args, plan, seed)):
+    own = HARNESS.model(args)
+    with HARNESS.called([*HARNESS.told(args, plan, seed), "--model", NAME + own]):
         cli_evaluate()

@@ -7,6 +7,7 @@ and some of its models answer with nothing where generating failed; under a plan
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, ClassVar
 
 from tokensieve.core.plan import Plan
@@ -24,9 +25,12 @@ except ImportError as error:
     ) from error
 
 TESTED = "0.7"
-check_hooks(lmms, ("generate_until", "loglikelihood", "create_from_arg_string"), "lmms-eval", TESTED)
-check_hooks(type(MODEL_REGISTRY_V2), ("register_manifest", "get_model_class"), "lmms-eval", TESTED)
+check_hooks(lmms, ("generate_until", "loglikelihood", "clean", "create_from_arg_string"), "lmms-eval", TESTED)
+check_hooks(
+    type(MODEL_REGISTRY_V2), ("register_manifest", "get_manifest", "list_canonical_model_ids"), "lmms-eval", TESTED
+)
 SIMPLE, CHAT = "simple_", "chat_"
+"""What the names of classes under a plan begin with; the model's name follows."""
 
 
 class UnderPlan:
@@ -38,11 +42,11 @@ class UnderPlan:
         others: the model's own arguments.
 
     Attributes:
-        problems: what was raised under a plan; asked: how often a model under one has answered.
+        problems: what was raised under a plan; ended: the plans under which every request has its answer.
     """
 
     problems: ClassVar[list[Exception]] = []
-    asked: ClassVar[list[str]] = []
+    ended: ClassVar[list[Planned]] = []
 
     def __init__(self, *, plan: Any = None, sieve_seed: int = 0, **others: Any):
         try:
@@ -55,6 +59,11 @@ class UnderPlan:
         except Exception as error:
             self.problems.append(error)
             raise
+
+    def clean(self) -> None:
+        """Called by lmms-eval once every request has its answer."""
+        self.ended.append(self.planned)
+        super().clean()  # type: ignore[misc]
 
     def generate_until(self, requests: Any) -> Any:
         return self._asked("generate_until", requests)
@@ -78,7 +87,6 @@ class UnderPlan:
         except Exception as error:
             self.problems.append(error)
             raise
-        self.asked.append(how)
         facts = {f"tokensieve_{name}": value for name, value in self.planned.facts().items()}
         log_metrics(total_elapsed_time=0.0, total_gen_tokens=0, avg_speed=0.0, additional_metrics=facts)
         return answers
@@ -86,48 +94,53 @@ class UnderPlan:
 
 def __getattr__(name: str) -> type:
     """The class of a model under a plan, which lmms-eval asks for by the path under which it is registered."""
-    for kind in (SIMPLE, CHAT):
-        if name.startswith(kind):
-            base = MODEL_REGISTRY_V2.get_model_class(name.removeprefix(kind), force_simple=kind == SIMPLE)
-            return type(
-                f"Planned{base.__name__}",
-                (UnderPlan, base),
-                {"__module__": __name__, "__doc__": f"{base.__name__} under a plan."},
-            )
+    for kind, paths in ((SIMPLE, AVAILABLE_SIMPLE_MODELS), (CHAT, AVAILABLE_CHAT_TEMPLATE_MODELS)):
+        if name.startswith(kind) and name.removeprefix(kind) in paths:
+            model = KNOWN[name.removeprefix(kind)]
+            path = model.simple_class_path if kind == SIMPLE else model.chat_class_path
+            module, own = str(path).rsplit(".", 1)
+            base = getattr(import_module(module), own)
+            return type(f"Planned{own}", (UnderPlan, base), {"__module__": __name__, "__doc__": f"{own} under a plan."})
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def register() -> tuple[str, ...]:
-    """Have lmms-eval know its models under a plan; returns their names there without a plan."""
-    names = tuple(sorted({*AVAILABLE_SIMPLE_MODELS, *AVAILABLE_CHAT_TEMPLATE_MODELS}))
-    for name in names:
-        simple = f"{__name__}.{SIMPLE}{name}" if name in AVAILABLE_SIMPLE_MODELS else None
-        chat = f"{__name__}.{CHAT}{name}" if name in AVAILABLE_CHAT_TEMPLATE_MODELS else None
-        MODEL_REGISTRY_V2.register_manifest(ModelManifest(NAME + name, simple, chat), overwrite=True)
-    return names
+def register(model: str, name: str) -> None:
+    """Have lmms-eval know one of its models under a plan by a name."""
+    known = KNOWN[model]
+    simple = f"{__name__}.{SIMPLE}{model}" if known.simple_class_path else None
+    chat = f"{__name__}.{CHAT}{model}" if known.chat_class_path else None
+    MODEL_REGISTRY_V2.register_manifest(ModelManifest(name, simple, chat), overwrite=True)
 
 
-HARNESS = Harness("lmms-eval", register(), "eval", adds=False)
+KNOWN = {name: MODEL_REGISTRY_V2.get_manifest(name) for name in MODEL_REGISTRY_V2.list_canonical_model_ids()}
+for _name in KNOWN:
+    register(_name, NAME + _name)
+HARNESS = Harness("lmms-eval", tuple(KNOWN), "eval", adds=False)
 
 
 def run(args: Sequence[str], plan: Plan | None = None, seed: int = 0) -> None:
     """lmms-eval's command line under a plan.
 
     Args:
-        args: as lmms-eval takes them; ``--model qwen2_5_vl`` becomes ``tokensieve-qwen2_5_vl``.
+        args: as lmms-eval takes them. The model keeps its name there, by which tasks choose their prompts.
         plan: None for the one beside the weights.
 
     Raises:
-        ValueError: a model or a command that no plan goes with.
-        RuntimeError: the model was not asked; what lmms-eval has printed says why.
+        ValueError: a model or a command that no plan goes with, or that a plan does not fit.
+        RuntimeError: what went wrong under the plan; or lmms-eval has ended without an answer, and printed why.
     """
     from lmms_eval.cli.dispatch import main
 
+    own = HARNESS.model(args)
     UnderPlan.problems.clear()
-    UnderPlan.asked.clear()
-    with HARNESS.called(HARNESS.under(args, plan, seed)):
-        main()
-    if UnderPlan.problems:
-        raise UnderPlan.problems[0]
-    if not UnderPlan.asked:
-        raise RuntimeError("lmms-eval ended without asking the model; what it has printed says why")
+    UnderPlan.ended.clear()
+    register(own, own)
+    try:
+        with HARNESS.called([*HARNESS.told(args, plan, seed), "--model", own]):
+            main()
+    finally:
+        MODEL_REGISTRY_V2.register_manifest(KNOWN[own], overwrite=True)
+    for problem in UnderPlan.problems:
+        raise problem if isinstance(problem, ValueError) else RuntimeError(f"{type(problem).__name__}: {problem}")
+    if not UnderPlan.ended:
+        raise RuntimeError("lmms-eval ended without an answer of the model; what it has printed says why")

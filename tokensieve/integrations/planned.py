@@ -112,12 +112,14 @@ class Planned:
 
     def _watched(self, plain: Callable[..., Any]) -> Callable[..., Any]:
         def generate(*args: Any, **kwargs: Any) -> Any:
+            if self._error is not None:
+                raise self._error
             try:
                 with warnings.catch_warnings():
                     warnings.filterwarnings("error", UNCACHED)
                     out = plain(*args, **kwargs)
-            except Exception as error:  # some harnesses go on with an empty answer
-                self._error = self._error or error
+            except Exception as error:  # some harnesses answer with nothing and ask the next question
+                self._error = error
                 raise
             ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
             self.note(len(ids), float(ids.shape[1] if mask is None else mask.ne(0).sum(1).float().mean()))
