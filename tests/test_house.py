@@ -22,7 +22,7 @@ FLOORS = (
     ("catalog",), ("integrations",), ("testing",), ("cli",),
 )  # fmt: skip
 INSIDE = {
-    "sites": (("model",), ("cache",), ("visual",), ("table", "cost"), ("sieve",)),
+    "sites": (("model",), ("cache",), ("visual",), ("table", "cost"), ("sieve",), ("loading",)),
 }
 """Floors inside a folder, likewise."""
 
@@ -101,7 +101,7 @@ def upward(graph: dict[str, set[str]]) -> list[str]:
         if len(own) == 1:
             continue
         if len(theirs) == 1:
-            climbs = own[1] not in ("testing", "cli")
+            climbs = own[1] not in ("integrations", "testing", "cli")
         elif own[1] != theirs[1]:
             climbs = floor(theirs[1], FLOORS) > floor(own[1], FLOORS)
         else:

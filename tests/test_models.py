@@ -15,7 +15,7 @@ import tokensieve as ts
 from tokensieve import testbed
 from tokensieve.bench.compat import cross, matrix, tiny_models
 from tokensieve.bench.compat.check import NEW, Case, _hiding
-from tokensieve.bench.subject import processor_of
+from tokensieve.sites.loading import processor_of
 from tokensieve.sites.model import taps
 from tokensieve.sites.model.compatibility import pixels_name
 

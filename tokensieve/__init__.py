@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from tokensieve.sites.cache.evicted_layer import cache_bytes
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
     from tokensieve.sites.cost import cost
-    from tokensieve.sites.sieve import Sieve, sieve
+    from tokensieve.sites.loading import load_model
+    from tokensieve.sites.sieve import Sieve, attached, sieve
 
 __version__ = "0.2.0"
 
@@ -58,7 +59,8 @@ _NAMES = {
     "retrieval.storage": ("list_formats", "register_format"),
     "sites.cache.evicted_layer": ("cache_bytes",),
     "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
-    "sites.sieve": ("Sieve", "sieve"),
+    "sites.loading": ("load_model",),
+    "sites.sieve": ("Sieve", "attached", "sieve"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _ROOMS = ("bench", "catalog", "core", "methods", "parts", "planner", "retrieval", "sites", "testbed", "testing")
@@ -88,6 +90,7 @@ __all__ = [
     "Signals",
     "Stage",
     "__version__",
+    "attached",
     "cache_bytes",
     "cost",
     "get_method",
@@ -95,6 +98,7 @@ __all__ = [
     "list_methods",
     "load_cache",
     "load_encoder",
+    "load_model",
     "maxsim",
     "method_card",
     "option",

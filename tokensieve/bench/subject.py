@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.bench.data import Sample
+from tokensieve.sites.loading import processor_of
 from tokensieve.sites.model.structure import Anatomy, find
 
 
@@ -112,24 +113,3 @@ class Batch:
 def prepare(subject: Subject, samples: list[Sample], size: int) -> list[Batch]:
     groups = [samples[i : i + size] for i in range(0, len(samples), size)]
     return [Batch(g, subject.inputs(g)) for g in groups]
-
-
-def processor_of(name: str) -> Any:
-    """A model's processor; made of tokenizer and PIL image processor where its video processor asks for torchvision."""
-    from transformers import AutoConfig, AutoImageProcessor, AutoProcessor, AutoTokenizer
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-
-    try:
-        return AutoProcessor.from_pretrained(name)
-    except ImportError as error:
-        kind = PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name)), None)
-        if kind is None or "orchvision" not in str(error):
-            raise
-
-    def checked(self: Any, part: str, given: Any) -> Any:
-        return None if given is None else kind.check_argument_for_proper_class(self, part, given)
-
-    still = type(kind.__name__, (kind,), {"check_argument_for_proper_class": checked})
-    tokenizer = AutoTokenizer.from_pretrained(name)
-    images = AutoImageProcessor.from_pretrained(name, backend="pil")
-    return still(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)

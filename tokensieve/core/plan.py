@@ -15,6 +15,8 @@ from tokensieve.core.registry import Registry
 from tokensieve.core.stage import SITES, Stage, stage
 
 FORMAT = "tokensieve.plan.1"
+FILE = "tokensieve.json"
+"""The name of a plan's file in a model's folder, beside the weights."""
 
 PLANS: Registry[Callable[[Any, budget.Budget], Sequence[Stage]]] = Registry("plan", "tokensieve.methods")
 """By the name of a method that is published as several stages, what makes them (see :func:`register_plan`)."""
@@ -43,21 +45,30 @@ class Plan:
         object.__setattr__(self, "stages", tuple(met))
 
     def save(self, path: str | Path) -> None:
-        """Write as JSON (whole or not at all)."""
-        write_json(path, self.to_json())
+        """Write as JSON (whole or not at all); into a folder as ``tokensieve.json``, where ``tokensieve.load_model`` looks."""
+        write_json(_file(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> Plan:
-        """Read what :meth:`save` wrote."""
-        return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
+        """Read what :meth:`save` wrote, from a file or a folder.
+
+        Raises:
+            ValueError: it is not JSON, or not a plan.
+        """
+        file = _file(path)
+        try:
+            return cls.from_json(json.loads(file.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
     def to_json(self) -> dict[str, Any]:
         return {"format": FORMAT, "stages": [s.to_json() for s in self.stages]}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Plan:
-        if data.get("format") != FORMAT:
-            raise ValueError(f"not a plan: format is {data.get('format')!r}, expected {FORMAT!r}")
+        said = data.get("format") if isinstance(data, dict) else None
+        if said != FORMAT:
+            raise ValueError(f"not a plan: format is {said!r}, expected {FORMAT!r}")
         return cls([Stage.from_json(s) for s in data["stages"]])
 
 
@@ -113,6 +124,11 @@ def descent(made: Method, keep: budget.Budget, layers: Sequence[float]) -> list[
         Stage(made, budget.mean(keep, len(layers) - i), site="prefill", layers=(layer,))
         for i, layer in enumerate(sorted(layers))
     ]
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path)
+    return path / FILE if path.is_dir() else path
 
 
 def _order(stage: Stage) -> tuple[int, bool, float]:

@@ -91,6 +91,11 @@ class Sieve:
         self.detach()
 
 
+def attached(model: nn.Module) -> tuple[Sieve, ...]:
+    """The sieves on a model, outermost first: to see what they did (``last``), or to ``detach()`` them."""
+    return tuple(pretrained(model).__dict__.get(NEST, ()))
+
+
 class _Sites:
     """The sites of one plan on one model.
 

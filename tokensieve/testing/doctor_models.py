@@ -12,13 +12,13 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor, nn
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from tokensieve.bench.compat import tiny_models as tiny
 from tokensieve.bench.compat.prompts import Prompts
 from tokensieve.bench.data import Sample
-from tokensieve.bench.subject import Subject, processor_of
-from tokensieve.sites.model.compatibility import cache_in, release
+from tokensieve.bench.subject import Subject
+from tokensieve.sites.loading import is_visual, maker_of, processor_of
+from tokensieve.sites.model.compatibility import cache_in
 from tokensieve.sites.model.structure import find
 
 NEW = 4
@@ -150,13 +150,8 @@ def load(name: str, device: str) -> Checked:
     """
     with _loading(name):
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False)
-        visual = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        built = next(iter(config.architectures or ()), "AutoModel")
-        maker = transformers.AutoModelForImageTextToText if visual else getattr(transformers, built, None)
-        if maker is None:
-            raise ValueError(f"{release()} has no {built}")
-        model = maker.from_pretrained(name, dtype="auto", use_safetensors=True).to(device).eval()
-        if visual:
+        model = maker_of(config).from_pretrained(name, dtype="auto", use_safetensors=True).to(device).eval()
+        if is_visual(config):
             return Checked(name, "visual", model, _asked(name, model))
     takes, generates = model.main_input_name, model.can_generate()
     if takes == "pixel_values":
@@ -166,7 +161,9 @@ def load(name: str, device: str) -> Checked:
         if not generates:  # encoders of text are read in batches of one length, without a mask
             given = {takes: given[takes][:1]}
     else:
-        raise ValueError(f"{name}: {built} takes {takes}; the doctor checks models that take pictures or text")
+        raise ValueError(
+            f"{name}: {type(model).__name__} takes {takes}; the doctor checks models that take pictures or text"
+        )
     return Checked(name, "text" if generates else "encoder", model, {k: v.to(device) for k, v in given.items()})
 
 
