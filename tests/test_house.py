@@ -16,7 +16,7 @@ import tokensieve
 PACKAGE = Path(tokensieve.__file__).parent
 NAME = PACKAGE.name
 
-CHAPTERS = ("retrieval",)
+CHAPTERS = ("retrieval", "text")
 FLOORS = (
     ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("testbed",), ("bench",), ("planner",),
     ("catalog",), ("integrations",), ("testing",), ("cli",),
@@ -28,7 +28,7 @@ INSIDE = {
 
 CORE_IMPORTS = {"torch", "numpy", "safetensors"}
 MODELS = {"transformers", "huggingface_hub"}
-KNOW_MODELS = ("sites", "testbed", "bench", "retrieval.encoders", "integrations")
+KNOW_MODELS = ("sites", "testbed", "bench", "retrieval.encoders", "text.models", "integrations")
 
 EXCEPTIONS = {
     ("tokensieve.testing.doctor_models", "transformers"): "the doctor loads the model that a user names",
@@ -183,7 +183,7 @@ def test_no_module_reaches_itself(house):
     assert circles(house) == []
 
 
-@pytest.mark.parametrize("inside", ["sites", "retrieval"])
+@pytest.mark.parametrize("inside", ["sites", "retrieval", "text"])
 def test_no_folder_reaches_itself(house, inside):
     assert circles(folders(house, inside)) == []
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,6 +97,17 @@ def cost(
         for i, here in limited.items()
     )
     return replace(made, seen_flops=made.flops - hidden)
+
+
+def text_cost(config: Any, lengths: Iterable[int]) -> tuple[float, float]:
+    """FLOPs of prefill and bytes of cache (two a number) of prompts of text alone.
+
+    Args:
+        config: a causal language model's; lengths: tokens of each prompt.
+    """
+    depth, counts = config.num_hidden_layers, Counter(lengths)
+    computed = sum(flops.of_layer(config, tokens) * times for tokens, times in counts.items())
+    return depth * computed, depth * flops.kv_bytes(config, sum(tokens * times for tokens, times in counts.items()))
 
 
 def _seen(config: Any, stages: Sequence[Stage], visual: int, text: int) -> float:

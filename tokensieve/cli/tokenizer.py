@@ -1,0 +1,172 @@
+"""The commands of tokenizers, as one group: ``tokensieve tokenizer COMMAND``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokensieve.cli.common import Json, print_table
+
+SHOWN = 20
+"""Tokens named on the screen; --json names all."""
+
+group = typer.Typer(no_args_is_help=True, help="What text costs in whose tokens: measure, audit, train, extend, move.")
+Texts = Annotated[list[Path], typer.Argument(help="Files of text in UTF-8, or folders of them.")]
+
+
+def add(app: typer.Typer) -> None:
+    """Make these commands part of an application."""
+    for command in (report, audit):
+        group.command()(command)
+    app.add_typer(group, name="tokenizer")
+
+
+def report(
+    texts: Texts,
+    tokenizer: Annotated[
+        list[str], typer.Option(help="A folder, a tokenizer.json, a hub name or a tiktoken name; several may be given.")
+    ],
+    languages: Annotated[
+        str | None, typer.Option(help="Premium over English by names of CLDR: 'all', or some, such as 'de,my,zh_Hant'.")
+    ] = None,
+    parallel: Annotated[
+        Path | None, typer.Option(help="Premium by a folder of files LANGUAGE.txt whose lines say the same.")
+    ] = None,
+    base: Annotated[str, typer.Option(help="The language that premiums are over.")] = "en",
+    model: Annotated[
+        str | None,
+        typer.Option(help="A model's folder or hub name: what prefilling these texts takes, and its untrained tokens."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("tokenizer-report.html"),
+    json_: Json = False,
+) -> None:
+    """Compare tokenizers on your texts: a table, and a page that shows the tokens."""
+    from tokensieve.text import page
+    from tokensieve.text.corpus import read
+    from tokensieve.text.loading import open_tokenizer
+    from tokensieve.text.parallel import lines, names
+    from tokensieve.text.report import report as make
+
+    if languages is not None and parallel is not None:
+        raise ValueError("--languages and --parallel both say where premiums come from; give one of them")
+    asked = [name for name in (languages or "").split(",") if name and name != "all"]
+    both = lines(parallel, base) if parallel else None if languages is None else names(asked, base)
+    opened = [(name, open_tokenizer(name)) for name in tokenizer]
+    corpus = read(texts)
+    with Steps(json_) as steps:
+        made = make([(_short(name, tokenizer), t) for name, t in opened], corpus, both, steps.step)
+    notes = _notes(made, model)
+    page.write(made, corpus.documents, [t for _, t in opened], out, notes)
+    if json_:
+        typer.echo(json.dumps(made.json() | {"notes": notes}, indent=2))
+        return
+    _print_report(made, notes)
+    typer.echo(f"{out}: the page")
+
+
+def _short(name: str, among: Sequence[str]) -> str:
+    """The last part of a path that tells it from the others."""
+    parts = Path(name).parts
+    for n in range(1, len(parts)):
+        tail = "/".join(parts[-n:])
+        if (
+            tail not in ("tokenizer.json", "models", "model")
+            and sum(Path(o).parts[-n:] == parts[-n:] for o in among) == 1
+        ):
+            return tail
+    return name
+
+
+def _notes(made: Any, model: str | None) -> list[str]:
+    """What stands under the table."""
+    notes = [f"{row.name}: encoded by {row.note}" for row in made.rows if row.note != "tokenizers"]
+    cut = made.rows[0].measured.cut
+    if cut:
+        notes.append(
+            f"{len(cut)} documents are longer than is encoded at once, and were cut at a space: {', '.join(cut[:3])}"
+        )
+    if model is not None:
+        from tokensieve.sites.cost import text_cost
+        from tokensieve.text.models import open_config
+
+        config = open_config(model)
+        for row in made.rows:
+            computed, held = text_cost(config, row.measured.lengths)
+            notes.append(
+                f"{row.name} in {model}: {computed:.3g} FLOPs to prefill each document by itself, {held / 1e6:,.1f} MB of cache"
+            )
+    return notes
+
+
+def _print_report(made: Any, notes: Sequence[str]) -> None:
+    from tokensieve.text.columns import COLUMNS
+
+    print_table(
+        ("tokenizer", *(c.title for c in COLUMNS)), [(r.name, *(c.show(r) for c in COLUMNS)) for r in made.rows]
+    )
+    if made.rows[0].premium:
+        order = sorted(made.rows[0].premium, key=lambda n: -max(r.premium[n] for r in made.rows))
+        typer.echo(f"premium over {made.base}, the dearest {min(SHOWN, len(order))} of {len(order)} ({made.parallel}):")
+        rows = [(n, *(f"{r.premium[n]:.2f}" for r in made.rows)) for n in order[:SHOWN]]
+        print_table(("language", *(r.name for r in made.rows)), rows)
+    if made.few:
+        typer.echo(f"too few names for a premium: {', '.join(f'{n} {c}' for n, c in list(made.few.items())[:SHOWN])}"
+                   + (f" and {len(made.few) - SHOWN} more" if len(made.few) > SHOWN else ""))  # fmt: skip
+    for line in notes:
+        typer.echo(line)
+    for name, why in list(made.skipped.items())[:SHOWN]:
+        typer.echo(f"passed over: {name}: {why}")
+    if len(made.skipped) > SHOWN:
+        typer.echo(f"passed over: {len(made.skipped) - SHOWN} more; --json names them")
+
+
+def audit(
+    source: Annotated[str, typer.Argument(help="A folder, a tokenizer.json, a hub name or a tiktoken name.")],
+    json_: Json = False,
+) -> None:
+    """Find the tokens that no text reaches."""
+    from tokensieve.text.loading import open_tokenizer
+    from tokensieve.text.reach import reach
+    from tokensieve.text.vocabulary import Vocabulary
+
+    tokenizer = open_tokenizer(source)
+    vocabulary = Vocabulary.of(tokenizer)
+    found = reach(tokenizer, vocabulary)
+    if json_:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    rows = [
+        (name, f"{len(ids):,}", ", ".join(repr(vocabulary.strings[i]) for i in ids[:SHOWN] if vocabulary.strings[i]))
+        for name, ids in asdict(found).items()
+    ]
+    print_table(("tokens", "count", "the first of them"), rows)
+
+
+class Steps:
+    """A bar of what is being done, with the time left."""
+
+    def __init__(self, quiet: bool) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> Steps:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def step(self, what: str, done: int, of: int) -> None:
+        """So much of so much is done."""
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what)
+        self._bar.update(self._tasks[what], completed=done, total=of)
