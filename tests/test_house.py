@@ -16,7 +16,7 @@ import tokensieve
 PACKAGE = Path(tokensieve.__file__).parent
 NAME = PACKAGE.name
 
-CHAPTERS = ("retrieval",)
+CHAPTERS = ("retrieval", "codec")
 FLOORS = (
     ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("testbed",), ("bench",), ("planner",),
     ("catalog",), ("integrations",), ("testing",), ("cli",),
