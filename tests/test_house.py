@@ -16,7 +16,7 @@ import tokensieve
 PACKAGE = Path(tokensieve.__file__).parent
 NAME = PACKAGE.name
 
-CHAPTERS = ("retrieval", "text")
+CHAPTERS = ("codec", "retrieval", "text")
 FLOORS = (
     ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("testbed",), ("bench",), ("planner",),
     ("catalog",), ("integrations",), ("testing",), ("cli",),

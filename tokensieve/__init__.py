@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tokensieve import _moved
 
 if TYPE_CHECKING:
+    from tokensieve.codec.registry import list_quantizers, quantizer, register_quantizer
     from tokensieve.core.budget import Keep
     from tokensieve.core.focus import Focus
     from tokensieve.core.method import CacheMethod, FocusMethod, Method
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _NAMES = {
+    "codec.registry": ("list_quantizers", "quantizer", "register_quantizer"),
     "sites.cost": ("cost",),
     "core.budget": ("Keep",),
     "core.focus": ("Focus",),
@@ -63,7 +65,20 @@ _NAMES = {
     "sites.sieve": ("Sieve", "attached", "sieve"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
-_ROOMS = ("bench", "catalog", "core", "methods", "parts", "planner", "retrieval", "sites", "testbed", "testing", "text")
+_ROOMS = (
+    "bench",
+    "catalog",
+    "codec",
+    "core",
+    "methods",
+    "parts",
+    "planner",
+    "retrieval",
+    "sites",
+    "testbed",
+    "testing",
+    "text",
+)
 _OLD = {
     "card": "method_card",
     "held_bytes": "cache_bytes",
@@ -96,6 +111,7 @@ __all__ = [
     "get_method",
     "list_formats",
     "list_methods",
+    "list_quantizers",
     "load_cache",
     "load_encoder",
     "load_model",
@@ -104,10 +120,12 @@ __all__ = [
     "option",
     "plan",
     "prefill",
+    "quantizer",
     "reduce",
     "register_format",
     "register_method",
     "register_plan",
+    "register_quantizer",
     "register_signal",
     "save_cache",
     "sieve",

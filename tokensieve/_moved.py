@@ -16,7 +16,6 @@ MOVED = {
     "bench.models": "bench.compat.matrix",
     "bench.prompts": "bench.compat.prompts",
     "bench.tiny": "bench.compat.tiny_models",
-    "codec": "retrieval.storage",
     "focus": "core.focus",
     "method": "core.method",
     "methods.over": "methods.cache.score_wrappers",
@@ -81,8 +80,15 @@ MOVED = {
 """Old path -> new path, both below the package."""
 
 RENAMED = {
+    "codec.Binary": "retrieval.storage.integer.Binary",
     "codec.CODECS": "retrieval.storage.FORMATS",
     "codec.Codec": "retrieval.storage.VectorFormat",
+    "codec.Fields": "retrieval.storage.Fields",
+    "codec.Float16": "retrieval.storage.dense.Float16",
+    "codec.Float32": "retrieval.storage.dense.Float32",
+    "codec.Int4": "retrieval.storage.integer.Int4",
+    "codec.Int8": "retrieval.storage.integer.Int8",
+    "codec.Residual": "retrieval.storage.residual.Residual",
     "codec.codec": "retrieval.storage.vector_format",
     "method.reduce": "core.reduce.reduce",
     "parts.budget.share": "parts.budget.fraction_of",

@@ -1,0 +1,1 @@
+"""Quantizers: one short file an idea, each registered by name."""
