@@ -22,7 +22,7 @@ from tokensieve.sites.model.compatibility import pixels_in
 from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.visual.encoder_site import Encoded, EncoderSite, Heard, Watch
 from tokensieve.sites.visual.feature_memory import Remembered, features_of
-from tokensieve.sites.visual.layout import EncoderPass
+from tokensieve.sites.visual.layout import EncoderPass, rowwise
 from tokensieve.sites.visual.pictures import Pictures
 
 KINDS = ("image", "video")
@@ -124,19 +124,10 @@ class Listener:
             (t, n, x) for t, said in zip(self.towers, heard, strict=True) for n, x in said.items()
         ):
             for layer, calls in layers.items():
-                parts = [c.movedim(1 if name in ("keys", "values") else -1, 1) for c in calls]
+                parts = [rowwise(name, c) for c in calls]
                 if self.encoder is not None and self.encoder.stack is stack:
                     parts = [e.widen(p, stack.specials) for e, p in zip(look.encoded, parts, strict=True)]
-                rows = torch.cat([p.flatten(0, 1) for p in parts])
-                whole = torch.tensor(look.lengths) * look.rows // look.tokens
-                if name == "received_attention" and len(look.shapes[0]) == 1 and int(whole.sum()) == look.rows:
-                    # Rows attend within frames or windows; the mean is over the queries of the whole picture.
-                    queries = torch.tensor([p.shape[1] for p in parts]).repeat_interleave(
-                        torch.tensor([p.shape[1] for p in parts])
-                    )
-                    share = queries / whole.repeat_interleave(whole)
-                    rows = rows * share.to(rows)[:, None]
-                out.setdefault(name, {})[layer] = look.unwindowed(rows)
+                out.setdefault(name, {})[layer] = look.entered(name, parts)
         return out
 
     def _bits(self, look: EncoderPass) -> dict[str, dict[int, Tensor]]:

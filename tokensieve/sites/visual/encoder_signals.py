@@ -15,7 +15,7 @@ from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.visual.encoder_listener import KINDS, Listener
 from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS
 from tokensieve.sites.visual.images import Images
-from tokensieve.sites.visual.layout import EncoderPass, Unmapped
+from tokensieve.sites.visual.layout import EncoderPass, Unmapped, crops, numbered
 from tokensieve.sites.visual.pictures import Pictures, are_tiles, order, runs_of
 from tokensieve.sites.visual.token_stream import Stream
 
@@ -126,14 +126,11 @@ class Sight:
         of_video = torch.cat([torch.full((k.tokens,), k.kind == "video") for k in looks]).to(device)
         video = images.lay(of_video) & (crops >= 0)
         still = images.mask & ~images.lay(of_video)
-        first = torch.where(crops >= 0, crops, crops.max()).amin(1, keepdim=True)
-        number = torch.where(crops >= 0, crops - first, -1)
+        number = numbered(crops)
         tiled = any(self._tiled(look) for look in looks)
         out: dict[str, Any] = {}
         if bool((number[still] > 0).any()) and bool((images.pictures == 1).all()):
-            last = number.amax(1, keepdim=True)
-            crop = torch.where((number == last) | (number < 0), number.clamp(max=0), number + 1) if tiled else number
-            out["crop"] = torch.where(still, crop, -1)
+            out["crop"] = torch.where(still, crops(number, tiled), -1)
         if bool(video.any()):
             out["frame"] = torch.where(video, number, -1)
         if not (tiled and "crop" in out):  # where tiles lie in the picture is not told

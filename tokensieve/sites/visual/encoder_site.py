@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,27 +58,32 @@ class Watch:
         """Whether there is anything to record."""
         return bool(self._wanted)
 
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that are read."""
+        return tuple(self._wanted)
+
     def wanted(self, layer: int | None = None) -> set[str]:
         """What is to be recorded at a block; at any, for None."""
         return {n for at, names in self._wanted.items() if layer in (None, at) for n in names}
 
     def attach(self) -> list[Detach]:
-        return [self._tap(layer, names) for layer, names in self._wanted.items()]
+        return [self._tap(layer) for layer in self._wanted]
 
-    def _tap(self, layer: int, names: dict[str, list[int]]) -> Detach:
+    def _tap(self, layer: int) -> Detach:
         module = self.stack.attentions[layer]
         assert module is not None
+        return taps.attach(module, observe=partial(self.note, layer))
 
-        def observe(call: taps.Call) -> None:
-            if self.seen is None:
-                return
-            with self.clock, torch.no_grad():
-                for name, asked in names.items():
-                    value = self._read(name, call)
-                    for index in asked:
-                        self.seen.setdefault(name, {}).setdefault(index, []).append(value)
-
-        return taps.attach(module, observe=observe)
+    def note(self, layer: int, call: taps.Call) -> None:
+        """The attention of a block was called; where somebody listens, what is wanted of it is recorded."""
+        if self.seen is None:
+            return
+        with self.clock, torch.no_grad():
+            for name, asked in self._wanted.get(layer, {}).items():
+                value = self._read(name, call)
+                for index in asked:
+                    self.seen.setdefault(name, {}).setdefault(index, []).append(value)
 
     def _read(self, name: str, call: taps.Call) -> Tensor:
         first = self.stack.specials

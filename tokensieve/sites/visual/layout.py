@@ -111,6 +111,20 @@ class EncoderPass:
             raise Unmapped(f"{self.rows} rows of the encoder become {self.tokens} visual tokens")
         return out.reshape(-1, *x.shape[1:])
 
+    def entered(self, name: str, parts: Sequence[Tensor]) -> Tensor:
+        """What was recorded of a signal in one layer, ``(count, rows, ...)`` each call, as ``(rows, ...)`` in the order in which
+        the rows entered the encoder."""
+        rows = torch.cat([p.flatten(0, 1) for p in parts])
+        whole = torch.tensor(self.lengths) * self.rows // self.tokens
+        if name == "received_attention" and len(self.shapes[0]) == 1 and int(whole.sum()) == self.rows:
+            # Rows attend within frames or windows; the mean is over the queries of the whole picture.
+            queries = torch.tensor([p.shape[1] for p in parts]).repeat_interleave(
+                torch.tensor([p.shape[1] for p in parts])
+            )
+            share = queries / whole.repeat_interleave(whole)
+            rows = rows * share.to(rows)[:, None]
+        return self.unwindowed(rows)
+
     def unwindowed(self, x: Tensor) -> Tensor:
         """Rows in the order in which the blocks hold them -> in the order in which they enter the encoder."""
         config: Any = self.anatomy.vision.config if self.anatomy.vision else None
@@ -235,6 +249,24 @@ class EncoderPass:
                 out[start + thumb : start + n] = (at / torch.tensor([len(ends), wide - 1])).clamp(max=1)
             start += n
         return out.nan_to_num(1.0)
+
+
+def rowwise(name: str, x: Tensor) -> Tensor:
+    """A signal as an encoder's block gives it, with its rows (the patches) in dimension 1."""
+    return x.movedim(1 if name in ("keys", "values") else -1, 1)
+
+
+def numbered(sheet: Tensor) -> Tensor:
+    """``(I, n)``, the encoder's images that tokens belong to, counted through all pictures and -1 for none -> counted from 0 in
+    each picture."""
+    first = torch.where(sheet >= 0, sheet, sheet.max()).amin(1, keepdim=True)
+    return torch.where(sheet >= 0, sheet - first, -1)
+
+
+def crops(number: Tensor, tiled: bool) -> Tensor:
+    """``(I, n)``: of images counted in each picture, 0 for the thumbnail, which comes first, or last in ``tiled`` models."""
+    last = number.amax(1, keepdim=True)
+    return torch.where((number == last) | (number < 0), number.clamp(max=0), number + 1) if tiled else number
 
 
 def _side(patch: Any) -> int | None:

@@ -1,0 +1,285 @@
+"""What the worker of vLLM does to a picture, on plain tensors: slots, positions, batches, signals, ranks."""
+
+import logging
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import tokensieve as ts
+from tests.models import llava
+from tokensieve.core.stage import Stage
+from tokensieve.integrations.vllm import choice, looks, positions, rope
+from tokensieve.integrations.vllm.anatomies import anatomy_of
+from tokensieve.integrations.vllm.batches import batches, part
+from tokensieve.integrations.vllm.eyes import Eyes, shares
+from tokensieve.integrations.vllm.placeholders import mask_of, runs_of, thinned
+from tokensieve.integrations.vllm.positions import Run
+from tokensieve.integrations.vllm.told import Told, unpack
+from tokensieve.parts.attention import rows
+
+
+def stage(method="divprune", keep=4, **options):
+    return Stage(ts.get_method(method, **options), keep, "handoff")
+
+
+# ---- slots ------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_run_keeps_its_first_slots():
+    left = thinned([9, 5, 5, 5, 5, 8, 5, 5, 7], [False, True, True, True, True, False, True, True, False], lambda n: n // 2)
+    assert left.full == (9, 5, 5, 8, 5, 7)
+    assert left.runs == ((4, 2), (2, 1))
+    assert mask_of(left.embedded, left.full).tolist() == [False, True, True, False, True, False]
+    assert runs_of(torch.tensor(left.embedded)) == [(1, 2), (4, 1)]
+
+
+@given(st.lists(st.booleans(), max_size=40), st.integers(1, 5))
+def test_slots_that_stay_add_up(embedded, keep):
+    left = thinned(list(range(len(embedded))), embedded, lambda n: min(n, keep))
+    assert sum(n for n, _ in left.runs) == sum(embedded)
+    assert sum(left.embedded) == sum(k for _, k in left.runs)
+    assert [i for i, e in zip(left.full, left.embedded, strict=True) if not e] == [i for i, e in enumerate(embedded) if not e]
+
+
+def test_what_is_told_of_a_picture_arrives():
+    told = Told(stage("visionzip", 0.25, contextual=0.5), ((16, 4), (9, 2)), 25)
+    assert unpack(told.pack()) == told
+    assert (told.tokens, told.kept) == (25, 6)
+
+
+# ---- positions --------------------------------------------------------------------------------------------------------------
+
+
+def slowly(prompt, merge_grids):
+    """Positions by the plain definition: token by token, a picture's as a grid, the text behind it at its largest plus one."""
+    out, now = [], 0
+    for kind, value in prompt:
+        if kind == "text":
+            out += [(now + i,) * 3 for i in range(value)]
+            now += value
+        else:
+            h, w = value
+            if merge_grids:
+                out += [(now, now + y, now + x) for y in range(h) for x in range(w)]
+                now += max(h, w)
+            else:
+                out += [(now + i,) * 3 for i in range(h * w)]
+                now += h * w
+    return torch.tensor(out).T, now
+
+
+PROMPTS = {
+    "tall": [("text", 3), ("image", (8, 4)), ("text", 2)],
+    "wide": [("text", 3), ("image", (2, 9)), ("text", 2)],
+    "two": [("text", 1), ("image", (3, 3)), ("text", 1), ("image", (5, 2)), ("text", 4)],
+    "side by side": [("image", (3, 3)), ("image", (2, 2)), ("text", 1)],
+    "none": [("text", 5)],
+    "one stays whole": [("text", 1), ("image", (1, 2)), ("text", 1), ("image", (6, 6)), ("text", 1)],
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("name", PROMPTS)
+def test_kept_tokens_have_the_positions_that_they_had(name, axes, dtype):
+    prompt, keep = PROMPTS[name], 3
+    full, end = slowly(prompt, axes == 3)
+    g = torch.Generator().manual_seed(0)
+    runs, chosen, embedded, at, length = [], [], [], 0, 0
+    for kind, value in prompt:
+        if kind == "text":
+            chosen += range(at, at + value)
+            at, length = at + value, length + value
+            continue
+        n = value[0] * value[1]
+        stay = torch.randperm(n, generator=g)[: min(keep, n)].sort().values
+        runs.append(Run(length, len(stay), n))
+        grid = (1, *value) if axes == 3 else None
+        rows_ = torch.cat([torch.zeros(len(stay), 2), positions.channels(positions.places(n, grid)[stay], torch.zeros(len(stay), 2))], 1)
+        embedded.append(rows_.to(dtype))
+        chosen += (at + stay).tolist()
+        at, length = at + n, length + len(stay)
+    begun, ahead = positions.begun(full, runs, length)
+    assert ahead == end - length
+    done = begun
+    slots = torch.cat([torch.arange(r.start, r.start + r.kept) for r in runs]) if runs else torch.zeros(0, dtype=torch.long)
+    if runs:
+        told = torch.cat([positions.split(x)[1] for x in embedded])
+        # In chunks, one slot at a time, and the first of them twice: what was filled stays.
+        for i in [*range(len(slots)), 0]:
+            done = positions.filled(done, told[i : i + 1], slots[i : i + 1])
+    assert torch.equal(done, full[:, chosen])
+
+
+def test_places_survive_bfloat16_far_beyond_256():
+    at = torch.tensor([[0, 255, 257], [301, 4097, 32000]])
+    x = torch.randn(2, 5).bfloat16()
+    clean, back = positions.split(torch.cat([x, positions.channels(at, x)], 1))
+    assert torch.equal(clean, x)
+    assert torch.equal(back, at)
+    assert bool((positions.split(torch.cat([x, positions.channels(None, x)], 1))[1] < 0).all())
+
+
+def test_slots_that_have_their_position_are_left_alone():
+    before = torch.tensor([[0, 1, 2]] * 3)
+    assert torch.equal(positions.filled(before, torch.full((1, 3), -129), torch.tensor([1])), before)
+    assert torch.equal(positions.filled(before, torch.tensor([[5, 5, 5]]), torch.tensor([1])), before)
+
+
+def test_one_axis_gets_tables_of_three():
+    text = SimpleNamespace(
+        model_type="llama", rope_parameters={"rope_type": "default", "rope_theta": 1e4}, head_dim=32, hidden_size=160,
+        num_attention_heads=5,
+    )  # fmt: skip
+    assert rope.narrow(text) is None
+    assert rope.section(text) is None
+    rope.widen(text)
+    assert text.rope_parameters["mrope_section"] == [16, 0, 0]
+    assert rope.section(text) == 16
+    text.rope_parameters = {"rope_type": "llama3"}
+    assert "llama3" in rope.narrow(text)
+    assert "opt" in rope.narrow(SimpleNamespace(model_type="opt", rope_parameters=None))
+
+
+# ---- batches ----------------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_are_told_apart_in_a_batch():
+    grid = torch.tensor([[1, 2, 2], [1, 4, 2], [1, 2, 6]])
+    given = {"pixel_values": torch.arange(24.0)[:, None], "image_grid_thw": grid, "names": ["a", "b", "c"]}
+    second = part(given, 3, 1, 2)
+    assert second["pixel_values"].flatten().tolist() == list(range(4, 12))
+    assert second["image_grid_thw"].tolist() == [[1, 4, 2]]
+    assert second["names"] == ["b"]
+    tiles = {"pixel_values": torch.zeros(7, 3, 2, 2), "num_patches": torch.tensor([4, 3])}
+    assert part(tiles, 2, 1, 2)["pixel_values"].shape[0] == 3
+    assert part({"pixel_values": torch.zeros(7, 2)}, 2, 0, 1) is None
+    assert part({"pixel_values": torch.zeros(7, 2)}, 1, 0, 1)["pixel_values"].shape[0] == 7
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=20), st.integers(1, 120))
+def test_batches_cost_no_more_than_they_may(cost, most):
+    made = list(batches(cost, most))
+    assert [i for start, stop in made for i in range(start, stop)] == list(range(len(cost)))
+    assert all(sum(cost[a:b]) <= most or b - a == 1 for a, b in made)
+
+
+# ---- what stays ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_keeps_what_the_method_keeps_alone():
+    x = torch.randn(25, 12, generator=torch.Generator().manual_seed(1))
+    kept, places = choice.thinned(stage(), x, 8, [(16, 4), (9, 9)], lambda: [{}, {}])
+    wanted = ts.reduce(x[:16, :8], "divprune", keep=4).kept[0]
+    assert places.tolist() == [*wanted.tolist(), *range(9)]
+    assert torch.equal(kept, torch.cat([x[:16][wanted], x[16:]]))
+
+
+def test_a_method_that_fails_leaves_evenly_spaced_tokens_and_says_so_once(monkeypatch, caplog):
+    made = stage()
+    choice.WARNED.clear()
+    monkeypatch.setattr(type(made.method), "reduce", lambda self, s, keep: 1 / 0)
+    x = torch.randn(12, 4)
+    with caplog.at_level(logging.WARNING, "vllm.tokensieve"):
+        monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+        for _ in range(2):
+            kept, places = choice.thinned(made, x, 4, [(12, 4)], lambda: [{}])
+            assert len(kept) == len(places) == 4
+            assert np.ptp(np.diff(places.tolist())) <= 1
+    assert sum("divprune failed" in r.message for r in caplog.records) == 1
+
+
+def test_signals_that_fail_leave_evenly_spaced_tokens():
+    choice.WARNED.clear()
+
+    def told():
+        raise ValueError("no eyes")
+
+    kept, _ = choice.thinned(stage("fastervlm"), torch.randn(12, 4), 4, [(12, 3)], told)
+    assert len(kept) == 3
+    # A method that needs a signal which is not there fails likewise.
+    kept, _ = choice.thinned(stage("fastervlm"), torch.randn(12, 4), 4, [(12, 3)], lambda: [{}])
+    assert len(kept) == 3
+
+
+def test_a_count_is_never_wrong(monkeypatch):
+    made = stage()
+    monkeypatch.setattr(type(made.method), "reduce", lambda self, s, keep: ts.Reduction.keep(torch.arange(s.n)[None] < 2))
+    kept, _ = choice.thinned(made, torch.randn(12, 4), 4, [(12, 4)], lambda: [{}])
+    assert len(kept) == 4
+
+
+# ---- signals ------------------------------------------------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """The layer of vLLM, as far as it is looked at: rows of all heads side by side."""
+
+    def __init__(self, heads, size):
+        super().__init__()
+        self.num_heads = self.num_kv_heads = heads
+        self.head_size, self.scale = size, size**-0.5
+
+    def forward(self, query, key, value, cu_seqlens=None):
+        return query
+
+
+def heard(model, blocks, made, run):
+    eyes = Eyes(anatomy_of(model.config), blocks)
+    with eyes.looking([made]) as out:
+        run()
+    return eyes, out[made]
+
+
+def test_the_attention_of_a_batch_is_read_row_by_row():
+    model = llava()
+    config = model.config.vision_config
+    heads, size = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+    blocks = [Attention(heads, size) for _ in range(config.num_hidden_layers)]
+    made = stage("fastervlm")
+    n = (config.image_size // config.patch_size) ** 2
+    q, k = torch.randn(2, 1 + n, heads * size), torch.randn(2, 1 + n, heads * size)
+
+    def run():
+        for block in blocks:
+            block(q, key=k, value=k)
+
+    eyes, out = heard(model, blocks, made, run)
+    parts = out["cls_attention"][-2]
+    assert [tuple(p.shape) for p in parts] == [(1, n, heads)] * 2
+    split = [x.view(2, 1 + n, heads, size).transpose(1, 2) for x in (q, k)]
+    wanted = rows.attend(split[0][:, :, :1], split[1], size**-0.5)[:, :, 0, 1:]
+    assert torch.allclose(torch.cat(parts).movedim(-1, 1), wanted, atol=1e-6)
+    # Nobody looks any more, and only what is read was hooked.
+    run()
+    assert sum(len(b._forward_pre_hooks) for b in blocks) == 1
+    look = looks.look_of(eyes.anatomy, {"pixel_values": torch.zeros(1, 3, config.image_size, config.image_size)}, [n], {"cls_attention": {-2: parts[1:]}}, n)  # noqa: E501
+    told = looks.signals_of(look, made.method.needs)[0]
+    assert told["cls_attention"][-2].shape == (1, heads, n)
+    assert torch.allclose(told["cls_attention"][-2], wanted[1:], atol=1e-6)
+    side = config.image_size // config.patch_size
+    assert told["grid"] == (side, side)
+
+
+def test_windows_are_heard_one_by_one_and_belong_to_their_picture():
+    parts = [torch.zeros(1, n, 2) for n in (4, 4, 2, 6)]
+    each = shares(parts, [8, 8])
+    assert [[p.shape[1] for p in mine] for mine in each] == [[4, 4], [2, 6]]
+    assert shares(parts, [6, 10]) is None
+    assert shares(parts, [8, 4]) is None
+
+
+def test_a_gate_that_is_shut_hears_nothing():
+    model = llava()
+    config = model.config.vision_config
+    blocks = [Attention(config.num_attention_heads, 8) for _ in range(config.num_hidden_layers)]
+    eyes = Eyes(anatomy_of(model.config), blocks)
+    watch = eyes.watch(stage("fastervlm"))
+    blocks[watch.blocks[0]](*[torch.randn(1, 17, config.num_attention_heads * 8) for _ in range(3)])
+    assert watch.seen is None
