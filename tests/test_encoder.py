@@ -101,6 +101,15 @@ def test_layers_may_be_chosen(encoder):
         ts.sieve(model, "uniform", keep=16, site="handoff")
 
 
+@pytest.mark.parametrize("name", ts.list_methods(site="encoder"))
+def test_a_method_reads_what_the_block_says_at_which_it_stands(name):
+    """Also one that names another layer, which it reads at the handoff."""
+    model = ViTForImageClassification(ViTConfig(**SMALL)).eval()
+    with ts.sieve(model, name, keep=16, site="encoder", layers=(1,)) as s:
+        outputs(model)
+    assert s.last.stages[0].reduction.counts.tolist() == [16, 16]
+
+
 def test_merged_duplicates_leave_the_output_as_it_was():
     """An image of equal patches: with proportional attention, merging equal tokens is exact wherever positions are equal too."""
     torch.manual_seed(0)

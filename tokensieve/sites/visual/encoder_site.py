@@ -207,7 +207,9 @@ class EncoderSite:
         before = now.total or Reduction.identity(tokens.shape[0], tokens.shape[1], tokens.device)
         whole = before.is_identity
         heard = self.watch.seen or {}
-        given: dict[str, Any] = {name: {index: seen[index][-1]} for name, seen in heard.items() if index in seen}
+        given: dict[str, Any] = {
+            name: seen[index][-1] for name, seen in heard.items() if index in seen
+        }  # of this block
         if not self.watch.wanted(index) <= given.keys():  # stand-ins would be taken in silence
             raise guards.refusal("unheard", signals=" and ".join(sorted(self.watch.wanted(index))))
         signals = Signals(
