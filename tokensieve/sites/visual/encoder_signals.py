@@ -121,12 +121,12 @@ class Sight:
         images, device = stream.images, stream.index.device
         count = [len(look.grids) for look in looks if look.grids is not None]
         shifted = [s[0] + (s[0] >= 0) * sum(count[:i]) for i, s in enumerate(found) if s is not None]
-        crops = images.lay(torch.cat(shifted).to(device) + 1) - 1
+        index = images.lay(torch.cat(shifted).to(device) + 1) - 1
         spot = images.lay(torch.cat([s[1] for s in found if s is not None]).to(device))
         of_video = torch.cat([torch.full((k.tokens,), k.kind == "video") for k in looks]).to(device)
-        video = images.lay(of_video) & (crops >= 0)
+        video = images.lay(of_video) & (index >= 0)
         still = images.mask & ~images.lay(of_video)
-        number = numbered(crops)
+        number = numbered(index)
         tiled = any(self._tiled(look) for look in looks)
         out: dict[str, Any] = {}
         if bool((number[still] > 0).any()) and bool((images.pictures == 1).all()):
