@@ -17,7 +17,7 @@ from tokensieve.extras import install
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
-    from tokensieve.retrieval.index.sync import Report
+    from tokensieve.retrieval.index.sync import SyncReport
 
 Ray = Annotated[
     str | None,
@@ -172,7 +172,7 @@ def serve(
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, limit_concurrency=100)
 
 
-def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[Report, dict[str, int]]:
+def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[SyncReport, dict[str, int]]:
     """Make or update one index; returns what was done, and its size."""
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.snapshot import MANIFEST
