@@ -146,7 +146,10 @@ def bench_index(
 def serve(
     at: At,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; other machines see only 127.0.0.1's own.")
+        str,
+        typer.Option(
+            help="The address to listen at; at 127.0.0.1 only this machine reaches it, at 0.0.0.0 others too."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
     token_file: Annotated[

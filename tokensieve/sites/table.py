@@ -18,6 +18,7 @@ from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.decoder import decoder
 from tokensieve.sites.model.guards import VISUAL
 from tokensieve.sites.model.ledger import Ledger
+from tokensieve.sites.model.quirks import CONNECTED
 from tokensieve.sites.model.structure import find
 from tokensieve.sites.model.trace import Trace
 from tokensieve.sites.visual.cross_site import CrossSite
@@ -90,6 +91,11 @@ def _visual(work: Work) -> Site:
     inside = next((s for s in work.own if s.site == "encoder"), None)
     encoder = None
     if inside is not None:
+        kind = str(getattr(model.config, "model_type", ""))
+        if kind in CONNECTED:
+            raise ValueError(
+                f"{type(model).__name__} makes its visual tokens inside the encoder, of all patches; use site='handoff'"
+            )
         if anatomy.vision is None or anatomy.vision.ragged or anatomy.vision.placed:
             raise ValueError(
                 f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
