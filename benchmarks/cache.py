@@ -111,7 +111,7 @@ class CheckContext:
         }
 
     def _right(
-        self, samples: list[lm.Sample], context: int, slow: bool, answers: Sequence[tuple[int, int]] | None = None
+        self, samples: list[lm.TaskSample], context: int, slow: bool, answers: Sequence[tuple[int, int]] | None = None
     ) -> float:
         ids = np.stack([s.ids for s in samples])
         right = follow(self.model, ids, context, slow)[0].argmax(-1).numpy() == ids[:, context:]

@@ -3,14 +3,18 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable
+from enum import Enum
 from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from typer.models import ArgumentInfo, OptionInfo
 
 import tokensieve as ts
 from tokensieve.catalog.table import entries, record, systems
+from tokensieve.cli.main import app
 from tokensieve.core.method_registry import Card
 from tokensieve.core.registry import REGISTRIES
 from tokensieve.core.signal_table import SIGNALS
@@ -133,7 +137,54 @@ def guards() -> str:
     return _table(("what is said", "error", "at", "when"), rows)
 
 
+def commands() -> str:
+    """Every command of the command line with its arguments and options, from the functions that they call."""
+    out = []
+    for command in app.registered_commands:
+        call = command.callback
+        assert call is not None
+        name = command.name or call.__name__.strip("_").replace("_", "-")
+        rows, places = [], []
+        for given in inspect.signature(call, eval_str=True).parameters.values():
+            if get_origin(given.annotation) is not Annotated:  # typer's own: the context of a call
+                continue
+            kind, *notes = get_args(given.annotation)
+            info = next(n for n in notes if isinstance(n, (OptionInfo, ArgumentInfo)))
+            flag, needed = kind is bool, given.default is inspect.Parameter.empty
+            if isinstance(info, ArgumentInfo):
+                many = "..." if get_origin(kind) is list else ""
+                called = (info.metavar or given.name.strip("_").upper()) + many
+                places.append(called if needed else f"[{called}]")
+            else:
+                long = f"--{given.name.strip('_').replace('_', '-')}"
+                called = ", ".join(info.param_decls or ()) or (f"{long}, --no-{long[2:]}" if flag else long)
+            default = "" if needed or flag or given.default in (None, "") else f"`{_plain(given.default)}`"
+            rows.append((f"`{called}`", "" if flag else _kind(kind), default, info.help or ""))
+        usage = " ".join(["tokensieve", name, *places, *["[OPTIONS]"] * (len(rows) > len(places))])
+        told = (command.help or inspect.getdoc(call) or "").strip()
+        table = _table(("", "type", "default", "what it is"), rows) if rows else ""
+        out.append(f"## {name}\n\n{told}\n\n```\n{usage}\n```\n\n{table}")
+    return "\n".join(out)
+
+
+def _kind(hint: Any) -> str:
+    """The type of an option in words: "int", "text", "a or b"."""
+    if get_origin(hint) is Literal:
+        return " or ".join(f"`{choice}`" for choice in get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return " or ".join(f"`{one.value}`" for one in hint)
+    if get_args(hint):
+        each = ", ".join(dict.fromkeys(_kind(one) for one in get_args(hint) if one not in (type(None), ...)))
+        return f"{each}, more than once" if get_origin(hint) is list else each
+    return {str: "text", Path: "path"}.get(hint, hint.__name__)
+
+
+def _plain(default: Any) -> str:
+    return str(default.value if isinstance(default, Enum) else default)
+
+
 MARKS: dict[str, Callable[[], str]] = {
+    "<!-- commands -->": commands,
     "<!-- guards -->": guards,
     "<!-- methods -->": methods,
     "<!-- names -->": names,

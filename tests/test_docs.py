@@ -16,6 +16,7 @@ from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
 from tokensieve.bench.blocks import BLOCKS
 from tokensieve.bench.columns import COLUMNS
+from tokensieve.cli.main import app
 from tokensieve.core.method_registry import METHODS
 from tokensieve.core.plan import PLANS
 from tokensieve.core.registry import PLUGINS
@@ -286,3 +287,13 @@ def _hooks() -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def test_the_reference_of_the_command_line_tells_of_every_command():
+    page = _hooks().commands()
+    for command in app.registered_commands:
+        name = command.name or command.callback.__name__.strip("_").replace("_", "-")
+        assert f"\n## {name}\n" in f"\n{page}"
+    assert "| `--seed` | int | `0` | For methods that draw, and for the choice of questions. |" in page
+    assert "| `--json, --no-json` |  |  | Print JSON only. |" in page
+    assert "tokensieve search AT QUERY [OPTIONS]" in page

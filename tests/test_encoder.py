@@ -153,6 +153,15 @@ def test_an_encoder_that_is_told_where_tokens_stand_is_refused(which):
     ts.sieve(model, "divprune", keep=0.5)
 
 
+def test_an_encoder_that_makes_visual_tokens_itself_is_refused():
+    model = tiny_models.model("granite_docling")
+    with pytest.raises(
+        ValueError, match="makes its visual tokens inside the encoder, of all patches; use site='handoff'"
+    ):
+        ts.sieve(model, "tome", keep=0.5, site="encoder")
+    ts.sieve(model, "divprune", keep=0.5)
+
+
 @pytest.mark.parametrize("name", ["uniform", "tome"])
 def test_features_that_an_encoder_makes_of_what_is_left_are_refused(name):
     case = Case("ovis2")

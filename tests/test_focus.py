@@ -173,7 +173,9 @@ def test_one_is_not_all(model, name):
     assert not torch.equal(out.logits[-1], plain.logits[-1])
 
 
-@pytest.mark.parametrize("keep", [1.0, ts.Keep(average=1.0), ts.Keep(share=1.0)])
+@pytest.mark.parametrize(
+    "keep", [1.0, ts.Keep(average=1.0), ts.Keep(share=1.0), N, N + 9, ts.Keep(average=N), ts.Keep(tokens=N)]
+)
 def test_where_all_stay_none_has_to_come_back(model, keep):
     inputs = prompt((1, 2))
     plain = model.generate(**inputs, **GREEDY)

@@ -276,3 +276,20 @@ def test_chapters_are_told_apart(tmp_path, monkeypatch):
     files = {"retrieval/a.py": "from tokensieve.text import b\nfrom tokensieve.retrieval import c\n"}
     house = build(tmp_path, files | {"text/b.py": "", "retrieval/c.py": ""})
     assert between_chapters(house) == ["tokensieve.retrieval.a imports tokensieve.text.b, of another chapter"]
+
+
+TWICE = {
+    "Document": "the service's models are what an index takes and gives, as JSON; clients know them by these names",
+    "Hit": "the same",
+    "Match": "the same",
+}
+"""Class names that occur twice in the package, and why."""
+
+
+def test_class_names_occur_once():
+    found: dict[str, list[str]] = {}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(module(path, PACKAGE))
+    assert {name: homes for name, homes in found.items() if len(homes) > 1 and name not in TWICE} == {}

@@ -264,26 +264,32 @@ def _hooks():
     return module
 
 
-@pytest.mark.parametrize("name", ["ems", "token-correlation"])
-def test_an_option_by_its_earlier_name(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "old"),
+    [
+        ("ems", "alike"), ("token-correlation", "alike"), ("fastvid", "likeness"), ("framefusion", "similarity"),
+        ("g-prune", "similarity"), ("greedyprune", "similarity"), ("holitom", "likeness"),
+    ],
+)  # fmt: skip
+def test_an_option_by_its_earlier_name(name, old, tmp_path):
     """In a call, and in a plan that was saved before."""
     wanted = ts.get_method(name, cosine_threshold=0.25)
-    with pytest.warns(DeprecationWarning, match="the option alike is now called cosine_threshold") as seen:
-        assert ts.get_method(name, alike=0.25) == wanted
+    with pytest.warns(DeprecationWarning, match=f"the option {old} is now called cosine_threshold") as seen:
+        assert ts.get_method(name, **{old: 0.25}) == wanted
     assert seen[0].filename == __file__
-    with pytest.warns(DeprecationWarning, match="alike is now called"):
-        assert ts.stage(name, 9, alike=0.25).method == wanted
-    saved = json.dumps(ts.Plan(ts.Stage(wanted, 9)).to_json()).replace("cosine_threshold", "alike")
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called"):
+        assert ts.stage(name, 9, **{old: 0.25}).method == wanted
+    saved = json.dumps(ts.Plan(ts.Stage(wanted, 9)).to_json()).replace("cosine_threshold", old)
     (tmp_path / "plan.json").write_text(saved)
-    with pytest.warns(DeprecationWarning, match="alike is now called"):
+    with pytest.warns(DeprecationWarning, match=f"{old} is now called"):
         assert ts.Plan.load(tmp_path / "plan.json").stages[0].method == wanted
-    with pytest.raises(ValueError, match=r"alike=0\.1 and cosine_threshold=0\.2 are the same option"):
-        ts.get_method(name, alike=0.1, cosine_threshold=0.2)
+    with pytest.raises(ValueError, match=rf"{old}=0\.1 and cosine_threshold=0\.2 are the same option"):
+        ts.get_method(name, **{old: 0.1}, cosine_threshold=0.2)
     with (
         pytest.raises(ValueError, match=f"{name}: cosine_threshold=2; it must be"),
-        pytest.warns(DeprecationWarning, match="alike is now called"),
+        pytest.warns(DeprecationWarning, match=f"{old} is now called"),
     ):
-        ts.get_method(name, alike=2)
+        ts.get_method(name, **{old: 2})
 
 
 def test_no_earlier_name_is_an_option_of_today():
@@ -291,3 +297,11 @@ def test_no_earlier_name_is_an_option_of_today():
         fields = dataclasses.fields(method_registry.method_class(name))
         was = {f.metadata.get("was") for f in fields} - {None, ""}
         assert not was & {f.name for f in fields}, name
+
+
+@pytest.mark.parametrize("name", ts.list_methods())
+def test_help_tells_of_every_option(name):
+    cls = method_registry.method_class(name)
+    told = cls.__doc__.partition("\nAttributes:\n")[2]
+    assert [line.split()[0] for line in told.splitlines() if line.strip()] == [o.name for o in options_of(cls)]
+    assert all(option.meaning for option in options_of(cls))

@@ -25,7 +25,7 @@ DRAWS = {"clip": testbed.clip_set, "pair": testbed.pair_set, "anyres": testbed.a
 @pytest.fixture(scope="module")
 def micro():
     torch.manual_seed(0)
-    return onevision.grown(testbed.build("micro")).eval(), testbed.Reader.fresh()
+    return onevision.grown(testbed.build("micro")).eval(), testbed.ItemReader.fresh()
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ def test_no_long_paragraph_is_in_both_splits():
     shared = "A paragraph that is long enough to be recognised when it comes back elsewhere."
     names = [f"m{i}.py" for i in range(200)]
     documents = [
-        corpus.Document("code", n, f"{shared}\n\n{n} has {'its own words ' * 20}\n\n  {shared} ") for n in names
+        corpus.CorpusDocument("code", n, f"{shared}\n\n{n} has {'its own words ' * 20}\n\n  {shared} ") for n in names
     ]
     first, held = corpus.split(documents)
     assert first

@@ -18,13 +18,13 @@ from benchmarks.systems.bed import SEED
 from tokensieve.testbed import lm
 from tokensieve.testbed.lm import corpus
 from tokensieve.testbed.lm.evaluate import stream
-from tokensieve.testbed.loop import Stage, fit
+from tokensieve.testbed.loop import TrainingStage, fit
 
 GOLDEN = 0.6180339887498949
 
 
 @functools.cache
-def documents() -> list[corpus.Document]:
+def documents() -> list[corpus.CorpusDocument]:
     """The training part of the standard library and the guide: neither a held-out file nor a paragraph of one."""
     return corpus.split([*corpus.standard_library(), *corpus.guide()])[0]
 
@@ -69,7 +69,7 @@ def train(
         return loss(batch["batch"]), {}
 
     with TemporaryDirectory() as folder, torch.enable_grad():
-        stage = Stage(name, rate, batch, steps=steps)
+        stage = TrainingStage(name, rate, batch, steps=steps)
         modules = nn.ModuleDict({"module": module})
         fit(stage, modules, make, lambda rows: {"batch": collate(rows)}, loss_of, Path(folder), workers=0)
     module.eval()

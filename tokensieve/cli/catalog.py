@@ -24,7 +24,8 @@ def add(app: typer.Typer) -> None:
 def methods(
     names: Annotated[list[str] | None, typer.Argument(help="Methods to tell all about, with their options.")] = None,
     site: Annotated[
-        str | None, typer.Option(help="Only those that run there: encoder, handoff, prefill, cross, cache.")
+        str | None,
+        typer.Option(help="Only those that run there: encoder, handoff, prefill, focus, cross, cache, vectors."),
     ] = None,
     family: Annotated[str | None, typer.Option(help="Only this family.")] = None,
     json_: Json = False,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from tokensieve.testing.doctor import Report
+    from tokensieve.testing.doctor import DoctorReport
 
 MARKS = {"ok": "[green]✓[/]", "failed": "[red]✗[/]", "refused": "[yellow]–[/]"}
 UNTESTED = "transformers {} is not among the releases that were tested: {}"
@@ -42,7 +42,7 @@ def doctor(
     raise typer.Exit(0 if report.ok else 1)
 
 
-def show(report: Report, console: Any) -> None:
+def show(report: DoctorReport, console: Any) -> None:
     """Print a report as tables, and in the end how it stands."""
     from rich.markup import escape
     from rich.table import Table

@@ -17,7 +17,7 @@ from tokensieve.extras import install
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
-    from tokensieve.retrieval.index.sync import Report
+    from tokensieve.retrieval.index.sync import SyncReport
 
 Ray = Annotated[
     str | None,
@@ -146,7 +146,10 @@ def bench_index(
 def serve(
     at: At,
     host: Annotated[
-        str, typer.Option(help="The address to listen at; other machines see only 127.0.0.1's own.")
+        str,
+        typer.Option(
+            help="The address to listen at; at 127.0.0.1 only this machine reaches it, at 0.0.0.0 others too."
+        ),
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
     token_file: Annotated[
@@ -172,7 +175,7 @@ def serve(
     uvicorn.run(app, host=host, port=port, log_level="warning", server_header=False, limit_concurrency=100)
 
 
-def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[Report, dict[str, int]]:
+def _whole(docs: Path, out: Path, recipe: Recipe, quiet: bool) -> tuple[SyncReport, dict[str, int]]:
     """Make or update one index; returns what was done, and its size."""
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.snapshot import MANIFEST

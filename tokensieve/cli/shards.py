@@ -12,7 +12,7 @@ import typer
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.recipe import Recipe
-    from tokensieve.retrieval.index.sync import Report
+    from tokensieve.retrieval.index.sync import SyncReport
     from tokensieve.retrieval.shards import Collection
 
 
@@ -25,7 +25,7 @@ def sharded(out: Path) -> bool:
 
 def build(
     docs: Path, out: Path, recipe: Recipe, count: int | None, ray: str | None, quiet: bool
-) -> tuple[Report, dict[str, int], int]:
+) -> tuple[SyncReport, dict[str, int], int]:
     """Make or update shards; returns what was done, their size, and how many there are."""
     from tokensieve.retrieval.shards import Shards, mirror
     from tokensieve.retrieval.shards.build import here

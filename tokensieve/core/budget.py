@@ -28,6 +28,8 @@ class Keep:
         steps: with ``average`` and ``last``, how many stages inside the language model reach it together, this one and those
             behind it. Each is taken to keep the same share of what it meets and, for a mean, all to split the remaining layers
             evenly.
+        part: with ``tokens``, how much of them stays where they are fewer than all: for an early stage of a system that keeps
+            fewer at first, and all where its whole budget is all.
     """
 
     tokens: int | None = None
@@ -37,6 +39,7 @@ class Keep:
     last: int | float | None = None
     per: str = "image"
     steps: int = 1
+    part: float = 1.0
 
     def __post_init__(self) -> None:
         given = [k for k in UNITS if getattr(self, k) is not None]
@@ -50,6 +53,8 @@ class Keep:
                 f"steps={self.steps} goes with average=..., the mean that the stages reach together, or last=..., what is left "
                 "behind them"
             )
+        if check(self.part, "part", whole=False, most=1.0) != 1 and self.tokens is None:
+            raise ValueError(f"part={self.part} goes with tokens=...")
         value = getattr(self, given[0])
         whole = None if given[0] == "last" else given[0] == "tokens"
         plain = check(value, given[0], whole=whole, most=1.0 if given[0] in ("share", "flops") else None)
@@ -118,14 +123,16 @@ def times(keep: Budget, factor: float) -> Budget:
             raise ValueError(
                 f"{keep}; a system of several stages takes the mean over the layers, as tokens or as a share"
             )
-        if keep.average is None:
-            unit = "tokens" if keep.tokens is not None else "share"
-            return replace(keep, **{unit: times(keep.direct, factor)})  # type: ignore[arg-type]
-        whole = keep.average > 1
-        more = times(round(keep.average) if whole else keep.average, factor)
-        return Keep(**{"tokens" if whole else "share": more}, per=keep.per)  # type: ignore[arg-type]
+        mean = keep.average
+        more = times(keep.direct if mean is None else round(mean) if mean > 1 else mean, factor)
+        if isinstance(more, Keep):
+            return replace(more, per=keep.per)
+        return Keep(**{"tokens" if isinstance(more, int) else "share": more}, per=keep.per)  # type: ignore[arg-type]
     keep = check(keep)
-    return _more(keep, factor) if isinstance(keep, int) else min(1.0, keep * factor)
+    if isinstance(keep, float):
+        return 1.0 if keep == 1.0 else min(1.0, keep * factor)
+    # How many tokens there are is not known yet: fewer than all of them are not fewer than a budget that is all.
+    return _more(keep, factor) if factor >= 1 else Keep(tokens=keep, part=factor)
 
 
 def mean(keep: Budget, steps: int = 1) -> Budget:
@@ -153,15 +160,18 @@ def counts(keep: Budget | Tensor, valid: Tensor) -> Tensor:
     """
     if isinstance(keep, Tensor):
         return keep.minimum(valid.sum(1))
-    return of(keep.direct if isinstance(keep, Keep) else keep, valid.sum(1))
+    return of(keep, valid.sum(1))
 
 
-def of(keep: int | float, held: Tensor) -> Tensor:
+def of(keep: Budget, n_valid: Tensor) -> Tensor:
     """As :func:`counts`, from the number of tokens of each row, ``(B,)``."""
+    if isinstance(keep, Keep):
+        kept = of(keep.direct, n_valid)
+        return torch.where(kept < n_valid, torch.floor(kept.double() * keep.part + 0.5).long().clamp(min=1), kept)
     direct = check(keep)
     if isinstance(direct, int):
-        return held.clamp(max=direct)
-    return torch.floor(held.double() * direct + 0.5).long().clamp(min=1).minimum(held)
+        return n_valid.clamp(max=direct)
+    return torch.floor(n_valid.double() * direct + 0.5).long().clamp(min=1).minimum(n_valid)
 
 
 def last(keep: Budget) -> Budget:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from tokensieve.core.errors import close
 from tokensieve.core.method import Method
 from tokensieve.core.options import Option, documented, earlier_names, options_of, renamed
 from tokensieve.core.registry import Registry
@@ -83,8 +83,8 @@ def check_names(name: str, given: Iterable[str], beside: Sequence[str] = ()) -> 
     unknown = set(given) - {*known, *earlier_names(cls), *beside}
     if unknown:
         wrong = min(unknown)
-        near = difflib.get_close_matches(wrong, [*known, *beside], n=3)
-        meant = f", did you mean {', '.join(near)}?" if near else ";"
+        near = close(wrong, [*known, *beside])
+        meant = f", did you mean {near}?" if near else ";"
         more = f", beside {', '.join(beside)}" if beside else ""
         raise ValueError(f"{name} has no option {wrong}{meant} its options are {', '.join(known) or 'none'}{more}")
 

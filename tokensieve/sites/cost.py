@@ -15,7 +15,7 @@ from tokensieve.core.plan import Plan
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
-from tokensieve.parts.budget import Keep, flops
+from tokensieve.parts.budget import flops
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.structure import Anatomy, find
@@ -190,5 +190,4 @@ def encoder_tokens(anatomy: Anatomy, stage: Stage, tokens: int, keep: int) -> li
 
 
 def _count(keep: budget.Budget, now: int) -> int:
-    direct = keep.direct if isinstance(keep, Keep) else keep
-    return int(budget.counts(direct, torch.ones(1, now, dtype=torch.bool)))
+    return int(budget.counts(keep, torch.ones(1, now, dtype=torch.bool)))

@@ -18,6 +18,7 @@ from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.decoder import decoder
 from tokensieve.sites.model.guards import VISUAL
 from tokensieve.sites.model.ledger import Ledger
+from tokensieve.sites.model.quirks import CONNECTED
 from tokensieve.sites.model.structure import find
 from tokensieve.sites.model.trace import Trace
 from tokensieve.sites.visual.cross_site import CrossSite
@@ -90,6 +91,11 @@ def _visual(work: Work) -> Site:
     inside = next((s for s in work.own if s.site == "encoder"), None)
     encoder = None
     if inside is not None:
+        kind = str(getattr(model.config, "model_type", ""))
+        if kind in CONNECTED:
+            raise ValueError(
+                f"{type(model).__name__} makes its visual tokens inside the encoder, of all patches; use site='handoff'"
+            )
         if anatomy.vision is None or anatomy.vision.ragged or anatomy.vision.placed:
             raise ValueError(
                 f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
@@ -112,7 +118,7 @@ def _cache(work: Work) -> Site:
 
 
 @dataclass(frozen=True)
-class Row:
+class SiteKind:
     """One kind of site.
 
     Attributes:
@@ -128,12 +134,12 @@ class Row:
 
 READS = "{method}, which reads a whole cache, stands alone"
 TABLE = (
-    Row(lambda s: s.site == "vectors", _vectors),
-    Row(lambda s: s.site == "cross", _cross, "a stage at site='cross' stands alone: use one of them"),
-    Row(lambda s: s.site == "cache" and s.cache_method.query_block_size > 0, _sparse_prefill, READS),
-    Row(lambda s: s.site == "cache" and s.cache_method.sparse_decode, _sparse_decode, READS),
-    Row(lambda s: s.site in VISUAL, _visual),
-    Row(lambda s: s.site == "cache", _cache),
+    SiteKind(lambda s: s.site == "vectors", _vectors),
+    SiteKind(lambda s: s.site == "cross", _cross, "a stage at site='cross' stands alone: use one of them"),
+    SiteKind(lambda s: s.site == "cache" and s.cache_method.query_block_size > 0, _sparse_prefill, READS),
+    SiteKind(lambda s: s.site == "cache" and s.cache_method.sparse_decode, _sparse_decode, READS),
+    SiteKind(lambda s: s.site in VISUAL, _visual),
+    SiteKind(lambda s: s.site == "cache", _cache),
 )
 """In the order in which sites are made and attached; the first tells what happened in a pass."""
 
@@ -152,7 +158,7 @@ def sites_of(model: nn.Module, stages: Sequence[Stage], clock: Clock, ledger: Le
     for pair, why in APART.items():
         if {s.site for s in stages} >= set(pair):
             raise ValueError(why)
-    owned: dict[Row, list[Stage]] = {}
+    owned: dict[SiteKind, list[Stage]] = {}
     for stage in stages:
         owned.setdefault(next(row for row in TABLE if row.takes(stage)), []).append(stage)
     out = []

@@ -5,9 +5,9 @@ from .clips import CLIP_KINDS, Actor, Clip, ClipQuestion, clip, clip_questions, 
 from .data import Item, test_set
 from .evaluate import answers, correct, evaluate, evaluate_several, summarise, usual_answers
 from .model import SIZES, build, build_processor, load, path
-from .onevision import Reader, load_several, several_path
+from .onevision import ItemReader, load_several, several_path
 from .pairs import PAIR_KINDS, pair, pair_questions, pair_set
-from .questions import QUESTION_KINDS, Question, prompt, questions
+from .questions import QUESTION_KINDS, SceneQuestion, prompt, questions
 from .scenes import Scene, Thing, generate
 from .several import FORMS, PATCHES, PICTURES, Several
 
@@ -23,9 +23,9 @@ __all__ = [
     "Clip",
     "ClipQuestion",
     "Item",
-    "Question",
-    "Reader",
+    "ItemReader",
     "Scene",
+    "SceneQuestion",
     "Several",
     "Thing",
     "answers",

@@ -9,7 +9,7 @@ import torch
 
 from .card import machine
 from .evaluate import evaluate_several
-from .onevision import TOKENS, Reader, load_several
+from .onevision import TOKENS, ItemReader, load_several
 from .spelled import SPOTS
 
 WEAK = 0.25  # a kind that gains less than this over its prior is called weak
@@ -17,7 +17,7 @@ FORMS = {"clip": "clips of 8 frames", "pair": "pairs of pictures", "anyres": "la
 
 
 def package(
-    model, reader: Reader, target: Path, seed: int, records: dict, number: int = 150, notes: str = ""
+    model, reader: ItemReader, target: Path, seed: int, records: dict, number: int = 150, notes: str = ""
 ) -> dict[str, dict]:
     """Save in bfloat16, load again, evaluate what was loaded on the test split, write card and record.
 

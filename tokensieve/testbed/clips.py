@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .questions import Question
+from .questions import SceneQuestion
 from .scenes import SIZE, SPLITS, _digit, _shape, digit_pool
 from .several import Several, background, balanced
 from .words import COLOURS, COUNTS, DIGITS, SHAPES
@@ -57,7 +57,7 @@ class Clip:
 
 
 @dataclass(frozen=True)
-class ClipQuestion(Question):
+class ClipQuestion(SceneQuestion):
     """A question about a clip; `frames` are those in which its things are, `boxes` theirs where they first show."""
 
     frames: tuple[int, ...] = ()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .questions import QUESTION_KINDS, Question, questions
+from .questions import QUESTION_KINDS, SceneQuestion, questions
 from .scenes import generate
 
 
@@ -18,7 +18,7 @@ class Item:
     """One question about one image. `boxes` are those of the things asked about, in pixels."""
 
     image: Image.Image
-    question: Question
+    question: SceneQuestion
 
     @property
     def answer(self) -> str:

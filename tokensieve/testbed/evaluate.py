@@ -13,7 +13,7 @@ from .clips import CLIP_KINDS
 from .data import Item
 from .further import drawn, tiles
 from .pairs import PAIR_KINDS
-from .questions import QUESTION_KINDS, Question, prompt, questions
+from .questions import QUESTION_KINDS, SceneQuestion, prompt, questions
 from .scenes import Scene, generate
 from .several import FORMS, Several
 from .spelled import draw
@@ -76,7 +76,7 @@ def _said(model, processor, inputs) -> list[str]:
 
 
 @torch.no_grad()
-def _ask_packed(model, processor, scenes: list[Scene]) -> list[tuple[Question, bool]]:
+def _ask_packed(model, processor, scenes: list[Scene]) -> list[tuple[SceneQuestion, bool]]:
     asked = [questions(scene) for scene in scenes]
     images = processor.image_processor([scene.image for scene in scenes], return_tensors="pt")["pixel_values"]
     prefix = packing.image_prefix(model, images.to(model.device, model.dtype))
@@ -90,7 +90,7 @@ def evaluate_several(model, number: int = 100, seed: int = 0, split: str = "test
     """As `evaluate`, packed, for `number` clips, pairs and large pictures: one table for each form."""
     tables = {}
     for form in FORMS:
-        results: list[tuple[Question, bool]] = []
+        results: list[tuple[SceneQuestion, bool]] = []
         for start in range(0, number, 4):
             group = [drawn(form, seed, index, split) for index in range(start, min(start + 4, number))]
             seen = torch.from_numpy(np.stack([sample["tiles"] for sample in group])).to(model.device)
@@ -103,7 +103,7 @@ def evaluate_several(model, number: int = 100, seed: int = 0, split: str = "test
     return tables
 
 
-def summarise(results: Iterable[tuple[Question, bool]], form: str = "scene") -> dict[str, dict[str, float]]:
+def summarise(results: Iterable[tuple[SceneQuestion, bool]], form: str = "scene") -> dict[str, dict[str, float]]:
     """Accuracy, count and prior by kind, from questions of one form and whether each was answered rightly."""
     right, blind = defaultdict(list), defaultdict(list)
     usual = usual_answers(form)

@@ -15,7 +15,7 @@ from .anyres import large, views
 from .clips import clip, clip_questions
 from .onevision import TOKENS
 from .pairs import pair, pair_questions
-from .questions import Question, questions
+from .questions import SceneQuestion, questions
 from .stages import _answer_loss, pixels, stack
 
 TURNS = ("clip", "pair", "clip", "clip", "pair", "anyres")  # clips are furthest from what the model knows
@@ -79,7 +79,7 @@ def answer(model, seed: int, batch: int):
 
 def drawn(form: str, seed: int, index: int, split: str = "train") -> dict:
     """Sample `index` as the pictures that the tower sees, uint8 `(T, 336, 336, 3)`, and all that can be asked about it."""
-    asked: Sequence[Question]
+    asked: Sequence[SceneQuestion]
     if form == "clip":
         film = clip(seed, index, split)
         pictures, asked = film.images, clip_questions(film)

@@ -18,7 +18,7 @@ from tokensieve.core.files import write
 
 
 @dataclass(frozen=True)
-class Stage:
+class TrainingStage:
     """How long and how fast one stage trains. Its length is `steps`, or else `minutes` of training time."""
 
     name: str
@@ -45,7 +45,7 @@ class _Stream(Dataset):
 
 
 def fit(
-    stage: Stage,
+    stage: TrainingStage,
     modules: nn.ModuleDict,
     make: Callable[[int], object],
     collate: Callable[[list], object],

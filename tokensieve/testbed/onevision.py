@@ -55,7 +55,7 @@ def grown(model: LlavaForConditionalGeneration) -> LlavaOnevisionForConditionalG
     return new
 
 
-class Reader:
+class ItemReader:
     """Makes model inputs of items of one form, and text of answers.
 
     Attributes:
@@ -66,12 +66,12 @@ class Reader:
         self.tokenizer, self.image_processor = tokenizer, image_processor
 
     @classmethod
-    def fresh(cls) -> "Reader":
+    def fresh(cls) -> "ItemReader":
         side = {"height": SIZE, "width": SIZE}
         return cls(tokenizer(EXTENDED), LlavaOnevisionImageProcessorPil(size=side, image_grid_pinpoints=list(PINS)))
 
     @classmethod
-    def load(cls, directory: Path) -> "Reader":
+    def load(cls, directory: Path) -> "ItemReader":
         return cls(
             PreTrainedTokenizerFast.from_pretrained(directory),
             LlavaOnevisionImageProcessorPil.from_pretrained(directory),
@@ -106,10 +106,10 @@ class Reader:
 
 
 def load_several(device="cpu", dtype=torch.float32, directory=None, **kwargs):
-    """The packaged model of several pictures in evaluation mode, and its :class:`Reader`."""
+    """The packaged model of several pictures in evaluation mode, and its :class:`ItemReader`."""
     directory = directory or several_path()
     model = LlavaOnevisionForConditionalGeneration.from_pretrained(directory, dtype=dtype, **kwargs)
-    return model.to(device).eval(), Reader.load(directory)
+    return model.to(device).eval(), ItemReader.load(directory)
 
 
 def prefix(model, form: str, tiles: torch.Tensor) -> torch.Tensor:

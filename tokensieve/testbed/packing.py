@@ -6,7 +6,7 @@ see the prefix and itself, and its positions start again right after the prefix.
 
 import torch
 
-from .questions import Question, prompt
+from .questions import SceneQuestion, prompt
 from .words import EXTENDED
 
 IGNORE = -100
@@ -14,13 +14,13 @@ _ID = {word: i for i, word in enumerate(EXTENDED)}
 START = _ID["<s>"]
 
 
-def encode(question: Question) -> tuple[list[int], list[int]]:
+def encode(question: SceneQuestion) -> tuple[list[int], list[int]]:
     """Token ids of what follows the image in the prompt, and of the answer with its end."""
     after = prompt(question.text).removeprefix("<image> ").split()
     return [_ID[w] for w in after], [_ID[w] for w in question.answer.split()] + [_ID["</s>"]]
 
 
-def pack(asked: list[list[Question]], prefix: int) -> dict[str, torch.Tensor]:
+def pack(asked: list[list[SceneQuestion]], prefix: int) -> dict[str, torch.Tensor]:
     """Rows of questions for a batch whose images (with the <s> before them) take `prefix` positions.
 
     Returns `ids`, `labels` and `segment` of shape (B, L), where the segment counts questions from 1 and is 0 on

@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from .questions import Question, questions
+from .questions import SceneQuestion, questions
 from .scenes import Scene, generate
 from .several import Several, balanced
 from .words import COUNTS
@@ -15,7 +15,7 @@ def pair(seed: int, index: int, split: str = "train") -> tuple[Scene, Scene]:
     return generate(seed, 2 * index, split), generate(seed, 2 * index + 1, split)
 
 
-def pair_questions(first: Scene, second: Scene) -> list[Question]:
+def pair_questions(first: Scene, second: Scene) -> list[SceneQuestion]:
     """Every question that has exactly one right answer in this pair, in a fixed order.
 
     Kind "second" is a question about the second picture that the first answers otherwise, or not at all; its boxes
@@ -24,7 +24,7 @@ def pair_questions(first: Scene, second: Scene) -> list[Question]:
     before = {q.text: q.answer for q in questions(first)}
     ending = " in the second picture ?"
     asked = [
-        Question("second", _ends(q.template, ending), _ends(q.text, ending), q.answer, q.boxes)
+        SceneQuestion("second", _ends(q.template, ending), _ends(q.text, ending), q.answer, q.boxes)
         for q in questions(second)
         if before.get(q.text) != q.answer
     ]
@@ -51,8 +51,8 @@ def _ends(text: str, ending: str) -> str:
     return text.removesuffix(" ?") + ending
 
 
-def _both(text: str, answer: str) -> Question:
-    return Question("both", text, text, answer, ())
+def _both(text: str, answer: str) -> SceneQuestion:
+    return SceneQuestion("both", text, text, answer, ())
 
 
 def pair_set(number: int = 40, each: int = 40, seed: int = 0, split: str = "test") -> list[Several]:

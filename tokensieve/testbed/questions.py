@@ -10,7 +10,7 @@ QUESTION_KINDS = ("identity", "colour", "location", "count", "reading")
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A question, its answer, and the boxes of the things it is about.
 
     `template` is the wording with the thing asked about left open; the answer prior is measured per template.
@@ -28,7 +28,7 @@ def prompt(text: str) -> str:
     return f"<image> {text} answer :"
 
 
-def questions(scene: Scene) -> list[Question]:
+def questions(scene: Scene) -> list[SceneQuestion]:
     """Every question that has exactly one right answer in this scene, in a fixed order."""
     names = Counter((thing.kind, thing.name) for thing in scene.things)
     asked = []
@@ -42,19 +42,19 @@ def questions(scene: Scene) -> list[Question]:
                 ("location", "where is the {} ?", thing.place),
             ):
                 template = wording.format(open_slot)
-                asked.append(Question(kind, template, wording.format(called), answer, (thing.box,)))
+                asked.append(SceneQuestion(kind, template, wording.format(called), answer, (thing.box,)))
     return asked + [_counting(scene, what) for what in ("digits", "shapes", "things")]
 
 
-def _naming(thing: Thing) -> Question:
+def _naming(thing: Thing) -> SceneQuestion:
     """Colours never repeat in a scene of up to eight things, so a colour names one thing."""
     kind, wording = "identity", f"which {thing.kind} is {{}} ?"
     if thing.kind == "word":
         kind, wording = "reading", "what does the {} word say ?"
-    return Question(kind, wording, wording.format(thing.colour), thing.name, (thing.box,))
+    return SceneQuestion(kind, wording, wording.format(thing.colour), thing.name, (thing.box,))
 
 
-def _counting(scene: Scene, what: str) -> Question:
+def _counting(scene: Scene, what: str) -> SceneQuestion:
     counted = [thing for thing in scene.things if what == "things" or f"{thing.kind}s" == what]
     text = f"how many {what} are there ?"
-    return Question("count", text, text, COUNTS[len(counted)], tuple(thing.box for thing in counted))
+    return SceneQuestion("count", text, text, COUNTS[len(counted)], tuple(thing.box for thing in counted))

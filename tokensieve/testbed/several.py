@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .questions import Question
+from .questions import SceneQuestion
 from .scenes import _background
 
 PICTURES = {"clip": 8, "pair": 2, "anyres": 5}
@@ -20,7 +20,7 @@ class Several:
     """One question about the frames of a clip, a pair of pictures, or one large picture; `form` is one of `FORMS`."""
 
     images: tuple[Image.Image, ...]
-    question: Question
+    question: SceneQuestion
     form: str
 
     @property

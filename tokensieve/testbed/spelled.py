@@ -19,7 +19,7 @@ from .clips import FRAMES, clip, clip_questions
 from .dense import PATCH, SIDE, labels
 from .onevision import TOKENS
 from .pairs import pair, pair_questions
-from .questions import Question, questions
+from .questions import SceneQuestion, questions
 from .scenes import SIZE, crowd, generate
 from .words import COLOURS, KINDS, NAMES
 
@@ -75,7 +75,7 @@ def summands(model, pixels, seed: int, scenes: int = 160) -> tuple[Tensor, float
 
 
 @dataclass(frozen=True)
-class View:
+class TokenGrid:
     """One grid of visual tokens: where its first stands, tokens to a line and from line to line, pixels to a token, and the
     side of the pictures that the tower saw, all in pixels of the boxes."""
 
@@ -111,13 +111,15 @@ class View:
 
 
 VIEWS = {
-    "clip": tuple(View(1 + 144 * t, 12, 12, SIZE // 12, SIZE) for t in range(FRAMES)),
-    "pair": tuple(View(1 + 577 * p, SIDE, SIDE, PATCH, SIZE) for p in range(2)),
-    "anyres": (View(1, SIDE, SIDE, 2 * PATCH, LARGE, True), View(577, SIDE, SIDE + 1, 2 * PATCH, SIZE)),
+    "clip": tuple(TokenGrid(1 + 144 * t, 12, 12, SIZE // 12, SIZE) for t in range(FRAMES)),
+    "pair": tuple(TokenGrid(1 + 577 * p, SIDE, SIDE, PATCH, SIZE) for p in range(2)),
+    "anyres": (TokenGrid(1, SIDE, SIDE, 2 * PATCH, LARGE, True), TokenGrid(577, SIDE, SIDE + 1, 2 * PATCH, SIZE)),
 }
 
 
-def draw(form: str, seed: int, index: int) -> tuple[list[tuple[int, Any, tuple[int, int, int, int]]], list[Question]]:
+def draw(
+    form: str, seed: int, index: int
+) -> tuple[list[tuple[int, Any, tuple[int, int, int, int]]], list[SceneQuestion]]:
     """What stands where in sample `index`, as (view, thing, box), and all that can be asked about it."""
     if form == "clip":
         film = clip(seed, index)

@@ -10,7 +10,7 @@ import typer
 from . import stages
 from .card import package
 from .evaluate import evaluate
-from .loop import Stage, fit
+from .loop import TrainingStage, fit
 from .model import SIZES, build, build_processor
 
 # Share of the minutes, learning rate at width 128 to 160, batch on the CPU.
@@ -44,7 +44,7 @@ def train(
     records, wide = {}, size == "full"
     for name in only:
         share, rate, batch = PLAN[name]
-        stage = Stage(name, rate / 2 if wide else rate, batch * 4 if wide else batch, share * minutes, steps)
+        stage = TrainingStage(name, rate / 2 if wide else rate, batch * 4 if wide else batch, share * minutes, steps)
         torch.manual_seed(seed)
         modules, make, collate, loss_of = getattr(stages, name)(model, seed * 1000)
         watch = None

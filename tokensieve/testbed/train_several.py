@@ -9,9 +9,9 @@ import typer
 from . import further
 from .card_several import package
 from .evaluate import evaluate_several
-from .loop import Stage, fit
+from .loop import TrainingStage, fit
 from .model import load
-from .onevision import Reader, grown
+from .onevision import ItemReader, grown
 
 # Share of the minutes, learning rate, batch.
 PLAN = {"talk": (0.55, 1.5e-3, 8), "answer": (0.45, 6e-4, 4)}
@@ -39,7 +39,7 @@ def train(
     records = {}
     for name in only:
         share, rate, batch = PLAN[name]
-        stage = Stage(name, rate, batch, share * minutes, steps)
+        stage = TrainingStage(name, rate, batch, share * minutes, steps)
         torch.manual_seed(seed)
         modules, make, collate, loss_of = getattr(further, name)(model, seed * 1000 + 4000, batch)
         watch = (lambda: _brief(model)) if name == "answer" and steps is None else None
@@ -70,7 +70,7 @@ def main(
         torch.set_num_threads(1)
     model, records = train(out, minutes, seed=seed, device=device, workers=workers)
     target = to or out / "onevision"
-    for form, table in package(model, Reader.fresh(), target, seed, records, number).items():
+    for form, table in package(model, ItemReader.fresh(), target, seed, records, number).items():
         for kind, row in table.items():
             typer.echo(f"{form:8} {kind:10} {row['accuracy']:.3f}  prior {row['prior']:.3f}  n {row['n']}")
     typer.echo(f"written to {target}")

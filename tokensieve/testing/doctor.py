@@ -37,7 +37,7 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class Report:
+class DoctorReport:
     """What the doctor found.
 
     Attributes:
@@ -66,7 +66,9 @@ class Report:
         return {"format": FORMAT, "ok": self.ok, "tested_releases": list(TESTED)} | asdict(self)
 
 
-def diagnose(model: str | None = None, device: str = "cpu", told: Callable[[str], None] = lambda _: None) -> Report:
+def diagnose(
+    model: str | None = None, device: str = "cpu", told: Callable[[str], None] = lambda _: None
+) -> DoctorReport:
     """Look at what is installed, and try sieves on a tiny random model of each kind and on ``model``; downloads nothing else.
 
     Args:
@@ -92,7 +94,7 @@ def diagnose(model: str | None = None, device: str = "cpu", told: Callable[[str]
             told(name)
             findings += examine(name, make)
     found = versions()
-    return Report(found, found["transformers"] in TESTED, here, kernels(), extras(), tuple(findings))
+    return DoctorReport(found, found["transformers"] in TESTED, here, kernels(), extras(), tuple(findings))
 
 
 def examine(name: str, make: Callable[[], Checked]) -> Iterator[Finding]:

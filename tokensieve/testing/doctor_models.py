@@ -29,7 +29,7 @@ KERNELS = ("sdpa", "eager")
 
 
 @dataclass(frozen=True)
-class Run:
+class ModelOutput:
     """What a model put out.
 
     Attributes:
@@ -59,15 +59,15 @@ class Checked:
     own: bool = False
 
     @cached_property
-    def plain(self) -> Run:
+    def plain(self) -> ModelOutput:
         """What it puts out without a sieve."""
         return self.run()
 
     @torch.no_grad()
-    def run(self) -> Run:
+    def run(self) -> ModelOutput:
         return self._encode() if self.kind == "encoder" else self._generate()
 
-    def _generate(self) -> Run:
+    def _generate(self) -> ModelOutput:
         """Greedy answers; never an end of sequence, never a placeholder of pictures."""
         config = self.model.config
         marks = (getattr(config, f"{kind}_token_id", None) for kind in ("image", "video"))
@@ -76,9 +76,9 @@ class Checked:
             return_dict_in_generate=True, suppress_tokens=[t for t in marks if t is not None] or None,
         )  # fmt: skip
         held = (getattr(layer, "keys", None) for layer in cache_in(out).layers)
-        return Run((out.sequences, *out.logits), tuple(0 if k is None else k.shape[-2] for k in held))
+        return ModelOutput((out.sequences, *out.logits), tuple(0 if k is None else k.shape[-2] for k in held))
 
-    def _encode(self) -> Run:
+    def _encode(self) -> ModelOutput:
         stack, seen = find(self.model).vision, []
         assert stack is not None
 
@@ -91,7 +91,7 @@ class Checked:
         finally:
             for handle in handles:
                 handle.remove()
-        return Run(tuple(x for x in out.values() if isinstance(x, Tensor)), tuple(seen))
+        return ModelOutput(tuple(x for x in out.values() if isinstance(x, Tensor)), tuple(seen))
 
 
 def tiny_models(device: str) -> dict[str, Callable[[], Checked]]:

@@ -59,7 +59,7 @@ Expected = Callable[[Checked, Sieve], list[int]]
 
 
 @dataclass(frozen=True)
-class Trial:
+class SiteTrial:
     """A sieve at one site of a model; ``options`` are those of its stage and method."""
 
     of: Checked
@@ -119,20 +119,20 @@ class Trial:
         return _same(self.of.plain.tensors, self.of.run().tensors)
 
 
-def trials(of: Checked) -> Iterator[Trial]:
+def trials(of: Checked) -> Iterator[SiteTrial]:
     """The sites that models of its kind have."""
     if of.kind == "encoder":
-        yield Trial(of, "encoder", "tome", _blocks)
+        yield SiteTrial(of, "encoder", "tome", _blocks)
         return
     if of.kind == "visual" and _crosses(of.model):
-        yield Trial(of, "cross", "trimmed-llama", _crossed)
+        yield SiteTrial(of, "cross", "trimmed-llama", _crossed)
     elif of.kind == "visual":
         # Ours have all that a method may read; of others, not every encoder and layer has attention that can be read.
         handoff, prefill = ("visionzip", "fastv") if of.own else ("divprune", "divprune")
-        yield Trial(of, "handoff", handoff, _visual(0))
-        yield Trial(of, "prefill", prefill, _visual(LAYER), {"layers": LAYER})
-        yield Trial(of, "encoder", "tome", _visual(0))
-    yield Trial(of, "cache", "snapkv", _evicted, {"window": WINDOW})
+        yield SiteTrial(of, "handoff", handoff, _visual(0))
+        yield SiteTrial(of, "prefill", prefill, _visual(LAYER), {"layers": LAYER})
+        yield SiteTrial(of, "encoder", "tome", _visual(0))
+    yield SiteTrial(of, "cache", "snapkv", _evicted, {"window": WINDOW})
 
 
 def traces(model: nn.Module) -> dict[str, Any]:

@@ -18,7 +18,7 @@ TEXT_FROM = 8  # ids below are special
 
 
 @dataclass
-class Row:
+class PromptRow:
     """One prompt: its ids and what its pictures are made of."""
 
     ids: Tensor
@@ -47,7 +47,7 @@ class Prompts:
         """Model inputs, padded on the left; row i holds images[i] images (or videos)."""
         return self.collate([self.row(i, n, video, before, after) for i, n in enumerate(images)])
 
-    def row(self, seed: int, images: int, video: bool = False, before: int = 3, after: int = 6) -> Row:
+    def row(self, seed: int, images: int, video: bool = False, before: int = 3, after: int = 6) -> PromptRow:
         """The same row whatever the batch around it."""
         g = torch.Generator().manual_seed(seed)
 
@@ -60,9 +60,9 @@ class Prompts:
             for n in runs:
                 ids += [torch.full((n,), self.family.video if video else IMAGE), text(1)]
             ids += [text(1)]
-        return Row(torch.cat([*ids, text(after)]), pictures)
+        return PromptRow(torch.cat([*ids, text(after)]), pictures)
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[PromptRow]) -> dict[str, Tensor]:
         """Several rows as one batch, padded on the left."""
         most = max(len(r.ids) for r in rows)
         ids = torch.stack([pad(r.ids, (most - len(r.ids), 0)) for r in rows])

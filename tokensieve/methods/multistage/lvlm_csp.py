@@ -68,7 +68,7 @@ def lvlm_csp(method: LVLMCSP, keep: budget.Budget) -> list[Stage]:
     """A subset, then all tokens again, then few."""
     per = keep.per if isinstance(keep, budget.Keep) else "image"
     return [
-        Stage(method, budget.times(keep, 1.0 if budget.whole(keep) else method.coarse)),
+        Stage(method, budget.times(keep, method.coarse)),
         Stage(Scatter(), budget.Keep(share=1.0, per=per), layers=(method.scatter,)),
         *descent(FastV(), keep, (method.prune,)),
     ]

@@ -43,7 +43,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Text:
+class TokenizedText:
     """One text as the model reads it."""
 
     ids: list[int]
@@ -78,7 +78,7 @@ class Reader:
             raise ValueError(f"the marker {token!r} is not in the vocabulary of this tokenizer")
         return int(index)
 
-    def read(self, texts: Sequence[str], query: bool) -> list[Text]:
+    def read(self, texts: Sequence[str], query: bool) -> list[TokenizedText]:
         """Texts as tokens."""
         for i, text in enumerate(texts):
             if not is_text(text):
@@ -112,7 +112,7 @@ class Reader:
         prompt: int,
         marker: int | None,
         query: bool,
-    ) -> Text:
+    ) -> TokenizedText:
         spans = [(a - prompt, b - prompt) if b > a >= prompt else (-1, -1) for a, b in offsets]
         bounds: dict[int, tuple[int, int]] = {}
         for (a, b), word in zip(spans, word_ids, strict=True):
@@ -136,7 +136,7 @@ class Reader:
         if query and self.reading.expand:
             more = self.reading.query_length - len(ids)
             attended = self.reading.query_length if self.reading.attend_expansion else attended
-        return Text(
+        return TokenizedText(
             ids + more * [self.tokenizer.mask_token_id],
             spans + more * [(-1, -1)],
             words + more * [-1],

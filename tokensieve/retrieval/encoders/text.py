@@ -16,7 +16,7 @@ from torch.nn.functional import normalize
 from tokensieve.core.plan import Plan
 from tokensieve.parts.attention import rows
 from tokensieve.retrieval.encoders.encoded import Encoded, Identity, ends, join
-from tokensieve.retrieval.encoders.reading import Reader, Reading, Text
+from tokensieve.retrieval.encoders.reading import Reader, Reading, TokenizedText
 from tokensieve.sites.model import taps
 from tokensieve.sites.model.structure import find
 from tokensieve.sites.sieve import Sieve
@@ -100,7 +100,7 @@ class TextEncoder:
         return join(parts).rows(back)
 
     @torch.no_grad()
-    def _run(self, texts: Sequence[Text], query: bool, attention: bool) -> Encoded:
+    def _run(self, texts: Sequence[TokenizedText], query: bool, attention: bool) -> Encoded:
         """Texts of one length."""
         device = next(self.model.parameters()).device
         ids = torch.tensor([t.ids for t in texts])

@@ -31,7 +31,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measured:
     """One way to search: quality (None where no query says what answers it), size, and milliseconds for one query, without
     the encoding of the query."""
 
@@ -79,7 +79,7 @@ def read_queries(file: Path) -> list[Question]:
     return out
 
 
-def measure(library: Library, questions: Sequence[Question], full: bool = False) -> list[Row]:
+def measure(library: Library, questions: Sequence[Question], full: bool = False) -> list[Measured]:
     """Scoring everything first, then what the index does by itself, then reranking of 50 and 200 candidates.
 
     Args:
@@ -109,7 +109,7 @@ def measure(library: Library, questions: Sequence[Question], full: bool = False)
     if full:
         way, vectors = _whole(library)
         ways.insert(1, ("exact, all vectors, float32", way, (vectors, 4 * vectors * library.index.dim)))
-    rows: list[Row] = []
+    rows: list[Measured] = []
     truth: Sequence[list[str]] = []
     for name, way, (vectors, count) in ways:
         way(asked[0])
@@ -117,7 +117,7 @@ def measure(library: Library, questions: Sequence[Question], full: bool = False)
         truth = truth or ranked
         shared = [len({*a[:BEST]} & {*b[:BEST]}) / max(len(b[:BEST]), 1) for a, b in zip(ranked, truth, strict=True)]
         rows.append(
-            Row(name, vectors, count, float(np.mean(shared)), *_quality(questions, ranked),
+            Measured(name, vectors, count, float(np.mean(shared)), *_quality(questions, ranked),
                 float(np.median(spent)), float(np.percentile(spent, 95)))
         )  # fmt: skip
     return rows

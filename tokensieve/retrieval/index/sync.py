@@ -11,7 +11,7 @@ from tokensieve.retrieval.sources.folder import FILE, Folder, Text
 
 
 @dataclass
-class Report:
+class SyncReport:
     """What a mirroring did: files by what became of them, and the passages that the library now holds."""
 
     files: int = 0
@@ -22,16 +22,16 @@ class Report:
     skipped: dict[str, str] = field(default_factory=dict)
     """Files that are no text, and folders that were not entered, and why."""
 
-    def __add__(self, other: Report) -> Report:
+    def __add__(self, other: SyncReport) -> SyncReport:
         sums = {
             k: getattr(self, k) + getattr(other, k) for k in ("files", "written", "unchanged", "removed", "passages")
         }
-        return Report(**sums, skipped=self.skipped | other.skipped)
+        return SyncReport(**sums, skipped=self.skipped | other.skipped)
 
 
 def mirror(
     library: Library, root: Path, step: Callable[[int, int, int], None] = lambda files, of, passages: None
-) -> Report:
+) -> SyncReport:
     """Files that are new or changed are written, those that are gone are removed; texts that came from elsewhere stay, and
     so do those of files that cannot be read now.
 
@@ -56,7 +56,7 @@ def mirror(
 def bring(
     library: Library, folder: Folder, files: list[Path],
     step: Callable[[int, int, int], None] = lambda files, of, passages: None,
-) -> Report:  # fmt: skip
+) -> SyncReport:  # fmt: skip
     """Make a library hold the texts of these files of a folder, and of no others."""
     before = indexed_names(library)
     seen: set[str] = set()
@@ -79,7 +79,7 @@ def bring(
     plan = library.index.plan
     if plan is None or len(library) > 2 * plan["documents"]:
         library.index.tune()
-    return Report(len(files), written, len(seen) - written, removed, len(library), folder.passed | folder.skipped)
+    return SyncReport(len(files), written, len(seen) - written, removed, len(library), folder.passed | folder.skipped)
 
 
 def indexed_names(library: Library) -> set[str]:

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.service import wire
-from tokensieve.retrieval.service.guard import LOOPBACK, Guard, Refused, bearer, word_errors, worded
+from tokensieve.retrieval.service.guard import LOOPBACK, Refused, RequestGuard, bearer, word_errors, worded
 from tokensieve.retrieval.sources.folder import Text
 
 BODY = 64 << 20
@@ -62,7 +62,7 @@ def application(
     app = FastAPI(
         title="tokensieve", summary="Late-interaction search over fewer vectors.", docs_url=None, redoc_url=None
     )
-    app.add_middleware(Guard, most=most, hosts=hosts)
+    app.add_middleware(RequestGuard, most=most, hosts=hosts)
     word_errors(app)
     page, policy = _page()
 

@@ -36,7 +36,7 @@ def answer(
     return JSONResponse(body, status, headers or None)
 
 
-class Guard:
+class RequestGuard:
     """Refuses bodies over ``most`` bytes, announced or streamed, and requests for other hosts than ``hosts``.
 
     The latter keeps a page of another site, whose name was made to point here, from reading a service on this machine.

@@ -20,7 +20,7 @@ from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.snapshot import MANIFEST
-from tokensieve.retrieval.index.sync import Report, bring, refuse_empty, refuse_other
+from tokensieve.retrieval.index.sync import SyncReport, bring, refuse_empty, refuse_other
 from tokensieve.retrieval.shards.manifest import Shards
 from tokensieve.retrieval.sources.folder import FILE, Folder, Text
 from tokensieve.retrieval.storage import FORMATS, VectorFormat
@@ -57,7 +57,7 @@ class Built:
     """What a worker says of a shard that is complete."""
 
     number: int
-    report: Report
+    report: SyncReport
     size: dict[str, int]
 
 
@@ -115,7 +115,7 @@ def fit(job: Job) -> dict[str, Tensor]:
 
 def mirror(
     shards: Shards, root: Path, run: Run = here, step: Callable[[int, int], None] = lambda done, of: None
-) -> Report:
+) -> SyncReport:
     """Make the shards hold what a folder holds; only what has changed is encoded.
 
     Interrupted, it goes on from there when called again.
@@ -141,7 +141,9 @@ def mirror(
         return _mirror(shards, folder, names, run, step)
 
 
-def _mirror(shards: Shards, folder: Folder, names: Sequence[str], run: Run, step: Callable[[int, int], None]) -> Report:
+def _mirror(
+    shards: Shards, folder: Folder, names: Sequence[str], run: Run, step: Callable[[int, int], None]
+) -> SyncReport:
     # The workers stand elsewhere.
     at, root, unread = shards.folder.absolute(), folder.root.absolute(), frozenset(folder.unread)
     whole = Job(-1, at, root, tuple(names), shards.recipe, unread=unread)
@@ -156,7 +158,7 @@ def _mirror(shards: Shards, folder: Folder, names: Sequence[str], run: Run, step
     if learns and not (shards.folder / CODEC).exists():
         for state in run(fit, [whole]):
             write_tensors(shards.folder / CODEC, state)
-    total = Report(skipped=folder.passed)
+    total = SyncReport(skipped=folder.passed)
     for done, built in enumerate(run(build, jobs), 1):
         shards.complete(built.number, built.size)
         total += built.report

@@ -34,7 +34,7 @@ class Int8(VectorFormat):
         return out.mul_(fields["scale"].float()[:, None]).mul_(prepared.scale)
 
 
-class Packed(VectorFormat):
+class PackedFormat(VectorFormat):
     """``bits`` a dimension: codes c stand for the odd values 2 c - (2^bits - 1), times a float16 scale per vector.
 
     The scale with the least squared error of a few is taken, then fitted to the codes. Dimension j lies in byte
@@ -59,14 +59,14 @@ class Packed(VectorFormat):
 
 
 @register_format("int4")
-class Int4(Packed):
+class Int4(PackedFormat):
     """Half a byte a dimension and a float16 scale."""
 
     bits: ClassVar[int] = 4
 
 
 @register_format("binary")
-class Binary(Packed):
+class Binary(PackedFormat):
     """One bit a dimension, its sign; vectors come back with unit length."""
 
     bits: ClassVar[int] = 1

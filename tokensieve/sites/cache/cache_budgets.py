@@ -159,5 +159,6 @@ def resolve_count(keep: Budget, seen: Tensor) -> Tensor:
             raise ValueError(
                 f"{keep}; at site='cache' a budget is a number of tokens or a share: pass keep=1024 or keep=0.25"
             )
-        keep = keep.direct if keep.average is None else keep.average if keep.average <= 1 else round(keep.average)
+        if keep.average is not None:
+            keep = keep.average if keep.average <= 1 else round(keep.average)
     return budget.of(keep, seen)

@@ -8,6 +8,9 @@ TILED = frozenset({"internvl", "qianfan_ocr", "got_ocr2", "pp_chart2table", "per
 ROW_BY_ROW = frozenset({"kimi_k25", "muse_glimmer", "paddleocr_vl"})
 """Packed patches lie row by row, not block by block as they become tokens."""
 
+CONNECTED = frozenset({"granite_docling"})
+"""The encoder itself makes visual tokens of all its patches, as a grid, and of those of earlier blocks."""
+
 DEEPSTACK = (("visual_pos_masks", "deepstack_visual_embeds"),)
 """Arguments of language models that add features of the encoder's blocks to the states of visual tokens behind the first
 layers: the mask of those tokens, and the features by layer."""

@@ -74,7 +74,7 @@ class Taps:
     kernels: list[Kernel]
 
 
-class Answer(NamedTuple):
+class TapAnswer(NamedTuple):
     """What the taps of a call say.
 
     Attributes:
@@ -181,7 +181,7 @@ def _tapped(
     call = Call(query, key, value, attention_mask, scale, bool(causal))
     if again:
         assert run is not None
-        answer = run.told(module) or Answer(attention_mask)
+        answer = run.told(module) or TapAnswer(attention_mask)
     else:
         assert taps is not None
         for look in taps.ahead:
@@ -202,7 +202,7 @@ def _tapped(
     return out, weights
 
 
-def _answer(taps: Taps, call: Call, kwargs: dict[str, Any]) -> Answer:
+def _answer(taps: Taps, call: Call, kwargs: dict[str, Any]) -> TapAnswer:
     mask, working = call.mask, []
     for change in taps.masks:
         mask = change(mask, call.key)
@@ -210,7 +210,7 @@ def _answer(taps: Taps, call: Call, kwargs: dict[str, Any]) -> Answer:
         mask, heads = limit(replace(call, mask=mask))
         working += [] if heads is None else [heads]
     own = (kernel(call, kwargs) for kernel in taps.kernels)
-    return Answer(mask, tuple(working), next((found for found in own if found is not None), None))
+    return TapAnswer(mask, tuple(working), next((found for found in own if found is not None), None))
 
 
 def refuse(kwargs: dict[str, Any], index: int, what: str) -> None:

@@ -20,7 +20,7 @@ from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import pixels_in
 from tokensieve.sites.model.structure import Anatomy
-from tokensieve.sites.visual.encoder_site import Encoded, EncoderSite, Heard, Watch
+from tokensieve.sites.visual.encoder_site import EncoderReduction, EncoderSite, Heard, Watch
 from tokensieve.sites.visual.feature_memory import Remembered, features_of
 from tokensieve.sites.visual.layout import EncoderPass, rowwise
 from tokensieve.sites.visual.pictures import Pictures
@@ -77,7 +77,7 @@ class Listener:
         if self._encoding is not None:  # some encode videos through the function for images
             return encode(*args, **kwargs)
         now = self._encoding = Encoding()
-        made: list[Encoded] = []
+        made: list[EncoderReduction] = []
         if self.encoder is not None:
             self.encoder.made = made
         for watch in self.watches:

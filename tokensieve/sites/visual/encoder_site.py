@@ -97,7 +97,7 @@ class Watch:
         return x[:, :, first:].transpose(1, 2).flatten(2)
 
 
-class Encoded:
+class EncoderReduction:
     """What became of the tokens of one pass of an encoder.
 
     Attributes:
@@ -156,8 +156,8 @@ class EncoderSite:
             ledger.models.append(stack.root)
         self.watch = Watch(stack, [Need(n.name, (), n.instead) for n in stage.needs], clock, self.layers)
         self.trace: Trace | None = None
-        self.now: Encoded | None = None
-        self.made: list[Encoded] | None = None  # a list while somebody collects the passes
+        self.now: EncoderReduction | None = None
+        self.made: list[EncoderReduction] | None = None  # a list while somebody collects the passes
 
     @property
     def stacks(self) -> list[Stack]:
@@ -184,7 +184,7 @@ class EncoderSite:
         grid = None
         if isinstance(pixels, Tensor) and pixels.dim() == 4 and isinstance(patch, int):
             grid = (pixels.shape[2] // patch, pixels.shape[3] // patch)
-        self.now, self.watch.seen = Encoded(grid), {}
+        self.now, self.watch.seen = EncoderReduction(grid), {}
 
     def _after(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
@@ -197,7 +197,7 @@ class EncoderSite:
 
         return hook
 
-    def _reduce(self, now: Encoded, index: int, hidden: Tensor) -> Tensor:
+    def _reduce(self, now: EncoderReduction, index: int, hidden: Tensor) -> Tensor:
         first = self.stack.specials
         special, tokens = hidden[:, :first], hidden[:, first:]
         if now.total is None:
@@ -276,11 +276,11 @@ class EncoderSite:
             )
         return output
 
-    def _short(self, now: Encoded, hidden: Tensor, full: int) -> bool:
+    def _short(self, now: EncoderReduction, hidden: Tensor, full: int) -> bool:
         """Whether states have the length of what is left behind some block."""
         return hidden.shape[1] != full and hidden.shape[1] in now.by_length
 
-    def _widen(self, now: Encoded, hidden: Tensor | None, full: int) -> Tensor | None:
+    def _widen(self, now: EncoderReduction, hidden: Tensor | None, full: int) -> Tensor | None:
         if hidden is None or hidden.dim() != 3 or not self._short(now, hidden, full):
             return hidden
         first = self.stack.specials

@@ -18,7 +18,7 @@ from torch import Tensor
 from tokensieve.sites.model.compatibility import get_vision_window_index
 from tokensieve.sites.model.quirks import ROW_BY_ROW
 from tokensieve.sites.model.structure import Anatomy
-from tokensieve.sites.visual.encoder_site import Encoded
+from tokensieve.sites.visual.encoder_site import EncoderReduction
 
 
 class Unmapped(ValueError):
@@ -47,7 +47,7 @@ class EncoderPass:
     shapes: list[tuple[int, ...]]
     seen: dict[str, dict[int, Tensor]]
     packed: dict[str, Any] | None = None
-    encoded: Sequence[Encoded] = ()
+    encoded: Sequence[EncoderReduction] = ()
 
     @property
     def tokens(self) -> int:

@@ -2,13 +2,13 @@
 
 from .evaluate import answered, bits_per_byte, code, copying, follow, held_out, lookup, multi, needle, perplexity
 from .model import LENGTH, SIZES, build, load, path
-from .tasks import Sample, Speech, copy, facts, pairs, speech
+from .tasks import Speech, TaskSample, copy, facts, pairs, speech
 
 __all__ = [
     "LENGTH",
     "SIZES",
-    "Sample",
     "Speech",
+    "TaskSample",
     "answered",
     "bits_per_byte",
     "build",

@@ -29,30 +29,30 @@ FOREIGN = ("gcloud", "kubectl")  # pages that no Debian package brings
 
 
 @dataclass(frozen=True)
-class Document:
+class CorpusDocument:
     kind: str  # code, guide, manual or licence
     name: str
     text: str
 
 
-def standard_library() -> Iterator[Document]:
+def standard_library() -> Iterator[CorpusDocument]:
     """The standard library's modules with their docstrings, without its tests and tables."""
     root = Path(sysconfig.get_path("stdlib"))
     for file in sorted(root.rglob("*.py")):
         parts = file.relative_to(root).parts
         if not SKIPPED.intersection(parts) and not any(part.startswith("config-") for part in parts):
-            yield Document("code", "/".join(parts), file.read_text("utf-8", errors="ignore"))
+            yield CorpusDocument("code", "/".join(parts), file.read_text("utf-8", errors="ignore"))
 
 
-def guide() -> Iterator[Document]:
+def guide() -> Iterator[CorpusDocument]:
     """The topics of `help()`: the language reference in plain English."""
     from pydoc_data.topics import topics
 
     for name in sorted(topics):
-        yield Document("guide", f"topics/{name}", topics[name])
+        yield CorpusDocument("guide", f"topics/{name}", topics[name])
 
 
-def manuals(root: Path = Path("/usr/share/man")) -> Iterator[Document]:
+def manuals(root: Path = Path("/usr/share/man")) -> Iterator[CorpusDocument]:
     """The manual pages of sections 1 to 8 as plain text."""
     for file in sorted(root.glob("man[1-8]/*")):
         if file.is_symlink() or file.name.startswith(FOREIGN):
@@ -60,13 +60,13 @@ def manuals(root: Path = Path("/usr/share/man")) -> Iterator[Document]:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         text = plain(raw.decode("utf-8", errors="ignore"))
         if len(text) > 400:  # shorter ones only point to another page
-            yield Document("manual", f"{file.parent.name}/{file.name.removesuffix('.gz')}", text)
+            yield CorpusDocument("manual", f"{file.parent.name}/{file.name.removesuffix('.gz')}", text)
 
 
-def licences(root: Path = Path("/usr/share/common-licenses")) -> Iterator[Document]:
+def licences(root: Path = Path("/usr/share/common-licenses")) -> Iterator[CorpusDocument]:
     for file in sorted(root.glob("*")):
         if not file.is_symlink():
-            yield Document("licence", file.name, file.read_text("utf-8", errors="ignore"))
+            yield CorpusDocument("licence", file.name, file.read_text("utf-8", errors="ignore"))
 
 
 _TITLES = re.compile(r"^[.'](SH|SS|Sh|Ss)\s+(.*)$")
@@ -108,23 +108,23 @@ def _inline(line: str) -> str:
     return line.rstrip()
 
 
-def is_held_out(document: Document) -> bool:
+def is_held_out(document: CorpusDocument) -> bool:
     """Decided by name alone. Only text that may be passed on: Python's own, and the pages of OpenSSL (Apache-2.0)."""
     if document.kind == "manual" and "openssl" not in document.name:
         return False
     return _share(document.name) < HELD_OUT.get(document.kind, 0.0)
 
 
-def split(documents: Iterable[Document]) -> tuple[list[Document], list[Document]]:
+def split(documents: Iterable[CorpusDocument]) -> tuple[list[CorpusDocument], list[CorpusDocument]]:
     """Training and held-out documents, in an order that mixes the kinds.
 
     A long paragraph stands only where it comes first, training before held-out: none is in both.
     """
     ordered = sorted(documents, key=lambda document: _share(document.name + "/order"))
     seen: set[bytes] = set()
-    parts: list[list[Document]] = []
+    parts: list[list[CorpusDocument]] = []
     for held in (False, True):
-        once = (Document(d.kind, d.name, _first_time(d.text, seen)) for d in ordered if is_held_out(d) == held)
+        once = (CorpusDocument(d.kind, d.name, _first_time(d.text, seen)) for d in ordered if is_held_out(d) == held)
         parts.append([document for document in once if len(document.text) > 200])
     return parts[0], parts[1]
 
@@ -173,12 +173,12 @@ def tokens(tokenizer, texts: list[str]) -> np.ndarray:
     return np.concatenate([np.array([end, *row], dtype=np.uint16) for row in rows])
 
 
-def write_held_out(documents: list[Document], file: Path) -> None:
+def write_held_out(documents: list[CorpusDocument], file: Path) -> None:
     file.write_bytes(lzma.compress(json.dumps([asdict(d) for d in documents], ensure_ascii=False).encode(), preset=9))
 
 
-def read_held_out(file: Path) -> list[Document]:
-    return [Document(**entry) for entry in json.loads(lzma.decompress(file.read_bytes()))]
+def read_held_out(file: Path) -> list[CorpusDocument]:
+    return [CorpusDocument(**entry) for entry in json.loads(lzma.decompress(file.read_bytes()))]
 
 
 def main(out: Annotated[Path, typer.Option(help="Where the corpus goes.")]):
@@ -201,7 +201,7 @@ def main(out: Annotated[Path, typer.Option(help="Where the corpus goes.")]):
     typer.echo(json.dumps(record, indent=2))
 
 
-def summary(documents: list[Document]) -> dict:
+def summary(documents: list[CorpusDocument]) -> dict:
     """Files and bytes by kind."""
     kinds = sorted({d.kind for d in documents})
     return {

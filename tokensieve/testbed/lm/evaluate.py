@@ -16,7 +16,7 @@ import torch
 from tokensieve.sites.model.compatibility import cache_argument, cache_in
 
 from . import tasks
-from .corpus import Document, read_held_out, tokens
+from .corpus import CorpusDocument, read_held_out, tokens
 from .model import path
 
 LENGTHS = (2048, 4096, 8192)
@@ -24,7 +24,7 @@ DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @functools.cache
-def held_out() -> tuple[Document, ...]:
+def held_out() -> tuple[CorpusDocument, ...]:
     """The packaged held-out text: Python modules, Python's language reference, manual pages."""
     return tuple(read_held_out(path() / "heldout.json.xz"))
 
@@ -58,7 +58,9 @@ def follow(model, ids: np.ndarray, context: int) -> torch.Tensor:
     return torch.cat([first.logits, rest.logits], dim=1)
 
 
-def answered(model, samples: Sequence[tasks.Sample], batch: int = 4, see_question: bool = False) -> list[list[bool]]:
+def answered(
+    model, samples: Sequence[tasks.TaskSample], batch: int = 4, see_question: bool = False
+) -> list[list[bool]]:
     """For each sample and each of its answers, whether greedy decoding says it to the last token.
 
     `see_question` lets the first question be prefilled with the context, as methods that read the prompt's last
@@ -204,7 +206,7 @@ def _recall(model, tokenizer, make: Callable, length: int, samples: int, seed: i
     return float(np.mean([flag for flags in answered(model, made, batch) for flag in flags]))
 
 
-def _made(tokenizer, make: Callable, seed: int, length: int, depth: float, index: int) -> tasks.Sample:
+def _made(tokenizer, make: Callable, seed: int, length: int, depth: float, index: int) -> tasks.TaskSample:
     """One sample on held-out text; a function of its arguments alone."""
     rng = np.random.default_rng((seed, length, round(1000 * depth), index))
     whole = stream(tokenizer)
@@ -219,10 +221,10 @@ def _made(tokenizer, make: Callable, seed: int, length: int, depth: float, index
 _speech = functools.cache(tasks.speech)
 
 
-def _one_by_one(sample: tasks.Sample) -> tasks.Sample:
+def _one_by_one(sample: tasks.TaskSample) -> tasks.TaskSample:
     (start, end), depth = sample.answers[0], sample.depths[0]
     single = tuple((i, i + 1) for i in range(start, end))
-    return tasks.Sample(sample.ids, sample.context, single, (depth,) * len(single), sample.made)
+    return tasks.TaskSample(sample.ids, sample.context, single, (depth,) * len(single), sample.made)
 
 
 def _windows(ids: np.ndarray, width: int, samples: int, seed: int, batch: int) -> Iterable[np.ndarray]:

@@ -49,7 +49,7 @@ def draw(rng: np.random.Generator, words: np.ndarray, count: int, width: int = 2
 
 
 @dataclass(frozen=True)
-class Sample:
+class TaskSample:
     """A sequence whose `ids[:context]` is what is remembered; `answers` are the (start, end) to be produced after it."""
 
     ids: np.ndarray
@@ -74,13 +74,13 @@ class Sample:
         return labels
 
 
-def plain(text: np.ndarray) -> Sample:
-    return Sample(text.astype(np.int64), len(text), (), ())
+def plain(text: np.ndarray) -> TaskSample:
+    return TaskSample(text.astype(np.int64), len(text), (), ())
 
 
 def facts(
     rng: np.random.Generator, say: Speech, text: np.ndarray, length: int, count: int, depths: np.ndarray | None = None
-) -> Sample:
+) -> TaskSample:
     """`count` facts at random places, or at `depths`, in the text; then a question for each, in random order.
 
     The sample has `length` tokens in all, context and questions with their answers.
@@ -106,10 +106,12 @@ def facts(
         answers.append((start, start + len(values[i])))
         pieces.append(np.array(ask))
         at += each
-    return Sample(np.concatenate(pieces).astype(np.int64), context, tuple(answers), tuple(where[order].tolist()), made)
+    return TaskSample(
+        np.concatenate(pieces).astype(np.int64), context, tuple(answers), tuple(where[order].tolist()), made
+    )
 
 
-def pairs(rng: np.random.Generator, say: Speech, length: int, asked: int | None = None) -> Sample:
+def pairs(rng: np.random.Generator, say: Speech, length: int, asked: int | None = None) -> TaskSample:
     """A list of `key : value` lines that fills the context, then `asked` of the keys again (half the length if None)."""
     each = len(say.pair((0, 0), (0, 0)))
     lines = length // each
@@ -122,10 +124,10 @@ def pairs(rng: np.random.Generator, say: Speech, length: int, asked: int | None 
     ids = np.column_stack([keys[rows], marks[0], values[rows], marks[1]]).ravel()
     answers = tuple((i * each + 3, i * each + 5) for i in range(count, lines))
     context = count * each
-    return Sample(ids.astype(np.int64), context, answers, tuple(((order + 0.5) / count).tolist()), ((0, context),))
+    return TaskSample(ids.astype(np.int64), context, answers, tuple(((order + 0.5) / count).tolist()), ((0, context),))
 
 
-def copy(rng: np.random.Generator, say: Speech, text: np.ndarray, length: int, span: int) -> Sample:
+def copy(rng: np.random.Generator, say: Speech, text: np.ndarray, length: int, span: int) -> TaskSample:
     """`span` random words somewhere in the text; at the end its first few are said again and the rest has to follow."""
     words = rng.choice(say.words, size=span)
     room = length - 2 * span - 2
@@ -135,4 +137,4 @@ def copy(rng: np.random.Generator, say: Speech, text: np.ndarray, length: int, s
     ids = np.concatenate([text[:cut], line, words, text[cut:room], line, words])
     context = length - span - 1
     answer = (context + 1 + min(4, span // 2), length)
-    return Sample(ids.astype(np.int64), context, (answer,), (depth,), ((cut, cut + span + 1),))
+    return TaskSample(ids.astype(np.int64), context, (answer,), (depth,), ((cut, cut + span + 1),))

@@ -10,7 +10,7 @@ import typer
 from torch import nn
 from torch.nn import functional as F
 
-from ..loop import Stage, fit
+from ..loop import TrainingStage, fit
 from . import evaluate, tasks
 from .corpus import VOCABULARY
 from .model import SIZES, build, build_tokenizer
@@ -127,7 +127,7 @@ def train(
 
     for name, lesson in plan.items():
         steps = max(1, round(lesson.steps * scale))
-        stage = Stage(name, lesson.rate, lesson.batch, steps=steps, end=lesson.end)
+        stage = TrainingStage(name, lesson.rate, lesson.batch, steps=steps, end=lesson.end)
         records[name] = fit(
             stage,
             nn.ModuleDict({"model": model}),
