@@ -1,8 +1,8 @@
 """The cache leaderboard on a real model: SmolLM2-135M-Instruct, of which each method compresses a copy of one prefill.
 
 `python -m benchmarks.real_cache` measures what `out/cache-smollm2.jsonl` does not hold yet, step by step of ``PLAN`` and within
-each step text by text over all tasks, so that every cell has as many texts whenever it is stopped, and writes its part of
-docs/measured/cache-leaderboard.md; `python -m benchmarks.real_cache page` only that. A line of the file is one text.
+each step text by text over all tasks, so that every cell has as many texts whenever it is stopped. A line of the file is one
+text. `python -m benchmarks.real_page` writes its part of docs/measured/cache-leaderboard.md.
 """
 
 from __future__ import annotations

@@ -106,7 +106,9 @@ class Texts:
         while len(found) <= number:
             one = next(rest, None)
             if one is None:
-                raise ValueError(f"this machine has {len(found)} texts of kind {kind!r} of {abs(length)} tokens, not {number + 1}")
+                raise ValueError(
+                    f"this machine has {len(found)} texts of kind {kind!r} of {abs(length)} tokens, not {number + 1}"
+                )
             found.append(one)
         return found[number]
 
