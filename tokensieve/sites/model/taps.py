@@ -134,6 +134,13 @@ def attach(
     return detach
 
 
+def show(module: nn.Module, call: Call) -> None:
+    """Show a call to those who observe a module, as if its kernel had just been called so."""
+    taps = module.__dict__.get(STATE)
+    for observe in () if taps is None else taps.observers:
+        observe(call)
+
+
 def _around(config: Any) -> Detach:
     """Have the attention of modules with this config tapped until the function that this returns is called."""
     _wrap(config)
