@@ -48,7 +48,7 @@ def load_model(
         config = AutoConfig.from_pretrained(folder)
         model = maker_of(config).from_pretrained(folder, dtype=dtype, use_safetensors=True).to(device).eval()
         processor = _processor(folder, model, is_visual(config))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"cannot load {folder!r}: {str(error).splitlines()[0]}") from error
     fitting(model, plan, seed).attach()
     return model, processor
