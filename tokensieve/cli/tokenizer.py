@@ -11,17 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from tokensieve.cli.common import Json, print_table
+from tokensieve.cli.progress import Steps
+from tokensieve.cli.tokenizer_models import Texts, extend, train, transplant
 
 SHOWN = 20
 """Tokens named on the screen; --json names all."""
 
 group = typer.Typer(no_args_is_help=True, help="What text costs in whose tokens: measure, audit, train, extend, move.")
-Texts = Annotated[list[Path], typer.Argument(help="Files of text in UTF-8, or folders of them.")]
 
 
 def add(app: typer.Typer) -> None:
     """Make these commands part of an application."""
-    for command in (report, audit):
+    for command in (report, audit, train, extend, transplant):
         group.command()(command)
     app.add_typer(group, name="tokenizer")
 
@@ -145,28 +146,3 @@ def audit(
         for name, ids in asdict(found).items()
     ]
     print_table(("tokens", "count", "the first of them"), rows)
-
-
-class Steps:
-    """A bar of what is being done, with the time left."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Steps:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def step(self, what: str, done: int, of: int) -> None:
-        """So much of so much is done."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what)
-        self._bar.update(self._tasks[what], completed=done, total=of)
