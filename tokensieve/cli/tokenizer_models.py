@@ -146,7 +146,7 @@ def transplant(
     from tokensieve.text import adapt, models
     from tokensieve.text.loading import open_tokenizer
     from tokensieve.text.rows import INITS
-    from tokensieve.text.transplant import settled
+    from tokensieve.text.transplant import roles, settled
 
     INITS.get(init)
     if INITS.entry(init).facts.get("donor") and donor is None:
@@ -160,15 +160,17 @@ def transplant(
     with Steps(json_) as steps:
         before = adapt.Bits("before", adapt.count(old, held), models.bits_per_byte(
             opened, old, held, lambda done: steps.step("bits before", done, len(held))))  # fmt: skip
-        gaps = adapt.gaps_of(opened, old, new, space, seed)
-        lost = settled(opened.config, old, new)
+        settings = models.settings_of(tokenizer)
+        configs = (opened.config, opened.config.get_text_config(), opened.generation_config)
+        same, lost = settled(configs, old, new, roles(new, settings))
+        gaps = adapt.gaps_of(opened, old, new, space, seed, same)
         rows = [before, *adapt.compared(opened, gaps, new, size, held, steps.step)]
         adapt.moved(opened, gaps, init, size)
         curve = []
         if tune:
             fresh = None if tune_all else gaps[0].missing.tolist()
             curve = adapt.recovery(opened, new, learned, held, tune, fresh, step=steps.step)
-    models.save(opened, new, tokenizer, out, models.settings_of(tokenizer))
+    models.save(opened, new, tokenizer, out, settings)
     facts = {"shared": len(gaps[0].shared_new), "missing": len(gaps[0].missing), "init": init, **_told(rows, curve)}
     if lost:
         typer.echo(f"the new tokenizer has no token for {', '.join(lost)}; set them in config.json", err=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +95,17 @@ def moved(model: Any, gaps: Sequence[Gap], init: str, size: int) -> Any:
     return models.with_rows(model, made[0], made[1] if len(made) > 1 else None)
 
 
-def gaps_of(model: Any, old: Tokenizer, new: Tokenizer, donor: Tensor | None = None, seed: int = 0) -> list[Gap]:
+def gaps_of(
+    model: Any,
+    old: Tokenizer,
+    new: Tokenizer,
+    donor: Tensor | None = None,
+    seed: int = 0,
+    same: Mapping[int, int] | None = None,
+) -> list[Gap]:
     """What of a new vocabulary the model has rows for, and what not: of its input, and of its output where that is apart."""
     rows, head = models.embeddings(model)
-    return [gap(r.clone(), old, new, donor, seed) for r in (rows, head) if r is not None]
+    return [gap(r.clone(), old, new, donor, seed, same) for r in (rows, head) if r is not None]
 
 
 def compared(

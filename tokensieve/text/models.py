@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 WINDOW = 512
 """Tokens of context at most when bits are counted."""
-SIDECARS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+SIDECARS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def open_config(source: str | Path) -> Any:
@@ -170,7 +170,7 @@ def tune(
                 for w in weights:
                     w.grad[old] = 0.0  # AdamW without decay then leaves these rows as they are
             optimizer.step()
-            yield float(loss)
+            yield float(loss.detach())
     finally:
         model.eval()
         for p in model.parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,14 @@ from tokensieve.text.rows import INITS, Gap
 from tokensieve.text.vocabulary import Vocabulary
 
 
-def gap(rows: Tensor, old: Tokenizer, new: Tokenizer, donor: Tensor | None = None, seed: int = 0) -> Gap:
+def gap(
+    rows: Tensor,
+    old: Tokenizer,
+    new: Tokenizer,
+    donor: Tensor | None = None,
+    seed: int = 0,
+    same: Mapping[int, int] | None = None,
+) -> Gap:
     """What is shared by two vocabularies, and what is missing of the new one.
 
     Tokens are the same where they stand for the same bytes, or are special tokens of the same name, however each vocabulary
@@ -20,6 +28,7 @@ def gap(rows: Tensor, old: Tokenizer, new: Tokenizer, donor: Tensor | None = Non
 
     Args:
         rows: (V, D), the model's by old id; V at least the old vocabulary.
+        same: old ids by new ids that are the same besides (:func:`settled`).
 
     Raises:
         ValueError: rows has fewer rows than the old tokenizer ids, or holds NaN or infinity; the donor space has fewer rows
@@ -42,6 +51,7 @@ def gap(rows: Tensor, old: Tokenizer, new: Tokenizer, donor: Tensor | None = Non
     known = {_identity(before, i): i for i in reversed(range(len(before))) if before.strings[i] is not None}
     ids = [i for i in range(len(after)) if after.strings[i] is not None]
     pairs = [(known[key], i) for i in ids if (key := _identity(after, i)) in known]
+    pairs = [(o, n) for o, n in pairs if n not in (same or {})] + [(o, n) for n, o in (same or {}).items()]
     shared = {i for _, i in pairs}
     missing = [i for i in ids if i not in shared]
     texts = [(after.bytes[i] or (after.strings[i] or "").encode()).decode(errors="replace") for i in missing]
@@ -74,19 +84,52 @@ def transplanted(given: Gap, init: str, size: int, dtype: torch.dtype = torch.fl
     return made
 
 
-def settled(config: Any, old: Tokenizer, new: Tokenizer) -> list[str]:
-    """Give a config the new ids of its special tokens, in place; returns the names of those that the new vocabulary lacks,
-    which become None."""
-    lost = []
-    for part in {id(c): c for c in (config, config.get_text_config())}.values():
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            given = getattr(part, name, None)
-            if given is None:
+ROLES = ("bos", "eos", "pad")
+
+
+def roles(tokenizer: Tokenizer, settings: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of a tokenizer's first, last and padding token, as its ``tokenizer_config.json`` names them."""
+    out = {}
+    for role in ROLES:
+        given = settings.get(f"{role}_token")
+        found = tokenizer.token_to_id(given["content"] if isinstance(given, dict) else given) if given else None
+        if found is not None:
+            out[role] = found
+    return out
+
+
+def settled(
+    configs: Sequence[Any], old: Tokenizer, new: Tokenizer, given: Mapping[str, int]
+) -> tuple[dict[int, int], list[str]]:
+    """Give configs the new ids of their special tokens, in place.
+
+    A token keeps its name where the new vocabulary has it; otherwise the new one of its role takes its place, and its row.
+
+    Args:
+        configs: a model's, of its text part, of its generation; given: ids by role (:func:`roles`).
+
+    Returns:
+        The old id of each new one that takes a place so, and the names that the new vocabulary has nothing for, which become
+        None.
+    """
+    same: dict[int, int] = {}
+    lost = set()
+    for config in {id(c): c for c in configs if c is not None}.values():
+        for role in ROLES:
+            name = f"{role}_token_id"
+            value = getattr(config, name, None)
+            if value is None:
                 continue
-            ids = given if isinstance(given, (list, tuple)) else [given]
-            found = [new.token_to_id(s) for i in ids if (s := old.id_to_token(i)) is not None]
-            kept = [i for i in found if i is not None]
-            setattr(part, name, None if not kept else kept if isinstance(given, (list, tuple)) else kept[0])
+            kept = []
+            for i in value if isinstance(value, (list, tuple)) else [value]:
+                string = old.id_to_token(i)
+                found = None if string is None else new.token_to_id(string)
+                if found is None and role in given:
+                    found = given[role]
+                    same.setdefault(found, i)
+                if found is not None and found not in kept:
+                    kept.append(found)
+            setattr(config, name, None if not kept else kept if isinstance(value, (list, tuple)) else kept[0])
             if not kept:
-                lost.append(name)
-    return sorted(set(lost))
+                lost.add(name)
+    return same, sorted(lost)
