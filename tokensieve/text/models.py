@@ -249,3 +249,41 @@ def settings_of(source: str | Path) -> dict[str, Any]:
     """The ``tokenizer_config.json`` beside a tokenizer; nothing where there is none."""
     path = Path(source)
     return _json((path if path.is_dir() else path.parent) / "tokenizer_config.json") if path.exists() else {}
+
+
+# ---- repetition -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def repeats(model: Any, tokenizer: Tokenizer, ids: Sequence[int], batch: int = 16) -> list[float]:
+    """The probability with which a model repeats each token, the best of two prompts: a list in which it stood three times,
+    and a line that asks for it after two examples."""
+    start = start_of(model)
+
+    def encoded(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    line, colon, again = encoded("\n"), encoded('Repeat the word. "house" "house"\nRepeat the word. "'), encoded('" "')
+    out = []
+    for at in range(0, len(ids), batch):
+        some = list(ids[at : at + batch])
+        listed = [[start, *([*line, i]) * 3, *line] for i in some]
+        asked = [[start, *colon, i, *again] for i in some]
+        best = torch.zeros(len(some))
+        for prompts in (listed, asked):
+            logits = model(input_ids=torch.tensor(prompts, device=model.device)).logits[:, -1].float()
+            best = torch.maximum(best, logits.softmax(-1).cpu()[torch.arange(len(some)), some])
+        out += best.tolist()
+    return out
+
+
+def is_model(source: str | Path) -> bool:
+    """Whether a folder holds weights, or a hub name is a model's."""
+    path = Path(source)
+    if path.exists():
+        return path.is_dir() and any(path.glob("*.safetensors"))
+    try:
+        open_config(source)
+    except ValueError:
+        return False
+    return True
