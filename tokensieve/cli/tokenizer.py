@@ -11,17 +11,18 @@ from typing import Annotated, Any
 import typer
 
 from tokensieve.cli.common import Json, print_table
+from tokensieve.cli.progress import Steps
+from tokensieve.cli.tokenizer_models import Texts, extend, train, transplant
 
 SHOWN = 20
 """Tokens named on the screen; --json names all."""
 
 group = typer.Typer(no_args_is_help=True, help="What text costs in whose tokens: measure, audit, train, extend, move.")
-Texts = Annotated[list[Path], typer.Argument(help="Files of text in UTF-8, or folders of them.")]
 
 
 def add(app: typer.Typer) -> None:
     """Make these commands part of an application."""
-    for command in (report, audit):
+    for command in (report, audit, train, extend, transplant):
         group.command()(command)
     app.add_typer(group, name="tokenizer")
 
@@ -100,7 +101,22 @@ def _notes(made: Any, model: str | None) -> list[str]:
             notes.append(
                 f"{row.name} in {model}: {computed:.3g} FLOPs to prefill each document by itself, {held / 1e6:,.1f} MB of cache"
             )
+        notes.append(_untrained(model))
     return notes
+
+
+def _untrained(model: str) -> str:
+    """What is said of a model's own vocabulary."""
+    from tokensieve.text import models
+    from tokensieve.text.audit import audit as look
+    from tokensieve.text.loading import open_tokenizer
+
+    rows, head = models.embeddings(models.open_model(model))
+    found = look(open_tokenizer(model), rows if head is None else head, most=5)
+    if not found.untrained:
+        return f"{model}: no untrained rows were found that are alike, so that under-trained tokens cannot be told"
+    first = ", ".join(repr(f.token) for f in found.flags)
+    return f"{model}: {found.certain:,} tokens of its own vocabulary look untrained, most of all {first}; audit probes them"
 
 
 def _print_report(made: Any, notes: Sequence[str]) -> None:
@@ -126,47 +142,65 @@ def _print_report(made: Any, notes: Sequence[str]) -> None:
 
 
 def audit(
-    source: Annotated[str, typer.Argument(help="A folder, a tokenizer.json, a hub name or a tiktoken name.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A causal language model's folder or hub name; or a tokenizer alone, for what text reaches."
+        ),
+    ],
+    most: Annotated[int, typer.Option(min=1, help="Tokens to flag and to probe, and as many drawn at random.")] = 40,
+    probe: Annotated[bool, typer.Option(help="Ask the model to repeat each of them.")] = True,
+    seed: Annotated[int, typer.Option(min=0, help="Of that draw.")] = 0,
     json_: Json = False,
 ) -> None:
-    """Find the tokens that no text reaches."""
+    """Find the tokens that no text reaches, and those that a model has hardly been trained on."""
+    from tokensieve.text import models
+    from tokensieve.text.audit import audit as look
     from tokensieve.text.loading import open_tokenizer
     from tokensieve.text.reach import reach
     from tokensieve.text.vocabulary import Vocabulary
 
     tokenizer = open_tokenizer(source)
     vocabulary = Vocabulary.of(tokenizer)
-    found = reach(tokenizer, vocabulary)
-    if json_:
-        typer.echo(json.dumps(asdict(found)))
+    if not models.is_model(source):
+        found = reach(tokenizer, vocabulary)
+        if json_:
+            typer.echo(json.dumps(asdict(found)))
+            return
+        _print_reach(found, vocabulary)
+        typer.echo(f"{source} holds no weights: what a model was trained on is not known")
         return
+    model = models.open_model(source)
+    rows, head = models.embeddings(model)
+    asked = (lambda ids: models.repeats(model, tokenizer, ids)) if probe else None
+    made = look(tokenizer, rows if head is None else head, asked, most, seed)
+    if json_:
+        typer.echo(json.dumps(asdict(made) | {"failing": made.failing if probe else None}, indent=2))
+        return
+    _print_reach(made.reach, vocabulary)
+    if made.untrained:
+        names = ", ".join(repr(vocabulary.strings[i]) for i in made.untrained[:SHOWN] if i < len(vocabulary))
+        typer.echo(
+            f"{len(made.untrained)} untrained rows were found ({names}); {made.certain:,} tokens that text reaches are as like "
+            "their mean as they are"
+        )
+    else:
+        typer.echo("no untrained rows were found that are alike: tokens are flagged by short rows alone, a weak sign")
+    table = [
+        (repr(f.token), str(f.id), f"{f.likeness:.4f}", "" if f.probability is None else f"{f.probability:.4f}")
+        for f in made.flags
+    ]
+    print_table(("flagged", "id", "likeness" if made.untrained else "shorter by", "repeated with probability"), table)
+    if probe:
+        flagged, drawn = made.failing
+        typer.echo(
+            f"cannot be repeated (probability below 0.01): {flagged:.1%} of these, {drawn:.1%} of as many drawn at random"
+        )
+
+
+def _print_reach(found: Any, vocabulary: Any) -> None:
     rows = [
         (name, f"{len(ids):,}", ", ".join(repr(vocabulary.strings[i]) for i in ids[:SHOWN] if vocabulary.strings[i]))
         for name, ids in asdict(found).items()
     ]
     print_table(("tokens", "count", "the first of them"), rows)
-
-
-class Steps:
-    """A bar of what is being done, with the time left."""
-
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
-        self._tasks: dict[str, Any] = {}
-
-    def __enter__(self) -> Steps:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def step(self, what: str, done: int, of: int) -> None:
-        """So much of so much is done."""
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what)
-        self._bar.update(self._tasks[what], completed=done, total=of)

@@ -1,12 +1,23 @@
-"""Opening causal language models, by transformers' public classes; the one file of this chapter that knows them."""
+"""Causal language models as this chapter needs them, by transformers' public classes; its one file that knows them."""
 
 from __future__ import annotations
 
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+WINDOW = 512
+"""Tokens of context at most when bits are counted."""
+SIDECARS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 
 
 def open_config(source: str | Path) -> Any:
@@ -41,3 +52,238 @@ def open_model(source: str | Path) -> Any:
         raise ValueError(
             f"{source} cannot be opened as a causal language model: {str(problem).splitlines()[0]}"
         ) from problem
+
+
+# ---- rows ---------------------------------------------------------------------------------------------------------------
+
+
+def embeddings(model: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The rows of input tokens ``(V, D)``, and those of output tokens where they are not the same."""
+    rows = model.get_input_embeddings().weight  # type: ignore[operator]
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    return rows.data, None if head is None or head.weight is rows else head.weight.data
+
+
+def with_rows(model: Any, rows: Tensor, head: Tensor | None) -> Any:
+    """The model with other rows of tokens, in place; its config says how many. Biases of new rows are 0.
+
+    Args:
+        rows: (W, D); head: (W, D) of the output, where the model has them apart.
+    """
+    old = model.get_input_embeddings().weight.shape[0]
+    if len(rows) != old:
+        model.resize_token_embeddings(len(rows), mean_resizing=False)
+    model.get_input_embeddings().weight.data.copy_(rows)
+    if head is not None:
+        model.get_output_embeddings().weight.data.copy_(head)
+    return model
+
+
+# ---- bits per byte --------------------------------------------------------------------------------------------------------
+
+
+def start_of(model: Any) -> int:
+    """The token that a text begins behind.
+
+    Raises:
+        ValueError: the config names neither a first nor a last token.
+    """
+    config = model.config.get_text_config()
+    for given in (config.bos_token_id, config.eos_token_id):
+        if given is not None:
+            return int(given[0] if isinstance(given, (list, tuple)) else given)
+    raise ValueError(
+        "the model's config names neither bos_token_id nor eos_token_id, so that no text can begin; set one"
+    )
+
+
+def bits_per_byte(
+    model: Any, tokenizer: Tokenizer, texts: Sequence[str], step: Callable[[int], object] = lambda done: None
+) -> float:
+    """Bits that a model needs for each byte of texts, each begun anew every 512 tokens behind its first or last token.
+
+    The number of tokens does not count, so that tokenizers compare. Raises ValueError for texts without a byte.
+    """
+    start, total, size = start_of(model), 0.0, 0
+    for i, text in enumerate(texts):
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        for at in range(0, len(ids), WINDOW):
+            total += _bits(model, [start, *ids[at : at + WINDOW]])
+        size += len(text.encode())
+        step(i + 1)
+    if not size:
+        raise ValueError("no text to count bits on")
+    return total / size
+
+
+@torch.inference_mode()
+def _bits(model: Any, ids: list[int]) -> float:
+    given = torch.tensor([ids], device=model.device)
+    logits = model(input_ids=given[:, :-1]).logits[0].float()
+    return float(nn.functional.cross_entropy(logits, given[0, 1:], reduction="sum")) / math.log(2)
+
+
+# ---- tuning ---------------------------------------------------------------------------------------------------------------
+
+
+def tune(
+    model: Any,
+    ids: Sequence[int],
+    steps: int,
+    fresh: Sequence[int] | None,
+    rate: float = 1e-3,
+    length: int = 256,
+    batch: int = 4,
+    seed: int = 0,
+) -> Any:
+    """Train a model on a row of ids, by AdamW without decay; yields the loss (nats a token) of each step.
+
+    Args:
+        fresh: ids of rows to train alone, all others stay bit for bit; all weights if None.
+        length, batch: of the windows, drawn at random.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    stream = torch.tensor(ids)
+    length = min(length, len(stream) - 1)
+    if length < 1:
+        raise ValueError(f"{len(stream)} tokens are too few to tune on; give more text")
+    weights = list(model.parameters())
+    if fresh is not None:
+        weights = list({id(w): w for w in (_input(model), _output(model)) if w is not None}.values())
+    before = {id(p): p.requires_grad for p in model.parameters()}
+    for p in model.parameters():
+        p.requires_grad_(any(p is w for w in weights))
+    old = torch.ones(len(_input(model)), dtype=torch.bool)
+    if fresh is not None:
+        old[list(fresh)] = False
+    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    model.train()
+    try:
+        for _ in range(steps):
+            at = torch.randint(len(stream) - length, (batch,), generator=generator)
+            rows = torch.stack([stream[a : a + length + 1] for a in at]).to(model.device)
+            logits = model(input_ids=rows[:, :-1]).logits.float()
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            if fresh is not None:
+                for w in weights:
+                    w.grad[old] = 0.0  # AdamW without decay then leaves these rows as they are
+            optimizer.step()
+            yield float(loss.detach())
+    finally:
+        model.eval()
+        for p in model.parameters():
+            p.requires_grad_(before[id(p)])
+
+
+def _input(model: Any) -> nn.Parameter:
+    return model.get_input_embeddings().weight
+
+
+def _output(model: Any) -> nn.Parameter | None:
+    head = model.get_output_embeddings()
+    return None if head is None else head.weight
+
+
+# ---- saving ---------------------------------------------------------------------------------------------------------------
+
+
+def save(
+    model: Any, tokenizer: Tokenizer, source: str | Path, target: str | Path, own: dict[str, Any] | None = None
+) -> None:
+    """Write model and tokenizer as a folder that ``from_pretrained`` opens, whole or not at all.
+
+    Args:
+        source: the folder that the model came from, whose settings of the tokenizer are kept; target: a new folder.
+        own: settings of the tokenizer instead of the source's.
+
+    Raises:
+        ValueError: the target exists; or what transformers makes of it encodes otherwise than the tokenizer.
+    """
+    target = Path(target)
+    if target.exists():
+        raise ValueError(f"{target} exists; give a folder that does not, so that nothing is written over")
+    part = target.with_name(target.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        model.save_pretrained(part)
+        for name in SIDECARS:
+            if own is None and (Path(source) / name).is_file():
+                shutil.copyfile(Path(source) / name, part / name)
+        settings = own if own is not None else _json(part / "tokenizer_config.json")
+        settings["tokenizer_class"] = (
+            "PreTrainedTokenizerFast"  # others build their own rules instead of reading the file
+        )
+        for name in ("auto_map", "added_tokens_decoder", "backend"):
+            settings.pop(name, None)
+        (part / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        (part / "tokenizer.json").write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+        check_same(part, tokenizer)
+        os.replace(part, target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def check_same(folder: Path, tokenizer: Tokenizer) -> None:
+    """Check that what transformers opens encodes as the tokenizer does.
+
+    Raises:
+        ValueError: it does not.
+    """
+    text = "A line, and 12345 more of them:\n    return of the naïve 東京 🎉\n"
+    opened = AutoTokenizer.from_pretrained(str(folder))
+    got = opened(text, add_special_tokens=False)["input_ids"]
+    if got != tokenizer.encode(text, add_special_tokens=False).ids:
+        raise ValueError(
+            f"{type(opened).__name__} of transformers encodes otherwise than the tokenizer written to {folder}"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def settings_of(source: str | Path) -> dict[str, Any]:
+    """The ``tokenizer_config.json`` beside a tokenizer; nothing where there is none."""
+    path = Path(source)
+    return _json((path if path.is_dir() else path.parent) / "tokenizer_config.json") if path.exists() else {}
+
+
+# ---- repetition -----------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def repeats(model: Any, tokenizer: Tokenizer, ids: Sequence[int], batch: int = 16) -> list[float]:
+    """The probability with which a model repeats each token, the best of two prompts: a list in which it stood three times,
+    and a line that asks for it after two examples."""
+    start = start_of(model)
+
+    def encoded(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    line, colon, again = encoded("\n"), encoded('Repeat the word. "house" "house"\nRepeat the word. "'), encoded('" "')
+    out = []
+    for at in range(0, len(ids), batch):
+        some = list(ids[at : at + batch])
+        listed = [[start, *([*line, i]) * 3, *line] for i in some]
+        asked = [[start, *colon, i, *again] for i in some]
+        best = torch.zeros(len(some))
+        for prompts in (listed, asked):
+            logits = model(input_ids=torch.tensor(prompts, device=model.device)).logits[:, -1].float()
+            best = torch.maximum(best, logits.softmax(-1).cpu()[torch.arange(len(some)), some])
+        out += best.tolist()
+    return out
+
+
+def is_model(source: str | Path) -> bool:
+    """Whether a folder holds weights, or a hub name is a model's."""
+    path = Path(source)
+    if path.exists():
+        return path.is_dir() and any(path.glob("*.safetensors"))
+    try:
+        open_config(source)
+    except ValueError:
+        return False
+    return True

@@ -20,7 +20,7 @@ class Reach:
     Attributes:
         unreachable: ids of tokens that are whole characters and that encoding their text, alone or after a letter, never gives.
         incomplete: ids of tokens of several bytes that are no whole characters of UTF-8.
-        single: ids of single bytes that are no character.
+        single: ids of single bytes that are no character, or one that has another token.
         special: ids of special tokens; unused: ids below the largest that no token has.
     """
 
@@ -43,9 +43,9 @@ def reach(tokenizer: Tokenizer, vocabulary: Vocabulary | None = None) -> Reach:
     found = unspaced.keys() - _missed(tokenizer, unspaced, [""]).keys()
     left = _missed(tokenizer, {i: t for i, t in left.items() if i not in found}, _letters(vocabulary))
     return Reach(
-        unreachable=tuple(left),
+        unreachable=tuple(i for i in left if len(vocabulary.bytes[i] or b"") > 1),
         incomplete=tuple(i for i in broken if len(vocabulary.bytes[i] or b"") > 1),
-        single=tuple(i for i in broken if len(vocabulary.bytes[i] or b"") == 1),
+        single=tuple(sorted(i for i in [*broken, *left] if len(vocabulary.bytes[i] or b"") == 1)),
         special=tuple(sorted(vocabulary.special)),
         unused=tuple(i for i, s in enumerate(vocabulary.strings) if s is None),
     )
