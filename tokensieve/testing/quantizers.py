@@ -26,10 +26,10 @@ MANY, ELEMENTS = 4096, 1 << 23
 def check_quantizer(made: Quantizer) -> None:
     """Check a quantizer, built in or your own; it is left as it is.
 
-    Fresh and after a training step: shapes, dtypes and ranges; an index gives its value and that value its index; rows alone give
-    the codes of the batch; masked tokens touch nothing; bfloat16 and autocast give float32's codes; evaluation changes no state; a
-    saved one is the same; a seed repeats training; no tensor of tokens x codes is alive; no list of all codes is made; bad input is
-    refused and changes nothing; empty batches are none.
+    Fresh and after a training step: shapes, dtypes and ranges; an index gives its value and that value its index; rows alone
+    give the codes of the batch; masked tokens touch nothing; bfloat16 and autocast give float32's codes; evaluation changes no
+    state; a saved one is the same; a seed repeats training; no tensor of tokens x codes is alive; no list of all codes is made;
+    bad input is refused and changes nothing; empty batches are none.
 
     Raises:
         AssertionError: naming what does not hold.
@@ -73,7 +73,9 @@ def check_shapes(q: Quantizer) -> None:
 
 def check_index_to_value_to_index(q: Quantizer) -> None:
     codes = q(_draw(q, 1))
-    expect(bool(torch.isclose(q.lookup(codes.indices), codes.values, atol=1e-5).all()), "lookup to give what values say")
+    expect(
+        bool(torch.isclose(q.lookup(codes.indices), codes.values, atol=1e-5).all()), "lookup to give what values say"
+    )
     if math.prod(q.levels) <= 2**63:
         flat = q.pack(codes.indices)
         expect(torch.equal(q.unpack(flat), codes.indices), "unpack to undo pack")
@@ -100,7 +102,9 @@ def check_rows_alone(q: Quantizer) -> None:
             near = torch.allclose(alone.values[0], whole.values[i], atol=1e-5)
             expect(near, f"row {i} to have the values of the batch alone")
         for n in moved.nonzero()[:, 0].tolist() if q.aligned else []:
-            expect(_tie(q, z[i, n], alone.indices[0, n], whole.indices[i, n]), f"row {i} alone to give the batch's codes")
+            expect(
+                _tie(q, z[i, n], alone.indices[0, n], whole.indices[i, n]), f"row {i} alone to give the batch's codes"
+            )
         expect(q.aligned or not bool(moved.any()), f"row {i} alone to give the batch's codes")
 
 
@@ -121,6 +125,7 @@ def check_masks(q: Quantizer) -> None:
         expect(same and _equal(one, two), "what stands at masked places to touch nothing")
         expect(all(torch.equal(a.losses[k].detach(), b.losses[k].detach()) for k in a.losses), "nor losses")
         if training:
+            expect(a.values.requires_grad, "a gradient that goes straight through")
             (a.values.square().sum() + a.loss).backward()
             assert dirty.grad is not None
             expect(bool((dirty.grad[~mask] == 0).all()), "no gradient at masked places")
@@ -156,7 +161,10 @@ def check_saving(q: Quantizer) -> None:
         again = load_quantizer(save_quantizer(q, folder))
     expect(_equal(q, again), "a saved quantizer to have the same state")
     a, b = q(z), again(z)
-    expect(torch.equal(a.indices, b.indices) and torch.equal(a.values, b.values), "a saved quantizer to give the same codes")
+    expect(
+        torch.equal(a.indices, b.indices) and torch.equal(a.values, b.values),
+        "a saved quantizer to give the same codes",
+    )
 
 
 def check_seeds(q: Quantizer) -> None:
@@ -197,7 +205,9 @@ def check_code_lists(q: Quantizer) -> None:
     with Largest() as seen:
         made = quantizer(q.config["name"], **{k: v for k, v in q.config.items() if k != "name"}).eval()
         made(_draw(q, 12))
-    expect(seen.elements <= max(held, B * N * q.width * 8), f"no list of all codes; {seen.elements:,} elements are held")
+    expect(
+        seen.elements <= max(held, B * N * q.width * 8), f"no list of all codes; {seen.elements:,} elements are held"
+    )
 
 
 def check_bad_input(q: Quantizer) -> None:

@@ -1,0 +1,1 @@
+"""Integrations: other people's programs."""
