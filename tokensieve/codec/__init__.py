@@ -12,12 +12,12 @@ from tokensieve.codec.registry import (
     register_quantizer,
     save_quantizer,
 )
-from tokensieve.codec.tokenizer import Tokenizer
+from tokensieve.codec.tokenizer import Tokenizer, register_adapter
 from tokensieve.codec.usage import Usage, usage
 
 __all__ = [
     "QUANTIZERS", "Codes", "Quantizer", "Tokenizer", "Usage", "list_quantizers", "load_quantizer", "quantizer",
-    "register_quantizer", "save_quantizer", "sign_entropy", "usage",
+    "register_adapter", "register_quantizer", "save_quantizer", "sign_entropy", "usage",
 ]  # fmt: skip
 
 __getattr__ = below(__name__)

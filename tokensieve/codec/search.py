@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-BLOCK = 1 << 20
-"""Products of tokens with codes that are alive at once: 4 MB, which a core's cache holds."""
+BLOCK = (1 << 18, 1 << 22)
+"""The fewest and the most products of tokens with codes alive at once (1 and 16 MB): a core's cache should hold them, and a block be
+work enough for that codes are read again for it."""
 
 
 def nearest(x: Tensor, codes: Tensor, active: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
@@ -20,7 +21,7 @@ def nearest(x: Tensor, codes: Tensor, active: Tensor | None = None, skip: Tensor
     if active is not None:
         half = half.masked_fill(~active, -torch.inf)
     turned = codes.T
-    rows = max(16, BLOCK // len(codes))
+    rows = max(16, min(max(x.shape[1] << 14, BLOCK[0]), BLOCK[1]) // len(codes))
     out = torch.empty(len(x), dtype=torch.int64, device=x.device)
     for at in range(0, len(x), rows):
         near = torch.addmm(half, x[at : at + rows], turned)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
+
+from tokensieve.core.registry import Registry
 
 
 @runtime_checkable
@@ -27,3 +30,12 @@ class Tokenizer(Protocol):
     def decode(self, encoded: Any) -> Tensor:
         """Signals of the shape that was encoded. What :meth:`encode` gave as codes or indices it takes as indices."""
         ...
+
+
+ADAPTERS: Registry[Callable[[str], Tokenizer]] = Registry("tokenizer adapter", "tokensieve.integrations.codec")
+"""What makes a tokenizer of another library from a folder or a hub name: ``diffusers:PATH``, ``transformers:PATH``."""
+
+
+def register_adapter(name: str) -> Callable[[Callable[[str], Any]], Callable[[str], Any]]:
+    """Decorator: a function from a path or hub name to a tokenizer gets the name by which a bench asks for it."""
+    return ADAPTERS.register(name)

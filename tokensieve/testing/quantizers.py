@@ -26,10 +26,10 @@ MANY, ELEMENTS = 4096, 1 << 23
 def check_quantizer(made: Quantizer) -> None:
     """Check a quantizer, built in or your own; it is left as it is.
 
-    Fresh and after a training step: shapes, dtypes and ranges; an index gives its value and that value its index; rows alone give
-    the codes of the batch; masked tokens touch nothing; bfloat16 and autocast give float32's codes; evaluation changes no state; a
-    saved one is the same; a seed repeats training; no tensor of tokens x codes is alive; no list of all codes is made; bad input is
-    refused and changes nothing; empty batches are none.
+    Fresh and after a training step: shapes, dtypes and ranges; an index gives its value and that value its index; rows alone
+    give the codes of the batch; masked tokens touch nothing; bfloat16 and autocast give float32's codes; evaluation changes no
+    state; a saved one is the same; a seed repeats training; no tensor of tokens x codes is alive; no list of all codes is made;
+    bad input is refused and changes nothing; empty batches are none.
 
     Raises:
         AssertionError: naming what does not hold.
@@ -125,6 +125,7 @@ def check_masks(q: Quantizer) -> None:
         expect(same and _equal(one, two), "what stands at masked places to touch nothing")
         expect(all(torch.equal(a.losses[k].detach(), b.losses[k].detach()) for k in a.losses), "nor losses")
         if training:
+            expect(a.values.requires_grad, "a gradient that goes straight through")
             (a.values.square().sum() + a.loss).backward()
             assert dirty.grad is not None
             expect(bool((dirty.grad[~mask] == 0).all()), "no gradient at masked places")

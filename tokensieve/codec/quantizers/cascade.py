@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-import torch
 
 from tokensieve.codec import search
 from tokensieve.codec.quantizers.nearest import VQ

@@ -114,7 +114,7 @@ class VQ(Quantizer):
         if self.update == "ema":
             self.total.lerp_(total.to(self.total.dtype), 1 - self.decay)
             # A code without tokens stays where it is: its sum and its size shrink alike.
-            moved = (self.total / self.size.clamp(min=torch.finfo(self.size.dtype).tiny)[:, None])
+            moved = self.total / self.size.clamp(min=torch.finfo(self.size.dtype).tiny)[:, None]
             self.codebook.copy_(torch.where(used[:, None] > 0, moved, self.codebook))
             if self.cosine:
                 self.codebook.copy_(F.normalize(self.codebook, dim=1))

@@ -50,9 +50,7 @@ class Product(Several):
         dims: widths of the parts where they are not equal, in place of ``groups`` and ``dim``.
     """
 
-    def __init__(
-        self, *, of: str = "vq", groups: int = 0, dim: int = 0, dims: tuple[int, ...] = (), **options: Any
-    ):
+    def __init__(self, *, of: str = "vq", groups: int = 0, dim: int = 0, dims: tuple[int, ...] = (), **options: Any):
         if dims:
             dims = wholes("dims", dims)
         elif whole("dim", dim) % whole("groups", groups):
@@ -65,9 +63,7 @@ class Product(Several):
     def assign(self, x: Tensor, generator: Generator | None) -> Found:
         parts = zip(self.stages(), x.split(self.dims, 1), strict=True)
         found = [one.assign(part, generator) for one, part in parts]
-        return Found(
-            torch.cat([f.indices for f in found], 1), torch.cat([f.values for f in found], 1), added(found)
-        )
+        return Found(torch.cat([f.indices for f in found], 1), torch.cat([f.values for f in found], 1), added(found))
 
     def squash(self, x: Tensor) -> Tensor:
         parts = zip(self.stages(), x.split(self.dims, 1), strict=True)

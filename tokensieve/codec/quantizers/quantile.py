@@ -25,7 +25,11 @@ class Quantile(Quantizer):
 
     def __init__(self, *, bins: int, dim: int):
         super().__init__((whole("bins", bins, 2),) * whole("dim", dim), dim)
-        for name, value in (("mean", torch.zeros(dim)), ("deviation", torch.ones(dim)), ("started", torch.tensor(False))):
+        for name, value in (
+            ("mean", torch.zeros(dim)),
+            ("deviation", torch.ones(dim)),
+            ("started", torch.tensor(False)),
+        ):
             self.register_buffer(name, value)
         share = torch.arange(bins + 1, dtype=torch.float64) / bins
         edges = torch.special.ndtri(share)

@@ -6,7 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from tokensieve.codec.codes import Codes
-from tokensieve.codec.quantizer import Found, Quantizer, checked, whole
+from tokensieve.codec.quantizer import Found, Quantizer, checked, finite, whole
 
 
 class Rearranged(Quantizer):
@@ -36,9 +36,11 @@ class Rearranged(Quantizer):
             raise ValueError(f"z of shape {tuple(z.shape)}; it must be (B, {self.places}, {self.dim})")
         there = mask.all(1)
         if bool((there != mask.any(1)).any()):
-            raise ValueError("mask leaves out a part of a row; these codes stand for rows as a whole: True or False for all of one")
+            raise ValueError(
+                "mask leaves out a part of a row; these codes stand for rows as a whole: True or False for all of one"
+            )
         x = z[there].float()
-        if not bool(x.isfinite().all()):
+        if not finite(x):
             raise ValueError("z is not finite; mend it, or leave the row out by mask=. Nothing was changed")
         indices = torch.full((len(z), self.count, len(self.levels)), -1, device=z.device)
         values = z.new_zeros(z.shape)
@@ -52,7 +54,9 @@ class Rearranged(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         self.check_indices(indices)
         if indices.dim() != 3 or indices.shape[1] != self.count:
-            raise ValueError(f"indices of shape {tuple(indices.shape)}; they must be (B, {self.count}, {len(self.levels)})")
+            raise ValueError(
+                f"indices of shape {tuple(indices.shape)}; they must be (B, {self.count}, {len(self.levels)})"
+            )
         there = indices[..., 0].amin(1) >= 0
         out = torch.zeros(len(indices), self.places, self.dim, device=indices.device)
         if bool(there.any()):
@@ -66,7 +70,7 @@ class Rearranged(Quantizer):
     def fit(self, z: Tensor, mask: Tensor | None = None, generator: Generator | None = None) -> Rearranged:
         mask = checked(z, mask, self.dim)
         x = z[mask.all(1)].float()
-        if not bool(x.isfinite().all()):
+        if not finite(x):
             raise ValueError("z is not finite; nothing was changed")
         if len(x):
             self.set_rows(x, generator)

@@ -31,19 +31,20 @@ class FSQ(Quantizer):
         reach = (count - 1) * (1 + EDGE) / 2
         offset = torch.where(count % 2 == 0, 0.5, 0.0)
         shift = torch.where(count == 2, 0.0, torch.atanh(offset / reach))
-        # Held as float64 tuples, not as buffers: whoever casts a model to bfloat16 leaves the bounds as they are.
-        self._bounds = tuple(t.float() for t in (reach, offset, shift, count.div(2, rounding_mode="floor")))
+        half = count.div(2, rounding_mode="floor")
+        # No buffers: whoever casts a model to bfloat16 leaves the bounds as they are.
+        self._bounds = tuple(t.float() for t in (reach / half, -offset / half, shift, half))
 
     def squash(self, x: Tensor) -> Tensor:
-        reach, offset, shift, half = self._on(x)
-        return (torch.tanh(x + shift) * reach - offset) / half
+        reach, offset, shift, _ = self._on(x)
+        return torch.addcmul(offset, torch.tanh(x + shift), reach)
 
     def nearest(self, u: Tensor) -> Tensor:
-        _, _, _, half = self._on(u)
+        half = self._on(u)[3]
         return (u * half).round_().add_(half).long()
 
     def table(self, indices: Tensor) -> Tensor:
-        _, _, _, half = self._on(indices)
+        half = self._on(indices)[3]
         return (indices - half) / half
 
     def _on(self, like: Tensor) -> tuple[Tensor, ...]:

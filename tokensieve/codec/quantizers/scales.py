@@ -8,10 +8,9 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from tokensieve.codec.quantizer import Found, wholes
+from tokensieve.codec.quantizer import Found, straight_through, wholes
 from tokensieve.codec.quantizers.product import added
 from tokensieve.codec.quantizers.rearranged import Rearranged
-from tokensieve.codec.quantizer import straight_through
 from tokensieve.codec.registry import quantizer, register_quantizer
 
 

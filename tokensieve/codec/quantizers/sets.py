@@ -32,8 +32,15 @@ class TokenSet(VQ):
         Raises:
             ValueError: a count below 0, or another shape or dtype.
         """
-        if counts.dim() != 2 or counts.shape[1] != self.codes or counts.dtype != torch.int64 or bool((counts < 0).any()):
-            raise ValueError(f"counts of dtype {counts.dtype} and shape {tuple(counts.shape)}; int64 (B, {self.codes}), none below 0")
+        if (
+            counts.dim() != 2
+            or counts.shape[1] != self.codes
+            or counts.dtype != torch.int64
+            or bool((counts < 0).any())
+        ):
+            raise ValueError(
+                f"counts of dtype {counts.dtype} and shape {tuple(counts.shape)}; int64 (B, {self.codes}), none below 0"
+            )
         rows = [torch.arange(self.codes, device=counts.device).repeat_interleave(row) for row in counts]
         return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)[..., None]
 

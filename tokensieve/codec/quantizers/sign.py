@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from tokensieve.codec.entropy import sign_entropy
 from tokensieve.codec.quantizer import Quantizer, number, whole
 from tokensieve.codec.registry import register_quantizer
+
+MOST = 24
+"""Bits of a group at most: their distribution is a table of so many bits, 64 MB."""
 
 
 @register_quantizer("lfq", kind="LFQ", systems=(208, 72, 95))
@@ -17,7 +19,7 @@ class LFQ(Quantizer):
 
     A penalty has each token decide for a code (low entropy of a sample) and all codes be used alike (high entropy over the
     batch). Both are computed exactly (:func:`tokensieve.codec.sign_entropy`), at 18 bits too; ``groups`` are for WeTok's
-    objective (arXiv 2508.05599), which takes the entropies of groups of bits by themselves, and for more bits than about 24.
+    objective (arXiv 2508.05599), which takes the entropies of groups of bits by themselves, and for more than 24 bits.
 
     Args:
         bits: of a token.
@@ -37,6 +39,11 @@ class LFQ(Quantizer):
     ):  # fmt: skip
         if whole("bits", bits) % whole("groups", groups):
             raise ValueError(f"groups={groups} do not divide bits={bits} evenly")
+        if entropy and bits // groups > MOST:
+            raise ValueError(
+                f"bits={bits} in groups={groups}: the entropy of a group is over 2^{bits // groups} codes; give more groups, of at "
+                f"most {MOST} bits each, or entropy=0"
+            )
         super().__init__((2,) * bits, bits, dim)
         self.entropy, self.diversity = number("entropy", entropy), number("diversity", diversity)
         self.commitment = number("commitment", commitment)

@@ -36,7 +36,9 @@ class Tied(VQ):
             ValueError: another shape, or values that are not finite.
         """
         if table.shape != self.codebook.shape or not bool(table.isfinite().all()):
-            raise ValueError(f"a table of shape {tuple(table.shape)}; it must be {tuple(self.codebook.shape)}, and finite")
+            raise ValueError(
+                f"a table of shape {tuple(table.shape)}; it must be {tuple(self.codebook.shape)}, and finite"
+            )
         new = table.to(self.codebook.dtype)
         self.codebook.copy_(self.codebook.lerp(new, 1 - self.momentum) if bool(self.followed) else new)
         self.followed.fill_(True)

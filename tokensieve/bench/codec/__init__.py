@@ -1,0 +1,1 @@
+"""The bench of tokenizers: what each costs and keeps, on one's own images or speech."""

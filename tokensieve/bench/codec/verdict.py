@@ -1,0 +1,129 @@
+"""Verdict: which tokenizer to take at a budget, and what it beats; only differences whose paired interval excludes 0 count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tokensieve.bench.codec.distortion import interval
+
+Row = dict[str, Any]
+SLACK = 1.001
+CLASSICS = ("PCA", "bicubic", "fewer samples", "WebP", "JPEG")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two rows, signal by signal.
+
+    Attributes:
+        mean: PSNR of the first less that of the second, dB; low, high: its 95% bootstrap interval; count: signals that both have.
+    """
+
+    mean: float
+    low: float
+    high: float
+    count: int
+
+    @property
+    def sure(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} dB ({self.low:+.2f} to {self.high:+.2f})"
+
+
+def difference(one: Row, two: Row) -> Difference | None:
+    """The paired difference of two rows over the signals that both took, and whose files fit; None where there are none."""
+    fits = [a and b for a, b in zip(_fits(one), _fits(two), strict=True)]
+    pairs = zip(one["psnr_each"], two["psnr_each"], fits, strict=True)
+    each = [a - b for a, b, fit in pairs if fit and a is not None and b is not None]
+    if not each:
+        return None
+    low, high = interval(torch.tensor(each, dtype=torch.float64))
+    return Difference(sum(each) / len(each), low, high, len(each))
+
+
+def _fits(row: Row) -> list[bool]:
+    return row.get("fits") or [True] * len(row["psnr_each"])
+
+
+def budgets(rows: dict[str, Row]) -> dict[int, str]:
+    """The rates at which tokenizers are compared, in bits: for each number of tokens the largest that a tokenizer asked for has."""
+    out: dict[int, str] = {}
+    tokens = sorted({r["asked_tokens"] for r in rows.values() if r.get("asked_tokens")})
+    for count in tokens:
+        group = [r for r in rows.values() if r.get("asked_tokens") == count and r.get("bits")]
+        asked = [r for r in group if r["role"] == "tokenizer"] or group
+        if asked:
+            most = max(asked, key=lambda r: r["bits"])
+            out[int(most["bits"])] = f"{most['tokens']} tokens of {most['bits'] / most['tokens']:.4g} bits"
+    for row in rows.values():
+        if row["role"] == "tokenizer" and row.get("bits") and not row.get("asked_tokens"):
+            out.setdefault(int(row["bits"]), f"the rate of {row['name']}")
+    return out
+
+
+def verdict(rows: dict[str, Row], bits: int) -> list[str]:
+    """Sentences for one budget: which tokenizer to take, by how much over the next, and over each baseline, or that it is not."""
+    held = [r for r in rows.values() if r.get("bits") and r["bits"] <= bits * SLACK and not r.get("collapsed")]
+    asked = sorted((r for r in held if r["role"] == "tokenizer"), key=lambda r: -r["psnr"])
+    out = []
+    if not asked:
+        return ["No tokenizer of this budget was measured, or all collapsed."]
+    best = asked[0]
+    out.append(f"Take {best['name']} ({_rate(best)}, {best['psnr']:.2f} dB).")
+    for other in _one_each(asked[1:], best["name"]):
+        gap = difference(best, other)
+        if gap:
+            word = "it is better by" if gap.sure else "no sure difference:"
+            out.append(f"Beside {other['name']} ({_rate(other)}) {word} {gap}.")
+    for name in CLASSICS:
+        row = next((r for r in rows.values() if r["name"] == name and r.get("rate_bits") == bits), None)
+        if row is not None:
+            out.append(_against(best, row, bits))
+    for name in ("vq, as published", "vq, revived"):
+        row = max((r for r in held if r["name"] == name), key=lambda r: r["psnr"], default=None)
+        gap = None if row is None else difference(best, row)
+        if row is not None and gap is not None:
+            out.append(f"{_word(gap)} {name} ({_rate(row)}): {gap}.")
+    return out
+
+
+def below_pca(rows: dict[str, Row], row: Row) -> bool | None:
+    """Whether a tokenizer is surely below PCA at its own bits; None where there is no such row."""
+    if row["role"] == "ceiling" or not row.get("bits") or "rate_bits" in row:
+        return None
+    other = rows.get(f"PCA@{int(row['bits'])}bits")
+    gap = None if other is None else difference(row, other)
+    return None if gap is None else gap.high < 0
+
+
+def _one_each(rows: list[Row], taken: str) -> list[Row]:
+    """The best row of each name but one."""
+    out: dict[str, Row] = {}
+    for row in rows:
+        if row["name"] != taken:
+            out.setdefault(row["name"], row)
+    return list(out.values())
+
+
+def _against(best: Row, row: Row, bits: int) -> str:
+    gap = difference(best, row)
+    fit = sum(_fits(row))
+    if not fit or gap is None:
+        return f"{row['name']}: its smallest files have {row['bits'] / 8:.0f} bytes, more than {bits / 8:.0f}; not compared."
+    where = (
+        "" if fit == len(_fits(row)) else f", on the {gap.count} of {len(_fits(row))} signals whose smallest file fits"
+    )
+    return f"{_word(gap)} {row['name']} ({_rate(row)}){where}: {gap}."
+
+
+def _word(gap: Difference) -> str:
+    return "It beats" if gap.low > 0 else "It is below" if gap.high < 0 else "No sure difference from"
+
+
+def _rate(row: Row) -> str:
+    return f"{row['bits'] / 8:.0f} bytes"

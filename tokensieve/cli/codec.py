@@ -1,0 +1,112 @@
+"""The commands of discrete tokenizers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tokensieve.cli.common import measured, print_table
+
+codec = typer.Typer(no_args_is_help=True, help="Discrete tokenizers: which one, at what cost, on your data.")
+
+
+def add(app: typer.Typer) -> None:
+    """Make these commands part of an application."""
+    app.add_typer(codec, name="codec")
+
+
+@codec.callback()
+def _group() -> None:
+    pass
+
+
+@codec.command()
+def bench(
+    data: Annotated[
+        Path | None, typer.Argument(help="A folder of images, or of speech (WAV); generated scenes if not given.")
+    ] = None,
+    tokenizer: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A quantizer (vq:16384, fsq:8,5,5,5, lfq:14), a folder that --save wrote, diffusers:PATH, transformers:PATH, or "
+            "module:function of your own. Repeat it."
+        ),
+    ] = None,
+    tokens: Annotated[str, typer.Option(help="Comma-separated budgets: tokens of a signal.")] = "64,128,256",
+    out: Annotated[Path, typer.Option(help="Where results go; a second run goes on there.")] = Path("tokensieve-codec"),
+    size: Annotated[int, typer.Option(help="Pixels of a side that images are brought to.")] = 64,
+    steps: Annotated[int, typer.Option(help="Training steps of each autoencoder, the same for all.")] = 300,
+    limit: Annotated[int | None, typer.Option(min=10, help="At most so many files, spread over the folder.")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Write each fitted tokenizer as a folder here; --tokenizer takes it again.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of training, and of what is drawn.")] = 0,
+) -> None:
+    """Compare tokenizers at equal budgets: rate, distortion, usage, and always PCA, bicubic, VQ, JPEG and WebP; resumes."""
+    from tokensieve.bench.codec.page import page
+    from tokensieve.bench.codec.run import Config, run
+    from tokensieve.bench.codec.table import table
+    from tokensieve.bench.codec.verdict import budgets, verdict
+
+    try:
+        counts = tuple(int(t) for t in tokens.split(","))
+    except ValueError as problem:
+        raise ValueError(f"--tokens {tokens!r}: numbers, with commas between them") from problem
+    if min(counts) < 1:
+        raise ValueError(f"--tokens {tokens!r}: each must be at least 1")
+    asked = tuple(tokenizer or ("vq:16384", "fsq:8,5,5,5", "lfq:14"))
+    config = Config(data, asked, counts, out, size, steps, seed, limit, save)
+
+    def work() -> None:
+        with _Bar() as bar:
+            results = run(config, bar.step)
+        heads, cells = table(results["rows"])
+        print_table(heads, cells)
+        for name, why in list(results["skipped"].items())[:5]:
+            typer.echo(f"left out: {name}: {why}", err=True)
+        for bits, what in sorted(budgets(results["rows"]).items()):
+            typer.echo(f"\nAt up to {bits / 8:.0f} bytes a signal ({what}):")
+            for line in verdict(results["rows"], bits):
+                typer.echo(f"  {line}")
+        if results["test"] < 200:
+            typer.echo(f"\nfeature distance of {results['test']} held-out signals: below 200 it says little")
+        typer.echo(f"\n{page(results, out)}")
+
+    measured(work, out)
+
+
+class _Bar:
+    """Progress of the whole run, with the time that is left."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._task = self._bar.add_task("reading", total=None)
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def step(self, what: str, done: float, of: float) -> None:
+        self._bar.update(self._task, description=what, completed=done, total=of)

@@ -1,0 +1,1 @@
+"""Tokenizers of other libraries under one protocol; each is imported when it is asked for."""
