@@ -234,7 +234,7 @@ def test_a_damaged_sketch_costs_time_not_documents(tmp_path):
 
 
 def test_the_measured_plan_is_kept_and_obeyed(tmp_path, monkeypatch):
-    docs, queries = clustered(1000)
+    docs, queries = clustered(2000)
     index = Index.create(tmp_path / "i", 32, "int8")
     index.add(docs)
     asked = []
@@ -242,38 +242,64 @@ def test_the_measured_plan_is_kept_and_obeyed(tmp_path, monkeypatch):
     monkeypatch.setattr(tune.search, "two_stage", lambda *a: asked.append(a[5]) or plain(*a))
     index.search(queries[0])
     assert asked == []
-    # A clock on which candidates are twice as fast at any depth.
-    ticks = {"exact": 2.0, "two": 1.0}
-
-    def timed(call, *given):
-        before = len(asked)
-        out = call(*given)
-        return out, ticks["two" if len(asked) > before else "exact"]
-
-    monkeypatch.setattr(tune, "timed", timed)
     plan = index.tune(queries)
-    assert plan["rerank"] in tune.DEPTHS
+    assert (plan["documents"], sorted(plan["depths"])) == (2000, ["10", "100", "50"])
+    assert 0 < plan["depths"]["10"] <= plan["depths"]["50"] <= plan["depths"]["100"]
     assert plan["recall"] >= 0.99
-    assert plan["documents"] == 1000
-    asked.clear()
+    assert index.tune(queries) == plan  # no clock has a say
     again = Index.open(index.folder)
-    again.search(queries[0])
-    assert asked == [plan["rerank"]]
-    ticks["two"] = 3.0
-    assert index.tune(queries)["rerank"] == 0
-    asked.clear()
-    index.search(queries[0])
-    assert asked == []
+    again.search(queries[0], 1000)
+    assert asked == []  # gathering so many is dearer than scoring all
+    monkeypatch.setattr(tune, "GATHER", 0)
+    for k in (1, 10, 30, 100, 200):
+        again.search(queries[0], k)
+        assert asked.pop() == max(tune.depth_at(plan["depths"], k), k)
+
+
+def test_depth_grows_with_what_is_asked_for():
+    depths = {"10": 20, "50": 100, "100": 300}
+    assert [tune.depth_at(depths, k) for k in (1, 10, 30, 50, 75, 100, 200)] == [20, 20, 60, 100, 200, 300, 600]
+
+
+def test_the_best_are_found_by_candidates(tmp_path):
+    """At every number of hits, on queries that nothing was tuned by."""
+    docs, queries = clustered(2000)
+    index = Index.create(tmp_path / "i", 32, "int8")
+    index.add(docs)
+    index.tune(queries[: len(queries) // 2])
+    for k in (1, 10, 50, 100):
+        shared = [
+            len({h.id for h in index.search(q, k)} & {h.id for h in index.search(q, k, rerank=0)}) / k
+            for q in queries[len(queries) // 2 :]
+        ]
+        assert sum(shared) / len(shared) >= 0.99
+
+
+def test_what_a_query_was_made_of_does_not_find_itself(tmp_path):
+    """A stored document among the queries would need no depth at all."""
+    docs, _ = clustered(400)
+    index = Index.create(tmp_path / "i", 32, "float32")
+    ids = index.add(docs)
+    own = [docs[i][:4] for i in range(12)]
+    with_itself = index.tune(own)["depths"]["10"]
+    assert index.tune(own, without=ids[:12])["depths"]["10"] >= with_itself
+    with pytest.raises(ValueError, match="without names 1 documents; it names one for each query"):
+        index.tune(own, without=ids[:1])
 
 
 def test_a_plan_holds_until_the_index_has_doubled(tmp_path):
     docs, _ = clustered(100)
     index = Index.create(tmp_path / "i", 32, "int8")
     index.add(docs)
-    manifest = {**index._state.manifest, "plan": {"rerank": 20, "above": 50, "documents": 60}}
+    plan = {"depths": {"10": 20}, "share": 0.1, "documents": 60}
+    manifest = {**index._state.manifest, "plan": plan}
     state = tune.Snapshot(manifest, index._state.codec, index._state.sketch, index._state.views, {})
     admitted = [torch.ones(100, dtype=torch.bool)]
-    assert tune.rerank(state, admitted) == 20
-    assert tune.rerank(state, [torch.arange(100) < 50]) == 0
-    manifest["plan"] = {"rerank": 20, "above": 50, "documents": 49}
-    assert tune.rerank(state, admitted) == 0
+    assert tune.rerank(state, admitted, 10) == 20
+    # Gathering so many of fewer is dearer than scoring all of them.
+    assert tune.rerank(state, [torch.arange(100) < 40], 10) == 0
+    manifest["plan"] = plan | {"documents": 49}
+    assert tune.rerank(state, admitted, 10) == 0
+    # The plan of an earlier release was measured on another thing.
+    manifest["plan"] = {"rerank": 20, "above": 50, "documents": 60}
+    assert tune.rerank(state, admitted, 10) == 0

@@ -14,7 +14,7 @@ from tokensieve.retrieval import IndexProblem, maxsim
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.evaluation.measure import measure, read_queries
-from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index import put
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.shards import build
 
@@ -65,7 +65,10 @@ def test_index_again_and_search(tmp_path, docs):
     report = json.loads(call("index", docs, "--out", out, *how, "--json"))
     assert (report["written"], report["unchanged"], report["removed"], report["passages"]) == (1, 21, 1, 22)
     assert report["skipped"] == {"image.png": "binary"}
-    assert "was made with --keep 0.5; say the same" in problem("index", docs, "--out", out, "--codec", "int4")
+    assert "was made with --codec int4; leave that out" in problem("index", docs, "--out", out, "--codec", "int8")
+    again = json.loads(call("index", docs, "--out", out, "--json"))
+    assert (again["written"], again["unchanged"]) == (0, 22)
+    assert Library.open(out).recipe.keep == 0.5
 
     found = json.loads(call("search", out, "how do I read a FILE", "-k", "2", "--json"))
     assert found[0]["document"] == "read.md"
@@ -86,7 +89,7 @@ def test_a_sketch_is_chosen_once(tmp_path, docs, sketch):
         assert index.stats["sketch"] == (None if sketch == "none" else sketch)
         assert (index.size["sketch_bytes"] > 0) == (sketch != "none")
     assert json.loads(call("search", out, "read a file", "--json"))[0]["document"] == "read.md"
-    assert f"was made with --sketch {sketch};" in problem("index", docs, "--out", out)
+    assert f"was made with --sketch {sketch};" in problem("index", docs, "--out", out, "--sketch", "pooled")
     assert "no sketch is called 'haiku'" in problem("index", docs, "--out", tmp_path / "x", "--sketch", "haiku")
 
 
@@ -220,7 +223,7 @@ def test_what_answers_must_be_in_the_index(tmp_path, docs):
 
 @pytest.mark.parametrize("shards", [(), ("--shards", "2")])
 def test_an_interrupted_command_goes_on(tmp_path, docs, monkeypatch, shards):
-    monkeypatch.setattr(library, "COMMIT", 4)
+    monkeypatch.setattr(put, "COMMIT", 4)
     real, out = Words.documents, tmp_path / "my.index"
 
     def stopped(self, items, needs=()):

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.shelf import Words
 from tokensieve.retrieval import Damaged, Incompatible, Locked, maxsim
-from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index import put
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.results import whole
 from tokensieve.retrieval.index.sync import mirror
 from tokensieve.retrieval.shards import Shards, build
 from tokensieve.retrieval.shards import mirror as mirror_shards
-from tokensieve.retrieval.sources.folder import Folder, Text
-from tokensieve.retrieval.sources.passages import MOST, Page, cut
+from tokensieve.retrieval.sources.folder import Folder
+from tokensieve.retrieval.sources.texts import Text
 from tokensieve.retrieval.storage import files
 
 POEM = {
@@ -53,69 +49,18 @@ def held(shelf):
     return {name: [p["text"] for p in shelf.get(name)] for name in shelf.names()}
 
 
-# ---- passages
-
-
-@given(st.text(st.sampled_from("ab.\n\t #é。")), st.integers(1, 12))
-def test_passages_hold_all_but_blanks(text, most):
-    spans = cut(text, most)
-    assert all(0 <= a < b <= len(text) and b - a <= most for a, b in spans)
-    assert all(before[1] <= after[0] for before, after in pairwise(spans))
-    assert "".join("".join(text[a:b] for a, b in spans).split()) == "".join(text.split())
-    assert all(text[a:b] == text[a:b].strip() for a, b in spans)
-
-
-def test_paragraphs_stay_together_and_headings_begin():
-    text = "# One\n\n" + "alpha " * 40 + "\n\nshort\n\n# Two\n\nbeta"
-    spans = cut(text)
-    assert [text[a:b].split()[0:2] for a, b in spans] == [["#", "One"], ["#", "Two"]]
-    text = "one. two three four"
-    assert [text[a:b] for a, b in cut(text, 12)] == ["one. two", "three four"]
-    assert max(b - a for a, b in cut("x" * 5000)) == MOST
-
-
-@given(
-    st.lists(st.sampled_from(["<p>", "</p>", "<b>", "a b", "&amp;", "&#233;", "\n", "<br/>", "é", "<!-- c -->", "&"]))
-)
-def test_a_page_knows_its_source(parts):
-    source = "".join(parts)
-    page = Page.read(source)
-    for m in re.finditer(r"[ab&é]", page.text):
-        a, b = page.source(m.span())
-        assert source[a:b] in {m.group(), "&amp;", "&#233;"}
-
-
-def test_a_page_without_its_scripts():
-    text = Text("page.html", POEM["page.html"], page=True)
-    (piece,) = text.pieces()
-    assert "A cat & a dog sit." in piece.text
-    assert "var x" not in piece.text
-    assert "p {}" not in piece.text
-    a, b = piece.span
-    assert POEM["page.html"][a:b].startswith("Cats")
-    assert POEM["page.html"][a:b].endswith("</b>g sit.")
-
-
-def test_what_is_too_long_for_the_encoder_is_cut_further():
-    text = Text("a", "one two three four five six seven eight")
-    got = [p.text for p in text.pieces(lambda texts: [len(t.split()) > 3 for t in texts])]
-    assert " ".join(got) == text.source
-    assert max(len(t.split()) for t in got) <= 3
-    assert [p.text for p in Text("a", "xyz").pieces(lambda texts: [True for _ in texts])] == ["x", "y", "z"]
-
-
 # ---- folders
 
 
 def test_a_long_text_is_read_in_parts():
     source, asked = "\n\n".join(f"{'word ' * 100}{i}" for i in range(1200)), []
 
-    def too_long(texts):
+    def sizes(texts):
         asked.append(len(texts))
-        return [len(t) > 300 for t in texts]
+        return [len(t) for t in texts]
 
-    pieces = Text("a", source).pieces(too_long)
-    assert max(asked) <= 1024 < len(Text("a", source).pieces(too_long))
+    pieces = Text("a", source).pieces(sizes, 300)
+    assert max(asked) <= 1024 < len(pieces)
     assert max(len(p.text) for p in pieces) <= 300
     assert [source[slice(*p.span)] for p in pieces] == [p.text for p in pieces]
     assert "".join("".join(p.text for p in pieces).split()) == "".join(source.split())
@@ -177,7 +122,7 @@ def test_what_is_no_text_is_refused(text, says):
 
 
 def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(library, "COMMIT", 4)
+    monkeypatch.setattr(put, "COMMIT", 4)
     texts = [Text(f"t{i}", "\n\n".join(f"{'word ' * 100}{i} {j}" for j in range(3))) for i in range(5)]
     shelf, calls = made(tmp_path), []
 
@@ -195,6 +140,9 @@ def test_an_interrupted_build_goes_on(tmp_path, monkeypatch):
     assert held(shelf) == {t.name: [p.text for p in t.pieces()] for t in texts}
 
 
+UNSURE = "not UTF-8 (byte 2), and no other encoding is certain; save it as UTF-8"
+
+
 def test_what_is_no_text_is_named(tmp_path, docs):
     write(docs / "image.png", b"\x89PNG\0\0")
     write(docs / "latin.txt", "naïve".encode("latin-1"))
@@ -209,7 +157,7 @@ def test_what_is_no_text_is_named(tmp_path, docs):
     steps = []
     report = mirror(shelf, docs, lambda files, of, passages: steps.append((files, of)))
     assert report.skipped == {
-        "image.png": "binary", "latin.txt": "not UTF-8 (byte 2)", "empty.txt": "no text in it", "pipe": "not a regular file",
+        "image.png": "binary", "latin.txt": UNSURE, "empty.txt": "no text in it", "pipe": "not a regular file",
         "script.html": "no text in it", r"two\nlines.txt": "its name cannot be shown",
         r"caf\udce9.txt": "its name cannot be shown", "again/": "a link to a folder",
     }  # fmt: skip

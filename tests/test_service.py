@@ -18,7 +18,7 @@ from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.service import app as service
 from tokensieve.retrieval.service import application
-from tokensieve.retrieval.sources.folder import Text
+from tokensieve.retrieval.sources.texts import Text
 
 TOKEN = "a secret"
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -84,7 +84,9 @@ def test_documents_are_added_replaced_and_deleted(client, shelf):
     got = client.get("/documents", params={"id": "a/b#c é"}).json()
     assert got == {
         "id": "a/b#c é",
-        "passages": [{"id": "a/b#c é#0", "text": "a new note", "span": [0, 10], "metadata": {}}],
+        "passages": [
+            {"id": "a/b#c é#0", "text": "a new note", "span": [0, 10], "context": "", "place": "line 1", "metadata": {}}
+        ],
     }
     assert client.get("/documents", params={"id": "cat"}).json()["passages"][0]["metadata"] == {"n": [1]}
     assert client.delete("/documents", params={"id": "cat"}).json() == {"deleted": 1}

@@ -16,8 +16,9 @@ from tests.shelf import Words, laid
 from tokensieve.cli.main import app
 from tokensieve.retrieval import Damaged, Hit, Incompatible, Locked
 from tokensieve.retrieval.encoders import loading
+from tokensieve.retrieval.encoders.reading import Size
 from tokensieve.retrieval.encoders.reduce import Frequencies
-from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index import put
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.sync import mirror as mirror_whole
@@ -38,14 +39,19 @@ class Counted(Words):
 
     class Reader:
         class reading:
-            document_length = 10**6
+            document_length = query_length = 10**6
 
         class Ids:
             def __init__(self, text):
                 self.ids = [sum(map(ord, w)) % 97 for w in text.split()]
 
+        unknown = None
+
         def read(self, texts, query):
             return [self.Ids(t) for t in texts]
+
+        def sizes(self, texts, query):
+            return [Size(len(t.split()), 0) for t in texts]
 
     reader = Reader()
 
@@ -136,11 +142,11 @@ def test_what_has_changed_is_taken_in(tmp_path, docs):
 
 def test_a_build_that_was_stopped_goes_on(tmp_path, docs, monkeypatch):
     """Stopped between two commits of a shard, and between two shards."""
-    monkeypatch.setattr(library, "COMMIT", 4)
+    monkeypatch.setattr(put, "COMMIT", 4)
     whole = Library.create(tmp_path / "whole", Recipe(codec="float32"))
     report = mirror_whole(whole, docs)
     shards = Shards.create(tmp_path / "shards", Recipe(codec="float32"), 3)
-    plain, left = library.Library._commit, [0]
+    plain, left = Library._commit, [0]
 
     def dying(self, rows, done):
         left[0] -= 1
@@ -148,7 +154,7 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, docs, monkeypatch):
             raise KeyboardInterrupt
         plain(self, rows, done)
 
-    monkeypatch.setattr(library.Library, "_commit", dying)
+    monkeypatch.setattr(Library, "_commit", dying)
     for stop in (3, 4, 9):
         left[0] = stop
         with pytest.raises(KeyboardInterrupt):
@@ -245,7 +251,7 @@ def test_shards_by_command(tmp_path, docs):
     # Shards that are there need no number of them.
     report = json.loads(call("index", docs, "--out", out, *how, "--json"))
     assert (report["unchanged"], report["passages"], report["documents"]) == (len(TEXTS), 55, 55)
-    assert "was made with --keep 0.5; say the same" in problem("index", docs, "--out", out, "--codec", "int4")
+    assert "was made with --codec int4; leave that out" in problem("index", docs, "--out", out, "--codec", "int8")
     assert "has 3 shards" in problem("index", docs, "--out", out, *how, "--shards", "2")
     found = json.loads(call("search", out, "how do I read a FILE", "-k", "2", "--json"))
     assert found[0]["document"] == "read.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection as Several
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -11,9 +12,14 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:
+    from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
     from tokensieve.retrieval.index.sync import SyncReport
     from tokensieve.retrieval.shards import Collection
+
+
+FIXED = frozenset({"method", "keep", "codec", "sketch", "overlap"})
+"""Parts of a recipe that hold for all of an index."""
 
 
 def sharded(out: Path) -> bool:
@@ -24,22 +30,23 @@ def sharded(out: Path) -> bool:
 
 
 def build(
-    docs: Path, out: Path, recipe: Recipe, count: int | None, ray: str | None, quiet: bool
+    docs: Path, out: Path, asked: dict[str, Any], count: int | None, ray: str | None, quiet: bool
 ) -> tuple[SyncReport, dict[str, int], int]:
     """Make or update shards; returns what was done, their size, and how many there are."""
+    from tokensieve.retrieval.index.recipe import Recipe
     from tokensieve.retrieval.shards import Shards, mirror
     from tokensieve.retrieval.shards.build import here
 
     _refuse_whole(out)
-    refuse_nothing(docs)
+    refuse_nothing(docs, Recipe(**{k: v for k, v in asked.items() if k in ("include", "exclude")}))
     with _cluster(ray) as cluster:
         if sharded(out):
             shards = Shards.open(out)
-            refuse_change(out, shards.recipe, recipe)
+            refuse_change(out, shards.recipe, asked, FIXED | {"encoder"})
             if count not in (None, shards.count):
                 raise ValueError(f"{out} has {shards.count} shards; say the same, or choose another --out")
         else:
-            shards = Shards.create(out, recipe, cluster.cpus() if count is None else count)
+            shards = Shards.create(out, Recipe(**asked), cluster.cpus() if count is None else count)
         try:
             with _bar(shards.count, quiet) as step:
                 report = mirror(shards, docs, cluster.run if cluster else here, step)
@@ -53,36 +60,57 @@ def build(
 
 
 @contextmanager
-def opened(at: Path, ray: str | None) -> Iterator[Collection]:
+def opened(at: Path, ray: str | None, encoder: str | None = None) -> Iterator[Collection]:
     """A collection to be searched, here or by actors."""
+    from tokensieve.retrieval.encoders import loading
     from tokensieve.retrieval.shards import Collection
     from tokensieve.retrieval.shards.search import Here
 
     _refuse_whole(at)
-    with _cluster(ray) as cluster, Collection.open(at, cluster.Actors if cluster else Here) as collection:
+    made = None if encoder is None else loading.load_encoder(encoder)
+    with _cluster(ray) as cluster, Collection.open(at, cluster.Actors if cluster else Here, made) as collection:
         yield collection
 
 
-def refuse_nothing(docs: Path) -> None:
+def refuse_nothing(docs: Path, recipe: Recipe) -> None:
     """Say that there is nothing to index before an index is made."""
     from tokensieve.retrieval.index.sync import refuse_empty
     from tokensieve.retrieval.sources.folder import Folder
 
-    folder = Folder(docs)
+    folder = Folder(docs, include=recipe.include, exclude=recipe.exclude)
     refuse_empty(folder, folder.files())
 
 
-def refuse_change(out: Path, made: Recipe, asked: Recipe) -> None:
+def updated(out: Path, asked: dict[str, Any]) -> Library:
+    """An index that takes in what has changed; what was not asked for stays as it was."""
+    from dataclasses import replace
+
+    from tokensieve.retrieval.encoders import loading
+    from tokensieve.retrieval.encoders.encoded import lasting
+    from tokensieve.retrieval.index.library import Library
+
+    named = asked.get("encoder")
+    library = Library.open(out, None if named is None else loading.load_encoder(named))
+    refuse_change(out, library.recipe, asked, FIXED)
+    changes: dict[str, Any] = {k: lasting(v) if k == "encoder" else v for k, v in asked.items() if k not in FIXED}
+    recipe = replace(library.recipe, **changes)
+    if recipe != library.recipe:
+        library.moved(recipe)
+    return library
+
+
+def refuse_change(out: Path, made: Recipe, asked: dict[str, Any], fixed: Several[str]) -> None:
     """Refuse to bring an index up to date by another recipe than its own."""
-    if made != asked:
-        old, new = asdict(made), asdict(asked)
-        differ = ", ".join(f"--{k} {'none' if v is None else v}" for k, v in old.items() if v != new[k])
-        raise ValueError(f"{out} was made with {differ}; say the same, or choose another --out")
+    old = asdict(made)
+    differ = [k for k in old if k in asked and k in fixed and asked[k] != old[k]]
+    if differ:
+        was = ", ".join(f"--{k} {'none' if old[k] is None else old[k]}" for k in differ)
+        raise ValueError(f"{out} was made with {was}; leave that out, or choose another --out")
 
 
 def _refuse_whole(out: Path) -> None:
     from tokensieve.retrieval.errors import Incompatible
-    from tokensieve.retrieval.index.snapshot import MANIFEST
+    from tokensieve.retrieval.index.manifest import MANIFEST
 
     if (out / MANIFEST).exists():
         raise Incompatible(f"{out} is no collection in shards, but one index; leave out --shards and --ray")

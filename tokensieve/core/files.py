@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, and on disk once they have their name."""
+"""Files: written whole or not at all, on disk once they have their name, with the modes that the umask gives."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ def write(path: str | Path, fill: Callable[[Path], object]) -> None:
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
+        part.touch()
+        mode = part.stat().st_mode
         fill(part)
+        # What writes it may make a file of its own, that other accounts cannot read whatever the umask says.
+        part.chmod(mode)
         flush(part)
         os.replace(part, path)
     except BaseException as problem:

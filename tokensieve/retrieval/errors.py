@@ -17,3 +17,11 @@ class Incompatible(IndexProblem):
 
 class Damaged(IndexProblem):
     """A file of the index is missing or is not what was written."""
+
+
+class Forbidden(IndexProblem):
+    """This account may not read a file of the index, which may be sound."""
+
+
+class Gone(IndexProblem):
+    """The index that was opened is no longer in its folder."""

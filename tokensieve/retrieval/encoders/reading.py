@@ -53,6 +53,14 @@ class TokenizedText:
     attended: int
 
 
+@dataclass(frozen=True)
+class Size:
+    """How many tokens the whole of a text has, markers included, and for how many of them the vocabulary has no word."""
+
+    tokens: int
+    unknown: int
+
+
 class Reader:
     """A tokenizer and how it is used.
 
@@ -77,6 +85,20 @@ class Reader:
         if index is None or (index == self.tokenizer.unk_token_id and token != self.tokenizer.unk_token):
             raise ValueError(f"the marker {token!r} is not in the vocabulary of this tokenizer")
         return int(index)
+
+    @property
+    def unknown(self) -> int | None:
+        """The token that stands for what the vocabulary has no word for; None where it has words for everything."""
+        return self.tokenizer.unk_token_id
+
+    def sizes(self, texts: Sequence[str], query: bool) -> list[Size]:
+        """The tokens that texts would have if none lost its end."""
+        prompt = self.reading.query_prompt if query else self.reading.document_prompt
+        made = self.tokenizer(
+            [prompt + text for text in texts], truncation=False, return_attention_mask=False, verbose=False
+        )
+        more = self._markers[query] is not None
+        return [Size(len(ids) + more, ids.count(self.unknown)) for ids in made["input_ids"]] if texts else []
 
     def read(self, texts: Sequence[str], query: bool) -> list[TokenizedText]:
         """Texts as tokens."""

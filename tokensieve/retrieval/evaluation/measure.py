@@ -13,7 +13,8 @@ import torch
 
 from tokensieve.retrieval.encoders.encoded import join
 from tokensieve.retrieval.evaluation import evaluate
-from tokensieve.retrieval.index.library import TOGETHER, Library
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.put import TOGETHER
 from tokensieve.retrieval.index.tune import timed
 from tokensieve.retrieval.scoring.maxsim import maxsim
 from tokensieve.retrieval.scoring.ragged import Ragged

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.errors import Damaged, Incompatible
-from tokensieve.retrieval.index import search, snapshot, tune
-from tokensieve.retrieval.index.filters import Where
+from tokensieve.retrieval.errors import Incompatible
+from tokensieve.retrieval.index import snapshot, tune
+from tokensieve.retrieval.index.manifest import creating, start
+from tokensieve.retrieval.index.reader import Document, Reader
 from tokensieve.retrieval.index.validation import (
     WritableStore,
     check_names,
@@ -22,24 +22,15 @@ from tokensieve.retrieval.index.validation import (
     numbered,
     query_of,
     refuse_held,
-    whole,
 )
 from tokensieve.retrieval.index.writer import SEGMENT, Writer
 from tokensieve.retrieval.scoring.ragged import Documents, Ragged
 from tokensieve.retrieval.scoring.sketch import sketch as make_sketch
-from tokensieve.retrieval.storage import VectorFormat, vector_format
+from tokensieve.retrieval.storage import vector_format
+from tokensieve.retrieval.storage.files import write_json
 
 
-@dataclass(frozen=True)
-class Document:
-    """A document as it is added or stored: its id, its vectors ``(n, dim)``, and a dict of JSON values."""
-
-    id: str
-    vectors: Tensor
-    metadata: Mapping[str, Any]
-
-
-class Index(WritableStore):
+class Index(Reader, WritableStore):
     """Documents in a folder: immutable segments named by a manifest, which each commit replaces at once.
 
     Any number of processes may read while one writes; a reader sees one committed state until :meth:`refresh`. The first
@@ -52,7 +43,7 @@ class Index(WritableStore):
     """
 
     def __init__(self, folder: Path, state: snapshot.Snapshot) -> None:
-        self.folder, self._state = folder, state
+        super().__init__(folder, state)
         self._writer: Writer | None = None
         self._writing = threading.RLock()
 
@@ -65,7 +56,7 @@ class Index(WritableStore):
         model: str | None = None,
         sketch: str | None = "pooled",
         fitted: Mapping[str, Tensor] | None = None,
-        beside: Collection[str] = (),
+        beside: Mapping[str, Any] | None = None,
     ) -> Index:
         """A new, empty index.
 
@@ -77,13 +68,18 @@ class Index(WritableStore):
                 only.
             fitted: the state of a codec that has learnt (``index.codec.state``), for several indexes that score alike; by
                 default it learns from what is added first.
-            beside: names of files that may be in the folder; where there are others, it is refused.
+            beside: JSON files that stand beside the index by their names, written before it is there; None for names of
+                files that may be in the folder. Where there are others, it is refused.
         """
-        folder = Path(folder)
+        folder, beside = Path(folder), beside or {}
         made = vector_format(codec, dim)
         if sketch is not None:
             make_sketch(sketch, made.dim)
-        snapshot.start(snapshot.vacant(folder, beside), fitted, dim=dim, codec=codec, model=model, sketch=sketch)
+        with creating(folder, beside):
+            for name, value in beside.items():
+                if value is not None:
+                    write_json(folder / name, value)
+            start(folder, fitted, dim=dim, codec=codec, model=model, sketch=sketch)
         return cls(folder, snapshot.read(folder))
 
     @classmethod
@@ -118,130 +114,49 @@ class Index(WritableStore):
                 self._state = writer.change(Ragged.of(torch.empty(0, 0, self.dim)), [], [], gone)
             return len(set(gone))
 
-    def compact(self) -> None:
-        """Rewrite segments without deleted documents, and small ones as one."""
-        with self._writing:
-            self._state = self._write().compact()
-
-    @torch.no_grad()
-    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Any]:
-        """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
-
-        Many queries, ``(B, Q, dim)`` or a list of ``(q_i, dim)``, give a list of lists.
+    def compact(self, forget: bool = False) -> None:
+        """Rewrite segments without deleted documents, and small ones as one; afterwards nothing deleted is on disk.
 
         Args:
-            where: conditions on metadata, applied before anything is scored (see ``filters.Where``).
-            rerank: score exactly only so many documents, those whose sketches score best; 0 for all. By default what
-                :meth:`tune` has measured, and all of an index that was never tuned.
+            forget: let go of segments whose documents cannot be found (missing files, damaged ids).
         """
-        single, queries = query_of(query, k, where, self.dim)
-        if rerank is not None:
-            whole("rerank", rerank, 0)
-        state = self._state
-        admitted = [v.admitted(where) for v in state.views]
-        if rerank is None:
-            rerank = tune.rerank(state, admitted)
-        if rerank and state.sketch and state.views:
-            scores = search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k))
-        else:
-            scores = search.exact(state.views, state.codec, queries, admitted)
-        hits = search.best(state.views, scores, k) or [[] for _ in range(len(queries))]
-        return hits[0] if single else hits
+        with self._writing:
+            self._state = self._write().compact(forget)
 
-    def tune(self, queries: Any = None, goal: float = 0.99) -> dict[str, Any]:
-        """Measure, on this machine, from how many documents candidates and reranking beat scoring all, and how many to rerank.
+    def mend(self) -> list[str]:
+        """Let go of what is damaged and no longer needed; for a folder's mirror, once all its files are here again.
 
-        The choice is kept with the index, and holds until that has twice the documents.
+        Returns:
+            What was damaged, by name, and no longer is.
+        """
+        with self._writing:
+            writer = self._write()
+            done = writer.mend()
+            self._state = writer.state
+        return done
+
+    def tune(
+        self, queries: Any = None, goal: float = 0.99, without: Sequence[str | None] | None = None
+    ) -> dict[str, Any]:
+        """Measure how many candidates must be scored exactly to find what scoring all would find, for 10, 50 and 100 hits.
+
+        The choice is kept with the index, and holds until that has twice the documents. It is the same on every machine.
 
         Args:
-            queries: ``(B, Q, dim)`` or a list; documents of the index stand in for them by default.
-            goal: the share of the ten best documents that must be found.
+            queries: ``(B, Q, dim)`` or a list; stretches of stored documents stand in for them by default.
+            goal: the share of the best documents that must be found, on the mean; a margin is added.
+            without: for each query the id of the document that it was made of, which would find itself; None for none.
         """
         if not 0 < goal <= 1:
             raise ValueError(f"goal is a share of documents, above 0 and at most 1, not {goal!r}")
         given = None if queries is None else query_of(queries, 1, None, self.dim)[1]
+        if without is not None and (given is None or len(without) != len(given)):
+            raise ValueError(f"without names {len(without)} documents; it names one for each query")
         with self._writing:
             writer = self._write()
-            plan = tune.measure(writer.state, given, goal)
+            plan = tune.measure(writer.state, given, goal, without)
             self._state = writer.change(Ragged.of(torch.empty(0, 0, self.dim)), [], [], [], plan=plan)
         return plan
-
-    def get(self, id: str) -> Document:
-        """A document by its id; vectors as the codec gives them back."""
-        state = self._state
-        place = state.find([id])[0]
-        if place is None:
-            raise KeyError(f"there is no document {id!r}")
-        segment, docs = state.views[place[0]].segment, torch.tensor([place[1]])
-        if not bool(segment.tokens.sound(docs).all()):
-            raise Damaged(f"document {id!r} cannot be read: {', '.join(segment.damaged)}")
-        return Document(id, state.codec.decode(segment.tokens.take(docs)[0]), segment.metadata(place[1]))
-
-    def metadata(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
-        """The metadata of documents, None for those that are not there; no vector is read."""
-        state = self._state
-        return [None if p is None else state.views[p[0]].segment.metadata(p[1]) for p in state.find(ids)]
-
-    def ids(self) -> Iterator[str]:
-        """The ids of all documents, in no particular order."""
-        for view in self._state.views:
-            yield from (view.segment.id(d) for d in view.alive.nonzero()[:, 0].tolist())
-
-    def __len__(self) -> int:
-        return len(self._state)
-
-    def __contains__(self, id: str) -> bool:
-        return self._state.find([id])[0] is not None
-
-    @property
-    def dim(self) -> int:
-        return self._state.manifest["dim"]
-
-    @property
-    def codec(self) -> VectorFormat:
-        return self._state.codec
-
-    @property
-    def model(self) -> str | None:
-        return self._state.manifest["model"]
-
-    @property
-    def plan(self) -> dict[str, Any] | None:
-        """What :meth:`tune` has measured."""
-        return self._state.manifest["plan"]
-
-    @property
-    def size(self) -> dict[str, int]:
-        """Documents, vectors and bytes (see ``Snapshot.size``)."""
-        return self._state.size()
-
-    @property
-    def damaged(self) -> list[str]:
-        """What has been found damaged so far, by name: segments, and blocks of segments. The rest is searched."""
-        return [*self._state.lost.values(), *(b for v in self._state.views for b in v.segment.damaged)]
-
-    @property
-    def stats(self) -> dict[str, Any]:
-        """What it holds and how: counts, and bytes of the tokens' codes, of the sketches and of all files."""
-        manifest, segments = self._state.manifest, [v.segment for v in self._state.views]
-        return {
-            "documents": len(self), "tokens": sum(s["tokens"] for s in manifest["segments"]),
-            "segments": len(manifest["segments"]), "deleted": sum(s["deleted"] for s in manifest["segments"]),
-            "token_bytes": sum(s.tokens.nbytes for s in segments),
-            "sketch_bytes": sum(s.sketch.nbytes for s in segments if s.sketch),
-            "file_bytes": sum(s["size"] for s in manifest["segments"]),
-            **{k: manifest[k] for k in ("codec", "sketch", "model", "dim", "plan")},
-        }  # fmt: skip
-
-    def verify(self) -> list[str]:
-        """Check everything; returns ``damaged``."""
-        for view in self._state.views:
-            view.segment.sound()
-        return self.damaged
-
-    def refresh(self) -> None:
-        """See what other processes have committed."""
-        self._state = snapshot.read(self.folder, self._state)
 
     def begin(self) -> None:
         """Take the lock now, before work whose end is a writing call.

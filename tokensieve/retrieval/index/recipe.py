@@ -12,10 +12,13 @@ from tokensieve.parts.budget import check
 from tokensieve.retrieval.encoders.encoded import lasting
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.scoring.sketch import SKETCHES
+from tokensieve.retrieval.sources.passages import MOST
 from tokensieve.retrieval.storage import FORMATS
 
 PLAIN = "agglomerative"
 """A method that reads nothing but vectors."""
+LATER = frozenset({"overlap", "include", "exclude"})
+"""Fields that the first release did not write."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Recipe:
         method, keep: the reduction of stored vectors; ``keep=1.0`` stores all.
         codec: the vector format, a name from ``tokensieve.retrieval.storage.list_formats()``.
         sketch: what candidates are found by, one of ``tokensieve.retrieval.scoring.sketch.SKETCHES``; None to score all passages.
+        overlap: characters of the passage before that a passage begins with, at most; whole sentences or lines of it.
+        include, exclude: which files of a folder are taken, by patterns as in ``.gitignore``.
     """
 
     encoder: str | None = None
@@ -35,14 +40,21 @@ class Recipe:
     keep: int | float = 1.0
     codec: str = "int8"
     sketch: str | None = "pooled"
+    overlap: int = 0
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.encoder is not None:
             object.__setattr__(self, "encoder", lasting(self.encoder))
+        object.__setattr__(self, "include", tuple(self.include))
+        object.__setattr__(self, "exclude", tuple(self.exclude))
         check(self.keep, "keep")
         FORMATS.entry(self.codec)
         if self.sketch is not None:
             SKETCHES.entry(self.sketch)
+        if not isinstance(self.overlap, int) or not 0 <= self.overlap <= MOST // 2:
+            raise ValueError(f"overlap={self.overlap!r}; it is a number of characters, 0 to {MOST // 2}")
         sites = get_method(self.method).sites
         if "vectors" not in sites:
             raise ValueError(
@@ -57,10 +69,11 @@ class Recipe:
             Incompatible: another release wrote it, and says more or less.
         """
         names = {f.name for f in fields(cls)}
-        if held.keys() != names:
-            other = sorted(held.keys() ^ names)[0]
+        # What a release before this one did not know stays as that release had it.
+        other = sorted((held.keys() - names) | (names - LATER - held.keys()))
+        if other:
             raise Incompatible(
-                f"{folder} was written by another release (recipe: {other}); index anew, or use that release"
+                f"{folder} was written by another release (recipe: {other[0]}); index anew, or use that release"
             )
         return cls(**held)
 

@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from tokensieve.parts.budget import check
-from tokensieve.retrieval.encoders.encoded import Encoded, ends
+from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, ends
 from tokensieve.retrieval.encoders.reduce import reduce
+from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.scoring.maxsim import align, maxsim
 from tokensieve.retrieval.sources.passages import Span, is_text
 
-OWN = frozenset({"document", "digest", "of", "span", "text", "spans"})
-"""Metadata fields that a library fills itself."""
+STRANGE = 0.2
+"""The share of tokens without a word from which on that is said."""
 CANDIDATES = 50
 """Passages that are ranked again where fewer vectors are asked for."""
 LETTERS = re.compile(r"[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]{2}")
@@ -30,11 +31,13 @@ LETTERS = re.compile(r"[^\W_\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U
 
 @dataclass(frozen=True)
 class Asked:
-    """A query's vectors ``(Q, d)``, the characters behind each (None for markers), and which are of stop words."""
+    """A query's vectors ``(Q, d)``, the characters behind each (None for markers), which are of stop words, and what of the query
+    was not read, in words."""
 
     vectors: Tensor
     spans: list[Span | None]
     stop: list[bool]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,14 @@ class Match:
         passage: the characters of the passage that the matched vector stands for, widened to whole words; None for markers.
         similarity: their dot product.
         stop: whether the token says little (a stop word, a punctuation mark).
+        context: the characters of what stands above the passage, where the matched vector is of that.
     """
 
     query: Span | None
     passage: Span | None
     similarity: float
     stop: bool
+    context: Span | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,9 @@ class SearchResult:
         score: MaxSim, the sum over all query tokens, markers included.
         vectors: how many vectors of the passage were compared.
         matches: one for each token of the query.
+        context: what stands above the passage and was encoded with it: headings, or the head of its table.
+        place: where it stands in its document, in words: "line 12", "cell 3", "page 2", "slide 4".
+        notes: what of the query was not read, in words; the same for all results.
     """
 
     id: str
@@ -72,6 +80,9 @@ class SearchResult:
     vectors: int
     metadata: dict[str, Any]
     matches: tuple[Match, ...]
+    context: str = ""
+    place: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def highlights(self) -> list[Span]:
@@ -99,33 +110,82 @@ def question(query: Any) -> str:
     return query
 
 
-def asked(encoded: Encoded) -> Asked:
+def notes(encoder: Encoder, query: str) -> tuple[str, ...]:
+    """What of a query an encoder does not read, in words."""
+    reader = getattr(encoder, "reader", None)
+    if reader is None:
+        return ()
+    (size,), most = reader.sizes([query], True), reader.reading.query_length
+    said = []
+    if size.tokens > most:
+        spans = [b for _, b in reader.read([query], True)[0].spans]
+        said.append(
+            f"the query was cut: {encoder.identity.name} reads {most} of its {size.tokens:,} tokens, "
+            f"up to character {max(spans):,} of {len(query):,}"
+        )
+    if size.unknown >= STRANGE * size.tokens:
+        said.append(
+            f"{encoder.identity.name} has no word for {size.unknown} of the query's {size.tokens:,} tokens; "
+            "an encoder for its language finds more (--encoder)"
+        )
+    return tuple(said)
+
+
+def asked(encoded: Encoded, notes: tuple[str, ...] = ()) -> Asked:
     """One encoded query."""
     stop = encoded.signals.get("stop", torch.zeros(len(encoded.vectors), dtype=torch.bool))
-    return Asked(encoded.vectors, [_span(a, b) for a, b in encoded.spans.tolist()], stop.bool().tolist())
+    return Asked(encoded.vectors, [_span(a, b) for a, b in encoded.spans.tolist()], stop.bool().tolist(), notes)
 
 
 def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mapping[str, Any]) -> SearchResult:
     """A hit with its matches; ``metadata`` holds what the library stored with the passage."""
-    text, spans = metadata["text"], metadata["spans"]
+    text, spans, context = metadata["text"], metadata["spans"], metadata.get(marks.CONTEXT, "")
     best, place = align(query.vectors, vectors)
     matches = []
     for i, (like, at) in enumerate(zip(best.tolist(), place.tolist(), strict=True)):
-        span = _span(spans[2 * at], spans[2 * at + 1])
-        matches.append(Match(query.spans[i], span and whole(text, span), like, query.stop[i]))
-    more = {k: v for k, v in metadata.items() if k not in OWN}
+        a, b = spans[2 * at], spans[2 * at + 1]
+        span = _span(a, b)
+        over = (a + len(context) + 1, b + len(context) + 1) if a < 0 and b != -1 else None
+        matches.append(Match(query.spans[i], span and whole(text, span), like, query.stop[i], over))
     a, b = metadata["span"]
-    return SearchResult(id, metadata["document"], text, (a, b), score, len(vectors), more, tuple(matches))
+    about = metadata.get(marks.CONTEXT, ""), metadata.get(marks.PLACE, "")
+    return SearchResult(
+        id,
+        metadata["document"],
+        text,
+        (a, b),
+        score,
+        len(vectors),
+        marks.free(metadata),
+        tuple(matches),
+        *about,
+        query.notes,
+    )
+
+
+def sound(metadata: Mapping[str, Any], vectors: int) -> bool:
+    """Whether metadata are what a library writes with so many vectors; an index may come from a stranger."""
+    text, span, spans = (metadata.get(k) for k in ("text", "span", "spans"))
+    if not isinstance(text, str) or not isinstance(metadata.get("document"), str):
+        return False
+    if not isinstance(span, list) or not isinstance(spans, list) or len(span) != 2 or len(spans) != 2 * vectors:
+        return False
+    said = metadata.get(marks.CONTEXT, ""), metadata.get(marks.PLACE, "")
+    return (
+        all(type(n) is int and n <= len(text) for n in spans)
+        and all(type(n) is int for n in span)
+        and all(isinstance(x, str) for x in said)
+    )
 
 
 def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
     """Hits with their vectors, without those whose text is damaged or that were deleted since."""
     stored = []
     for hit in hits:
-        if "text" not in hit.metadata:
-            continue
         with suppress(KeyError):
-            stored.append((hit, index.get(hit.id).vectors))
+            vectors = index.get(hit.id).vectors
+            if sound(hit.metadata, len(vectors)):
+                stored.append((hit, vectors))
     return stored
 
 

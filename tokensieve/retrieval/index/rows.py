@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.retrieval.errors import Damaged
 from tokensieve.retrieval.scoring.maxsim import runs
 from tokensieve.retrieval.scoring.ragged import bounds, spread
 from tokensieve.retrieval.storage import Fields
@@ -36,13 +37,22 @@ def lay_out(kind: str, fields: Fields, lengths: Tensor, order: Tensor) -> dict[s
 class Rows:
     """Vectors of one kind ("token", "sketch")."""
 
-    def __init__(self, kind: str, segment: str, tensors: Mapping[str, Tensor], get: Callable[[str], Tensor]) -> None:
+    def __init__(
+        self, kind: str, segment: str, tensors: Mapping[str, Tensor], get: Callable[[str], Tensor], documents: int
+    ) -> None:
         self._segment = segment
         self._fields = {k.removeprefix(kind + "."): v for k, v in sorted(tensors.items()) if k.startswith(kind + ".")}
         self.offsets, blocks, self._sums = (get(f"{kind}:{name}") for name in ("offsets", "blocks", "sums"))
         self._kind, self._blocks, self._ends = kind, blocks.tolist(), blocks[1:].contiguous()
         self._seen = torch.zeros(len(self._sums), dtype=torch.int8)
         """0 not looked at, 1 sound, -1 damaged."""
+        vectors = {len(v) for v in self._fields.values()}
+        if len(vectors) != 1 or not (
+            ascending(self.offsets, documents, next(iter(vectors)))
+            and ascending(blocks, len(self._sums), documents)
+            and self._sums.shape == (len(self._ends), len(self._fields))
+        ):
+            raise Damaged(f"{segment}: its {kind} vectors are not those of {documents} documents")
 
     @property
     def lengths(self) -> Tensor:
@@ -77,10 +87,22 @@ class Rows:
             pick = spread(self.offsets[docs], lengths)
         return {k: v[pick] for k, v in self._fields.items()}, bounds(lengths)
 
-    @property
-    def damaged(self) -> list[str]:
-        """The blocks found damaged so far."""
+    def damaged(self, alive: Tensor) -> list[str]:
+        """The blocks found damaged so far that hold vectors of these documents, ``(D,)`` bool."""
+        found = [(i, self._blocks[i], self._blocks[i + 1]) for i in (self._seen < 0).nonzero()[:, 0].tolist()]
         return [
-            f"{self._segment}: {self._kind} block {i} (documents {self._blocks[i]} to {self._blocks[i + 1] - 1})"
-            for i in (self._seen < 0).nonzero()[:, 0].tolist()
+            f"{self._segment}: {self._kind} block {i} (documents {a} to {b - 1})"
+            for i, a, b in found
+            if bool(alive[a:b].any())
         ]
+
+    @property
+    def kinds(self) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """Of each field, the dtype and the shape of one vector."""
+        return {k: (v.dtype, tuple(v.shape[1:])) for k, v in self._fields.items()}
+
+
+def ascending(offsets: Tensor, count: int, end: int) -> bool:
+    """Whether these are ``count`` neighbouring stretches from 0 to ``end``."""
+    good = offsets.dtype == torch.long and offsets.shape == (count + 1,)
+    return good and int(offsets[0]) == 0 and int(offsets[-1]) == end and bool((offsets.diff() >= 0).all())

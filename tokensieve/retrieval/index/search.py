@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from tokensieve.retrieval.index.rows import Rows
-from tokensieve.retrieval.index.snapshot import View
+from tokensieve.retrieval.index.snapshot import View, sketch_codec
 from tokensieve.retrieval.scoring.maxsim import best_matches, sums
 from tokensieve.retrieval.scoring.ragged import Ragged, bounds
 from tokensieve.retrieval.scoring.sketch import Sketch
-from tokensieve.retrieval.storage import VectorFormat, vector_format
+from tokensieve.retrieval.storage import VectorFormat
 
 SCORED = 4096
 """Vectors scored at once, so that what their codec makes of them stays in the cache."""
@@ -41,12 +41,9 @@ def two_stage(
 
     Documents whose sketches are damaged are reranked besides.
     """
-    rough = _scores(
-        [v.segment.rows["sketch"] for v in views],
-        sketch_codec(sketch), sketch.queries(queries), admitted, torch.inf,
-    )  # fmt: skip
-    every, starts = torch.cat(rough), bounds([len(r) for r in rough]).tolist()
-    out = [torch.full_like(r, -torch.inf) for r in rough]
+    looked = rough(views, sketch, queries, admitted)
+    every, starts = torch.cat(looked), bounds([len(r) for r in looked]).tolist()
+    out = [torch.full_like(r, -torch.inf) for r in looked]
     most = min(rerank, len(every))
     for b in range(len(queries)):
         column = every[:, b]
@@ -60,9 +57,10 @@ def two_stage(
     return out
 
 
-def sketch_codec(sketch: Sketch) -> VectorFormat:
-    """How sketches are stored."""
-    return vector_format("int8", sketch.size)
+def rough(views: Sequence[View], sketch: Sketch, queries: Ragged, admitted: Sequence[Tensor]) -> list[Tensor]:
+    """MaxSim of the sketches of all admitted documents, ``(D, B)`` for each view; infinity for damaged ones."""
+    rows = [v.segment.rows["sketch"] for v in views]
+    return _scores(rows, sketch_codec(sketch), sketch.queries(queries), admitted, torch.inf)
 
 
 def _scores(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.retrieval.errors import Damaged
-from tokensieve.retrieval.index.rows import Rows, lay_out
+from tokensieve.retrieval.index.rows import Rows, ascending, lay_out
 from tokensieve.retrieval.storage import Fields
 from tokensieve.retrieval.storage.files import crc, map_tensors, write_tensors
 
@@ -47,7 +47,7 @@ class Segment:
     """One segment, memory-mapped; every tensor is checked when it is first used."""
 
     def __init__(self, folder: Path, entry: Mapping[str, Any]) -> None:
-        self.name, self.docs = entry["file"], entry["docs"]
+        self.name, self.docs, self._identity = entry["file"], entry["docs"], _identity(entry)
         path = folder / self.name
         if not path.exists() or path.stat().st_size != entry["size"]:
             raise Damaged(f"{path} is missing or not {entry['size']} bytes long")
@@ -58,7 +58,13 @@ class Segment:
         self._lock = threading.Lock()
         self._columns: dict[str, tuple[list[Any], np.ndarray]] = {}
         kinds = [k.removesuffix(":offsets") for k in self._sums if k.endswith(":offsets")]
-        self.rows = {kind: Rows(kind, self.name, self._tensors, self.get) for kind in kinds}
+        self.rows = {kind: Rows(kind, self.name, self._tensors, self.get, self.docs) for kind in kinds}
+        if "token" not in self.rows:
+            raise Damaged(f"{path} holds no vectors")
+
+    def is_of(self, entry: Mapping[str, Any]) -> bool:
+        """Whether a manifest's entry speaks of this segment, and not of another by its name."""
+        return self._identity == _identity(entry)
 
     def get(self, name: str) -> Tensor:
         """A tensor that is not of vectors."""
@@ -68,8 +74,22 @@ class Segment:
                 if problem not in self._problems:
                     self._problems.append(problem)
                 raise Damaged(problem)
+            self._fits(name)
             self._checked.add(name)
         return self._tensors[name]
+
+    def _fits(self, name: str) -> None:
+        """Refuse places outside of what they are places in: checksums say what was written, not who wrote it."""
+        x = self._tensors[name]
+        if name in ("id_ends", "meta_ends"):
+            body = self._tensors.get(name.removesuffix("_ends"), torch.empty(0))
+            good = ascending(torch.cat([torch.zeros(1).long(), x]), self.docs, len(body))
+        elif name == "key_doc":
+            good = len(x) == self.docs and bool(((x >= 0) & (x < self.docs)).all())
+        else:
+            good = name != "key" or len(x) == self.docs
+        if not good:
+            raise Damaged(f"{self.name}: {name} is not of {self.docs} documents")
 
     @property
     def tokens(self) -> Rows:
@@ -79,20 +99,34 @@ class Segment:
     def sketch(self) -> Rows | None:
         return self.rows.get("sketch")
 
-    @property
-    def damaged(self) -> list[str]:
-        """What has been found damaged so far."""
-        return [*self._problems, *(b for r in self.rows.values() for b in r.damaged)]
+    def damaged(self, alive: Tensor) -> list[str]:
+        """What has been found damaged so far, where one of these documents, ``(D,)`` bool, needs it."""
+        return [*self._problems, *(b for r in self.rows.values() for b in r.damaged(alive))]
 
-    def sound(self) -> bool:
-        """Whether all of it is what was written; reads everything that no search has read."""
-        every = torch.arange(self.docs)
+    @property
+    def blemished(self) -> bool:
+        """Whether any of it has been found damaged, needed or not."""
+        return bool(self.damaged(torch.ones(self.docs, dtype=torch.bool)))
+
+    def sound(self, alive: Tensor) -> bool:
+        """Whether all that these documents need is what was written; reads everything that no search has read."""
+        return self.described() and bool(self.whole(alive.nonzero()[:, 0]).all())
+
+    def whole(self, docs: Tensor) -> Tensor:
+        """``(n,)`` bool: which of these documents have all their vectors."""
+        out = torch.ones(len(docs), dtype=torch.bool)
+        for rows in self.rows.values():
+            out &= rows.sound(docs)
+        return out
+
+    def described(self) -> bool:
+        """Whether all that is not of vectors can be read."""
         try:
             for name in self._sums:
                 self.get(name)
         except Damaged:
             return False
-        return all(bool(r.sound(every).all()) for r in self.rows.values())
+        return True
 
     def has_ids(self) -> bool:
         """Whether the documents' ids can be read."""
@@ -110,9 +144,10 @@ class Segment:
     def metadata(self, doc: int) -> dict[str, Any]:
         """Empty where it is damaged."""
         try:
-            return json.loads(self.metadata_bytes(doc))
-        except Damaged:
+            held = json.loads(self.metadata_bytes(doc))
+        except (Damaged, ValueError):
             return {}
+        return held if isinstance(held, dict) else {}
 
     def find(self, ids: Sequence[str], wanted: np.ndarray) -> Tensor:
         """``(n,)``: the document of each id, whose :func:`keys_of` are ``wanted``; -1 where there is none."""
@@ -143,6 +178,10 @@ class Segment:
             return self._columns[name]
 
 
+def _identity(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return entry["file"], entry["size"], entry["docs"], entry["tokens"], sorted(entry["crc"].items())
+
+
 def _pack(parts: Sequence[bytes]) -> tuple[Tensor, Tensor]:
     body = torch.frombuffer(bytearray(b"".join(parts)), dtype=torch.uint8) if any(parts) else torch.empty(0).byte()
     return body, torch.tensor([len(p) for p in parts], dtype=torch.long).cumsum(0)
@@ -161,7 +200,7 @@ def _keys(names: Sequence[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashlib.blake2b(n, digest_size=8).digest() for n in names), "<i8").copy()
 
 
-def metadata_json(document: int, metadata: Mapping[str, Any]) -> bytes:
+def metadata_json(document: int | str, metadata: Mapping[str, Any]) -> bytes:
     """Metadata as a segment stores it."""
     try:
         fields = dict(metadata)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +12,12 @@ from torch import Tensor
 
 from tokensieve.retrieval.errors import Damaged, Incompatible
 from tokensieve.retrieval.index.filters import Where, allowed
+from tokensieve.retrieval.index.manifest import read_manifest
 from tokensieve.retrieval.index.segment import Segment, keys_of
 from tokensieve.retrieval.scoring.sketch import Sketch
 from tokensieve.retrieval.scoring.sketch import sketch as make_sketch
 from tokensieve.retrieval.storage import VectorFormat, vector_format
-from tokensieve.retrieval.storage.files import map_tensors, read_json, sum_of, write_json, write_small
-
-MANIFEST = "manifest.json"
-FORMAT = "tokensieve-index"
-VERSION = 1
-LOCK = "lock"
-OWN = re.compile(r"(\d{6,}\.(safetensors|dead|codec)(\.part)?|" + LOCK + ")")
-"""Files of an index besides its manifest."""
+from tokensieve.retrieval.storage.files import map_tensors, sum_of
 
 
 @dataclass(frozen=True)
@@ -33,6 +26,20 @@ class View:
 
     segment: Segment
     alive: Tensor
+
+    @property
+    def readable(self) -> int:
+        """How many of its documents are alive and can be found by their ids."""
+        return int(self.alive.sum()) if self.segment.has_ids() else 0
+
+    @property
+    def damaged(self) -> list[str]:
+        """What has been found damaged so far, where a document that is alive needs it."""
+        return self.segment.damaged(self.alive)
+
+    def sound(self) -> bool:
+        """Whether all that its living documents need is what was written; reads everything that no search has read."""
+        return self.segment.sound(self.alive)
 
     def admitted(self, where: Where | None) -> Tensor:
         """``(D,)`` bool: documents that are alive and meet the conditions."""
@@ -58,7 +65,8 @@ class Snapshot:
         return self.manifest["generation"]
 
     def __len__(self) -> int:
-        return sum(s["docs"] - s["deleted"] for s in self.manifest["segments"])
+        """Documents that can be read; those of lost segments are none."""
+        return sum(v.readable for v in self.views)
 
     def size(self) -> dict[str, int]:
         """``documents`` and ``vectors``; ``vector_bytes`` and ``sketch_bytes``; ``bytes`` on disk, with ids, metadata, and what
@@ -85,73 +93,67 @@ class Snapshot:
         return out
 
 
-def vacant(folder: Path, allowed: Collection[str] = ()) -> Path:
-    """A folder for a new index, made where there is none; what another process was killed in the middle of making may be in it.
-
-    Raises:
-        FileExistsError: there is an index, or something else.
-    """
-    if (folder / MANIFEST).exists():
-        raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {p.name for p in folder.iterdir()}
-    other = sorted(n for n in names if n.removesuffix(".part") not in {MANIFEST, *allowed} and not OWN.fullmatch(n))
-    if other:
-        raise FileExistsError(f"{folder} holds other things ({other[0]}); choose a folder that is new or empty")
-    return folder
-
-
-def start(folder: Path, fitted: Mapping[str, Tensor] | None, **made: Any) -> None:
-    """Commit the state of an index that holds nothing."""
-    state = write_small(folder / "000000.codec", fitted) if fitted else None
-    empty: dict[str, Any] = {"segments": [], "plan": None, "next_file": 0, "next_id": 0}
-    head = {"format": FORMAT, "version": VERSION, "generation": 0, "codec_state": state}
-    write_json(folder / MANIFEST, {**head, **made, **empty})
-
-
 def read(folder: Path, before: Snapshot | None = None) -> Snapshot:
-    """The last committed state; segments that ``before`` has open stay open."""
+    """The last committed state; segments that ``before`` has open, and that are the same to the last checksum, stay open."""
     for _ in range(5):
         manifest = read_manifest(folder)
         known = {v.segment.name: v.segment for v in before.views} if before else {}
         views, lost = [], {}
         for entry in manifest["segments"]:
             try:
-                segment = known.get(entry["file"]) or Segment(folder, entry)
+                held = known.get(entry["file"])
+                # A name may come again in an index that was made anew in this folder.
+                segment = held if held is not None and held.is_of(entry) else Segment(folder, entry)
                 views.append(View(segment, _alive(folder, entry)))
             except Damaged as problem:
-                lost[entry["file"]] = str(problem)
+                lost[entry["file"]] = f"{problem} ({entry['docs'] - entry['deleted']} documents)"
         # A writer may have replaced segments between the manifest and its files.
-        if not lost or read_manifest(folder)["generation"] == manifest["generation"]:
+        if not lost or _stands(folder, manifest):
             break
-    state = _checked(folder, **manifest["codec_state"]) if manifest["codec_state"] else {}
     dim, small = manifest["dim"], manifest["sketch"]
-    made = make_sketch(small, dim) if small else None
-    return Snapshot(manifest, vector_format(manifest["codec"], dim, **state), made, views, lost)
+    state = _checked(folder, manifest["codec_state"]) if manifest["codec_state"] else {}
+    try:
+        codec = vector_format(manifest["codec"], dim, **state)
+        made = make_sketch(small, dim) if small else None
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise Incompatible(f"{folder} holds vectors that this release cannot read: {problem}") from problem
+    for view in views:
+        _refuse_other_vectors(view.segment, codec, made)
+    return Snapshot(manifest, codec, made, views, lost)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not path.exists():
-        raise FileNotFoundError(f"there is no index in {folder}; Index.create makes one")
-    manifest = read_json(path)
-    if manifest.get("format") != FORMAT or manifest.get("version") != VERSION:
-        raise Incompatible(
-            f"{folder} holds {manifest.get('format')!r} of version {manifest.get('version')}; this release reads "
-            f"version {VERSION}: build it anew, or use the release that wrote it"
-        )
-    return manifest
+def _refuse_other_vectors(segment: Segment, codec: VectorFormat, sketch: Sketch | None) -> None:
+    kinds = {"token": codec} | ({"sketch": sketch_codec(sketch)} if sketch else {})
+    for kind, made in kinds.items():
+        want = {k: (v.dtype, tuple(v.shape[1:])) for k, v in made.encode(torch.zeros(1, made.dim)).items()}
+        found = segment.rows[kind].kinds if kind in segment.rows else {}
+        if found != want:
+            raise Incompatible(f"{segment.name} holds {kind} vectors of {found}; its index says {want}")
+
+
+def sketch_codec(sketch: Sketch) -> VectorFormat:
+    """How sketches are stored."""
+    return vector_format("int8", sketch.size)
+
+
+def _stands(folder: Path, manifest: Mapping[str, Any]) -> bool:
+    now = read_manifest(folder)
+    return all(now[k] == manifest[k] for k in ("id", "generation"))
 
 
 def _alive(folder: Path, entry: Mapping[str, Any]) -> Tensor:
     if not entry["dead"]:
         return torch.ones(entry["docs"], dtype=torch.bool)
-    return ~_checked(folder, **entry["dead"])["dead"]
+    dead = _checked(folder, entry["dead"]).get("dead")
+    if dead is None or dead.dtype != torch.bool or dead.shape != (entry["docs"],):
+        raise Damaged(f"{folder / entry['dead']['file']} does not say which of {entry['docs']} documents are deleted")
+    return ~dead
 
 
-def _checked(folder: Path, file: str, crc: int) -> dict[str, Tensor]:
+def _checked(folder: Path, entry: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a small file whose checksum the manifest holds."""
-    tensors = map_tensors(folder / file)
-    if crc != sum_of(tensors):
-        raise Damaged(f"{folder / file} is damaged")
+    file = folder / entry["file"]
+    tensors = map_tensors(file)
+    if entry["crc"] != sum_of(tensors):
+        raise Damaged(f"{file} is damaged")
     return tensors

@@ -5,28 +5,45 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.library import Library
-from tokensieve.retrieval.sources.folder import FILE, Folder, Text
+from tokensieve.retrieval.sources.folder import Folder
+from tokensieve.retrieval.sources.texts import Text
+
+COUNTED = ("files", "written", "unchanged", "removed", "passages", "tokens")
+STRANGE = 0.2
+"""The share of tokens without a word from which on a file is named."""
 
 
 @dataclass
 class SyncReport:
-    """What a mirroring did: files by what became of them, and the passages that the library now holds."""
+    """What a mirroring did: files by what became of them, and the passages that the library now holds.
+
+    Attributes:
+        skipped: files that are no text, and folders that were not entered, and why.
+        left_out: what was left out of files that were read, and why.
+        unread: files of which the encoder has no word for a fifth of the tokens or more, and the share of them.
+        repaired: what was damaged, by name, and no longer is.
+        tokens: how many were encoded.
+    """
 
     files: int = 0
     written: int = 0
     unchanged: int = 0
     removed: int = 0
     passages: int = 0
+    tokens: int = 0
     skipped: dict[str, str] = field(default_factory=dict)
-    """Files that are no text, and folders that were not entered, and why."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    unread: dict[str, float] = field(default_factory=dict)
+    repaired: list[str] = field(default_factory=list)
 
     def __add__(self, other: SyncReport) -> SyncReport:
-        sums = {
-            k: getattr(self, k) + getattr(other, k) for k in ("files", "written", "unchanged", "removed", "passages")
-        }
-        return SyncReport(**sums, skipped=self.skipped | other.skipped)
+        sums: dict[str, Any] = {k: getattr(self, k) + getattr(other, k) for k in (*COUNTED, "repaired")}
+        both: dict[str, Any] = {k: getattr(self, k) | getattr(other, k) for k in ("skipped", "left_out", "unread")}
+        return SyncReport(**sums, **both)
 
 
 def mirror(
@@ -45,7 +62,7 @@ def mirror(
         Locked: another process writes the library.
     """
     library.index.begin()
-    folder = Folder(root, without=library.index.folder)
+    folder = Folder(root, library.index.folder, library.recipe.include, library.recipe.exclude)
     files = folder.files()
     refuse_other(indexed_names(library), {f.relative_to(root).as_posix() for f in files}, library.index.folder, root)
     refuse_empty(folder, files)
@@ -74,19 +91,27 @@ def bring(
             seen.add(text.name)
             yield text
 
+    library.read.clear()
+    library.unknown.clear()
     written = library.put(texts(), lambda passages: step(done, len(files), passages))
     removed = library.remove(name for name in before - seen if folder.gone(name))
+    # What cannot be read now might stand in what is damaged.
+    repaired = [] if folder.unread else library.index.mend()
     plan = library.index.plan
-    if plan is None or len(library) > 2 * plan["documents"]:
-        library.index.tune()
-    return SyncReport(len(files), written, len(seen) - written, removed, len(library), folder.passed | folder.skipped)
+    if plan is None or "depths" not in plan or len(library) > 2 * plan["documents"]:
+        library.tune()
+    strange = {name: n / library.read[name] for name, n in library.unknown.items() if n >= STRANGE * library.read[name]}
+    return SyncReport(
+        len(files), written, len(seen) - written, removed, len(library), sum(library.read.values()),
+        folder.passed | folder.skipped, folder.left_out, strange, repaired,
+    )  # fmt: skip
 
 
 def indexed_names(library: Library) -> set[str]:
     """The names of a library's texts that came from files."""
     names = sorted(library.names())
     first = library.index.metadata([f"{n}#0" for n in names])
-    return {n for n, m in zip(names, first, strict=True) if m and m.get("kind") == FILE}
+    return {n for n, m in zip(names, first, strict=True) if m and marks.mirrored(m)}
 
 
 def refuse_other(indexed: Iterable[str], names: Collection[str], out: Path, root: Path) -> None:

@@ -1,9 +1,11 @@
-"""Tune: whether an index scores all documents or candidates only, by measurement on the machine it is on."""
+"""Tune: how many candidates are scored exactly, by what is measured on queries of the index's own texts; the same on every
+machine."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -14,78 +16,113 @@ from tokensieve.retrieval.index.snapshot import Snapshot
 from tokensieve.retrieval.scoring.ragged import Ragged
 
 T = TypeVar("T")
-BEST = 10
-QUERIES = 16
-LENGTH = 32
-DEPTHS = (50, 100, 200, 400, 800, 1600)
+KS = (10, 50, 100)
+"""Hits asked for, at which depths are measured; in between they are interpolated, beyond they grow with k."""
+QUERIES = 48
+LENGTH = 10
+"""Vectors of a query that is taken out of a stored document: those of a short question."""
+MARGIN = 1.5
+"""How much deeper than measured: questions are not the sentences that stand in for them."""
+GATHER = 2.0
+"""How many documents in a row are scored in the time of one that is gathered. Taken for all machines, so that equal indexes
+answer equally."""
 
 
-def rerank(state: Snapshot, admitted: Sequence[Tensor]) -> int:
+def rerank(state: Snapshot, admitted: Sequence[Tensor], k: int) -> int:
     """How many documents to score exactly by the measured plan; 0 for all of them."""
     plan = state.manifest["plan"]
-    if not plan or not plan["rerank"] or len(state) > 2 * plan["documents"]:
+    if plan is None or not usable(plan) or len(state) > 2 * plan["documents"]:
         return 0
-    return plan["rerank"] if sum(int(a.sum()) for a in admitted) > plan["above"] else 0
+    depth = depth_at(plan["depths"], k)
+    return depth if GATHER * depth < (1 - plan["share"]) * sum(int(a.sum()) for a in admitted) else 0
 
 
-def measure(state: Snapshot, queries: Ragged | None, goal: float) -> dict[str, Any]:
-    """The smallest depth that finds ``goal`` of the ten best, and the size above which it is faster than scoring all.
+def usable(plan: Mapping[str, Any] | None) -> bool:
+    """Whether a manifest's plan is one of this release, and of an index that has candidates."""
+    return plan is not None and bool(plan.get("depths"))
+
+
+def depth_at(depths: Mapping[str, int], k: int) -> int:
+    """The depth for k hits; that of few hits is that of the least number measured."""
+    known = sorted((int(name), depth) for name, depth in depths.items())
+    for (a, low), (b, high) in pairwise(known):
+        if k < b:
+            return max(low + -(-(high - low) * max(k - a, 0) // (b - a)), k)
+    last, depth = known[-1]
+    return max(-(-depth * max(k, last) // last), k)
+
+
+def measure(
+    state: Snapshot, queries: Ragged | None, goal: float, without: Sequence[str | None] | None = None
+) -> dict[str, Any]:
+    """The depths that find ``goal`` of the best documents for each of several k.
+
+    Args:
+        queries: None for stretches of stored documents, which are then left out of what is sought.
+        without: the id of a document that each query was made of, and that is left out.
 
     Returns:
-        ``rerank`` (0 where scoring all is faster or no depth suffices), ``above``, ``documents`` measured with, the
-        ``recall`` at that depth, and medians in milliseconds of both ways for one query.
+        ``depths`` by k, empty where every document is scored; ``documents`` measured with; ``recall`` of the ten best at that
+        depth; ``share``, the work of looking at all sketches over that of scoring all documents.
     """
-    plan: dict[str, Any] = {"rerank": 0, "above": 0, "documents": len(state), "recall": 1.0}
-    if state.sketch is None or len(state) <= BEST:
+    plan: dict[str, Any] = {"depths": {}, "documents": len(state), "recall": 1.0, "share": 0.0}
+    if state.sketch is None or len(state) <= max(KS):
         return plan
-    given = _samples(state) if queries is None else list(queries)
     admitted = [v.admitted(None) for v in state.views]
-    every = [Ragged.of([q]) for q in given]
-    search.exact(state.views, state.codec, every[0], admitted)
-    truth, slow = zip(
-        *(timed(lambda q=q: _flat(search.exact(state.views, state.codec, q, admitted))) for q in every), strict=True
-    )
-    plan["exact_ms"] = _median(slow)
-    for depth in DEPTHS:
-        if depth >= len(state):
-            break
-        found, fast = zip(
-            *(timed(lambda q=q: _flat(_two(state, q, admitted, depth))) for q in every), strict=True  # noqa: B023
-        )  # fmt: skip
-        recall = sum(_recall(t, f) for t, f in zip(truth, found, strict=True)) / len(every)
-        if recall >= goal:
-            # Half the depth at the same size tells what reranking costs, whatever the size.
-            _, half = zip(*(timed(lambda q=q: _two(state, q, admitted, depth // 2)) for q in every), strict=True)  # noqa: B023
-            fixed = max(2 * (_median(fast) - _median(half)), 0.0)
-            gain = plan["exact_ms"] - (_median(fast) - fixed)
-            plan |= {"recall": recall, "two_stage_ms": _median(fast)}
-            if _median(fast) < plan["exact_ms"]:
-                plan |= {"rerank": depth, "above": int(len(state) * min(fixed / gain, 1.0))}
-            break
+    alive = torch.cat(admitted)
+    if queries is None:
+        given, left_out = _samples(state)
+    else:
+        given, left_out = queries, _places(state, without or [None] * len(queries))
+    truth = torch.cat(search.exact(state.views, state.codec, given, admitted))
+    rough = torch.cat(search.rough(state.views, state.sketch, given, admitted))
+    best = []
+    for b, place in enumerate(left_out):
+        open_ = alive.clone()
+        if place is not None:
+            open_[place] = False
+        order = rough[:, b].masked_fill(~open_, -torch.inf).argsort(descending=True, stable=True)
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(len(order))
+        top = truth[:, b].masked_fill(~open_, -torch.inf).topk(min(max(KS), int(open_.sum()))).indices
+        best.append(rank[top] + 1)
+    ranks = torch.stack(best)
+    for k in KS:
+        least = ranks[:, :k].flatten().sort().values
+        # Half of what the goal lets go is left for questions that are harder than these.
+        place = min(int((1 - (1 - goal) / 2) * len(least)), len(least) - 1)
+        plan["depths"][str(k)] = max(-(-int(MARGIN * int(least[place])) // 10) * 10, k)
+    for few, many in pairwise(KS):
+        plan["depths"][str(many)] = max(plan["depths"][str(few)], plan["depths"][str(many)])
+    plan["recall"] = float((ranks[:, : KS[0]] <= plan["depths"][str(KS[0])]).float().mean())
+    work = [(v.segment.rows["sketch"].lengths.sum(), v.segment.tokens.lengths.sum()) for v in state.views]
+    sketches, tokens = (int(sum(w)) for w in zip(*work, strict=True))
+    plan["share"] = sketches * state.sketch.size / max(tokens * state.manifest["dim"], 1)
     return plan
 
 
-def _two(state: Snapshot, query: Ragged, admitted: Sequence[Tensor], depth: int) -> list[Tensor]:
-    assert state.sketch is not None
-    return search.two_stage(state.views, state.codec, state.sketch, query, admitted, depth)
+def _places(state: Snapshot, ids: Sequence[str | None]) -> list[int | None]:
+    """Where documents stand among those of all views."""
+    starts = [0]
+    for view in state.views:
+        starts.append(starts[-1] + view.segment.docs)
+    found = state.find([i or "" for i in ids])
+    return [None if i is None or p is None else starts[p[0]] + p[1] for i, p in zip(ids, found, strict=True)]
 
 
-def _recall(truth: Tensor, found: Tensor) -> float:
-    """Share of the best places whose document was found; equals of the last one count as it."""
-    least = truth.topk(min(BEST, len(truth))).values[-1]
-    return min(int((found >= least).sum()) / BEST, 1.0)
-
-
-def _samples(state: Snapshot) -> list[Tensor]:
-    """Documents at equal steps, the first tokens of each."""
-    places = [(v, d) for v, view in enumerate(state.views) for d in view.alive.nonzero()[:, 0].tolist()]
+def _samples(state: Snapshot) -> tuple[Ragged, list[int | None]]:
+    """Stretches from the middle of documents at equal steps, and where those documents stand."""
+    places, start = [], 0
+    for v, view in enumerate(state.views):
+        places += [(v, d, start + d) for d in view.admitted(None).nonzero()[:, 0].tolist()]
+        start += view.segment.docs
     picked = places[:: max(len(places) // QUERIES, 1)][:QUERIES]
-    rows = [state.views[v].segment.tokens.take(torch.tensor([d]))[0] for v, d in picked]
-    return [state.codec.decode(r)[:LENGTH] for r in rows]
-
-
-def _flat(scores: Sequence[Tensor]) -> Tensor:
-    return torch.cat(list(scores))[:, 0]
+    out = []
+    for v, d, _ in picked:
+        rows = state.codec.decode(state.views[v].segment.tokens.take(torch.tensor([d]))[0])
+        first = max((len(rows) - LENGTH) // 2, 0)
+        out.append(rows[first : first + LENGTH])
+    return Ragged.of(out), [place for _, _, place in picked]
 
 
 def timed(call: Callable[..., T], *given: Any) -> tuple[T, float]:
@@ -93,7 +130,3 @@ def timed(call: Callable[..., T], *given: Any) -> tuple[T, float]:
     start = time.perf_counter()
     out = call(*given)
     return out, (time.perf_counter() - start) * 1e3
-
-
-def _median(values: Sequence[float]) -> float:
-    return sorted(values)[len(values) // 2]

@@ -8,14 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from tokensieve.retrieval.errors import Locked
 from tokensieve.retrieval.index import snapshot
-from tokensieve.retrieval.index.search import sketch_codec
+from tokensieve.retrieval.index.manifest import (
+    LOCK,
+    MANIFEST,
+    OWN,
+    VERSION,
+    fresh_id,
+    locked,
+    next_file,
+    refuse_replaced,
+)
+from tokensieve.retrieval.index.marks import of_file
 from tokensieve.retrieval.index.segment import write_segment
-from tokensieve.retrieval.index.snapshot import LOCK, MANIFEST, OWN, Snapshot, View
+from tokensieve.retrieval.index.snapshot import Snapshot, View, sketch_codec
 from tokensieve.retrieval.scoring.maxsim import runs
 from tokensieve.retrieval.scoring.ragged import Ragged, bounds
 from tokensieve.retrieval.storage import VectorFormat
@@ -34,12 +42,12 @@ class Writer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._lock = FileLock(folder / LOCK, thread_local=False)
+        self._lock = locked(folder)
         try:
-            self._lock.acquire(timeout=0)
-        except Timeout as problem:
-            raise Locked(f"{folder} is being written by another process or Index; close that one first") from problem
-        self.state = snapshot.read(folder)
+            self.state = snapshot.read(folder)
+        except BaseException:
+            self._lock.release()
+            raise
         self._sweep()
 
     def close(self) -> None:
@@ -51,7 +59,7 @@ class Writer:
         """One commit: delete ``gone``, add documents, whose ids must then be free."""
         manifest = {**self.state.manifest, **more}
         segments = {s["file"]: dict(s) for s in manifest["segments"]}
-        number = manifest["next_file"]
+        number = next_file(manifest)
         for name, dead in self._dead(gone).items():
             number += 1
             segments[name] |= {
@@ -79,14 +87,37 @@ class Writer:
             self._merge()
         return self.state
 
-    def compact(self) -> Snapshot:
-        """Rewrite segments so that they are full and hold no deleted documents; damaged ones stay as they are."""
-        whole = [v for v in self.state.views if v.segment.sound()]
+    def compact(self, forget: bool = False) -> Snapshot:
+        """Rewrite segments so that they are full and hold no deleted documents; damaged ones stay as they are, but where
+        ``forget`` lets go of those whose documents cannot be found."""
+        if forget:
+            self._forget({*self.state.lost, *(v.segment.name for v in self.state.views if not v.segment.has_ids())})
+        whole = [v for v in self.state.views if v.sound()]
         sizes = [int(v.segment.tokens.lengths[v.alive].sum()) for v in whole]
         for first, last in runs(bounds(sizes).tolist(), SEGMENT):
-            if last - first > 1 or not bool(whole[first].alive.all()):
+            if last - first > 1 or not bool(whole[first].alive.all()) or whole[first].segment.blemished:
                 self._join(whole[first:last])
         return self.state
+
+    def mend(self) -> list[str]:
+        """Once every file is in the index again: let go of segments that held nothing else and cannot be read, and write anew
+        those of which a damaged part is needed no more. Returns what was damaged, by name, and no longer is."""
+        found = [*self.state.lost.values(), *(v.segment.name for v in self.state.views if v.segment.blemished)]
+        if not found:
+            return []
+        entries = {s["file"]: s for s in self.state.manifest["segments"]}
+        closed = {*self.state.lost, *(v.segment.name for v in self.state.views if not v.segment.described())}
+        self._forget({name for name in closed if entries[name].get("others") == 0})
+        for view in self.state.views:
+            if view.segment.blemished and view.sound():
+                self._join([view])
+        left = [*self.state.lost.values(), *(v.segment.name for v in self.state.views if v.segment.blemished)]
+        return [part for part in found if part not in left]
+
+    def _forget(self, names: set[str]) -> None:
+        kept = [s for s in self.state.manifest["segments"] if s["file"] not in names]
+        if len(kept) < len(self.state.manifest["segments"]):
+            self._commit({**self.state.manifest, "segments": kept})
 
     def _write(
         self, number: int, codec: VectorFormat, docs: Ragged, ids: Sequence[str], metadata: Sequence[bytes]
@@ -99,7 +130,8 @@ class Writer:
 
     def _save(self, number: int, rows: Any, ids: Sequence[str], metadata: Sequence[bytes]) -> dict[str, Any]:
         path = self.folder / f"{number:06d}.safetensors"
-        return write_segment(path, rows, ids, metadata) | {"dead": None, "deleted": 0}
+        others = sum(not of_file(m) for m in metadata)
+        return write_segment(path, rows, ids, metadata) | {"dead": None, "deleted": 0, "others": others}
 
     def _dead(self, gone: Sequence[str]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -110,18 +142,23 @@ class Writer:
         return out
 
     def _merge(self) -> None:
-        """Join segments of about one size where there are many, so that a search opens few."""
+        """Write segments anew of which half is deleted, and join those of about one size where there are many, so that a search
+        opens few."""
         tiers: dict[int, list[View]] = {}
         for view in self.state.views:
-            tokens = int(view.segment.tokens.lengths[view.alive].sum())
+            lengths = view.segment.tokens.lengths
+            tokens = int(lengths[view.alive].sum())
+            if 2 * tokens <= int(lengths.sum()) and view.sound():
+                self._join([view])
+                continue
             if tokens <= SEGMENT // TIER:
                 tiers.setdefault(tokens.bit_length() // 3, []).append(view)
         for views in tiers.values():
-            if len(views) >= TIER and all(v.segment.sound() for v in views):
+            if len(views) >= TIER and all(v.sound() for v in views):
                 self._join(views)
 
     def _join(self, views: Sequence[View]) -> None:
-        number = self.state.manifest["next_file"] + 1
+        number = next_file(self.state.manifest) + 1
         held = [(v.segment, v.alive.nonzero()[:, 0]) for v in views]
         rows = {}
         for kind in views[0].segment.rows:
@@ -136,7 +173,9 @@ class Writer:
         self._commit({**self.state.manifest, "segments": [*kept, entry], "next_file": number})
 
     def _commit(self, manifest: dict[str, Any]) -> None:
-        write_json(self.folder / MANIFEST, manifest | {"generation": manifest["generation"] + 1})
+        refuse_replaced(self.folder, self.state.manifest)
+        head = {"version": VERSION, "id": manifest["id"] or fresh_id(), "generation": manifest["generation"] + 1}
+        write_json(self.folder / MANIFEST, manifest | head)
         self.state = snapshot.read(self.folder, self.state)
         self._sweep()
 

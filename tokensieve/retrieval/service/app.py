@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.service import wire
 from tokensieve.retrieval.service.guard import LOOPBACK, Refused, RequestGuard, bearer, word_errors, worded
-from tokensieve.retrieval.sources.folder import Text
+from tokensieve.retrieval.sources.texts import Text
 
 BODY = 64 << 20
 LINE = 8 << 20

@@ -6,14 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.filters import check
-from tokensieve.retrieval.index.results import OWN, SearchResult
+from tokensieve.retrieval.index.results import SearchResult
 
 QUERY, MOST, TEXT, NAME = 1000, 100, 1_000_000, 512
 """Characters of a query, passages of an answer, characters of a document and of its id."""
 WORDS = r"\S"
 
-FREE: Any = {"propertyNames": {"not": {"enum": sorted(OWN)}}}
+FREE: Any = {"propertyNames": {"not": {"anyOf": [{"enum": sorted(marks.OWN)}, {"pattern": "^\\$"}]}}}
 Strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 Scalar = str | bool | int | float | None
 Value = Scalar | list[Scalar]
@@ -62,7 +63,7 @@ class Line(BaseModel):
     @field_validator("metadata")
     @classmethod
     def _free(cls, value: dict[str, Value]) -> dict[str, Value]:
-        own = OWN & value.keys()
+        own = [name for name in value if marks.own(name)]
         if own:
             raise ValueError(f"{min(own)!r} is a field of the library's own; rename it")
         return value
@@ -76,6 +77,7 @@ class Match(BaseModel):
     passage: Span | None
     similarity: float
     stop: bool
+    context: Span | None
 
 
 class Hit(BaseModel):
@@ -87,6 +89,8 @@ class Hit(BaseModel):
     span: Span
     score: float
     vectors: int
+    context: str
+    place: str
     metadata: dict[str, Any]
     highlights: list[Span]
     matches: list[Match]
@@ -107,6 +111,8 @@ class Passage(BaseModel):
     id: str
     text: str
     span: Span
+    context: str
+    place: str
     metadata: dict[str, Any]
 
 
@@ -169,11 +175,11 @@ def hit(query: str, found: SearchResult) -> Hit:
     matches = [
         Match(
             token=query[slice(*m.query)] if m.query else None,
-            query=m.query, passage=m.passage, similarity=m.similarity, stop=m.stop,
+            query=m.query, passage=m.passage, similarity=m.similarity, stop=m.stop, context=m.context,
         )
         for m in found.matches
     ]  # fmt: skip
     return Hit(
-        id=found.id, document=found.document, text=found.text, span=found.span, score=found.score,
-        vectors=found.vectors, metadata=found.metadata, highlights=found.highlights, matches=matches,
+        id=found.id, document=found.document, text=found.text, span=found.span, score=found.score, context=found.context,
+        place=found.place, vectors=found.vectors, metadata=found.metadata, highlights=found.highlights, matches=matches,
     )  # fmt: skip

@@ -16,13 +16,15 @@ from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.encoders.reduce import Frequencies
 from tokensieve.retrieval.errors import Locked
+from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.manifest import MANIFEST
 from tokensieve.retrieval.index.recipe import Recipe
-from tokensieve.retrieval.index.snapshot import MANIFEST
 from tokensieve.retrieval.index.sync import SyncReport, bring, refuse_empty, refuse_other
 from tokensieve.retrieval.shards.manifest import Shards
-from tokensieve.retrieval.sources.folder import FILE, Folder, Text
+from tokensieve.retrieval.sources.folder import Folder
+from tokensieve.retrieval.sources.texts import Text
 from tokensieve.retrieval.storage import FORMATS, VectorFormat
 from tokensieve.retrieval.storage.files import map_tensors, write_tensors
 
@@ -133,7 +135,7 @@ def mirror(
     except Timeout as problem:
         raise Locked(f"{shards.folder} is being built by another process; wait for it, or end it first") from problem
     with held:
-        folder = Folder(root, without=shards.folder)
+        folder = Folder(root, shards.folder, shards.recipe.include, shards.recipe.exclude)
         files = folder.files()
         names = [f.relative_to(root).as_posix() for f in files]
         refuse_other(_indexed_names(shards), set(names), shards.folder, root)
@@ -172,7 +174,7 @@ def _indexed_names(shards: Shards) -> Iterator[str]:
         index = Index.open(shards.at(number))
         for id in index.ids():
             name, _, place = id.rpartition("#")
-            if place == "0" and (index.metadata([id])[0] or {}).get("kind") == FILE:
+            if place == "0" and marks.mirrored(index.metadata([id])[0] or {}):
                 yield name
 
 

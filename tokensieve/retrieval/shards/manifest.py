@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tokensieve.retrieval.errors import Incompatible
+from tokensieve.retrieval.index.manifest import creating
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.segment import keys_of
-from tokensieve.retrieval.index.snapshot import vacant
 from tokensieve.retrieval.storage.files import read_json, write_json
 
 SHARDS = "shards.json"
@@ -39,8 +39,9 @@ class Shards:
             raise ValueError(f"shards must be at least 1, not {count}")
         if (folder / SHARDS).exists():
             raise FileExistsError(f"there is an index in {folder} already; open it, or choose another folder")
-        made = cls(vacant(folder, [SHARDS]), recipe, count, {})
-        made._write()
+        made = cls(folder, recipe, count, {})
+        with creating(folder, [SHARDS]):
+            made._write()
         return made
 
     @classmethod

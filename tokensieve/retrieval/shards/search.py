@@ -13,7 +13,16 @@ from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Index
-from tokensieve.retrieval.index.results import CANDIDATES, SearchResult, asked, question, rank_results, with_vectors
+from tokensieve.retrieval.index.library import refuse_encoder
+from tokensieve.retrieval.index.results import (
+    CANDIDATES,
+    SearchResult,
+    asked,
+    notes,
+    question,
+    rank_results,
+    with_vectors,
+)
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.shards.manifest import Shards
 
@@ -96,11 +105,11 @@ class Collection:
         encoder = encoder or loading.load_encoder(shards.recipe.encoder)
         opened = parts([shards.at(number).absolute() for number in range(shards.count)])
         for number, model in enumerate(opened.ask("model")):
-            if model != encoder.identity.label:
+            try:
+                refuse_encoder(shards.at(number), model, encoder)
+            except Incompatible:
                 opened.close()
-                raise Incompatible(
-                    f"{shards.at(number)} was made for model {model!r}, not {encoder.identity.label!r}; index anew"
-                )
+                raise
         return cls(shards, encoder, opened)
 
     def search(
@@ -108,10 +117,14 @@ class Collection:
         rerank: int | None = None,
     ) -> list[SearchResult]:  # fmt: skip
         """As :meth:`Library.search`; the scores, ids and order are those of one library of all texts."""
-        tokens = asked(self.encoder.queries([question(query)]))
+        tokens = asked(self.encoder.queries([question(query)]), notes(self.encoder, query))
         best = self.best(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
         stored = {hit.id: (hit, vectors) for part in self._parts.ask("with_vectors", best) for hit, vectors in part}
         return rank_results(tokens, [stored[hit.id] for hit in best if hit.id in stored], k, keep, self.shards.recipe)
+
+    def notes(self, query: str) -> tuple[str, ...]:
+        """As :meth:`Library.notes`."""
+        return notes(self.encoder, query)
 
     def best(self, query: Tensor, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Hit]:
         """The k passages of the highest MaxSim with a query ``(Q, dim)`` (see :meth:`Index.search`)."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tokensieve.core.files import write, write_text
-from tokensieve.retrieval.errors import Damaged
+from tokensieve.retrieval.errors import Damaged, Forbidden
 
 TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -67,7 +67,10 @@ def read_json(path: Path) -> dict:
     head, _, body = text.partition(',"body":')
     if head != f'{{"crc":{zlib.crc32(body[:-1].encode())}':
         raise Damaged(f"{path} is damaged: its checksum does not fit; restore it from a copy")
-    return json.loads(body[:-1])
+    held = json.loads(body[:-1])
+    if not isinstance(held, dict):
+        raise Damaged(f"{path} holds no JSON object; restore it from a copy")
+    return held
 
 
 def map_tensors(path: Path) -> dict[str, Tensor]:
@@ -82,7 +85,7 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
         for name, about in header.items():
             if name == "__metadata__":
                 continue
-            a, b = about["data_offsets"]
+            a, b = map(_count, about["data_offsets"])
             kind = TYPES[about["dtype"]]
             count = (b - a) // kind.itemsize
             flat = (
@@ -90,7 +93,16 @@ def map_tensors(path: Path) -> dict[str, Tensor]:
                 if count
                 else torch.empty(0, dtype=kind)
             )
-            out[name] = flat.view(about["shape"])
+            out[name] = flat.view([_count(n) for n in about["shape"]])
         return out
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as problem:
+    except PermissionError as problem:
+        raise Forbidden(f"{path} may not be read by this account: {problem.strerror}; see its mode") from problem
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as problem:
         raise Damaged(f"{path} cannot be read: {problem}") from problem
+
+
+def _count(value: Any) -> int:
+    """A negative one would count from the end."""
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value

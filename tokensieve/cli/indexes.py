@@ -1,0 +1,41 @@
+"""What the commands that work on an index share: their options, and how one is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from tokensieve.retrieval.index.library import Library
+
+Ray = Annotated[
+    str | None,
+    typer.Option(help="A Ray cluster that works on shards: its address, or 'local' for processes of this machine."),
+]
+EncoderPath = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder",
+        help="A model's folder or hub name: the embedded MiniLM if new, else where that of the index is now.",
+    ),
+]
+At = Annotated[Path, typer.Argument(help="The folder of an index.")]
+
+
+def opened(at: Path, encoder: str | None = None) -> Library:
+    """The index in a folder, with the encoder that is said to be there."""
+    from tokensieve.retrieval.encoders import loading
+    from tokensieve.retrieval.index.library import Library
+    from tokensieve.sites.model.compatibility import disable_progress_bar
+
+    disable_progress_bar()
+    return Library.open(at, None if encoder is None else loading.load_encoder(encoder))
+
+
+def status(what: str) -> Any:
+    """Says what takes a while, where someone looks."""
+    from rich.console import Console
+
+    return Console(stderr=True).status(what)
