@@ -21,7 +21,8 @@ if importlib.util.find_spec("torch"):
     for name in ("nms", "qnms"):
         LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 '''
-UNREACHABLE = 3
+UNREACHABLE = 77
+"""The exit code that tells this from a failure of what runs in the environment."""
 
 
 def pip(python: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -37,7 +38,9 @@ def newest(python: Path) -> str | None:
 
 
 def made(folder: Path, version: str) -> int:
-    """Make the environment; exit code 0, or 3 where the registry does not serve it."""
+    """Make the environment, where it is not there yet; exit code 0, or 77 where the registry does not serve it."""
+    if (folder / ".made").is_file():
+        return 0
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     wanted = newest(python) if version == "newest" else version

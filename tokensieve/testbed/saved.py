@@ -7,20 +7,17 @@ from safetensors.torch import save_file
 
 from tokensieve.core.files import write
 
-INSIDE = {"vision_tower.": "vision_tower.vision_model.", "model.vision_tower.": "model.vision_tower.vision_model."}
-"""What the names of an encoder's weights begin with as transformers saves them, and on the hub."""
+TOWER, INSIDE = "vision_tower.", "vision_model."
+"""What the names of an encoder's weights begin with, and what the hub's names of those of CLIP and SigLIP have behind it."""
+OWN = "vision_tower.encoder.layers."
+"""Where the blocks of these two are, as transformers saves them."""
 
 
 def hub_names(directory: Path) -> None:
     """Rename the weights of a saved model in place; those that have their hub's name stay as they are."""
     for path in sorted(directory.glob("*.safetensors")):
         with safe_open(path, "pt") as f:
-            meta, tensors = f.metadata(), {_hub(name): f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        write(path, lambda part, t=tensors, m=meta: save_file(t, part, metadata=m))
-
-
-def _hub(name: str) -> str:
-    for ours, theirs in INSIDE.items():
-        if name.startswith(ours) and not name.startswith(theirs):
-            return theirs + name.removeprefix(ours)
-    return name
+            meta, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+        if any(OWN in name for name in tensors):
+            tensors = {name.replace(TOWER, TOWER + INSIDE): tensor for name, tensor in tensors.items()}
+            write(path, lambda part, t=tensors, m=meta: save_file(t, part, metadata=m))

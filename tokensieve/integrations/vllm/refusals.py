@@ -67,14 +67,14 @@ def why_not(plan: Plan, tower: Tower | None = None) -> str | None:
     Args:
         tower: the encoder of the model it is for; None for what can be said of any.
     """
-    told = _why_not(plan, tower or ANY)
+    told = refused_stage(plan, tower or ANY)
     return None if told is None else f"{told}; {way_out(tower)}"
 
 
 def served_methods(tower: Tower | None = None) -> list[str]:
     """The methods that can be served, by name, with their defaults and as one stage at the handoff."""
     names = list_methods(site="handoff")
-    return [name for name in names if _why_not(Plan(Stage(get_method(name), 16, "handoff")), tower or ANY) is None]
+    return [name for name in names if refused_stage(Plan(Stage(get_method(name), 16, "handoff")), tower or ANY) is None]
 
 
 def way_out(tower: Tower | None = None) -> str:
@@ -84,7 +84,8 @@ def way_out(tower: Tower | None = None) -> str:
     return f"served are {', '.join(served_methods(tower))}"
 
 
-def _why_not(plan: Plan, tower: Tower) -> str | None:
+def refused_stage(plan: Plan, tower: Tower) -> str | None:
+    """As :func:`why_not`, without the way out."""
     others = [stage for stage in plan.stages if stage.site != "handoff"]
     if others:
         alone = any(s.site == "handoff" for s in plan.stages)
