@@ -70,6 +70,7 @@ _ROOMS = (
     "catalog",
     "codec",
     "core",
+    "integrations",
     "methods",
     "parts",
     "planner",
