@@ -20,7 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.guards import LEAST, compared
+from benchmarks.before import LEAST, compared
 from tokensieve.bench.results import environment
 from tokensieve.core.files import write_json
 

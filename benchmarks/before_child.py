@@ -1,4 +1,4 @@
-"""One side of `benchmarks.guards`, in a process that stays alive: it times what it is asked for, line by line.
+"""One side of `benchmarks.before`, in a process that stays alive: it times what it is asked for, line by line.
 
 It runs tokensieve from wherever PYTHONPATH says, and uses no more of it than every commit has.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from functools import partial
+from tempfile import TemporaryDirectory
 from time import perf_counter
 
 import torch
@@ -18,9 +19,14 @@ import tokensieve as ts
 
 KEEP, CONTEXT, QUESTION, SHARE, STEPS = 64, 1024, 64, 0.25, 4
 PREFILL, DECODE = ("visionzip", "fastv"), ("snapkv", "adakv")
+SELECTION = ("visionzip", "divprune", "tome", "sparsevlm", "vispruner")
+TOKENS, WIDTH, HEADS, TEXT = 576, 1024, 16, 32
+DOCUMENTS, LENGTH, DIM, QUERY, BEST = 2000, 64, 128, 32, 10
+LASTING = 0.1
+"""Seconds that one time is of, at least: what is quick is done several times."""
 
 
-class Side:
+class Models:
     """The model, and for each method that evicts a cache from which entries have left."""
 
     def __init__(self):
@@ -81,18 +87,69 @@ class Side:
             return (perf_counter() - began) / STEPS
 
 
+def repeated(call):
+    """Seconds of one call, the mean of as many as take :data:`LASTING` together."""
+    began, count = perf_counter(), 0
+    while count == 0 or perf_counter() - began < LASTING:
+        call()
+        count += 1
+    return (perf_counter() - began) / count
+
+
+def selection(name):
+    """A method on plain arrays."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1, TOKENS, WIDTH, generator=g)
+    given = {
+        "cls_attention": torch.rand(1, HEADS, TOKENS, generator=g).softmax(-1),
+        "received_attention": torch.rand(1, HEADS, TOKENS, generator=g).softmax(-1),
+        "text_attention": torch.rand(1, HEADS, TEXT, TOKENS, generator=g).softmax(-1),
+        "text": torch.randn(1, TEXT, WIDTH, generator=g),
+        "keys": torch.randn(1, TOKENS, WIDTH, generator=g),
+    }
+    return partial(repeated, lambda: ts.reduce(x, name, keep=KEEP, grid=(24, 24), **given))
+
+
+def searches(folder):
+    """By name: an index of random documents, asked."""
+    from tokensieve.retrieval import Index
+
+    g = torch.Generator().manual_seed(0)
+    docs = torch.nn.functional.normalize(torch.randn(DOCUMENTS, LENGTH, DIM, generator=g), dim=-1)
+    query = torch.nn.functional.normalize(docs[0, :QUERY] + 0.1 * torch.randn(QUERY, DIM, generator=g), dim=-1)
+    index = Index.create(f"{folder}/index", DIM, "int8", sketch="pooled")
+    index.add(list(docs))
+    index.compact()
+    return {
+        "100 candidates, reranked": partial(repeated, lambda: index.search(query, BEST, rerank=100)),
+        "all documents": partial(repeated, lambda: index.search(query, BEST, rerank=0)),
+    }
+
+
 @torch.no_grad()
-def main():
-    side = Side()
-    things = {f"prefill, {name}": partial(side.prefill, name) for name in PREFILL}
-    things |= {f"decoded token, {name}": partial(side.decode, name) for name in DECODE}
+def main(groups):
+    things = {}
+    models = Models() if {"prefill", "decode"} & set(groups) else None
+    if "prefill" in groups:
+        things |= {f"prefill, {name}": partial(models.prefill, name) for name in PREFILL}
+    if "decode" in groups:
+        things |= {f"decoded token, {name}": partial(models.decode, name) for name in DECODE}
+    if "selection" in groups:
+        things |= {f"selection, {name}": selection(name) for name in SELECTION}
+    with TemporaryDirectory() as folder:
+        if "search" in groups:
+            things |= {f"search, {name}": call for name, call in searches(folder).items()}
+        answer(things)
+
+
+def answer(things):
+    """Say what can be timed, and the seconds of each that is asked for."""
     for measure in things.values():
         measure()  # what a first time takes once and for all
-    size = sum(p.numel() for p in side.model.parameters())
-    print(json.dumps({"tokensieve": ts.__file__, "parameters": size, "things": list(things)}), flush=True)
+    print(json.dumps({"tokensieve": ts.__file__, "things": list(things)}), flush=True)
     for line in sys.stdin:
         print(json.dumps(things[line.strip()]()), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -1,7 +1,9 @@
-"""What guards cost: this code against that of a commit before, on a randomly initialised LLaVA of about 300 M parameters.
+"""What a change costs: this code against that of a commit before.
 
-`python -m benchmarks.guards --before COMMIT` times the prefill of 576 visual tokens of which 64 are kept (without the vision
-encoder, selection included) and a decoded token over a cache of which a quarter is kept. The commit is checked out into a
+`python -m benchmarks.before --before COMMIT` times four things (`--only` some of them). `prefill`: 576 visual tokens of which
+64 are kept, in a randomly initialised LLaVA of about 300 M parameters, without the vision encoder, selection included.
+`decode`: a token over a cache of which a quarter is kept. `selection`: methods on plain arrays, 576 tokens to 64. `search`:
+candidates and exact rerank, and all documents, in indexes of 2,000 random ones. The commit is checked out into a
 folder of its own for the time of the run. Each side is a process that stays alive and is asked for one time at a time, the
 same of each side in turn, so that all meet every slow spell of the machine; who goes first changes from round to round. A
 third process runs this code once more: its ratio to the other of the same code, the A/A line, is what the machine makes of
@@ -19,7 +21,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,15 +37,18 @@ from tokensieve.core.files import write_json
 ROOT = Path(__file__).parent.parent
 ROUNDS, LEAST, LIMIT, DRAWS = 9, 7, 1.02, 10_000
 SIDES = ("before", "now", "again")
-COMMAND = [sys.executable, str(ROOT / "benchmarks" / "guards_child.py")]
+GROUPS = ("prefill", "decode", "selection", "search")
+COMMAND = [sys.executable, str(ROOT / "benchmarks" / "before_child.py")]
 
 
 class Child:
     """A side: a process that times what it is asked for."""
 
-    def __init__(self, tree: Path):
+    def __init__(self, tree: Path, only: Sequence[str] = GROUPS):
         env = os.environ | {"PYTHONPATH": str(tree)}
-        self.process = subprocess.Popen(COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+        self.process = subprocess.Popen(
+            [*COMMAND, *only], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
         self.tree = tree
 
     def begun(self) -> dict[str, Any]:
@@ -95,12 +100,12 @@ def checked_out(commit: str) -> Iterator[Path]:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=ROOT, check=True)
 
 
-def measure(before: Path, rounds: int) -> tuple[dict[str, dict[str, list[float]]], int]:
-    """Seconds of each side, what was measured, and round; and the parameters of the model."""
+def measure(before: Path, rounds: int, only: Sequence[str]) -> dict[str, dict[str, list[float]]]:
+    """Seconds of each side, what was measured, and round."""
     with ExitStack() as stack:
         children = {}
         for side in SIDES:
-            children[side] = Child(before if side == "before" else ROOT)
+            children[side] = Child(before if side == "before" else ROOT, only)
             stack.callback(children[side].end)
             said = children[side].begun()  # one after the other: warming up, they would disturb each other
         taken: dict[str, dict[str, list[float]]] = {side: {what: [] for what in said["things"]} for side in SIDES}
@@ -109,7 +114,7 @@ def measure(before: Path, rounds: int) -> tuple[dict[str, dict[str, list[float]]
             for what in said["things"]:
                 for side in SIDES[first:] + SIDES[:first]:
                     taken[side][what].append(children[side].seconds(what))
-    return taken, said["parameters"]
+    return taken
 
 
 def compared(over: list[float], under: list[float]) -> dict[str, float]:
@@ -124,33 +129,34 @@ def fine(row: dict[str, float]) -> bool:
     return row["ratio"] <= LIMIT or row["low"] <= 1 <= row["high"]
 
 
-def main(before: str, out: Path, rounds: int = ROUNDS) -> dict[str, Any]:
+def main(before: str, out: Path, rounds: int = ROUNDS, only: Sequence[str] = GROUPS) -> dict[str, Any]:
     """Measure, print a table, and write ``out``."""
     if rounds < LEAST:
         raise ValueError(f"--rounds {rounds}: an interval asks for {LEAST} or more")
+    if set(only) - set(GROUPS):
+        raise ValueError(f"--only {' '.join(sorted(set(only) - set(GROUPS)))}; it must be of {', '.join(GROUPS)}")
     with checked_out(before) as tree:
-        taken, size = measure(tree, rounds)
+        taken = measure(tree, rounds, only)
     rows, table = {}, Table("", "ms before", "ms now", "now / before", "95%", "A/A", "95%", "")
-    table.title = (
-        f"{size / 1e6:.0f} M parameters, 576 -> 64 visual tokens, a quarter of 1,024 entries; before: {before}"
-    )
+    table.title = f"before: {before}; {rounds} rounds"
     for what in taken["now"]:
         now, same = (compared(taken[a][what], taken[b][what]) for a, b in (("now", "before"), ("again", "now")))
         rows[what] = {"ms": {side: [1e3 * s for s in taken[side][what]] for side in SIDES}, "before": now, "a/a": same}
-        times = (f"{np.median(rows[what]['ms'][side]):.1f}" for side in ("before", "now"))
+        times = (f"{np.median(rows[what]['ms'][side]):.2f}" for side in ("before", "now"))
         shown = (text for r in (now, same) for text in (f"{r['ratio']:.3f}", f"{r['low']:.3f} to {r['high']:.3f}"))
         table.add_row(what, *times, *shown, "ok" if fine(now) else f"above {LIMIT}")
     (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
-    result = {"benchmark": "guards", "environment": environment(), "before": before, "rounds": rounds, "rows": rows}
+    result = {"benchmark": "before", "environment": environment(), "before": before, "rounds": rounds, "rows": rows}
     out.parent.mkdir(parents=True, exist_ok=True)
     write_json(out, result)
     return result
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="What guards cost, against the commit before them.")
+    parser = argparse.ArgumentParser(description="What a change costs, against a commit before it.")
     parser.add_argument("--before", required=True, help="the commit to compare with")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--out", type=Path, default=ROOT / "out" / "guards.json")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "before.json")
+    parser.add_argument("--only", nargs="+", default=GROUPS, help=f"of {', '.join(GROUPS)}")
     asked = parser.parse_args()
-    main(asked.before, asked.out, asked.rounds)
+    main(asked.before, asked.out, asked.rounds, asked.only)
