@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tokensieve.bench.results import beats_random
+from tokensieve.bench.results import beats_random, difference
 from tokensieve.core.registry import Registry
 
 Row = dict[str, Any]
@@ -36,11 +36,18 @@ class Column:
 
     def show(self, row: Row, rows: dict[str, Row]) -> str:
         """The cell in words."""
-        try:
-            value = self.value(row, rows)
-        except KeyError:
-            return ""
+        value = self._of(row, rows)
         return "" if value is None else self.format.format(value)
+
+    def said(self, rows: dict[str, Row]) -> bool:
+        """Whether any row has something to say here; where none has, the column is left out."""
+        return any(self._of(row, rows) is not None for row in rows.values())
+
+    def _of(self, row: Row, rows: dict[str, Row]) -> Any:
+        try:
+            return self.value(row, rows)
+        except KeyError:
+            return None
 
 
 COLUMNS: Registry[Column] = Registry("column")
@@ -66,8 +73,9 @@ def register_column(
     return add
 
 
-def columns(place: str, kinds: list[str]) -> list[Column]:
-    """Those of one place, in order; ``kinds`` of questions stand in front of their mean."""
+def columns(place: str, rows: dict[str, Row]) -> list[Column]:
+    """Those of one place that say something of these rows, in order; kinds of questions stand in front of their mean."""
+    kinds = list(rows["full"]["accuracy"])
     out: list[Column] = []
     for name in COLUMNS:
         column = COLUMNS.get(name)
@@ -75,11 +83,11 @@ def columns(place: str, kinds: list[str]) -> list[Column]:
             continue
         if name == "all":
             digits = "{:.1f}" if place == "page" else "{:.0f}"
-            out += [Column(k, k, _kind(k), digits) for k in kinds]
+            out += [Column(k, k, _kind(k), digits) for k in kinds if kinds != ["all"]]
         if name in NO_KINDS and kinds and place != "page":
             continue
         out.append(column)
-    return out
+    return [column for column in out if column.said(rows)]
 
 
 def _kind(kind: str) -> Value:
@@ -122,6 +130,31 @@ def _all(row: Row, _: Any) -> float:
     return 100 * row["accuracy_mean"]
 
 
+def _told(score: str, against: str, scale: float, digits: int = 1) -> Value:
+    def value(row: Row, _: Any) -> str | None:
+        found = difference(row, score, against)
+        return None if found is None else found.words(scale, digits)
+
+    return value
+
+
+def _needed(score: str, against: str) -> Value:
+    def value(row: Row, _: Any) -> int | None:
+        found = difference(row, score, against)
+        return None if found is None else found.needed
+
+    return value
+
+
+AGAINST = ("full", "random")
+for _other in AGAINST:
+    register_column(f"vs {_other}", f"against {_other}", text=True, places=("terminal", "page"))(
+        _told("score", _other, 100)
+    )
+for _other in AGAINST:
+    register_column(f"needs {_other}", f"questions needed ({_other})", places=("page",))(_needed("score", _other))
+
+
 @register_column("agree", "agreement", "{:.1f}", ("terminal", "page"))
 def _agree(row: Row, _: Any) -> float:
     return 100 * row["agreement"]
@@ -133,8 +166,8 @@ def _kl(row: Row, _: Any) -> float:
 
 
 @register_column("FLOPs", "FLOPs", "{:.0f}%")
-def _flops(row: Row, _: Any) -> float:
-    return 100 * row["flops_share"]
+def _flops(row: Row, _: Any) -> float | None:
+    return None if row["flops_share"] is None else 100 * row["flops_share"]
 
 
 @register_column("KV kB", "KV kB", "{:.0f}", ("terminal", "page"))
@@ -169,11 +202,11 @@ def _overhead(row: Row, _: Any) -> float:
 
 
 @register_column("pays", places=("terminal", "page"), text=True)
-def even(row: Row, _: Any = None) -> str:
+def even(row: Row, _: Any = None) -> str | None:
     """The break-even in words."""
     b = row.get("break_even")
     if not b:
-        return ""
+        return None
     if b["min_tokens"] is None:
         return "never"
     far = "" if b["max_answer"] is None else f", to {b['max_answer']} of answer"
@@ -183,7 +216,7 @@ def even(row: Row, _: Any = None) -> str:
 @register_column("note", text=True)
 def note(row: Row, rows: dict[str, Row]) -> str:
     """What must not be overlooked about a row."""
-    notes = []
+    notes = [row["unranked"]] if row.get("unranked") else []
     if beats_random(rows, row) is False:
         notes.append("not above random")
     more = _beside_random(rows, row)

@@ -17,8 +17,8 @@ _fuzz = Lazy("rapidfuzz.distance", "bench")
 _ARTICLES = frozenset(("a", "an", "the"))
 _NUMBERS = dict(
     zip(
-        "none zero one two three four five six seven eight nine ten".split(),
-        "0 0 1 2 3 4 5 6 7 8 9 10".split(),
+        ["none", "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"],
+        ["0", "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10"],
         strict=True,
     )
 )

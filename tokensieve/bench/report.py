@@ -26,7 +26,7 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
 
     page = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("report.html")
     rows = data["rows"]
-    shown = columns("page", list(rows["full"]["accuracy"]))
+    shown = columns("page", rows)
     svg = (folder / "pareto.svg").read_bytes()
     html = page.render(
         data=data,
@@ -53,11 +53,18 @@ def _failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:
     out = []
     for i, sample in enumerate(data["samples"]):
         truth = rows["full"]["answers"][i]
-        if sample["answer"] is not None and truth != sample["answer"]:
+        if not _right(data, sample, truth):
             continue
         wrong = {r["method"]: r["answers"][i] for r in small if r["answers"][i] != truth}
         out.append({**sample, "truth": truth, "wrong": wrong, "of": len(small)})
     return sorted((f for f in out if f["wrong"]), key=lambda f: -len(f["wrong"]))[:most]
+
+
+def _right(data: dict[str, Any], sample: dict[str, Any], truth: str) -> bool:
+    """Whether the full model's answer counts."""
+    if "records" in data:
+        return data["records"]["full"][sample["name"]]["score"] > 0.5
+    return sample["answer"] is None or truth == sample["answer"]
 
 
 def _uri(picture: Image.Image) -> str:

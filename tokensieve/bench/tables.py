@@ -13,9 +13,10 @@ from tokensieve.bench.results import quality
 def table(data: dict[str, Any]) -> Table:
     """One line per cell: quality by kind, tokens, cost, time; best first within each budget."""
     rows = data["rows"]
-    shown = columns("terminal", list(rows["full"]["accuracy"]))
+    shown = columns("terminal", rows)
+    what = "texts" if "texts" in data else "questions"
     out = Table(
-        title=f"{data['settings']['model']}: {len(data['samples'])} questions", header_style="bold", pad_edge=False
+        title=f"{data['settings']['model']}: {len(data['samples'])} {what}", header_style="bold", pad_edge=False
     )
     for column in shown:
         out.add_column(column.name, justify="left" if column.text else "right", no_wrap=column.name == "method")
@@ -29,6 +30,6 @@ def table(data: dict[str, Any]) -> Table:
 
 
 def ordered(rows: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """The full model, then by budget from large to small, best first."""
+    """The full model, then by budget from large to small, best first; those that cannot be ranked behind the others."""
     reduced = [r for r in rows.values() if r["keep"] is not None]
-    return [rows["full"], *sorted(reduced, key=lambda r: (-float(r["keep"]), -quality(r)))]
+    return [rows["full"], *sorted(reduced, key=lambda r: (-float(r["keep"]), bool(r.get("unranked")), -quality(r)))]

@@ -70,7 +70,8 @@ class SharedEncoding:
     def __init__(self, model: nn.Module, plans: Iterable[Plan]):
         self._model = pretrained(model)
         self.anatomy = find(self._model)
-        self._asked = {_needs(plan) for plan in plans if all(s.site != "encoder" for s in plan.stages)}
+        # What reads features alone may always come.
+        self._asked = {(), *(_needs(plan) for plan in plans if all(s.site != "encoder" for s in plan.stages))}
         self._calls: list[Call] = []
         self._undo: list[Detach] = []
         self.seconds = 0.0
