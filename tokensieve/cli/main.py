@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from tokensieve import __version__
-from tokensieve.cli import bench, catalog, doctor, retrieval
+from tokensieve.cli import bench, catalog, doctor, real, retrieval
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
-for group in (bench, catalog, doctor, retrieval):
+for group in (bench, catalog, doctor, real, retrieval):
     group.add(app)
 
 
