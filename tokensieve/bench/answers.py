@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.bench.asking import Prompts, groups
 from tokensieve.bench.clocks import Peak, Split, Watchmaker, device
 from tokensieve.bench.equal import FULL, Cell, by_bytes
 from tokensieve.bench.measure import encoded, flops
 from tokensieve.bench.metrics import METRICS
-from tokensieve.bench.asking import Prompts, groups
 from tokensieve.bench.questions import Question
 from tokensieve.bench.rounds import Measure, Pass, Record
 from tokensieve.bench.subject import Subject

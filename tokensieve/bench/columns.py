@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tokensieve.bench.results import beats_random, difference
@@ -77,17 +78,24 @@ def columns(place: str, rows: dict[str, Row]) -> list[Column]:
     """Those of one place that say something of these rows, in order; kinds of questions stand in front of their mean."""
     kinds = list(rows["full"]["accuracy"])
     out: list[Column] = []
+    own = "paired" in rows["full"]
     for name in COLUMNS:
         column = COLUMNS.get(name)
         if place not in column.places or (name in QUALITY and not kinds):
             continue
-        if name == "all":
-            digits = "{:.1f}" if place == "page" else "{:.0f}"
-            out += [Column(k, k, _kind(k), digits) for k in kinds if kinds != ["all"]]
+        if own and place == "terminal" and name in ASIDE:
+            continue
+        if name == "all" and not (own and place == "terminal"):
+            out += by_kind(kinds, "{:.1f}" if place == "page" else "{:.0f}")
         if name in NO_KINDS and kinds and place != "page":
             continue
         out.append(column)
     return [column for column in out if column.said(rows)]
+
+
+def by_kind(kinds: list[str], format: str = "{:.0f}") -> list[Column]:
+    """A column for each kind of question, where there are several."""
+    return [Column(kind, kind, _kind(kind), format) for kind in kinds if kinds != ["all"]]
 
 
 def _kind(kind: str) -> Value:
@@ -98,6 +106,8 @@ QUALITY = ("all",)
 """Only where the answers are known."""
 NO_KINDS = ("agree", "KL")
 """Where they are not; the page shows both."""
+ASIDE = ("final tok", "encode", "peak MB")
+"""Not on the terminal beside intervals, which take their room."""
 
 
 @register_column("method", text=True)
@@ -118,6 +128,11 @@ def _keep(row: Row, _: Any) -> str:
 @register_column("mean tok", "mean tokens", "{:.0f}")
 def _mean(row: Row, _: Any) -> float:
     return row["mean_tokens"]
+
+
+@register_column("held", "bytes held", "{:.1f}%")
+def _held(row: Row, _: Any) -> float:
+    return 100 * row["held"]
 
 
 @register_column("final tok", "final", "{:.0f}", ("terminal", "page"))
@@ -153,6 +168,48 @@ for _other in AGAINST:
     )
 for _other in AGAINST:
     register_column(f"needs {_other}", f"questions needed ({_other})", places=("page",))(_needed("score", _other))
+
+
+@register_column("ppl", "perplexity", "{:.2f}")
+def _perplexity(row: Row, _: Any) -> float:
+    return row["perplexity"]
+
+
+def _changed(against: str) -> Value:
+    """The change of perplexity, of which the likelihood is what is compared."""
+
+    def value(row: Row, _: Any) -> str | None:
+        found = difference(row, "likelihood", against)
+        if found is None or found.low is None or found.high is None:
+            return None if found is None else found.words()
+        mean, low, high = (math.exp(-x) - 1 for x in (found.mean, found.high, found.low))
+        return replace(found, mean=mean, low=low, high=high).words(100) + ("%" if found.distinguishable else "")
+
+    return value
+
+
+@register_column("bits/byte", "bits per byte", "{:.3f}", ("page",))
+def _bits(row: Row, _: Any) -> float:
+    return row["bits"]
+
+
+for _other in AGAINST:
+    register_column(f"ppl vs {_other}", f"perplexity against {_other}", text=True, places=("terminal", "page"))(
+        _changed(_other)
+    )
+register_column("needs (ppl)", "texts needed (random)", places=("page",))(_needed("likelihood", "random"))
+
+
+def _share(name: str) -> Value:
+    return lambda row, _: None if row[name] is None else 100 * row[name]
+
+
+for _when, _title in (("after", "facts asked after"), ("before", "facts asked before")):
+    register_column(_when, _title, "{:.0f}", ("terminal", "page"))(_share(_when))
+    register_column(f"{_when} vs random", f"asked {_when}, against random", text=True, places=("page",))(
+        _told(_when, "random", 100, 0)
+    )
+    register_column(f"needs ({_when})", f"texts needed ({_when})", places=("page",))(_needed(_when, "random"))
 
 
 @register_column("agree", "agreement", "{:.1f}", ("terminal", "page"))
@@ -216,10 +273,10 @@ def even(row: Row, _: Any = None) -> str | None:
 @register_column("note", text=True)
 def note(row: Row, rows: dict[str, Row]) -> str:
     """What must not be overlooked about a row."""
-    notes = [row["unranked"]] if row.get("unranked") else []
+    notes = [f"unranked: {row['unranked']}"] if row.get("unranked") else []
     if beats_random(rows, row) is False:
         notes.append("not above random")
-    more = _beside_random(rows, row)
+    more = None if row.get("unranked") else _beside_random(rows, row)
     if more is not None and more > 1.05:
         notes.append(f"{more:.1f}x random's tokens")
     if row.get("break_even") and not row["break_even"]["pays"]:
@@ -230,4 +287,4 @@ def note(row: Row, rows: dict[str, Row]) -> str:
 def _beside_random(rows: dict[str, Row], row: Row) -> float | None:
     """Mean tokens over those of random at the same label: methods inside the language model keep more."""
     other = rows.get(f"random@{row['keep']}")
-    return None if other is None else row["mean_tokens"] / other["mean_tokens"]
+    return None if other is None or "mean_tokens" not in row else row["mean_tokens"] / other["mean_tokens"]

@@ -12,6 +12,7 @@ from torch import nn
 
 from tokensieve.core.plan import Plan, applied, plan
 from tokensieve.core.stage import Stage
+from tokensieve.methods.cache.sepllm import separators
 from tokensieve.parts import budget
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.cost import cost
@@ -80,6 +81,27 @@ def cells(
     return out, left
 
 
+def cached(
+    model: nn.Module, tokenizer: Any, methods: Sequence[str], budgets: Sequence[int | float]
+) -> tuple[list[Cell], dict[str, str]]:
+    """As :func:`cells`, of methods of the cache, which are compared by the bytes that they hold.
+
+    Raises:
+        ValueError: a method that does not act on the cache, or a budget outside its range.
+    """
+    out, left = [], {}
+    for keep in budgets:
+        for name in methods:
+            given = {"separators": separators(tokenizer)} if name == "sepllm" else {}
+            made = plan(name, keep, site="cache", **given)
+            try:
+                _fits(model, made)
+                out.append(Cell(f"{name}@{keep}", name, keep, made))
+            except NotHere as problem:
+                left[name] = str(problem)
+    return out, left
+
+
 class NotHere(ValueError):
     """A plan does not fit a model."""
 
@@ -120,7 +142,7 @@ def _cell(model: nn.Module, name: str, keep: int | float, equal: str, shape: Sha
         what = {"mean": "mean tokens", "flops": "of the FLOPs"}[equal]
         assert found is not None
         least = Plan([replace(s, keep=Keep(tokens=1)) if s.site == "prefill" else s for s in made.stages])
-        return Cell(key, name, keep, least, f"cannot reach {keep} {what}; the least is {found[1]}")
+        return Cell(key, name, keep, least, f"cannot reach {keep} {what}, its least is {found[1]}")
     return Cell(key, name, keep, made)
 
 

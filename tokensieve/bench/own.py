@@ -13,19 +13,27 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from tokensieve.bench import overlay, plots, report
 from tokensieve.bench.answers import Answers
+from tokensieve.bench.continuations import Continuations
 from tokensieve.bench.data import Sample
-from tokensieve.bench.equal import EQUAL, Cell, Shape, cells, from_files
-from tokensieve.bench.loading import device_of, dtype_of
+from tokensieve.bench.equal import EQUAL, FULL, RANDOM, Cell, Shape, by_bytes, cached, cells, from_files
+from tokensieve.bench.loading import device_of, dtype_of, language_model
 from tokensieve.bench.metrics import METRICS
-from tokensieve.bench.questions import Question, Reading, read_questions
+from tokensieve.bench.questions import Question, read_questions
 from tokensieve.bench.results import OwnSettings, Results
 from tokensieve.bench.rounds import Rounds
 from tokensieve.bench.run import BASELINES
 from tokensieve.bench.subject import Subject
-from tokensieve.bench.summary import by_kind, rows
+from tokensieve.bench.summary import by_kind, continued, rows
+from tokensieve.bench.tables import kinds as by_kinds
 from tokensieve.bench.tables import table
+from tokensieve.bench.texts import read_texts
 from tokensieve.core.plan import applied
+from tokensieve.testbed.lm.tasks import speech
 
+SPARE = 64
+"""Tokens of the context that questions and timed steps may take behind a text's window."""
+WORDS = 32
+"""Words that a tokenizer must have as single tokens, for facts to be told in."""
 SHOWN = 8
 """Faults that are named on the terminal; the page names all."""
 
@@ -94,6 +102,7 @@ def questions(asked: OwnConfig, console: Console) -> Results:
         made += from_files(subject.model, asked.plans)
         settings = asked.settings(len(found.questions))
         results = Results.open(asked.out, settings, found.skipped, [q.to_json() for q in found.questions])
+        results.data["asked"] = "questions"
         rounds = _measured(results, work, made, found.questions, asked.batch, shown, task)
         rounds.left.update(left)
         rounds.notes[:] = list(dict.fromkeys([*found.notes, *work.prompts.notes, *rounds.notes]))
@@ -101,7 +110,51 @@ def questions(asked: OwnConfig, console: Console) -> Results:
         shown.update(task, description="drawing")
         plots.pareto(results.data, asked.out)
         report.write(results.data, asked.out, _overlays(subject, found.questions, rounds.cells, asked.seed))
-    tell(results, asked.out, console, found)
+    tell(results, asked.out, console, found.skipped, "lines of the file")
+    return results
+
+
+def texts(asked: OwnConfig, console: Console) -> Results:
+    """Have a language model continue the texts of a folder under every plan of the cache, then write table, plots and page.
+
+    Raises:
+        ValueError, FileNotFoundError: what was asked for cannot be done; the message says why.
+    """
+    with bar(console) as shown:
+        task = shown.add_task("loading the model", total=None)
+        model, tokenizer = language_model(asked.model, asked.device, asked.dtype)
+        longest = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        if longest is not None and asked.window + SPARE > longest:
+            raise ValueError(
+                f"--window {asked.window}: the model's context ends at {longest}, questions included; at most {longest - SPARE}"
+            )
+        say = speech(tokenizer)
+        told = len(say.words) >= WORDS
+        shown.update(task, description="reading the texts")
+        found = read_texts(asked.data, tokenizer, say if told else None, asked.window, asked.limit, asked.seed)
+        made, left = cached(model, tokenizer, list(dict.fromkeys([RANDOM, *asked.methods])), asked.budgets)
+        made += from_files(model, asked.plans)
+        others = [c.key for c in made if c.plan is not None and not by_bytes(c.plan)]
+        if others:
+            raise ValueError(
+                f"--plan {others[0]}: --texts compares plans of the cache, and this one acts elsewhere; use --questions"
+            )
+        settings = asked.settings(len(found.texts))
+        results = Results.open(asked.out, settings, found.skipped, [t.to_json() for t in found.texts])
+        results.data["asked"] = "texts"
+        rounds = _measured(results, Continuations(model, asked.seed), made, found.texts, 1, shown, task)
+        rounds.left.update(left)
+        dumb = (
+            []
+            if told
+            else [f"the tokenizer has {len(say.words)} plain words, too few to tell facts in: none were planted"]
+        )
+        rounds.notes[:] = list(dict.fromkeys([*found.notes, *dumb, *rounds.notes]))
+        _texts_rows(rounds)
+        shown.update(task, description="drawing")
+        plots.held(results.data, asked.out)
+        report.write(results.data, asked.out)
+    tell(results, asked.out, console, found.skipped, "files")
     return results
 
 
@@ -114,6 +167,21 @@ def _measured(
     rounds = Rounds(results, work, made, step)
     rounds.run(items, size)
     return rounds
+
+
+def _texts_rows(rounds: Rounds) -> None:
+    data = rounds.results.data
+    scores: Any = {
+        "likelihood": lambda record: -record["nats"],
+        "after": lambda record: record.get("after"),
+        "before": lambda record: record.get("before"),
+    }
+    made = rows(rounds, scores)
+    for key, row in made.items():
+        row |= continued([rounds.records[key][s["name"]] for s in data["samples"] if s["name"] in rounds.records[key]])
+        row["held"] = round(row["kv_bytes"] / made[FULL]["kv_bytes"], 4)
+    data["rows"] = made
+    rounds.results.write()
 
 
 def _questions_rows(rounds: Rounds) -> None:
@@ -154,16 +222,18 @@ def _overlays(
     return out
 
 
-def tell(results: Results, out: Path, console: Console, found: Reading) -> None:
+def tell(results: Results, out: Path, console: Console, skipped: Sequence[str], what: str) -> None:
     """The table, and all that should be known of the run, on the terminal."""
     data = results.data
     console.print(table(data))
-    if found.skipped:
-        console.print(f"{len(found.skipped)} lines of the file were skipped:", style="yellow")
-        for line in found.skipped[:SHOWN]:
+    if (kinds := by_kinds(data)) is not None:
+        console.print(kinds)
+    if skipped:
+        console.print(f"{len(skipped)} {what} were skipped:", style="yellow")
+        for line in skipped[:SHOWN]:
             console.print(f"  {line}", markup=False, highlight=False)
-        if len(found.skipped) > SHOWN:
-            console.print(f"  and {len(found.skipped) - SHOWN} more; report.html names them")
+        if len(skipped) > SHOWN:
+            console.print(f"  and {len(skipped) - SHOWN} more; report.html names them")
     for key, why in data["left"].items():
         console.print(f"left out: {key}: {why}", markup=False, highlight=False, style="yellow")
     for note in data["notes"]:

@@ -35,7 +35,8 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
         cells=[(r["method"], [(c.show(r, rows), c) for c in shown]) for r in ordered(rows)],
         plot="data:image/svg+xml;base64," + base64.b64encode(svg).decode(),
         overlays=[(name, caption, _uri(picture)) for name, caption, picture in overlays],
-        failures=_failures(data),
+        asked=data.get("asked", ""),
+        failures=_failures(data) if "answers" in rows["full"] else [],
         losers=[f"{r['method']} at {r['keep']}" for r in ordered(rows) if beats_random(rows, r) is False],
     )
     file = folder / "report.html"

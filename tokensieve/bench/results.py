@@ -148,7 +148,10 @@ def _cpu() -> str:
 
 
 def quality(row: dict[str, Any]) -> float:
-    """The one number a row is ranked by: accuracy over the kinds where there are labels, otherwise agreement."""
+    """The one number a row is ranked by: accuracy over the kinds where there are labels, otherwise agreement; of
+    texts the likelihood of what comes next."""
+    if "quality" in row:
+        return row["quality"]
     return row["accuracy_mean"] if row["accuracy_mean"] is not None else row.get("agreement", 1.0)
 
 

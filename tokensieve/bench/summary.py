@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from statistics import mean
 from typing import Any
@@ -59,6 +60,27 @@ def by_kind(records: Mapping[str, Record], samples: Sequence[Mapping[str, Any]])
         "agreement": round(mean(float(r["same"]) for _, r in mine), 4),
         "kl": round(mean(r["kl"] for _, r in mine), 5),
         "answers": [r["said"] for _, r in mine],
+    }
+
+
+def continued(records: Sequence[Record]) -> dict[str, Any]:
+    """What texts say of a method: perplexity and the like as means over the texts."""
+
+    def told(name: str) -> float | None:
+        some = [r[name] for r in records if r.get(name) is not None]
+        return round(mean(some), 4) if some else None
+
+    nats = mean(r["nats"] for r in records)
+    return {
+        "accuracy": {},
+        "accuracy_mean": None,
+        "quality": -nats,
+        "perplexity": round(math.exp(nats), 4),
+        "bits": round(mean(r["bits"] for r in records), 4),
+        "agreement": round(mean(r["agree"] for r in records), 4),
+        "kl": round(mean(r["kl"] for r in records), 5),
+        "after": told("after"),
+        "before": told("before"),
     }
 
 

@@ -97,7 +97,6 @@ def bench(
         measured(lambda: session.bench(asked, console()), out)
         return
     from tokensieve.bench import own
-    from tokensieve.bench import texts as continued
 
     data = questions or texts
     assert data is not None
@@ -105,7 +104,7 @@ def bench(
         model, data, names, budgets, out, tuple(plan or ()), metric, equal, limit, batch, new_tokens or 16, seed,
         dtype or "auto", device or "auto", window,
     )  # fmt: skip
-    run = own.questions if questions else continued.bench
+    run = own.questions if questions else own.texts
     measured(lambda: run(config, console()), out)
 
 
