@@ -124,9 +124,9 @@ class Answers:
                 if cell.plan is None:
                     first[:], answers[:] = [said.first], said.answers
                     patches[:] = shapes or patches
-                    encoder[:] = [
-                        shared.seconds - before if shared is not None and shared.seconds > before else split.encoder
-                    ]
+                    if shared is not None and shared.seconds > before:  # without what listeners took of it
+                        split.encoder = shared.seconds - before
+                    encoder[:] = [split.encoder]
                 elif not shapes:
                     split.encoder = encoder[0]  # it ran once, under the full model
                 kl = (first[0].exp() * (first[0] - said.first)).sum(-1).clamp(min=0)

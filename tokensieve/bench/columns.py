@@ -122,7 +122,7 @@ def _site(row: Row, _: Any) -> str:
 
 @register_column("keep")
 def _keep(row: Row, _: Any) -> str:
-    return "all" if row["keep"] is None else str(row["keep"])
+    return "all" if row["keep"] is None else str(row["keep"]) + (", unranked" if row.get("unranked") else "")
 
 
 @register_column("mean tok", "mean tokens", "{:.0f}")
@@ -273,7 +273,7 @@ def even(row: Row, _: Any = None) -> str | None:
 @register_column("note", text=True)
 def note(row: Row, rows: dict[str, Row]) -> str:
     """What must not be overlooked about a row."""
-    notes = [f"unranked: {row['unranked']}"] if row.get("unranked") else []
+    notes = [row["unranked"]] if row.get("unranked") else []
     if beats_random(rows, row) is False:
         notes.append("not above random")
     more = None if row.get("unranked") else _beside_random(rows, row)

@@ -35,6 +35,7 @@ class Cell:
         key: what it is found by; method, keep: as they are written, for the full model None.
         plan: what runs; None for the full model.
         unranked: why it cannot be compared at this budget; empty where it can.
+        added: whether nobody asked for it: random at the cost of another.
     """
 
     key: str
@@ -42,10 +43,11 @@ class Cell:
     keep: int | float | None
     plan: Plan | None
     unranked: str = ""
+    added: bool = False
 
     def to_json(self) -> dict[str, Any]:
         made = None if self.plan is None else self.plan.to_json()
-        return {"method": self.method, "keep": self.keep, "plan": made, "unranked": self.unranked}
+        return {"method": self.method, "keep": self.keep, "plan": made, "unranked": self.unranked, "added": self.added}
 
 
 WHOLE = Cell(FULL, FULL, None, None)
@@ -222,7 +224,7 @@ def random_at(share: float, cache: bool) -> Cell:
     """A random cell at a share of the tokens, or of the cache's entries."""
     keep = round(share, 4)
     where = {"site": "cache"} if cache else {}
-    return Cell(f"{RANDOM}@={keep}", RANDOM, keep, plan(RANDOM, keep, **where))
+    return Cell(f"{RANDOM}{' cache' if cache else ''}@={keep}", RANDOM, keep, plan(RANDOM, keep, **where), added=True)
 
 
 def _share(target: float, label: Cell | None, costs: Mapping[str, float]) -> float:

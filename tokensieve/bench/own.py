@@ -208,7 +208,7 @@ def _overlays(
     if first is None:
         return []
     sample = Sample(first.pictures()[0], first.question, name=first.name)
-    asked = [c for c in made if c.keep is not None and not c.key.startswith("random@=")]
+    asked = [c for c in made if c.keep is not None and not c.added]
     least = {c.method: c for c in sorted(asked, key=lambda c: -float(c.keep or 0))}
     out = []
     for name, cell in least.items():

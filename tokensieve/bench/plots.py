@@ -70,7 +70,8 @@ def pareto(data: dict[str, Any], folder: Path) -> list[Path]:
         ax.set_xlabel(label)
         ax.grid(color="#eeeeee")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy, mean over kinds of question (%)" if labelled else "same answer as the full model (%)")
+    over = "score, mean over questions (%)" if "asked" in data else "accuracy, mean over kinds of question (%)"
+    axes[0].set_ylabel(over if labelled else "same answer as the full model (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", frameon=False)
     fig.suptitle(f"{data['settings']['model']}: what is left at which cost ({len(data['samples'])} questions)")

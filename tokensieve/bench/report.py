@@ -46,7 +46,7 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
 
 def _failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:
     """Questions that the full model answers rightly (or at all) and the fewest cells at the smallest budget answer alike."""
-    rows = data["rows"]
+    rows = {key: r for key, r in data["rows"].items() if not r.get("added")}
     budgets = [r["keep"] for r in rows.values() if r["keep"] is not None]
     if not budgets:
         return []

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tokensieve.bench.equal import RANDOM, WHOLE, Cell, random_beside
+from tokensieve.bench.equal import WHOLE, Cell, random_beside
 from tokensieve.bench.results import Results
 from tokensieve.core.plan import Plan
 
@@ -90,10 +90,12 @@ class Rounds:
         data = self.results.data
         names, here = {s["name"] for s in data["samples"]}, {c.key for c in self.cells}
         for key, told in data.get("cells", {}).items():
-            kept = told["method"] == RANDOM or names <= set(self.records.get(key, ()))
+            kept = told["added"] or names <= set(self.records.get(key, ()))
             if key not in here and kept and told["plan"] is not None:
                 self.cells.append(
-                    Cell(key, told["method"], told["keep"], Plan.from_json(told["plan"]), told["unranked"])
+                    Cell(
+                        key, told["method"], told["keep"], Plan.from_json(told["plan"]), told["unranked"], told["added"]
+                    )
                 )
 
     def run(self, items: Sequence[Item], size: int) -> None:

@@ -30,6 +30,7 @@ def rows(rounds: Rounds, scores: Scores) -> dict[str, dict[str, Any]]:
     for cell in here:
         mine = [rounds.records[cell.key][n] for n in names]
         row: dict[str, Any] = {"method": cell.method, "keep": cell.keep, "site": _site(cell), "unranked": cell.unranked}
+        row["added"] = cell.added
         row |= rounds.work.row_of(rounds.passes[cell.key])
         beside = next((found for c in costs if (found := nearest_random(cell, c, here)) is not None), None)
         row["random_at"] = None if beside is None else beside.key
