@@ -264,8 +264,9 @@ def test_a_plan_that_fails_is_left_out_and_the_others_go_on(subject, items, tmp_
 class Loaded:
     """Work whose scores are known: each cell is right on the first so many of the items."""
 
-    RIGHT = {FULL: 20, "good@16": 18, "random@16": 6, "weak@16": 7, "inside@16": 18, "random@=0.625": 17}
-    TOKENS = {FULL: 64, "inside@16": 40, "random@=0.625": 40}
+    def __init__(self):
+        self.right = {FULL: 20, "good@16": 18, "random@16": 6, "weak@16": 7, "inside@16": 18, "random@=0.625": 17}
+        self.tokens = {FULL: 64, "inside@16": 40, "random@=0.625": 40}
 
     def batches(self, items, size):
         return [items]
@@ -275,7 +276,7 @@ class Loaded:
 
     def opened(self, items, made):
         def measure(cell):
-            right = self.RIGHT[cell.key]
+            right = self.right[cell.key]
             records = [
                 {"score": float(i < right), "said": str(i), "same": i < right, "kl": 0.1} for i in range(len(items))
             ]
@@ -288,7 +289,7 @@ class Loaded:
         return {"ms": ms, "kv_bytes": 1, "peak_bytes": None, "mean_tokens": 16, "final_tokens": 16, "flops_share": 0.5}
 
     def costs(self, passes, made):
-        return [{c.key: self.TOKENS.get(c.key, 16) / 64 for c in made if c.plan is not None and c.key in passes}]
+        return [{c.key: self.tokens.get(c.key, 16) / 64 for c in made if c.plan is not None and c.key in passes}]
 
 
 def test_differences_are_paired_against_full_and_against_random_at_equal_cost(tmp_path):

@@ -82,7 +82,7 @@ class Rounds:
         self.notes: list[str] = data.setdefault("notes", [])
         self.model_seconds = 0.0
         self._written, self._cost = perf_counter(), 0.0
-        self._warm = False
+        self._warm = self._beside = False
         self._restore()
 
     def _restore(self) -> None:
@@ -162,7 +162,8 @@ class Rounds:
                             raise
                         self.left[cell.key] = str(error)
                     self.model_seconds += perf_counter() - began
-                    if not ahead:
+                    if not ahead and not self._beside:
+                        self._beside = True
                         new = self._random_beside(made)
                         self.cells += new
                         todo += new
