@@ -29,7 +29,7 @@ ROWS = 8
 def table(data: dict[str, Any]) -> str:
     """A Markdown table of the demo at one budget, with what it was measured on."""
     rows, kinds = data["rows"], list(data["rows"]["full"]["accuracy"])
-    shown = [c for c in columns("readme", kinds) if c.name not in (*kinds, "keep")]
+    shown = [c for c in columns("readme", rows) if c.name not in (*kinds, "keep")]
     lines = ["| " + " | ".join(c.title for c in shown) + " |"]
     lines.append("|" + "|".join("---" if c.text else "---:" for c in shown) + "|")
     chosen = [row for row in ordered(rows) if row["method"] in SHOWN and row["keep"] in (None, KEEP)]

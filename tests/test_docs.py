@@ -155,6 +155,12 @@ def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
     assert found["held"].get_seq_length() == 203 + 19
 
 
+def test_the_page_on_benches_runs():
+    found = run("docs/how-to/bench.md", llm=decoder(), inputs=text(60))
+    assert found["difference"].distinguishable
+    assert found["sizes"]["keydiff"] < ts.cache_bytes(found["made"].cache)
+
+
 def test_pages_call_things_by_their_names():
     rooms = {p.parent.name for p in (ROOT / "tokensieve").glob("*/__init__.py")}
     for page in (ROOT / "README.md", *PAGES):

@@ -14,7 +14,7 @@ from tokensieve.bench import floor as flooring
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.prompts import Prompts
 from tokensieve.bench.data import Sample, from_testbed
-from tokensieve.bench.measure import _encoded, kv_bytes, measure
+from tokensieve.bench.measure import encoded, kv_bytes, measure
 from tokensieve.bench.subject import Subject, prepare
 from tokensieve.sites.cost import merged
 from tokensieve.sites.model.structure import find
@@ -34,7 +34,7 @@ def samples():
 def test_the_encoder_is_counted_by_its_own_tokens(name):
     model = tiny_models.model(name, "eager")
     given, anatomy = Prompts(model).batch((1,)), find(model)
-    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad(), _encoded(anatomy.vision) as shapes:
+    with FlopCounterMode(display=False, depth=None) as counter, torch.no_grad(), encoded(anatomy.vision) as shapes:
         model(**given)
     tokens, rows = int((given["input_ids"] == tiny_models.IMAGE).sum()), sum(torch.Size(s).numel() for s in shapes)
     assert tokens * merged(anatomy) == rows

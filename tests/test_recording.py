@@ -116,3 +116,19 @@ def test_plans_that_change_the_prefill_itself_are_told_apart():
     assert not replayable(ts.plan("anchor-attention", 0.25))
     assert not replayable(ts.plan("tidaldecode", 0.25))
     assert not replayable(ts.plan("fastv", 64))
+
+
+@pytest.mark.parametrize("name", ["snapkv", "h2o", "keydiff", "expected-attention"])
+def test_a_longer_prompt_is_recorded_by_its_last_tokens(model, name):
+    ids = text(50)["input_ids"]
+    made = record(model, ids[:, :40]).extended(ids[:, 40:])
+    with ts.sieve(model, name, keep=12, **SMALL.get(name, {})):
+        cache, logits = own(model, {"input_ids": ids})
+        copy = made.compressed()
+    torch.testing.assert_close(logits, made.logits)
+    for one, other in zip(cache.layers, copy.layers, strict=True):
+        assert torch.equal(one.places, other.places)
+        torch.testing.assert_close(one.keys, other.keys)
+    padded = record(model, text(30, 50))
+    with pytest.raises(ValueError, match="without padding"):
+        padded.extended(ids[:, :4].expand(2, -1))

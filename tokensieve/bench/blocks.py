@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from html import escape
@@ -32,6 +32,11 @@ class Report:
     @property
     def rows(self) -> dict[str, dict[str, Any]]:
         return self.data["rows"]
+
+    @property
+    def asked(self) -> str:
+        """What of the user's own was measured: "questions", "texts", or "" for images."""
+        return self.data.get("asked", "")
 
     @property
     def kinds(self) -> list[str]:
@@ -115,9 +120,9 @@ def _plot(report: Report) -> str:
 @register_block("cells", title="All cells")
 def _cells(report: Report) -> str:
     """The table of all columns."""
-    there = columns("page", report.kinds)
+    there = columns("page", report.rows)
     cells = [(r["method"], [(c.show(r, report.rows), c) for c in there]) for r in ordered(report.rows)]
-    return _template("cells", kinds=report.kinds, columns=there, cells=cells)
+    return _template("cells", data=report.data, asked=report.asked, kinds=report.kinds, columns=there, cells=cells)
 
 
 @register_block("losers", title="Not above random")
@@ -138,20 +143,38 @@ def _overlays(report: Report) -> str:
 @register_block("failures", title="Where it breaks first")
 def _failures(report: Report) -> str:
     """Questions that most methods lose."""
-    found = failures(report.data)
+    found = failures(report.data) if "answers" in report.rows["full"] else []
     return _template("failures", failures=found) if found else ""
 
 
-@register_block("skipped", title="Skipped images")
+@register_block("left", title="Left out")
+def _left(report: Report) -> str:
+    """Methods that were left out, and why."""
+    return _list([f"{name}: {why}" for name, why in report.data.get("left", {}).items()])
+
+
+@register_block("notes", title="To be known")
+def _notes(report: Report) -> str:
+    """What happened while measuring that a reader must know."""
+    return _list(report.data.get("notes", []))
+
+
+@register_block("skipped", title="Skipped")
 def _skipped(report: Report) -> str:
-    """Images that could not be read."""
-    lines = "".join(f"<li>{escape(line)}</li>" for line in report.data["skipped"])
-    return f"<ul>{lines}</ul>" if lines else ""
+    """Images, lines or files that could not be read."""
+    lines = report.data["skipped"]
+    what = {"questions": "lines", "texts": "files"}.get(report.asked, "images")
+    return f'<p class="soft">{len(lines)} {what}</p>{_list(lines)}' if lines else ""
+
+
+def _list(lines: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:
     """Questions that the full model answers rightly (or at all) and the fewest cells at the smallest budget answer alike."""
-    rows = data["rows"]
+    rows = {key: r for key, r in data["rows"].items() if not r.get("added")}
     budgets = [r["keep"] for r in rows.values() if r["keep"] is not None]
     if not budgets:
         return []
@@ -159,8 +182,15 @@ def failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:
     out = []
     for i, sample in enumerate(data["samples"]):
         truth = rows["full"]["answers"][i]
-        if sample["answer"] is not None and truth != sample["answer"]:
+        if not _right(data, sample, truth):
             continue
         wrong = {r["method"]: r["answers"][i] for r in small if r["answers"][i] != truth}
         out.append({**sample, "truth": truth, "wrong": wrong, "of": len(small)})
     return sorted((f for f in out if f["wrong"]), key=lambda f: -len(f["wrong"]))[:most]
+
+
+def _right(data: dict[str, Any], sample: dict[str, Any], truth: str) -> bool:
+    """Whether the full model's answer counts."""
+    if "records" in data:
+        return data["records"]["full"][sample["name"]]["score"] > 0.5
+    return sample["answer"] is None or truth == sample["answer"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from tokensieve.bench.results import beats_random
+from tokensieve.bench.results import beats_random, difference
 from tokensieve.core.registry import Registry
 
 Row = dict[str, Any]
@@ -36,11 +37,18 @@ class Column:
 
     def show(self, row: Row, rows: dict[str, Row]) -> str:
         """The cell in words."""
-        try:
-            value = self.value(row, rows)
-        except KeyError:
-            return ""
+        value = self._of(row, rows)
         return "" if value is None else self.format.format(value)
+
+    def said(self, rows: dict[str, Row]) -> bool:
+        """Whether any row has something to say here; where none has, the column is left out."""
+        return any(self._of(row, rows) is not None for row in rows.values())
+
+    def _of(self, row: Row, rows: dict[str, Row]) -> Any:
+        try:
+            return self.value(row, rows)
+        except KeyError:
+            return None
 
 
 COLUMNS: Registry[Column] = Registry("column")
@@ -66,20 +74,28 @@ def register_column(
     return add
 
 
-def columns(place: str, kinds: list[str]) -> list[Column]:
-    """Those of one place, in order; ``kinds`` of questions stand in front of their mean."""
+def columns(place: str, rows: dict[str, Row]) -> list[Column]:
+    """Those of one place that say something of these rows, in order; kinds of questions stand in front of their mean."""
+    kinds = list(rows["full"]["accuracy"])
     out: list[Column] = []
+    own = "paired" in rows["full"]
     for name in COLUMNS:
         column = COLUMNS.get(name)
         if place not in column.places or (name in QUALITY and not kinds):
             continue
-        if name == "all":
-            digits = "{:.1f}" if place == "page" else "{:.0f}"
-            out += [Column(k, k, _kind(k), digits) for k in kinds]
+        if own and place == "terminal" and name in ASIDE:
+            continue
+        if name == "all" and not (own and place == "terminal"):
+            out += by_kind(kinds, "{:.1f}" if place == "page" else "{:.0f}")
         if name in NO_KINDS and kinds and place != "page":
             continue
         out.append(column)
-    return out
+    return [column for column in out if column.said(rows)]
+
+
+def by_kind(kinds: list[str], format: str = "{:.0f}") -> list[Column]:
+    """A column for each kind of question, where there are several."""
+    return [Column(kind, kind, _kind(kind), format) for kind in kinds if kinds != ["all"]]
 
 
 def _kind(kind: str) -> Value:
@@ -90,6 +106,8 @@ QUALITY = ("all",)
 """Only where the answers are known."""
 NO_KINDS = ("agree", "KL")
 """Where they are not; the page shows both."""
+ASIDE = ("final tok", "encode", "peak MB")
+"""Not on the terminal beside intervals, which take their room."""
 
 
 @register_column("method", text=True)
@@ -104,12 +122,17 @@ def _site(row: Row, _: Any) -> str:
 
 @register_column("keep")
 def _keep(row: Row, _: Any) -> str:
-    return "all" if row["keep"] is None else str(row["keep"])
+    return "all" if row["keep"] is None else str(row["keep"]) + (", unranked" if row.get("unranked") else "")
 
 
 @register_column("mean tok", "mean tokens", "{:.0f}")
 def _mean(row: Row, _: Any) -> float:
     return row["mean_tokens"]
+
+
+@register_column("held", "bytes held", "{:.1f}%")
+def _held(row: Row, _: Any) -> float:
+    return 100 * row["held"]
 
 
 @register_column("final tok", "final", "{:.0f}", ("terminal", "page"))
@@ -120,6 +143,73 @@ def _final(row: Row, _: Any) -> float:
 @register_column("all", "all kinds", "{:.1f}")
 def _all(row: Row, _: Any) -> float | None:
     return None if row["accuracy_mean"] is None else 100 * row["accuracy_mean"]
+
+
+def _told(score: str, against: str, scale: float, digits: int = 1) -> Value:
+    def value(row: Row, _: Any) -> str | None:
+        found = difference(row, score, against)
+        return None if found is None else found.words(scale, digits)
+
+    return value
+
+
+def _needed(score: str, against: str) -> Value:
+    def value(row: Row, _: Any) -> int | None:
+        found = difference(row, score, against)
+        return None if found is None else found.needed
+
+    return value
+
+
+AGAINST = ("full", "random")
+for _other in AGAINST:
+    register_column(f"vs {_other}", f"against {_other}", text=True, places=("terminal", "page"))(
+        _told("score", _other, 100)
+    )
+for _other in AGAINST:
+    register_column(f"needs {_other}", f"questions needed ({_other})", places=("page",))(_needed("score", _other))
+
+
+@register_column("ppl", "perplexity", "{:.2f}")
+def _perplexity(row: Row, _: Any) -> float:
+    return row["perplexity"]
+
+
+def _changed(against: str) -> Value:
+    """The change of perplexity, of which the likelihood is what is compared."""
+
+    def value(row: Row, _: Any) -> str | None:
+        found = difference(row, "likelihood", against)
+        if found is None or found.low is None or found.high is None:
+            return None if found is None else found.words()
+        mean, low, high = (math.exp(-x) - 1 for x in (found.mean, found.high, found.low))
+        return replace(found, mean=mean, low=low, high=high).words(100) + ("%" if found.distinguishable else "")
+
+    return value
+
+
+@register_column("bits/byte", "bits per byte", "{:.3f}", ("page",))
+def _bits(row: Row, _: Any) -> float:
+    return row["bits"]
+
+
+for _other in AGAINST:
+    register_column(f"ppl vs {_other}", f"perplexity against {_other}", text=True, places=("terminal", "page"))(
+        _changed(_other)
+    )
+register_column("needs (ppl)", "texts needed (random)", places=("page",))(_needed("likelihood", "random"))
+
+
+def _share(name: str) -> Value:
+    return lambda row, _: None if row[name] is None else 100 * row[name]
+
+
+for _when, _title in (("after", "facts asked after"), ("before", "facts asked before")):
+    register_column(_when, _title, "{:.0f}", ("terminal", "page"))(_share(_when))
+    register_column(f"{_when} vs random", f"asked {_when}, against random", text=True, places=("page",))(
+        _told(_when, "random", 100, 0)
+    )
+    register_column(f"needs ({_when})", f"texts needed ({_when})", places=("page",))(_needed(_when, "random"))
 
 
 @register_column("agree", "agreement", "{:.1f}", ("terminal", "page"))
@@ -133,8 +223,8 @@ def _kl(row: Row, _: Any) -> float:
 
 
 @register_column("FLOPs", "FLOPs", "{:.0f}%")
-def _flops(row: Row, _: Any) -> float:
-    return 100 * row["flops_share"]
+def _flops(row: Row, _: Any) -> float | None:
+    return None if row["flops_share"] is None else 100 * row["flops_share"]
 
 
 @register_column("KV kB", "KV kB", "{:.0f}", ("terminal", "page"))
@@ -169,11 +259,11 @@ def _overhead(row: Row, _: Any) -> float:
 
 
 @register_column("pays", places=("terminal", "page"), text=True)
-def even(row: Row, _: Any = None) -> str:
+def even(row: Row, _: Any = None) -> str | None:
     """The break-even in words."""
     b = row.get("break_even")
     if not b:
-        return ""
+        return None
     if b["min_tokens"] is None:
         return "never"
     far = "" if b["max_answer"] is None else f", to {b['max_answer']} of answer"
@@ -183,10 +273,10 @@ def even(row: Row, _: Any = None) -> str:
 @register_column("note", text=True)
 def note(row: Row, rows: dict[str, Row]) -> str:
     """What must not be overlooked about a row."""
-    notes = []
+    notes = [row["unranked"]] if row.get("unranked") else []
     if beats_random(rows, row) is False:
         notes.append("not above random")
-    more = _beside_random(rows, row)
+    more = None if row.get("unranked") else _beside_random(rows, row)
     if more is not None and more > 1.05:
         notes.append(f"{more:.1f}x random's tokens")
     if row.get("break_even") and not row["break_even"]["pays"]:
@@ -197,4 +287,4 @@ def note(row: Row, rows: dict[str, Row]) -> str:
 def _beside_random(rows: dict[str, Row], row: Row) -> float | None:
     """Mean tokens over those of random at the same label: methods inside the language model keep more."""
     other = rows.get(f"random@{row['keep']}")
-    return None if other is None else row["mean_tokens"] / other["mean_tokens"]
+    return None if other is None or "mean_tokens" not in row else row["mean_tokens"] / other["mean_tokens"]

@@ -19,6 +19,7 @@ from tokensieve.core.plan import Plan
 from tokensieve.sites.cost import encoder_tokens, of_tokens
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.compatibility import cache_in
+from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.sieve import Sieve
 
 
@@ -58,12 +59,12 @@ def measure(
     few = prepare(subject, batches[0].samples[:FEW], FEW)[0]
     peak = Peak(device(subject.model))
     kv = 0
-    with watch.attached(), _encoded(subject.anatomy.vision) as encoded:
+    with watch.attached(), encoded(subject.anatomy.vision) as shapes:
         if sieve is not None:
             sieve.attach()
         try:
             subject.ask(few.inputs, 2)
-            encoded.clear()
+            shapes.clear()
             for i, batch in enumerate(batches):
                 with nullcontext() if i else peak, watch.watching(sieve) as split:
                     out = subject.ask(batch.inputs, new_tokens)
@@ -84,7 +85,7 @@ def measure(
         "kv_bytes": round(kv / len(samples)),
         "peak_bytes": peak.bytes,
         "ms": said.split,
-        **_tokens(subject, batches, plan, tokens, said.tokens, encoded),
+        **_tokens(subject, batches, plan, tokens, said.tokens, shapes),
     }
     if plan is not None and full is not None:
         floor, ours = turns(subject, few, plan, seed)
@@ -143,29 +144,52 @@ def _tokens(
     plan: Plan | None,
     seen: list[list[float]],
     n: float,
-    encoded: list[tuple[int, ...]],
+    shapes: list[tuple[int, ...]],
 ) -> dict[str, Any]:
     assert subject.anatomy.language is not None
     depth = len(subject.anatomy.language.layers)
     per_layer = [_mean(batches, [t[i] for t in seen]) for i in range(depth)] if seen else [n] * depth
-    prompts = sum(len(b.samples) for b in batches)
-    # Pictures of all sizes stand in one row: one for each prompt.
-    images = sum(shape[0] if len(shape) == 2 else 0 for shape in encoded) / prompts or 1.0
-    patches = sum(torch.Size(shape).numel() for shape in encoded) / prompts / images
-    in_encoder = [patches] * (len(subject.anatomy.vision.layers) if subject.anatomy.vision else 0)
-    inside = next((s for s in plan.stages if s.site == "encoder"), None) if plan is not None else None
-    if inside is not None:
-        in_encoder = encoder_tokens(subject.anatomy, inside, round(patches), round(per_layer[0] / images))
-    text = _mean(batches, _text(subject, batches))
-    cost = of_tokens(subject.anatomy, per_layer, [in_encoder], n, text)
-    ours, whole = images * cost.encoder_flops, images * cost.full_encoder_flops
+    prompts, text = sum(len(b.samples) for b in batches), _mean(batches, _text(subject, batches))
+    made = flops(subject.anatomy, plan, per_layer, n, text, shapes, prompts)
     return {
         "layer_tokens": [round(t, 2) for t in per_layer],
-        "final_tokens": round(cost.final, 2),
-        "mean_tokens": round(cost.mean, 2),
-        "flops": cost.flops + ours,
-        "flops_share": round((cost.flops + ours) / (cost.full_flops + whole), 4),
-        "prefill_flops_share": round(cost.flops / cost.full_flops, 4),
+        "final_tokens": round(made["final_tokens"], 2),
+        "mean_tokens": round(made["mean_tokens"], 2),
+        "flops": made["flops"],
+        "flops_share": round(made["flops"] / made["full_flops"], 4),
+        "prefill_flops_share": round(made["prefill_share"], 4),
+    }
+
+
+def flops(
+    anatomy: Anatomy,
+    plan: Plan | None,
+    per_layer: Sequence[float],
+    visual: float,
+    text: float,
+    shapes: Sequence[tuple[int, ...]],
+    prompts: int,
+) -> dict[str, float]:
+    """Tokens and FLOPs of a prompt.
+
+    Args:
+        per_layer: visual tokens in front of each layer of the language model; visual: without the plan; text: all others.
+        shapes: of what the encoder was given for ``prompts`` prompts (see :func:`encoded`).
+    """
+    # Pictures of all sizes stand in one row: one for each prompt.
+    images = sum(shape[0] if len(shape) == 2 else 0 for shape in shapes) / prompts or 1.0
+    patches = sum(torch.Size(shape).numel() for shape in shapes) / prompts / images
+    in_encoder = [patches] * (len(anatomy.vision.layers) if anatomy.vision else 0)
+    inside = next((s for s in plan.stages if s.site == "encoder"), None) if plan is not None else None
+    if inside is not None:
+        in_encoder = encoder_tokens(anatomy, inside, round(patches), round(per_layer[0] / images))
+    cost = of_tokens(anatomy, per_layer, [in_encoder], visual, text)
+    return {
+        "final_tokens": cost.final,
+        "mean_tokens": cost.mean,
+        "flops": cost.flops + images * cost.encoder_flops,
+        "full_flops": cost.full_flops + images * cost.full_encoder_flops,
+        "prefill_share": cost.flops / cost.full_flops,
     }
 
 
@@ -191,7 +215,7 @@ def _text(subject: Subject, batches: list[Batch]) -> list[float]:
 
 
 @contextmanager
-def _encoded(stack: Stack | None) -> Iterator[list[tuple[int, ...]]]:
+def encoded(stack: Stack | None) -> Iterator[list[tuple[int, ...]]]:
     """Shapes of what the encoder's blocks are given, an entry a call (see :meth:`Stack.patches`)."""
     seen: list[tuple[int, ...]] = []
 

@@ -11,6 +11,12 @@ from tokensieve.bench.run import BASELINES
 # Okabe and Ito's colours, told apart by all common kinds of colour vision; markers tell them apart once more.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vP"
+HELD = (
+    ("perplexity", "perplexity of what comes next"),
+    ("before", "facts told (%), asked before"),
+    ("after", "asked after"),
+)
+"""What texts are judged by, and how it is named."""
 
 
 def pareto(data: dict[str, Any], folder: Path) -> list[Path]:
@@ -64,10 +70,48 @@ def pareto(data: dict[str, Any], folder: Path) -> list[Path]:
         ax.set_xlabel(label)
         ax.grid(color="#eeeeee")
         ax.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("accuracy, mean over kinds of question (%)" if labelled else "same answer as the full model (%)")
+    over = "score, mean over questions (%)" if "asked" in data else "accuracy, mean over kinds of question (%)"
+    axes[0].set_ylabel(over if labelled else "same answer as the full model (%)")
     handles, labels = axes[0].get_legend_handles_labels()
     fig.legend(handles, labels, loc="outside right center", frameon=False)
     fig.suptitle(f"{data['settings']['model']}: what is left at which cost ({len(data['samples'])} questions)")
+    return _saved(fig, folder)
+
+
+def held(data: dict[str, Any], folder: Path) -> list[Path]:
+    """Write ``pareto.png`` and ``pareto.svg`` of a bench of texts: perplexity, and facts told, against bytes held."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    rows = data["rows"]
+    names = sorted({r["method"] for r in rows.values()} - {"full", "random"})
+    shown = [(k, label) for k, label in HELD if any(r[k] is not None for r in rows.values())]
+    fig, axes = plt.subplots(1, len(shown), figsize=(5 * len(shown) + 2, 5), layout="constrained", squeeze=False)
+    for ax, (key, label) in zip(axes[0], shown, strict=True):
+        scale = 1 if key == "perplexity" else 100
+        for i, name in enumerate(["random", *names]):
+            points = sorted((100 * r["held"], scale * r[key]) for r in rows.values() if r["method"] == name)
+            colour, style = ("#999999", "--") if name == "random" else (COLOURS[(i - 1) % 7], "-" if i <= 7 else ":")
+            ax.plot(*zip(*points, strict=True), style, color=colour, marker=MARKERS[i % 6], linewidth=1.3, label=name)
+        ax.axhline(scale * rows["full"][key], color="#444444", linewidth=1)
+        ax.set_xlabel("bytes held, % of the full cache's")
+        ax.set_ylabel(label)
+        ax.grid(color="#eeeeee")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_yscale("log")
+    axes[0][0].yaxis.set_major_formatter("{x:.3g}")
+    axes[0][0].yaxis.set_minor_formatter("{x:.3g}")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    fig.legend(handles, labels, loc="outside right center", frameon=False)
+    fig.suptitle(f"{data['settings']['model']}: what is left of {len(data['samples'])} texts (line: every entry)")
+    return _saved(fig, folder)
+
+
+def _saved(fig: Any, folder: Path) -> list[Path]:
+    from matplotlib import pyplot as plt
+
     made = [folder / "pareto.png", folder / "pareto.svg"]
     for file in made:
         fig.savefig(file, dpi=150)

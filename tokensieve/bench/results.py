@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from tokensieve.bench.paired import Difference
 from tokensieve.core.files import write_json
 
 FORMAT = "tokensieve.results.1"
@@ -30,6 +31,18 @@ class Settings:
     new_tokens: int
     dtype: str
     device: str
+
+
+@dataclass(frozen=True)
+class OwnSettings(Settings):
+    """Those of a run over people's own data.
+
+    Attributes:
+        score: what answers are scored by; equal: what is made equal.
+    """
+
+    score: str = ""
+    equal: str = ""
 
 
 class Results:
@@ -80,6 +93,10 @@ class Results:
     def add(self, key: str, row: dict[str, Any]) -> None:
         """Add a finished cell and write the file (whole or not at all)."""
         self.rows[key] = row
+        self.write()
+
+    def write(self) -> None:
+        """Write the file as it is now (whole or not at all)."""
         write_json(self.file, self.data)
 
 
@@ -131,11 +148,24 @@ def _cpu() -> str:
 
 
 def quality(row: dict[str, Any]) -> float:
-    """The one number a row is ranked by: accuracy over the kinds where there are labels, otherwise agreement."""
+    """The one number a row is ranked by: accuracy over the kinds where there are labels, otherwise agreement; of
+    texts the likelihood of what comes next."""
+    if "quality" in row:
+        return row["quality"]
     return row["accuracy_mean"] if row["accuracy_mean"] is not None else row.get("agreement", 1.0)
 
 
+def difference(row: dict[str, Any], score: str, against: str) -> Difference | None:
+    """A row's paired difference, as it was written to disk; None where there is none."""
+    found = row.get("paired", {}).get(score, {}).get(against)
+    return None if found is None else Difference.from_json(found)
+
+
 def beats_random(rows: dict[str, dict[str, Any]], row: dict[str, Any]) -> bool | None:
-    """Whether a row is above random at its own budget; None for random itself and the full model."""
+    """Whether a row is above random at its own budget; None for random itself and the full model, and where paired differences
+    were measured and cannot tell."""
+    if "paired" in row:
+        known = difference(row, next(iter(row["paired"])), "random")
+        return known.mean > 0 if known is not None and known.distinguishable else None
     other = rows.get(f"random@{row['keep']}")
     return None if other is None or row["method"] in ("random", "full") else quality(row) > quality(other)

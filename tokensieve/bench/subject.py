@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.bench.data import Sample
+from tokensieve.bench.loading import device_of, dtype_of, from_hub
 from tokensieve.sites.loading import processor_of
 from tokensieve.sites.model.structure import Anatomy, find
 
@@ -31,30 +32,27 @@ class Subject:
     def load(cls, name: str, device: str = "cpu", dtype: str = "float32", several: bool = False) -> Subject:
         """``testbed``, or any local or hub model that `AutoModelForImageTextToText` reads; safetensors only.
 
-        ``several`` asks for the testbed's model of several pictures.
+        ``several`` asks for the testbed's model of several pictures; ``device`` and ``dtype`` may be "auto".
 
         Raises:
             ValueError: not a vision-language model, or a device or dtype that is not there.
         """
-        kind = getattr(torch, dtype, None)
-        if not isinstance(kind, torch.dtype):
-            raise ValueError(f"--dtype {dtype}: it must be float32, bfloat16 or float16")
         if several and name != "testbed":
             raise ValueError(f"{name}: clips, pairs and anyres are questions for the model 'testbed' alone; use scenes")
         if name == "testbed":
             from tokensieve import testbed
 
             load: Any = testbed.load_several if several else testbed.load
-            model, processor = load(device=device, dtype=kind)
+            where = device_of(device)
+            model, processor = load(device=where, dtype=dtype_of(dtype, where))
         else:
             from transformers import AutoModelForImageTextToText
 
             try:
                 processor = processor_of(name)
-                model = AutoModelForImageTextToText.from_pretrained(name, dtype=kind, use_safetensors=True)
             except OSError as error:
                 raise ValueError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
-            model = model.to(device).eval()
+            model = from_hub([AutoModelForImageTextToText], name, device, dtype)
         subject = cls(name, model, processor)
         if subject.anatomy.language is None:
             raise ValueError(f"{name} is an encoder without a language model; the bench asks vision-language models")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -55,6 +55,25 @@ class Recording:
     def full(self) -> Cache:
         """A copy of the cache with every entry, as the plain model would hand it on."""
         return copy.deepcopy(self.cache)
+
+    @torch.no_grad()
+    def extended(self, more: Tensor) -> Recording:
+        """The recording of this prompt with more tokens behind it, ``(B, t)`` ids, which are all that is computed.
+
+        Raises:
+            ValueError: the prompt is padded, or holds more than ids.
+        """
+        ids, mask = self.inputs["input_ids"], self.inputs.get("attention_mask")
+        if set(self.inputs) - {"input_ids", "attention_mask"} or (mask is not None and not bool(mask.all())):
+            raise ValueError("only a prompt of ids without padding is extended; record the longer one by itself")
+        with _noted(self.model) as layers:
+            where, cache = device(self.model), self.full()
+            began = now(where)
+            logits = _run(self.model, {"input_ids": more}, cache)
+            seconds = self.seconds + now(where) - began
+        for done, before in zip(layers, self.layers, strict=True):
+            done.calls[:] = [_behind(a, b) for a, b in zip(before.calls, done.calls, strict=True)]
+        return Recording(self.model, {"input_ids": torch.cat([ids, more], 1)}, cache, logits, layers, seconds)
 
     @torch.no_grad()
     def compressed(self) -> Cache:
@@ -121,24 +140,11 @@ def record(model: nn.Module, inputs: Mapping[str, Any] | Tensor) -> Recording:
         ...     cache = made.compressed()
     """
     given = {"input_ids": inputs} if isinstance(inputs, Tensor) else dict(inputs)
-    language = decoder(model)
-    layers = tuple(LayerPass() for _ in language.layers)
-    undo = []
-    try:
-        for i in full_layers(language):
-            attention = language.attentions[i]
-            if attention is not None:
-                undo.append(taps.attach(attention, observe=layers[i].calls.append))
-        undo += [
-            layer.register_forward_hook(_note(done)).remove for layer, done in zip(language.layers, layers, strict=True)
-        ]
+    with _noted(model) as layers:
         where, cache = device(model), DynamicCache(config=_config(model))
         began = now(where)
         logits = _run(model, given, cache)
         seconds = now(where) - began
-    finally:
-        for detach in undo:
-            detach()
     if any(isinstance(layer, SievedLayer) for layer in cache.layers):
         raise ValueError(
             "tokens left while this prefill was recorded; detach the sieve, record, and attach it again to compress"
@@ -153,6 +159,28 @@ def replayable(plan: Plan) -> bool:
         s.site == "cache" and not s.cache_method.query_block_size and not s.cache_method.sparse_decode
         for s in plan.stages
     )
+
+
+@contextmanager
+def _noted(model: nn.Module) -> Iterator[tuple[LayerPass, ...]]:
+    """What each layer does while this is open."""
+    language = decoder(model)
+    layers = tuple(LayerPass() for _ in language.layers)
+    undo = [x.register_forward_hook(_note(done)).remove for x, done in zip(language.layers, layers, strict=True)]
+    try:
+        for i in full_layers(language):
+            attention = language.attentions[i]
+            if attention is not None:
+                undo.append(taps.attach(attention, observe=layers[i].calls.append))
+        yield layers
+    finally:
+        for detach in undo:
+            detach()
+
+
+def _behind(before: taps.Call, now: taps.Call) -> taps.Call:
+    """One call for two passes, the second over the entries of both."""
+    return replace(now, query=torch.cat([before.query, now.query], 2), mask=None, causal=True)
 
 
 def _note(done: LayerPass) -> Callable[..., None]:

@@ -26,6 +26,8 @@ from tokensieve.sites.visual.layout import EncoderPass, rowwise
 from tokensieve.sites.visual.pictures import Pictures
 
 KINDS = ("image", "video")
+SHARED = "_tokensieve_shared_encoding"
+"""Where a model that is given the same pictures under several plans holds what its encoder made of them."""
 
 
 @dataclass
@@ -63,19 +65,32 @@ class Listener:
         return [watch.stack for watch in self.watches if watch.reads]
 
     def attach(self) -> list[Detach]:
-        base = self.anatomy.base
-        out = [detach for watch in self.watches for detach in watch.attach()]
+        out = self.listen()
         for kind in KINDS:
-            out += around(base, f"get_{kind}_features", functools.partial(self._look, kind))
-        out += around(base, "pack_image_features", self._pack)
+            out += around(self.anatomy.base, f"get_{kind}_features", functools.partial(self.look, kind))
+        return out
+
+    def listen(self) -> list[Detach]:
+        """Hear what the encoder says in calls that come through :meth:`look`."""
+        out = [detach for watch in self.watches for detach in watch.attach()]
+        out += around(self.anatomy.base, "pack_image_features", self._pack)
         for stack in self.towers:
             out += checkpointing.attach(stack)
             out.append(stack.layers[0].register_forward_pre_hook(self._shape(stack), with_kwargs=True).remove)
         return out
 
-    def _look(self, kind: str, encode: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+    def look(self, kind: str, encode: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        """A call of ``encode``, which is heard; where what the encoder says is shared, it is told that."""
         if self._encoding is not None:  # some encode videos through the function for images
             return encode(*args, **kwargs)
+        shared = self.anatomy.base.__dict__.get(SHARED)
+        if shared is not None and self.encoder is None:
+            known, seconds = shared.heard(self.needs, kind, args, kwargs)
+            self.clock.seconds += seconds if self.clock.on else 0.0
+            if known.look is not None:
+                self._arrived(known.look, known.out)
+            return known.out
+        encode = encode if shared is None else shared.plain[kind]
         now = self._encoding = Encoding()
         made: list[EncoderReduction] = []
         if self.encoder is not None:
@@ -98,12 +113,15 @@ class Listener:
             look = EncoderPass(self.anatomy, kind, given, lengths, now.shapes, {}, now.packed, made)
             with self.clock:
                 look.seen = {**self._heard(look, heard), **self._bits(look)}
-            every = self.remembered.add(look, out, features)
-            if self._inside is not None:
-                self._inside[kind] = every
-            else:
-                self._waiting.add(look)
+            self._arrived(look, out)
         return out
+
+    def _arrived(self, look: EncoderPass, out: Any) -> None:
+        every = self.remembered.add(look, out, features_of(out))
+        if self._inside is not None:
+            self._inside[look.kind] = every
+        else:
+            self._waiting.add(look)
 
     def _pack(self, pack: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         if self._encoding is not None:
@@ -186,8 +204,15 @@ def around(base: Any, name: str, call: Callable[..., Any]) -> list[Detach]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return call(plain, args, kwargs)
 
+    held = base.__dict__.get(name)
+
+    def detach() -> None:
+        base.__dict__.pop(name)
+        if held is not None:
+            base.__dict__[name] = held
+
     base.__dict__[name] = wrapped
-    return [lambda: base.__dict__.pop(name)]
+    return [detach]
 
 
 def _named(function: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
