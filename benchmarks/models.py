@@ -48,9 +48,10 @@ def page(rows: Sequence[Verdict], versions: str) -> str:
     """The matrix as Markdown."""
     count = Counter(row.status for row in rows)
     lines = [f"{n} {status}" for status, n in count.most_common()]
-    out = [HEAD + f"{', '.join(lines)}; {versions}.", "", "| architecture | | checked | note |", "|---|---|---|---|"]
+    out = [HEAD + f"{', '.join(lines)}; {versions}.", "", '<div class="roomy" markdown>', ""]
+    out += ["| architecture | | checked | note |", "|---|---|---|---|"]
     out += [f"| {r.name} | {r.status} | {', '.join(r.checked)} | {r.why.replace('|', '/')} |" for r in rows]
-    return "\n".join(out) + "\n"
+    return "\n".join([*out, "", "</div>"]) + "\n"
 
 
 def main(names: Sequence[str] = ()) -> None:

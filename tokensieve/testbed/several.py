@@ -25,7 +25,7 @@ class Several:
 
     @property
     def prompt(self) -> str:
-        """As written: one <video> for a clip, one <image> for each picture."""
+        """As written: one ``<video>`` for a clip, one ``<image>`` for each picture."""
         seen = "<video> " if self.form == "clip" else "<image> " * len(self.images)
         return f"{seen}{self.question.text} answer :"
 

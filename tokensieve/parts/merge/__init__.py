@@ -20,7 +20,7 @@ def nearest(metric: Tensor, candidates: Tensor, euclidean: bool = False) -> tupl
 
     Args:
         metric: ``(B, N, D)``.
-        among: ``(B, N)`` bool.
+        candidates: ``(B, N)`` bool.
         euclidean: take the token at the smallest distance instead of the largest cosine; similarity is then minus half the
             squared distance, up to a term that depends on the token alone.
 
@@ -28,8 +28,9 @@ def nearest(metric: Tensor, candidates: Tensor, euclidean: bool = False) -> tupl
         index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
         B x block x M, ``HELD`` numbers.
     """
-    slots, anchors, bias = _anchors(metric, candidates & _leads(metric, candidates), euclidean)
     first = twins.firsts(metric)
+    leads = candidates if first is None else candidates & _leads(metric, candidates)
+    slots, anchors, bias = _anchors(metric, leads, euclidean)
     index, value = [], []
     most = HELD if metric.device.type == "cpu" else HELD_DEVICE
     for rows in metric.split(max(most // max(slots.numel(), 1), 16), dim=1):

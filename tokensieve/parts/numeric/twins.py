@@ -13,7 +13,7 @@ from torch import Tensor
 from tokensieve.core.noise import scrambled
 
 LEAD = 16
-"""Numbers of each token that are compared at first: where no two tokens share these, none are twins."""
+"""Numbers of each token that are compared next to its first: where no two tokens share these, none are twins."""
 BLOCK = 1 << 22
 """Numbers looked at at once."""
 
@@ -28,9 +28,9 @@ def firsts(x: Tensor, candidates: Tensor | None = None) -> Tensor | None:
     Returns:
         None where no two candidates are identical, which is found out at the cost of a few numbers per token.
     """
-    candidates = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if candidates is None else candidates
-    if not _repeats(_key(x[..., :LEAD])):
+    if not _repeats(_lead(x)) or not _repeats(_key(x[..., :LEAD])):
         return None
+    candidates = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if candidates is None else candidates
     place = torch.arange(x.shape[1], device=x.device).expand_as(candidates)
     first = torch.where(candidates, heads(_key(x), candidates), place)
     return None if bool((first == place).all()) else first
@@ -75,6 +75,13 @@ def within(first: Tensor | None, place: Tensor) -> Tensor | None:
         return None
     own = first.gather(1, place)
     return both(own, own).to(torch.uint8).argmax(2)
+
+
+def _lead(x: Tensor) -> Tensor:
+    """``(B, N)``: a number for each token that identical ones share: the bits of its first values, as they are."""
+    first = x.detach()[..., :1] if x.dtype == torch.float64 or x.shape[2] < 2 else x.detach()[..., :2].float()
+    first = first + 0.0  # both zeros are one number
+    return first.contiguous().view(torch.int64)[..., 0] if first[0, 0].nbytes == 8 else first[..., 0]
 
 
 def _key(x: Tensor) -> Tensor:
