@@ -63,7 +63,19 @@ _NAMES = {
     "sites.sieve": ("Sieve", "attached", "sieve"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
-_ROOMS = ("bench", "catalog", "core", "methods", "parts", "planner", "retrieval", "sites", "testbed", "testing")
+_ROOMS = (
+    "bench",
+    "catalog",
+    "core",
+    "integrations",
+    "methods",
+    "parts",
+    "planner",
+    "retrieval",
+    "sites",
+    "testbed",
+    "testing",
+)
 _OLD = {
     "card": "method_card",
     "held_bytes": "cache_bytes",
