@@ -175,6 +175,7 @@ def opened(doc):
 """
 
 
+@pytest.mark.slow
 def test_a_vision_language_model_answers_under_a_plan(tmp_path):
     rows = []
     for i, item in enumerate(testbed.test_set(10, 1)):
@@ -201,6 +202,7 @@ def test_a_vision_language_model_answers_under_a_plan(tmp_path):
     assert one["config"]["tokensieve"]["tokens_kept"] == 64
 
 
+@pytest.mark.slow
 def test_answers_of_another_plan_are_not_taken(ask, tmp_path):
     half, kept = ts.Plan(ts.stage("keydiff", keep=0.5)), str(tmp_path / "answers")
     first = ask("tokensieve-hf", half, use_cache=kept)
@@ -213,6 +215,7 @@ def test_answers_of_another_plan_are_not_taken(ask, tmp_path):
         ask("tokensieve-hf", half, use_cache=str(tmp_path / "plain"))
 
 
+@pytest.mark.slow
 def test_the_command_runs_with_the_plan_beside_the_weights(folder, tmp_path):
     shutil.copytree(lm.path(), tmp_path / "model", ignore=shutil.ignore_patterns("heldout*"))
     plan = ts.Plan(ts.stage("random", keep=0.25, site="cache"))
