@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers pins mutants benchmark kvpress vllm vllm-all docs release clean
+.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers pins mutants benchmark kvpress lmms vllm vllm-all docs release clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -25,7 +25,7 @@ test-slow: $(MADE)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 # Other releases of transformers go to out/matrix.
-test-matrix: $(MADE)
+test-matrix: $(MADE) lmms
 	$(BIN)/python -m tests.matrix
 
 test-all: test-slow test
@@ -78,6 +78,18 @@ VLLM_ENV := out/vllm/$(if $(filter 0.32.0,$(VLLM)),.venv,$(VLLM))
 vllm vllm-all:
 	$(PYTHON) -m tools.vllm_env $(VLLM_ENV) $(VLLM) && \
 	  $(VLLM_ENV)/bin/python -m pytest -s $(if $(filter vllm,$@),-m "not slow") tests/vllm || test $$? = 77
+
+# lmms-eval asks for much that nothing else needs.
+out/lmms/.venv/.made: pyproject.toml
+	mkdir -p out/lmms
+	$(PYTHON) -m venv out/lmms/.venv
+	out/lmms/.venv/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	out/lmms/.venv/bin/pip install --quiet --disable-pip-version-check lmms-eval==0.7 decord==0.6.0 pytest \
+		torch==2.13.0 torchvision==0.28.0 transformers==5.23.0 --editable .
+	touch $@
+
+lmms: out/lmms/.venv/.made
+	OMP_NUM_THREADS=1 out/lmms/.venv/bin/python -m pytest tests/test_lmms_eval.py
 
 docs: $(MADE)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'

@@ -161,6 +161,15 @@ def test_the_page_on_benches_runs():
     assert found["sizes"]["keydiff"] < ts.cache_bytes(found["made"].cache)
 
 
+def test_the_page_on_harnesses_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = run("docs/how-to/harnesses.md")
+    assert len((tmp_path / "facts.jsonl").read_text().splitlines()) == 40
+    assert [s.plan for s in ts.attached(found["model"])] == [ts.Plan.load("model")]
+    for name in ("snapkv", "keydiff", "random", "quarter", "stairs", "chance"):
+        assert ts.Plan.load(f"{name}.json").stages
+
+
 def test_pages_call_things_by_their_names():
     rooms = {p.parent.name for p in (ROOT / "tokensieve").glob("*/__init__.py")}
     for page in (ROOT / "README.md", *PAGES):

@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 import tokensieve as ts
+from tokensieve import testbed
 from tokensieve.cli.main import app
 from tokensieve.testbed import lm
 
@@ -153,6 +154,55 @@ def test_what_would_not_act_is_refused(ask, plan, tasks, says):
         ask("tokensieve-hf", plan, tasks)
 
 
+PICTURED = """
+task: look
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/looks.jsonl}}, cache_dir: {folder}/cache}}
+test_split: test
+output_type: generate_until
+doc_to_text: "<image> {{{{question}}}} answer :"
+doc_to_image: !function pictures.opened
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["."], max_gen_toks: 4}}
+metric_list: [{{metric: exact_match}}]
+"""
+OPENED = """
+from PIL import Image
+
+
+def opened(doc):
+    return [Image.open(doc["image"]).convert("RGB")]
+"""
+
+
+@pytest.mark.slow
+def test_a_vision_language_model_answers_under_a_plan(tmp_path):
+    rows = []
+    for i, item in enumerate(testbed.test_set(10, 1)):
+        item.image.save(tmp_path / f"{i}.png")
+        rows.append({"image": str(tmp_path / f"{i}.png"), "question": item.question.text, "answer": item.answer})
+    (tmp_path / "looks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "look.yaml").write_text(PICTURED.format(folder=tmp_path))
+    (tmp_path / "pictures.py").write_text(OPENED)
+
+    def look(model, batch=1, **plan):
+        return lm_eval.simple_evaluate(
+            model=model, model_args={"pretrained": str(testbed.path()), "dtype": "float32", "max_length": 700, **plan},
+            tasks=["look"], batch_size=batch, device="cpu", bootstrap_iters=0,
+            task_manager=TaskManager(include_path=str(tmp_path), include_defaults=False),
+        )  # fmt: skip
+
+    plain = look("hf-multimodal")
+    whole = ts.Plan([ts.stage("visionzip", keep=1.0), ts.stage("fastv", keep=1.0)])
+    assert answers(look("tokensieve-hf-multimodal", plan=whole.to_json()), "look") == answers(plain, "look")
+    few = ts.Plan(ts.stage("visionzip", keep=64)).to_json()
+    one, all_ = (look("tokensieve-hf-multimodal", batch, plan=few) for batch in (1, 5))
+    assert answers(one, "look") == answers(all_, "look")
+    assert one["config"]["tokensieve"] == all_["config"]["tokensieve"]
+    assert one["config"]["tokensieve"]["tokens_kept"] == 64
+
+
+@pytest.mark.slow
 def test_answers_of_another_plan_are_not_taken(ask, tmp_path):
     half, kept = ts.Plan(ts.stage("keydiff", keep=0.5)), str(tmp_path / "answers")
     first = ask("tokensieve-hf", half, use_cache=kept)
@@ -165,6 +215,7 @@ def test_answers_of_another_plan_are_not_taken(ask, tmp_path):
         ask("tokensieve-hf", half, use_cache=str(tmp_path / "plain"))
 
 
+@pytest.mark.slow
 def test_the_command_runs_with_the_plan_beside_the_weights(folder, tmp_path):
     shutil.copytree(lm.path(), tmp_path / "model", ignore=shutil.ignore_patterns("heldout*"))
     plan = ts.Plan(ts.stage("random", keep=0.25, site="cache"))

@@ -93,6 +93,12 @@ class Planned:
         if error is None:
             self.check()
 
+    @property
+    def _leaving(self) -> bool:
+        """Whether tokens are to leave, and are not only held in fewer bits or read by fewer."""
+        aside = (s.site == "cache" and (s.cache_method.bits or s.cache_method.query_block_size) for s in self.acting)
+        return bool(self.acting) and not any(aside)
+
     def check(self) -> None:
         """Say so where nothing acted.
 
@@ -101,7 +107,7 @@ class Planned:
         """
         if self.acting and not self._rows:
             raise RuntimeError(f"{_names(self.acting)} never acted: no prompt brought what it works on")
-        if self.acting and self._kept >= self._before:
+        if self._leaving and self._kept >= self._before:
             warnings.warn(
                 f"{_names(self.acting)} kept every token of every prompt: all are within the budget", stacklevel=3
             )
