@@ -115,7 +115,7 @@ def test_rows_are_the_means_of_their_parts_and_matrices_never_shrink(tied, rows)
 
 
 def test_other_kinds_and_too_little_text_are_refused():
-    with pytest.raises(ValueError, match="the tokenizer is Unigram: .* transplant"):
+    with pytest.raises(ValueError, match=r"the tokenizer is Unigram: .* transplant"):
         extend(trained(algorithm="unigram").tokenizer, texts(), 10)
     with pytest.raises(ValueError, match=r"add=5,000, but the texts hold only \d+ pairs"):
         extend(trained().tokenizer, ["abcab abcab"], 5000)
@@ -193,7 +193,7 @@ def test_shared_rows_stay_bit_for_bit(init, dtype):
 
 
 def test_a_donor_of_the_same_space_gives_the_rows_back():
-    """Where missing rows are combinations of few shared ones, and the donor space is a rotation of the model's, they are found."""
+    """Where missing rows are combinations of few shared ones, and the donor space is a rotation of the model's."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(60, 16, generator=generator)
     rotation = torch.linalg.qr(torch.randn(16, 16, generator=generator))[0]
@@ -219,9 +219,10 @@ def test_what_does_not_belong_together_is_refused():
         gap(broken, old, new)
     with pytest.raises(ValueError, match="needs a donor space"):
         transplanted(gap(rows, old, new), "omp", 500)
+    none = torch.zeros(0, dtype=torch.long)
+    apart = Gap(rows, none, none, torch.tensor([0]), ((),), torch.randn(1, 4))
     with pytest.raises(ValueError, match="share no token"):
-        none = torch.zeros(0, dtype=torch.long)
-        INITS.get("omp")(Gap(rows, none, none, torch.tensor([0]), ((),), torch.randn(1, 4)))
+        INITS.get("omp")(apart)
     with pytest.raises(ValueError, match="did you mean"):
         transplanted(gap(rows, old, new), "meen", 500)
 

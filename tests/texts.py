@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-
+from itertools import pairwise
 from pydoc_data.topics import topics
 
 from tokensieve.text.config import TokenizerConfig
@@ -40,7 +40,7 @@ def learned_by_loops(rows: list[list[int]], names: dict[int, str], count: int) -
     spelled = {order[i]: s for i, s in names.items()}
     by_text = {s: i for i, s in spelled.items()}
     while len(out) < count:
-        pairs = Counter(pair for row in rows for pair in zip(row, row[1:], strict=False))
+        pairs = Counter(pair for row in rows for pair in pairwise(row))
         if not pairs or max(pairs.values()) < 2:
             break
         pair = min(pairs, key=lambda p: (-pairs[p], p))
