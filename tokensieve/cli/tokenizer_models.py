@@ -53,9 +53,9 @@ def train(
     from tokensieve.text.train import train as make
     from tokensieve.text.train import writable
 
-    given = None if barriers is None else tuple(b for b in barriers.split(",") if b and b != "none")
+    given = None if barriers is None else tuple(b for b in barriers.split(",") if b)
     if bytes_:
-        chosen: dict[str, Any] = {"barriers": given or (), "numbers": numbers or "free"}
+        chosen: dict[str, Any] = {"barriers": given or ("none",), "numbers": numbers or "free"}
     else:
         chosen = ({} if given is None else {"barriers": given}) | ({} if numbers is None else {"numbers": numbers})
     config = TokenizerConfig(

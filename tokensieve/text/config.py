@@ -8,7 +8,7 @@ from typing import Any
 from tokensieve.core.options import check_options, option
 
 ALGORITHMS = ("bpe", "unigram", "wordpiece")
-BARRIERS = ("words", "newline", "punctuation")
+BARRIERS = ("words", "newline", "punctuation", "none")
 NUMBERS = ("r2l", "l2r", "single", "comma", "free")
 BYTES = 256
 
@@ -49,9 +49,9 @@ class TokenizerConfig:
     seed: int = option(0, "of that draw", lo=0)
 
     def __post_init__(self) -> None:
-        if isinstance(self.barriers, list):
-            object.__setattr__(self, "barriers", tuple(self.barriers))
         check_options(self)
+        if "none" in self.barriers and len(self.barriers) > 1:
+            raise ValueError(f"barriers={self.barriers}: 'none' stands alone")
         object.__setattr__(self, "barriers", tuple(b for b in BARRIERS if b in self.barriers))
         least = BYTES + len(self.special) if self.algorithm != "wordpiece" else 2 + len(self.special)
         if self.vocab <= least:
@@ -68,10 +68,10 @@ class TokenizerConfig:
                 f"superwords={self.superwords} with barriers={self.barriers}: superwords come after what is learned within "
                 "words, so that 'words' must be a barrier; without it, tokens go across words from the start"
             )
-        if self.raw and (self.superwords or self.numbers != "free" or self.barriers):
+        if self.raw and (self.superwords or self.numbers != "free" or self.barriers != ("none",)):
             raise ValueError(
                 f"raw=True with superwords={self.superwords}, numbers={self.numbers!r}, barriers={self.barriers}: raw bytes have "
-                "neither words nor numbers nor lines; give superwords=0, numbers='free', barriers=()"
+                "neither words nor numbers nor lines; give superwords=0, numbers='free', barriers=('none',)"
             )
         if len(set(self.special)) < len(self.special) or "" in self.special:
             raise ValueError(f"special={self.special}: each must be a text of its own")
