@@ -146,7 +146,7 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, docs, monkeypatch):
     whole = Library.create(tmp_path / "whole", Recipe(codec="float32"))
     report = mirror_whole(whole, docs)
     shards = Shards.create(tmp_path / "shards", Recipe(codec="float32"), 3)
-    plain, left = library.Library._commit, [0]
+    plain, left = Library._commit, [0]
 
     def dying(self, rows, done):
         left[0] -= 1
@@ -154,7 +154,7 @@ def test_a_build_that_was_stopped_goes_on(tmp_path, docs, monkeypatch):
             raise KeyboardInterrupt
         plain(self, rows, done)
 
-    monkeypatch.setattr(library.Library, "_commit", dying)
+    monkeypatch.setattr(Library, "_commit", dying)
     for stop in (3, 4, 9):
         left[0] = stop
         with pytest.raises(KeyboardInterrupt):
