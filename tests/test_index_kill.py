@@ -1,14 +1,23 @@
 """A writer killed at any moment leaves every committed document, and no other."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.shelf import Words, laid
 from tokensieve.retrieval import Index
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.index.sync import mirror
+from tokensieve.retrieval.sources.texts import Text
+from tokensieve.retrieval.storage import files
 
 DIM = 4
 KILLS = 50
@@ -144,3 +153,130 @@ def test_killed_at_each_step_of_a_commit(tmp_path, call):
         os.close(pipe)
         held = committed(folder, max(said - 1, 0), possible)
     assert deaths == DEATHS
+
+
+# ---- making, repairing, compacting, upgrading
+
+
+def died(job, call, number, before):
+    """Do it in a process that dies at a call of the system, before or after it; whether it did."""
+
+    def until(say):
+        plain, left = getattr(os, call), [number]
+
+        def dying(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0 and before:
+                os.kill(os.getpid(), signal.SIGKILL)
+            plain(*args, **kwargs)
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        setattr(os, call, dying)
+        job()
+        os._exit(0)
+
+    process, pipe = child(until)
+    os.close(pipe)
+    return os.WIFSIGNALED(os.waitpid(process, 0)[1])
+
+
+MOMENTS = [("replace", True), ("fsync", False)]
+
+
+def shelved(folder):
+    return Library.create(folder, Recipe(codec="residual2"), Words())
+
+
+def good(folder, docs, count):
+    """Whatever was interrupted, the same command goes on, and all is there once."""
+    shelf = Library.open(folder, Words()) if (folder / "manifest.json").exists() else shelved(folder)
+    report = mirror(shelf, docs)
+    shelf.close()
+    assert (report.passages, len(shelf)) == (count, count)
+    assert shelf.names() == {p.name for p in docs.iterdir()}
+    assert shelf.index.verify() == []
+    assert len({h.document for h in shelf.search("subject", k=99)}) == count
+    assert files.read_json(folder / "manifest.json")["codec"] == files.read_json(folder / "library.json")["codec"]
+    assert not list(folder.glob("*.part"))
+
+
+@pytest.fixture
+def docs(tmp_path):
+    return laid(tmp_path / "docs", {f"{i}.txt": f"Text {i} is about subject {i * i}." for i in range(9)})
+
+
+@pytest.mark.parametrize(("call", "before"), MOMENTS)
+def test_killed_while_it_is_made(tmp_path, docs, call, before):
+    deaths = 0
+    for number in range(1, 9):
+        folder = tmp_path / str(number)
+        deaths += died(lambda folder=folder: mirror(shelved(folder), docs), call, number, before)
+        good(folder, docs, 9)
+    assert deaths >= 5
+
+
+def broken(tmp_path, docs, name):
+    """An index with a block that is not what was written, a lost segment and much that is deleted."""
+    folder = tmp_path / name
+    shelf = shelved(folder)
+    for part in (("0.txt", "1.txt", "2.txt", "3.txt"), ("4.txt", "5.txt", "6.txt"), ("7.txt", "8.txt")):
+        shelf.put([Text(n, (docs / n).read_text(), {"kind": "file", "suffix": ".txt"}, file=True) for n in part])
+    shelf.remove(["1.txt"])
+    shelf.close()
+    first, second, _ = sorted(folder.glob("*.safetensors"))
+    data = bytearray(first.read_bytes())
+    head = 8 + int.from_bytes(data[:8], "little")
+    data[head + json.loads(data[8:head])["token.codes"]["data_offsets"][0]] ^= 255
+    first.write_bytes(data)
+    second.unlink()
+    return folder
+
+
+@pytest.mark.parametrize(("call", "before"), MOMENTS)
+def test_killed_while_it_is_repaired(tmp_path, docs, call, before):
+    deaths = 0
+    for number in range(1, 9):
+        folder = broken(tmp_path, docs, str(number))
+        deaths += died(lambda folder=folder: mirror(Library.open(folder, Words()), docs), call, number, before)
+        good(folder, docs, 9)
+    assert deaths >= 5
+
+
+@pytest.mark.parametrize(("call", "before"), MOMENTS)
+def test_killed_while_it_is_compacted(tmp_path, docs, call, before):
+    deaths = 0
+    for number in range(1, 5):
+        folder = tmp_path / str(number)
+        shelf = shelved(folder)
+        for name in sorted(p.name for p in docs.iterdir()):
+            shelf.put([Text(name, (docs / name).read_text(), {"kind": "file", "suffix": ".txt"}, file=True)])
+        shelf.remove(["4.txt"])
+        shelf.close()
+        deaths += died(lambda folder=folder: Index.open(folder).compact(), call, number, before)
+        held = Library.open(folder, Words())
+        assert held.index.verify() == []
+        assert held.names() == {p.name for p in docs.iterdir()} - {"4.txt"}
+        good(folder, docs, 9)
+    assert deaths >= 2
+
+
+@pytest.mark.parametrize(("call", "before"), MOMENTS)
+def test_killed_while_it_is_brought_to_this_format(tmp_path, call, before):
+    docs = laid(
+        tmp_path / "docs",
+        {"read.md": "# Reading\n\nOpen a file and read it line by line.\n", "new.md": "Something new."},
+    )
+    deaths = 0
+    for number in range(1, 7):
+        folder = tmp_path / str(number)
+        shutil.copytree(Path(__file__).parent / "index_1", folder)
+        deaths += died(lambda folder=folder: mirror(Library.open(folder, Words()), docs), call, number, before)
+        held = Library.open(folder, Words())
+        assert held.index.verify() == []
+        assert {"read.md", "attachment-7", "letter.txt"} <= held.names()
+        mirror(held, docs)
+        held.close()
+        assert held.names() == {"read.md", "new.md", "attachment-7", "letter.txt"}
+        assert files.read_json(folder / "manifest.json")["version"] == 2
+    assert deaths >= 4

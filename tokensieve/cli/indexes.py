@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from tokensieve.retrieval.encoders.encoded import Encoder
     from tokensieve.retrieval.index.library import Library
 
 Ray = Annotated[
@@ -25,13 +26,21 @@ At = Annotated[Path, typer.Argument(help="The folder of an index.")]
 
 
 def opened(at: Path, encoder: str | None = None) -> Library:
-    """The index in a folder, with the encoder that is said to be there."""
-    from tokensieve.retrieval.encoders import loading
+    """The index in a folder, with the encoder that is said to be there; by default that is loaded when it is needed."""
     from tokensieve.retrieval.index.library import Library
+
+    library = Library.open(at, None if encoder is None else loaded(encoder))
+    library.load = loaded
+    return library
+
+
+def loaded(source: str | None) -> Encoder:
+    """An encoder, without the bars of what loads it."""
+    from tokensieve.retrieval.encoders import loading
     from tokensieve.sites.model.compatibility import disable_progress_bar
 
     disable_progress_bar()
-    return Library.open(at, None if encoder is None else loading.load_encoder(encoder))
+    return loading.load_encoder(source)
 
 
 def status(what: str) -> Any:

@@ -12,7 +12,7 @@ import typer
 
 from tokensieve.cli import shards as cli_shards
 from tokensieve.cli.common import Json, budget
-from tokensieve.cli.indexes import EncoderPath, Ray
+from tokensieve.cli.indexes import EncoderPath, Ray, loaded
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.sync import SyncReport
@@ -58,8 +58,6 @@ def index(
 
     Options that are not given are those of the index.
     """
-    from tokensieve.sites.model.compatibility import disable_progress_bar
-
     given: dict[str, Any] = {
         "method": method, "codec": codec, "overlap": overlap, "keep": None if keep is None else budget(keep),
         "include": None if include is None else tuple(include), "exclude": None if exclude is None else tuple(exclude),
@@ -68,7 +66,6 @@ def index(
     asked = {k: v for k, v in given.items() if v is not None}
     if sketch is not None:
         asked["sketch"] = None if sketch == "none" else sketch
-    disable_progress_bar()
     if shards is not None or ray is not None or cli_shards.sharded(out):
         report, size, count = cli_shards.build(docs, out, asked, shards, ray, json_)
         what = f"{count} shards, {report.passages:,} passages"
@@ -119,7 +116,7 @@ def _whole(docs: Path, out: Path, asked: dict[str, Any], quiet: bool) -> tuple[S
         else:
             recipe = Recipe(**asked)
             cli_shards.refuse_nothing(docs, recipe)
-            library = Library.create(out, recipe)
+            library = Library.create(out, recipe, loaded(recipe.encoder))
         try:
             report = mirror(
                 library, docs, lambda files, of, passages: progress.step(files, of, passages, library.read.total())

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tokensieve.cli.indexes import loaded
+from tokensieve.cli.indexes import opened as opened_whole
+
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
@@ -62,12 +65,11 @@ def build(
 @contextmanager
 def opened(at: Path, ray: str | None, encoder: str | None = None) -> Iterator[Collection]:
     """A collection to be searched, here or by actors."""
-    from tokensieve.retrieval.encoders import loading
     from tokensieve.retrieval.shards import Collection
     from tokensieve.retrieval.shards.search import Here
 
     _refuse_whole(at)
-    made = None if encoder is None else loading.load_encoder(encoder)
+    made = None if encoder is None else loaded(encoder)
     with _cluster(ray) as cluster, Collection.open(at, cluster.Actors if cluster else Here, made) as collection:
         yield collection
 
@@ -85,12 +87,9 @@ def updated(out: Path, asked: dict[str, Any]) -> Library:
     """An index that takes in what has changed; what was not asked for stays as it was."""
     from dataclasses import replace
 
-    from tokensieve.retrieval.encoders import loading
     from tokensieve.retrieval.encoders.encoded import lasting
-    from tokensieve.retrieval.index.library import Library
 
-    named = asked.get("encoder")
-    library = Library.open(out, None if named is None else loading.load_encoder(named))
+    library = opened_whole(out, asked.get("encoder"))
     refuse_change(out, library.recipe, asked, FIXED)
     changes: dict[str, Any] = {k: lasting(v) if k == "encoder" else v for k, v in asked.items() if k not in FIXED}
     recipe = replace(library.recipe, **changes)

@@ -10,9 +10,8 @@ import string
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import transformers
 from safetensors import safe_open
 from torch import nn
 
@@ -23,7 +22,10 @@ from tokensieve.retrieval.encoders.head import CARD, card_of
 from tokensieve.retrieval.encoders.head import load as load_head
 from tokensieve.retrieval.encoders.pages import PageEncoder
 from tokensieve.retrieval.encoders.reading import Reading
-from tokensieve.retrieval.encoders.text import TextEncoder
+
+# What encodes takes seconds to import, and much of what is asked of an index encodes nothing.
+if TYPE_CHECKING:
+    from tokensieve.retrieval.encoders.text import TextEncoder
 
 MINILM = "minilm"
 FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.metadata")
@@ -67,6 +69,8 @@ def load_encoder(source: str | Path | None = None, *, device: str = "cpu", **opt
     if (folder / CARD).is_file():
         base = card_of(folder)["encoder"]["source"]
         return load_head(folder, load_encoder(base, device=device, **options))
+    import transformers
+
     options.setdefault("name", Path(str(source)).name)
     config = _json(folder / "config.json")
     kind = next(iter(config.get("architectures") or []), "")
@@ -97,6 +101,10 @@ def _optional(file: Path) -> Any:
 
 
 def _text(folder: Path, device: str, options: dict[str, Any]) -> TextEncoder:
+    import transformers
+
+    from tokensieve.retrieval.encoders.text import TextEncoder
+
     modules = _optional(folder / "modules.json") or []
     inner = next((folder / m["path"] for m in modules if m["type"].endswith("Transformer")), folder)
     config = _json(inner / "config.json")

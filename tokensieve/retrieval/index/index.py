@@ -123,17 +123,10 @@ class Index(Reader, WritableStore):
         with self._writing:
             self._state = self._write().compact(forget)
 
-    def mend(self) -> list[str]:
-        """Let go of what is damaged and no longer needed; for a folder's mirror, once all its files are here again.
-
-        Returns:
-            What was damaged, by name, and no longer is.
-        """
+    def mend(self) -> None:
+        """Let go of what is damaged and no longer needed; for a folder's mirror, once all its files are here again."""
         with self._writing:
-            writer = self._write()
-            done = writer.mend()
-            self._state = writer.state
-        return done
+            self._state = self._write().mend()
 
     def tune(
         self, queries: Any = None, goal: float = 0.99, without: Sequence[str | None] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -41,6 +41,9 @@ class Library(Putting):
 
     Threads may share one; the writing calls take turns. The encoder is loaded when it is first needed.
 
+    Attributes:
+        load: what loads it, by what the recipe says of it.
+
     Example:
         >>> library = Library.create("my.index", Recipe(keep=0.5))              # doctest: +SKIP
         >>> library.put([Text("a", "Open a file and read it.")])                # doctest: +SKIP
@@ -50,6 +53,7 @@ class Library(Putting):
     def __init__(self, index: Index, recipe: Recipe, encoder: Encoder | None = None) -> None:
         self.index, self.recipe = index, recipe
         self._encoder = encoder
+        self.load: Callable[[str | None], Encoder] = lambda source: loading.load_encoder(source)
         self.read, self.unknown = Counter(), Counter()
         self._writing = threading.RLock()
         self._seen = self._stamp()
@@ -102,7 +106,7 @@ class Library(Putting):
         """
         if self._encoder is None:
             try:
-                found = loading.load_encoder(self.recipe.encoder)
+                found = self.load(self.recipe.encoder)
             except ValueError as problem:
                 raise Incompatible(
                     f"{self.index.folder} was made with the encoder {self.recipe.encoder}, which cannot be loaded: {problem}; "

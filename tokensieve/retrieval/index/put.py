@@ -18,6 +18,7 @@ from tokensieve.retrieval.index import marks, questions
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.segment import metadata_json
+from tokensieve.retrieval.index.tune import KS
 from tokensieve.retrieval.index.validation import listed
 from tokensieve.retrieval.sources.texts import Piece, Text
 from tokensieve.retrieval.storage.files import map_tensors, write_tensors
@@ -105,7 +106,8 @@ class Putting:
     def tune(self) -> dict[str, Any]:
         """Measure how many candidates must be scored (see :meth:`Index.tune`), by short sentences of the stored texts."""
         with self._writing:
-            ids, texts = questions.sampled(self.index)
+            # Of few passages all are scored.
+            ids, texts = questions.sampled(self.index) if len(self.index) > max(KS) else ([], [])
             asked = self.encoder.queries(texts).ragged if texts else None
             plan = self.index.tune(asked, without=ids if texts else None)
             self._written()

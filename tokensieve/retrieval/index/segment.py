@@ -69,27 +69,26 @@ class Segment:
     def get(self, name: str) -> Tensor:
         """A tensor that is not of vectors."""
         if name not in self._checked:
-            if name not in self._tensors or crc(self._tensors[name]) != self._sums.get(name):
+            if not self._fits(name):
                 problem = f"{self.name}: {name} is damaged"
                 if problem not in self._problems:
                     self._problems.append(problem)
                 raise Damaged(problem)
-            self._fits(name)
             self._checked.add(name)
         return self._tensors[name]
 
-    def _fits(self, name: str) -> None:
-        """Refuse places outside of what they are places in: checksums say what was written, not who wrote it."""
-        x = self._tensors[name]
+    def _fits(self, name: str) -> bool:
+        """Whether a tensor is what was written, and no place in it is outside of what it is a place in: checksums do not say who
+        wrote them."""
+        x = self._tensors.get(name)
+        if x is None or crc(x) != self._sums.get(name):
+            return False
         if name in ("id_ends", "meta_ends"):
             body = self._tensors.get(name.removesuffix("_ends"), torch.empty(0))
-            good = ascending(torch.cat([torch.zeros(1).long(), x]), self.docs, len(body))
-        elif name == "key_doc":
-            good = len(x) == self.docs and bool(((x >= 0) & (x < self.docs)).all())
-        else:
-            good = name != "key" or len(x) == self.docs
-        if not good:
-            raise Damaged(f"{self.name}: {name} is not of {self.docs} documents")
+            return ascending(torch.cat([torch.zeros(1).long(), x]), self.docs, len(body))
+        if name == "key_doc":
+            return len(x) == self.docs and bool(((x >= 0) & (x < self.docs)).all())
+        return name != "key" or len(x) == self.docs
 
     @property
     def tokens(self) -> Rows:

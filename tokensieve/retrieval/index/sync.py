@@ -91,12 +91,17 @@ def bring(
             seen.add(text.name)
             yield text
 
+    # What is damaged is not current; what is not is read here once, and not again.
+    damaged = library.index.verify()
     library.read.clear()
     library.unknown.clear()
     written = library.put(texts(), lambda passages: step(done, len(files), passages))
     removed = library.remove(name for name in before - seen if folder.gone(name))
     # What cannot be read now might stand in what is damaged.
-    repaired = [] if folder.unread else library.index.mend()
+    if damaged and not folder.unread:
+        library.index.mend()
+    left = library.index.damaged
+    repaired = [part for part in damaged if part not in left]
     plan = library.index.plan
     if plan is None or "depths" not in plan or len(library) > 2 * plan["documents"]:
         library.tune()

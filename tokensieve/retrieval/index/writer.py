@@ -99,20 +99,16 @@ class Writer:
                 self._join(whole[first:last])
         return self.state
 
-    def mend(self) -> list[str]:
+    def mend(self) -> Snapshot:
         """Once every file is in the index again: let go of segments that held nothing else and cannot be read, and write anew
-        those of which a damaged part is needed no more. Returns what was damaged, by name, and no longer is."""
-        found = [*self.state.lost.values(), *(v.segment.name for v in self.state.views if v.segment.blemished)]
-        if not found:
-            return []
+        those of which a damaged part is needed no more."""
         entries = {s["file"]: s for s in self.state.manifest["segments"]}
         closed = {*self.state.lost, *(v.segment.name for v in self.state.views if not v.segment.described())}
         self._forget({name for name in closed if entries[name].get("others") == 0})
         for view in self.state.views:
             if view.segment.blemished and view.sound():
                 self._join([view])
-        left = [*self.state.lost.values(), *(v.segment.name for v in self.state.views if v.segment.blemished)]
-        return [part for part in found if part not in left]
+        return self.state
 
     def _forget(self, names: set[str]) -> None:
         kept = [s for s in self.state.manifest["segments"] if s["file"] not in names]

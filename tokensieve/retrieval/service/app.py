@@ -66,6 +66,7 @@ def application(
     word_errors(app)
     page, policy = _page()
 
+    @app.head("/", include_in_schema=False)
     @app.get("/", response_class=HTMLResponse)
     async def search_page() -> HTMLResponse:
         """A page to search by."""
@@ -97,7 +98,10 @@ def application(
             raise Refused(422, str(problem), "query") from problem
         spent = 1e3 * (time.perf_counter() - start)
         hits = [wire.hit(query.query, f) for f in found]
-        return wire.Answer(hits=hits, passages=len(library), milliseconds=spent, damaged=library.index.damaged)
+        notes = list(library.notes(query.query))
+        return wire.Answer(
+            hits=hits, passages=len(library), milliseconds=spent, damaged=library.index.damaged, notes=notes
+        )
 
     @app.post("/documents", dependencies=needs, responses={**ERRORS, **refused}, openapi_extra=LINES)
     async def add(request: Request) -> wire.Written:

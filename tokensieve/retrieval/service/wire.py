@@ -10,7 +10,7 @@ from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.filters import check
 from tokensieve.retrieval.index.results import SearchResult
 
-QUERY, MOST, TEXT, NAME = 1000, 100, 1_000_000, 512
+QUERY, MOST, TEXT, NAME = 10_000, 100, 1_000_000, 512
 """Characters of a query, passages of an answer, characters of a document and of its id."""
 WORDS = r"\S"
 
@@ -97,12 +97,14 @@ class Hit(BaseModel):
 
 
 class Answer(BaseModel):
-    """Hits, best first. ``damaged`` names parts of the index that cannot be read; all others were searched."""
+    """Hits, best first. ``damaged`` names parts of the index that cannot be read; all others were searched. ``notes`` say what of
+    the query was not read: an end that was cut off, words that the encoder does not know."""
 
     hits: list[Hit]
     passages: int
     milliseconds: float
     damaged: list[str]
+    notes: list[str]
 
 
 class Passage(BaseModel):

@@ -35,6 +35,8 @@ PROMISE = 200.0
 FENCE = 60.0
 """In a fenced block that would fit."""
 BEFORE = {"text": 1.0, "item": 1.5, "fence": 2.5, "code": 2.0, "head": 1.0, "row": 3.0}
+APART = float("-inf")
+"""Where something between two parts was left out: no passage holds both."""
 LINE, SENTENCES, WORDS, LETTERS = 6.0, 5.0, 30.0, 60.0
 """At other places: between lines of one part, sentences, words, characters."""
 
@@ -132,7 +134,7 @@ def title(heading: str) -> str:
 
 
 def _atoms(layout: Layout, most: int, a: int, b: int) -> Iterator[Atom]:
-    text, promised = layout.text, False
+    text, promised, behind = layout.text, False, a
     first_unit = max(bisect_right(layout.units, a, key=lambda unit: unit.start) - 1, 0)
     for number, unit in enumerate(layout.units[first_unit:], first_unit):
         if unit.start >= b:
@@ -143,7 +145,8 @@ def _atoms(layout: Layout, most: int, a: int, b: int) -> Iterator[Atom]:
         before = 0.2 * unit.level - 2.5 if unit.kind == "heading" else BEFORE[unit.kind]
         for first, last, inner in _pieces(text, unit, start, end, most):
             cost = PROMISE if promised else (before if first == start else inner)
-            yield Atom(first, last, cost, number)
+            yield Atom(first, last, APART if text[behind:first].strip() else cost, number)
+            behind = last
             promised = unit.kind in ("heading", "head") or OPEN.search(text, max(first, last - 20), last) is not None
 
 
@@ -193,9 +196,12 @@ def _cheapest(text: str, atoms: Sequence[Atom], most: int) -> list[tuple[int, in
             length = last.end - atoms[i].start
             if length > high and i < j:
                 break
-            cost = best[i] + (atoms[i].before if i else 0.0) + _price(length, most)
+            apart = atoms[i].before == APART
+            cost = best[i] + (atoms[i].before if i and not apart else 0.0) + _price(length, most)
             if cost < least:
                 least, where = cost, i
+            if apart:
+                break
         best.append(least)
         came.append(where)
     out, j = [], len(atoms)
