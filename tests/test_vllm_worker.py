@@ -31,7 +31,9 @@ def stage(method="divprune", keep=4, **options):
 
 
 def test_each_run_keeps_its_first_slots():
-    left = thinned([9, 5, 5, 5, 5, 8, 5, 5, 7], [False, True, True, True, True, False, True, True, False], lambda n: n // 2)
+    left = thinned(
+        [9, 5, 5, 5, 5, 8, 5, 5, 7], [False, True, True, True, True, False, True, True, False], lambda n: n // 2
+    )
     assert left.full == (9, 5, 5, 8, 5, 7)
     assert left.runs == ((4, 2), (2, 1))
     assert mask_of(left.embedded, left.full).tolist() == [False, True, True, False, True, False]
@@ -43,7 +45,9 @@ def test_slots_that_stay_add_up(embedded, keep):
     left = thinned(list(range(len(embedded))), embedded, lambda n: min(n, keep))
     assert sum(n for n, _ in left.runs) == sum(embedded)
     assert sum(left.embedded) == sum(k for _, k in left.runs)
-    assert [i for i, e in zip(left.full, left.embedded, strict=True) if not e] == [i for i, e in enumerate(embedded) if not e]
+    assert [i for i, e in zip(left.full, left.embedded, strict=True) if not e] == [
+        i for i, e in enumerate(embedded) if not e
+    ]
 
 
 def test_what_is_told_of_a_picture_arrives():
@@ -100,14 +104,19 @@ def test_kept_tokens_have_the_positions_that_they_had(name, axes, dtype):
         stay = torch.randperm(n, generator=g)[: min(keep, n)].sort().values
         runs.append(Run(length, len(stay), n))
         grid = (1, *value) if axes == 3 else None
-        rows_ = torch.cat([torch.zeros(len(stay), 2), positions.channels(positions.places(n, grid)[stay], torch.zeros(len(stay), 2))], 1)
+        rows_ = torch.cat(
+            [torch.zeros(len(stay), 2), positions.channels(positions.places(n, grid)[stay], torch.zeros(len(stay), 2))],
+            1,
+        )
         embedded.append(rows_.to(dtype))
         chosen += (at + stay).tolist()
         at, length = at + n, length + len(stay)
     begun, ahead = positions.begun(full, runs, length)
     assert ahead == end - length
     done = begun
-    slots = torch.cat([torch.arange(r.start, r.start + r.kept) for r in runs]) if runs else torch.zeros(0, dtype=torch.long)
+    slots = (
+        torch.cat([torch.arange(r.start, r.start + r.kept) for r in runs]) if runs else torch.zeros(0, dtype=torch.long)
+    )
     if runs:
         told = torch.cat([positions.split(x)[1] for x in embedded])
         # In chunks, one slot at a time, and the first of them twice: what was filled stays.
@@ -210,7 +219,9 @@ def test_signals_that_fail_leave_evenly_spaced_tokens():
 
 def test_a_count_is_never_wrong(monkeypatch):
     made = stage()
-    monkeypatch.setattr(type(made.method), "reduce", lambda self, s, keep: ts.Reduction.keep(torch.arange(s.n)[None] < 2))
+    monkeypatch.setattr(
+        type(made.method), "reduce", lambda self, s, keep: ts.Reduction.keep(torch.arange(s.n)[None] < 2)
+    )
     kept, _ = choice.thinned(made, torch.randn(12, 4), 4, [(12, 4)], lambda: [{}])
     assert len(kept) == 4
 
@@ -259,7 +270,13 @@ def test_the_attention_of_a_batch_is_read_row_by_row():
     # Nobody looks any more, and only what is read was hooked.
     run()
     assert sum(len(b._forward_pre_hooks) for b in blocks) == 1
-    look = looks.look_of(eyes.anatomy, {"pixel_values": torch.zeros(1, 3, config.image_size, config.image_size)}, [n], {"cls_attention": {-2: parts[1:]}}, n)  # noqa: E501
+    look = looks.look_of(
+        eyes.anatomy,
+        {"pixel_values": torch.zeros(1, 3, config.image_size, config.image_size)},
+        [n],
+        {"cls_attention": {-2: parts[1:]}},
+        n,
+    )
     told = looks.signals_of(look, made.method.needs)[0]
     assert told["cls_attention"][-2].shape == (1, heads, n)
     assert torch.allclose(told["cls_attention"][-2], wanted[1:], atol=1e-6)

@@ -61,7 +61,9 @@ _NAMES = {
     "sites.sieve": ("Sieve", "sieve"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
-_ROOMS = ("bench", "catalog", "core", "methods", "parts", "planner", "retrieval", "sites", "testbed", "testing")
+_ROOMS = (
+    "bench", "catalog", "core", "integrations", "methods", "parts", "planner", "retrieval", "sites", "testbed", "testing",
+)  # fmt: skip
 _OLD = {
     "card": "method_card",
     "held_bytes": "cache_bytes",

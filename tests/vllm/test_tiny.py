@@ -36,15 +36,19 @@ def prompts(name):
     ]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n == CI else pytest.mark.slow) for n in tiny.MODELS])
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[] if n == CI else pytest.mark.slow) for n in tiny.MODELS]
+)
 def pair(request, tmp_path_factory):
     """An engine, and the model and processor of transformers."""
     name = request.param
     folder = tiny.save(name, tmp_path_factory.mktemp(name))
     # A picture is cut in the middle: prompts are read in chunks.
-    chunks = {"max_num_batched_tokens": 24, "max_num_seqs": 2, "enable_chunked_prefill": True} if name == "qwen2" else {}
+    chunks = (
+        {"max_num_batched_tokens": 24, "max_num_seqs": 2, "enable_chunked_prefill": True} if name == "qwen2" else {}
+    )
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    with engine(folder, {}, max_model_len=4096, **chunks) as llm:
+    with engine(folder, {}, max_model_len=4096, distributed_executor_backend="uni", **chunks) as llm:
         yield name, llm, model, AutoProcessor.from_pretrained(folder)
 
 

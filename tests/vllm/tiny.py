@@ -11,7 +11,10 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from tokensieve.testbed.saved import hub_names
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-TEXT = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 8192, "tie_word_embeddings": False}  # fmt: skip
+TEXT = {
+    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 32, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
 VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
 
@@ -56,7 +59,12 @@ def qwen2() -> tuple[Any, Any]:
 
 def qwen25() -> tuple[Any, Any]:
     return qwen(
-        "Qwen2_5_VL", hidden_size=64, intermediate_size=96, out_hidden_size=128, window_size=56, fullatt_block_indexes=[1]
+        "Qwen2_5_VL",
+        hidden_size=64,
+        intermediate_size=96,
+        out_hidden_size=128,
+        window_size=56,
+        fullatt_block_indexes=[1],
     )
 
 
@@ -81,7 +89,10 @@ def idefics3() -> tuple[Any, Any]:
 
 
 def internvl() -> tuple[Any, Any]:
-    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}  # fmt: skip
+    named = {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }  # fmt: skip
     words = tokenizer([], **named)
     config = transformers.InternVLConfig(
         text_config={"model_type": "qwen2", **TEXT, "vocab_size": len(words), "eos_token_id": words.eos_token_id},

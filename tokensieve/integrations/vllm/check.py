@@ -61,7 +61,8 @@ def check(model: str) -> Report:
     text = config.get_text_config()
     own = "mrope_section" in (getattr(text, "rope_parameters", None) or {})
     methods = {
-        name: refused_stage(Plan(Stage(get_method(name), 16, "handoff")), tower) or "" for name in list_methods(site="handoff")
+        name: refused_stage(Plan(Stage(get_method(name), 16, "handoff")), tower) or ""
+        for name in list_methods(site="handoff")
     }
     return Report(
         vllm=hooks.version() if installed else "",

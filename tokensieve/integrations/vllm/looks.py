@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.needs import Need
-from tokensieve.integrations.vllm.eyes import Heard
 from tokensieve.parts import score
 from tokensieve.sites.model.quirks import TILED
 from tokensieve.sites.model.structure import Anatomy
@@ -29,7 +28,11 @@ def joins(anatomy: Anatomy, given: Mapping[str, Any]) -> bool:
 
 
 def look_of(
-    anatomy: Anatomy, given: Mapping[str, Any], runs: Sequence[int], parts: dict[str, dict[int, list[Tensor]]], rows: int
+    anatomy: Anatomy,
+    given: Mapping[str, Any],
+    runs: Sequence[int],
+    parts: dict[str, dict[int, list[Tensor]]],
+    rows: int,
 ) -> EncoderPass:
     """The pass of one picture.
 
@@ -59,7 +62,8 @@ def signals_of(look: EncoderPass, needs: Sequence[Need]) -> list[dict[str, Any]]
                 every.setdefault(name, {})[layer] = look.tokens_of(rows).nan_to_num(0.0)
             except Unmapped:
                 continue
-    tiled = look.anatomy.model.config.model_type in TILED
+    model: Any = look.anatomy.model
+    tiled = model.config.model_type in TILED
     grid, out, start = look.grid(), [], 0
     for n in look.lengths:
         given: dict[str, Any] = {}
