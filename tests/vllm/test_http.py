@@ -24,7 +24,8 @@ def client(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
     (folder / "chat.jinja").write_text(TEMPLATE)
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(testbed.path()), "--port", str(PORT), "--host", "127.0.0.1",
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(testbed.path()), "--host", "127.0.0.1", "--port",
+        str(PORT),
         "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--chat-template", str(folder / "chat.jinja"),
         "--trust-request-mm-kwargs", "--enable-prompt-tokens-details", "--served-model-name", "llava",
         "--hf-overrides", '{"tokensieve": {"method": "visionzip", "keep": 64}}',
