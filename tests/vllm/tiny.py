@@ -16,7 +16,7 @@ TEXT = {
     "head_dim": 32, "max_position_embeddings": 8192, "tie_word_embeddings": False,
 }  # fmt: skip
 VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
-MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}
 
 
 def tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
@@ -36,8 +36,9 @@ def tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
 def qwen(kind: str, **vision: Any) -> tuple[Any, Any]:
     words = tokenizer(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"])
     ids = words.convert_tokens_to_ids
+    turned = MROPE | ({"mrope_interleaved": True} if kind == "Qwen3VL" else {})
     config = getattr(transformers, f"{kind}Config")(
-        text_config=TEXT | {"vocab_size": len(words), "rope_parameters": MROPE, "eos_token_id": words.eos_token_id},
+        text_config=TEXT | {"vocab_size": len(words), "rope_parameters": turned, "eos_token_id": words.eos_token_id},
         vision_config={"depth": 3, "num_heads": 4, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, **vision},
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=False,
