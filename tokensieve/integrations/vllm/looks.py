@@ -18,7 +18,7 @@ from tokensieve.sites.visual.layout import EncoderPass, Unmapped, crops, numbere
 
 def images_of(given: Mapping[str, Any]) -> int:
     """How many of the encoder's images (crops, tiles) a picture is made of, by its pixels; 1 where that is not told."""
-    pixels = _pixels(given)
+    pixels = pixels_of(given)
     return 1 if pixels is None else len(pixels)
 
 
@@ -41,7 +41,7 @@ def look_of(
         parts: what was heard of it; rows: the encoder's rows that are its own.
     """
     assert anatomy.vision is not None
-    pixels = _pixels(given)
+    pixels = pixels_of(given)
     count = 1 if pixels is None else len(pixels)
     shape: tuple[int, ...] = (rows,) if anatomy.vision.ragged else (count, rows // count)
     mine: dict[str, Any] = {n: v for n, v in given.items() if n.endswith("grid_thw")}
@@ -95,7 +95,7 @@ def _bits(look: EncoderPass, needs: Sequence[Need]) -> dict[str, dict[int, Tenso
     return {"entropy": {0: bits}} if len(bits) == look.rows else {}
 
 
-def _pixels(given: Mapping[str, Any]) -> Tensor | None:
+def pixels_of(given: Mapping[str, Any]) -> Tensor | None:
     """``(images, 3, H, W)``; None where a picture comes as rows of patches, or as embeddings."""
     for name, value in given.items():
         if not name.startswith("pixel_values"):

@@ -19,6 +19,7 @@ from tokensieve.integrations.vllm.refusals import Unserved, reads_encoder
 from tokensieve.integrations.vllm.server import Server
 from tokensieve.integrations.vllm.stages import count
 from tokensieve.integrations.vllm.told import FIELD, Told, unpack
+from tokensieve.sites.visual.layout import side_of
 
 ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention"
 
@@ -134,13 +135,11 @@ class Worker:
         grid = given.get("image_grid_thw")
         if grid is not None:
             return int(grid.prod())
-        patch = getattr(self.anatomy.vision.config, "patch_size", None)
-        pixels = looks._pixels(given)
-        return (
-            None
-            if pixels is None or not isinstance(patch, int)
-            else len(pixels) * ((pixels.shape[-2] // patch) * (pixels.shape[-1] // patch))
-        )
+        patch = side_of(getattr(self.anatomy.vision.config, "patch_size", None))
+        pixels = looks.pixels_of(given)
+        if pixels is None or patch is None:
+            return None
+        return len(pixels) * (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
 
     def _channels(self, one: Told, places: Tensor, given: Mapping[str, Any] | None) -> Tensor | None:
         return None if self.positioned is None else self.positioned.places(one, places, given)
