@@ -1,9 +1,9 @@
 """Requests per second of vLLM under plans, and what the plugin costs a server without one.
 
-`python -m benchmarks.vllm` in the environment of `make vllm` (`out/vllm/.venv/bin/python`). A random LLaVA of 214 million parameters,
-576 visual tokens a picture; 12 requests at once, each about a picture of its own, 32 tokens out, no prefix cache. The plans come in
-turns within one server, three rounds; ratios are of the medians. `--plain` compares two servers without a plan, with the plugin and
-without it, in ten rounds in turns, on the packaged LLaVA's questions.
+`python -m benchmarks.vllm` in the environment of `make vllm` (`out/vllm/.venv/bin/python`). A random LLaVA of 214 million
+parameters, 576 visual tokens a picture; 12 requests at once, each about a picture of its own, 32 tokens out, no prefix cache. The
+plans come in turns within one server, three rounds; ratios are of the medians. `--plain` compares two servers of that model
+without a plan, with the plugin and without it, in ten rounds in turns.
 """
 
 from __future__ import annotations
@@ -170,7 +170,12 @@ def main(out: Path, plain: bool) -> None:
             for row in result:
                 rates = ", ".join(f"{r:.2f}" for r in row["requests per second"])
                 table.add_row(
-                    row["plan"], str(row["prompt"]), rates, f"{row['ratio']:.2f}", str(row["blocks"]), str(row["concurrent"])
+                    row["plan"],
+                    str(row["prompt"]),
+                    rates,
+                    f"{row['ratio']:.2f}",
+                    str(row["blocks"]),
+                    str(row["concurrent"]),
                 )
             console.print(table)
     write_json(out, {"environment": environment(), "result": result})

@@ -57,7 +57,7 @@ def test_what_cannot_be_read_is_told_by_name(name):
 
 def test_a_file_that_is_no_json(tmp_path):
     (tmp_path / "plan.json").write_text("{")
-    with pytest.raises(ValueError, match="plan.json"):
+    with pytest.raises(ValueError, match=r"plan\.json"):
         of_server({"plan": str(tmp_path / "plan.json")})
 
 

@@ -1,6 +1,7 @@
 """What the worker of vLLM does to a picture, on plain tensors: slots, positions, batches, signals, ranks."""
 
 import logging
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +15,16 @@ import tokensieve as ts
 from tests.models import llava
 from tokensieve.core.stage import Stage
 from tokensieve.integrations.vllm import choice, looks, positions, rope
+from tokensieve.integrations.vllm import positioned as positioned_module
 from tokensieve.integrations.vllm.anatomies import anatomy_of
 from tokensieve.integrations.vllm.batches import batches, part
 from tokensieve.integrations.vllm.eyes import Eyes, shares
 from tokensieve.integrations.vllm.placeholders import mask_of, runs_of, thinned
+from tokensieve.integrations.vllm.positioned import Positioned
 from tokensieve.integrations.vllm.positions import Run
-from tokensieve.integrations.vllm.told import Told, unpack
+from tokensieve.integrations.vllm.refusals import Tower
+from tokensieve.integrations.vllm.told import FIELD, Told, unpack
+from tokensieve.integrations.vllm.worker import Worker
 from tokensieve.parts.attention import rows
 
 
@@ -31,7 +36,9 @@ def stage(method="divprune", keep=4, **options):
 
 
 def test_each_run_keeps_its_first_slots():
-    left = thinned([9, 5, 5, 5, 5, 8, 5, 5, 7], [False, True, True, True, True, False, True, True, False], lambda n: n // 2)
+    left = thinned(
+        [9, 5, 5, 5, 5, 8, 5, 5, 7], [False, True, True, True, True, False, True, True, False], lambda n: n // 2
+    )
     assert left.full == (9, 5, 5, 8, 5, 7)
     assert left.runs == ((4, 2), (2, 1))
     assert mask_of(left.embedded, left.full).tolist() == [False, True, True, False, True, False]
@@ -43,7 +50,9 @@ def test_slots_that_stay_add_up(embedded, keep):
     left = thinned(list(range(len(embedded))), embedded, lambda n: min(n, keep))
     assert sum(n for n, _ in left.runs) == sum(embedded)
     assert sum(left.embedded) == sum(k for _, k in left.runs)
-    assert [i for i, e in zip(left.full, left.embedded, strict=True) if not e] == [i for i, e in enumerate(embedded) if not e]
+    assert [i for i, e in zip(left.full, left.embedded, strict=True) if not e] == [
+        i for i, e in enumerate(embedded) if not e
+    ]
 
 
 def test_what_is_told_of_a_picture_arrives():
@@ -100,14 +109,19 @@ def test_kept_tokens_have_the_positions_that_they_had(name, axes, dtype):
         stay = torch.randperm(n, generator=g)[: min(keep, n)].sort().values
         runs.append(Run(length, len(stay), n))
         grid = (1, *value) if axes == 3 else None
-        rows_ = torch.cat([torch.zeros(len(stay), 2), positions.channels(positions.places(n, grid)[stay], torch.zeros(len(stay), 2))], 1)
+        rows_ = torch.cat(
+            [torch.zeros(len(stay), 2), positions.channels(positions.places(n, grid)[stay], torch.zeros(len(stay), 2))],
+            1,
+        )
         embedded.append(rows_.to(dtype))
         chosen += (at + stay).tolist()
         at, length = at + n, length + len(stay)
     begun, ahead = positions.begun(full, runs, length)
     assert ahead == end - length
     done = begun
-    slots = torch.cat([torch.arange(r.start, r.start + r.kept) for r in runs]) if runs else torch.zeros(0, dtype=torch.long)
+    slots = (
+        torch.cat([torch.arange(r.start, r.start + r.kept) for r in runs]) if runs else torch.zeros(0, dtype=torch.long)
+    )
     if runs:
         told = torch.cat([positions.split(x)[1] for x in embedded])
         # In chunks, one slot at a time, and the first of them twice: what was filled stays.
@@ -210,7 +224,9 @@ def test_signals_that_fail_leave_evenly_spaced_tokens():
 
 def test_a_count_is_never_wrong(monkeypatch):
     made = stage()
-    monkeypatch.setattr(type(made.method), "reduce", lambda self, s, keep: ts.Reduction.keep(torch.arange(s.n)[None] < 2))
+    monkeypatch.setattr(
+        type(made.method), "reduce", lambda self, s, keep: ts.Reduction.keep(torch.arange(s.n)[None] < 2)
+    )
     kept, _ = choice.thinned(made, torch.randn(12, 4), 4, [(12, 4)], lambda: [{}])
     assert len(kept) == 4
 
@@ -259,7 +275,13 @@ def test_the_attention_of_a_batch_is_read_row_by_row():
     # Nobody looks any more, and only what is read was hooked.
     run()
     assert sum(len(b._forward_pre_hooks) for b in blocks) == 1
-    look = looks.look_of(eyes.anatomy, {"pixel_values": torch.zeros(1, 3, config.image_size, config.image_size)}, [n], {"cls_attention": {-2: parts[1:]}}, n)  # noqa: E501
+    look = looks.look_of(
+        eyes.anatomy,
+        {"pixel_values": torch.zeros(1, 3, config.image_size, config.image_size)},
+        [n],
+        {"cls_attention": {-2: parts[1:]}},
+        n,
+    )
     told = looks.signals_of(look, made.method.needs)[0]
     assert told["cls_attention"][-2].shape == (1, heads, n)
     assert torch.allclose(told["cls_attention"][-2], wanted[1:], atol=1e-6)
@@ -283,3 +305,146 @@ def test_a_gate_that_is_shut_hears_nothing():
     watch = eyes.watch(stage("fastervlm"))
     blocks[watch.blocks[0]](*[torch.randn(1, 17, config.num_attention_heads * 8) for _ in range(3)])
     assert watch.seen is None
+
+
+# ---- the worker as a whole, without an engine ------------------------------------------------------------------------------
+
+
+def worker(server_keep, most):
+    made = object.__new__(Worker)
+    made.server = SimpleNamespace(
+        stage=None if server_keep is None else stage(keep=server_keep), tower=Tower(1, 0, False)
+    )
+    made.anatomy, made.group, made.eyes, made.positioned = None, None, None, None
+    made.width, made.most, made.last = 4, most, []
+    return made
+
+
+def batch(runs, keep):
+    told = [Told(stage(keep=keep), ((n, min(n, keep)),), n) for n in runs]
+    return {
+        "pixel_values": [torch.randn(n, 4, generator=torch.Generator().manual_seed(n)) for n in runs],
+        FIELD: [t.pack() for t in told],
+    }
+
+
+@pytest.mark.parametrize(("server_keep", "calls"), [(None, [1, 1, 1]), (10, [2, 1]), (4, [3])])
+def test_no_more_pictures_are_encoded_together_than_were_measured(server_keep, calls):
+    seen = []
+
+    def encode(pixel_values):
+        seen.append(len(pixel_values))
+        return list(pixel_values)
+
+    runs = [16, 16, 16]
+    out = worker(server_keep, 20).embed(encode, **batch(runs, 2))
+    assert seen == calls
+    assert [tuple(x.shape) for x in out] == [(2, 4)] * 3
+
+
+def test_each_picture_of_a_batch_is_thinned_by_its_own_plan():
+    made = worker(None, 1000)
+    given = batch([9, 25], 4)
+    given[FIELD][1] = Told(stage(keep=7), ((25, 7),), 25).pack()
+    out = made.embed(lambda pixel_values: list(pixel_values), **given)
+    assert [len(x) for x in out] == [4, 7]
+    for (told, places), x in zip(made.last, given["pixel_values"], strict=True):
+        assert places.tolist() == ts.reduce(x, "divprune", keep=told.kept).kept[0].tolist()
+
+
+def test_pictures_without_a_plan_pass_as_they_are():
+    x = [torch.randn(3, 4)]
+    assert worker(None, 10).embed(lambda pixel_values: pixel_values, pixel_values=x) is x
+
+
+# ---- positions as vLLM asks for them ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    offset: int
+    length: int
+    is_embed: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A picture, or a video, of a prompt, as vLLM describes it to its workers."""
+
+    mm_position: Place
+    data: dict
+    size: tuple[int, int]
+
+
+IMAGE, VIDEO, TEXT = 5, 6, 9
+
+
+def positioned(positions="original"):
+    config = SimpleNamespace(
+        image_token_id=IMAGE, video_token_id=VIDEO, vision_config=SimpleNamespace(spatial_merge_size=2)
+    )
+
+    def own(tokens, features):
+        prompt, at = [], 0
+        for f in features:
+            prompt += [("text", f.mm_position.offset - at), ("image", f.size)]
+            at = f.mm_position.offset + f.mm_position.length
+        full, end = slowly([*prompt, ("text", len(tokens) - at)], True)
+        return full, end - len(tokens)
+
+    model = SimpleNamespace(get_mrope_input_positions=own)
+    return Positioned(model, SimpleNamespace(config=config, one_axis=False)), replace(
+        stage(keep=3), positions=positions
+    )
+
+
+def picture(offset, size, made, kept):
+    n = size[0] * size[1]
+    told = Told(made, ((n, kept),), max(size))
+    return Feature(Place(offset, kept), {FIELD: SimpleNamespace(data=told.pack())}, size), told
+
+
+def test_a_video_beside_a_picture_keeps_the_positions_of_the_model():
+    here, made = positioned()
+    first, told = picture(2, (4, 3), made, 3)
+    video = Feature(Place(6, 6), {}, (2, 3))
+    ids = [TEXT, TEXT, IMAGE, IMAGE, IMAGE, TEXT, *[VIDEO] * 6, TEXT, TEXT]
+    full, end = slowly([("text", 2), ("image", (4, 3)), ("text", 1), ("image", (2, 3)), ("text", 2)], True)
+    begun, ahead = here.begun(ids, [first, video])
+    assert ahead == end - len(ids)
+    kept = torch.tensor([1, 5, 11])
+    at = here.places(told, kept, {"image_grid_thw": torch.tensor([[1, 8, 6]])})
+    rows_ = [torch.cat([torch.zeros(3, 2), positions.channels(at, torch.zeros(3, 2))], 1)]
+    rows_.append(torch.cat([torch.ones(6, 2), positions.channels(None, torch.ones(6, 2))], 1))
+    clean, done, again = here.filled(ids, rows_, begun, 0)
+    assert [x.shape[1] for x in clean] == [2, 2]
+    assert again == ahead
+    assert torch.equal(done, full[:, [0, 1, *(2 + kept).tolist(), *range(14, len(full[0]))]])
+    # A decode step brings no pictures.
+    assert here.filled(ids, [], done, len(ids))[2] == ahead
+
+
+def test_compact_positions_count_up():
+    here, made = positioned("compact")
+    first, told = picture(1, (4, 3), made, 3)
+    begun, ahead = here.begun([TEXT, IMAGE, IMAGE, IMAGE, TEXT], [first])
+    assert begun.tolist() == [list(range(5))] * 3
+    assert ahead == 0
+    assert here.places(told, torch.tensor([0, 1, 2]), None) is None
+
+
+def test_where_nothing_leaves_positions_stay_under_either_policy():
+    for policy in ("original", "compact"):
+        here, made = positioned(policy)
+        first, _ = picture(1, (1, 3), made, 3)
+        begun, _ = here.begun([TEXT, IMAGE, IMAGE, IMAGE, TEXT], [first])
+        assert torch.equal(begun, slowly([("text", 1), ("image", (1, 3)), ("text", 1)], True)[0])
+
+
+def test_what_compiles_a_model_is_told_where_its_tokens_are():
+    model = nn.Sequential(nn.Linear(1, 1), nn.Linear(1, 1))
+    model[0]._dynamic_arg_dims = {"positions": {0: "b"}, "input_ids": {0: "b"}}
+    model[1]._dynamic_arg_dims = {"positions": 0}
+    positioned_module._dynamic_tokens(model)
+    assert model[0]._dynamic_arg_dims == {"positions": {-1: "b"}, "input_ids": {0: "b"}}
+    assert model[1]._dynamic_arg_dims == {"positions": -1}

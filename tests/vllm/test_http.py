@@ -9,7 +9,8 @@ import urllib.request
 import openai
 import pytest
 
-from tests.vllm.serving import EXAMPLES, packaged
+from tests.vllm.serving import EXAMPLES
+from tokensieve import testbed
 
 PORT = 8931
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -20,20 +21,21 @@ TEXT = 8
 
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
-    model = packaged(tmp_path_factory.mktemp("model"))
-    (model / "chat.jinja").write_text(TEMPLATE)
+    folder = tmp_path_factory.mktemp("served")
+    (folder / "chat.jinja").write_text(TEMPLATE)
     command = [
-        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(model), "--port", str(PORT), "--host", "127.0.0.1",
-        "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--chat-template", str(model / "chat.jinja"),
+        sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(testbed.path()), "--host", "127.0.0.1", "--port",
+        str(PORT),
+        "--dtype", "float32", "--enforce-eager", "--max-model-len", "1024", "--chat-template", str(folder / "chat.jinja"),
         "--trust-request-mm-kwargs", "--enable-prompt-tokens-details", "--served-model-name", "llava",
         "--hf-overrides", '{"tokensieve": {"method": "visionzip", "keep": 64}}',
     ]  # fmt: skip
-    log = (model / "log").open("w")
+    log = (folder / "log").open("w")
     server = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         while not up():
             if server.poll() is not None:
-                pytest.fail((model / "log").read_text()[-3000:])
+                pytest.fail((folder / "log").read_text()[-3000:])
             time.sleep(1)
         yield openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none", max_retries=0, timeout=300)
     finally:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tokensieve as ts
-from tests.vllm.serving import Expected, differing, engine, expected, kept, packaged, questions, said
+from tests.vllm.serving import Expected, differing, engine, expected, kept, questions, said
 from tokensieve import testbed
 from tokensieve.integrations.vllm.anatomies import anatomy_of, tower_of
 from tokensieve.integrations.vllm.refusals import served_methods
@@ -25,8 +25,8 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def llm(tmp_path_factory):
-    with engine(packaged(tmp_path_factory.mktemp("model")), {}) as made:
+def llm():
+    with engine(testbed.path(), {}) as made:
         yield made
 
 
@@ -38,7 +38,9 @@ def every():
 def same(llm, plain, asked, method, keep, positions):
     stage = {"method": method, "keep": keep, "positions": positions, "site": "handoff"}
     wrong, close = differing(said(llm, asked, **stage), expected(*plain, asked, **stage))
-    print(f"{method} at {keep}, {positions}: {len(asked) - len(wrong) - len(close)} of {len(asked)} alike; {close or ''}")
+    print(
+        f"{method} at {keep}, {positions}: {len(asked) - len(wrong) - len(close)} of {len(asked)} alike; {close or ''}"
+    )
     assert wrong == []
 
 
@@ -71,7 +73,9 @@ def test_the_same_tokens_are_kept(llm, plain, asked):
     few = list(pictures.values())
     for method in FEW:
         with ts.sieve(model, method, keep=48) as sieve:
-            inputs = processor(text=[p.text for p in few], images=[p.images[0] for p in few], padding=True, return_tensors="pt")
+            inputs = processor(
+                text=[p.text for p in few], images=[p.images[0] for p in few], padding=True, return_tensors="pt"
+            )
             with torch.no_grad():
                 model(**inputs)
             wanted = sieve.last.stages[0].reduction.kept.tolist()

@@ -3,14 +3,14 @@
 import pytest
 
 from tests.vllm import tiny
-from tests.vllm.serving import packaged
+from tokensieve import testbed
 from tokensieve.integrations.vllm import front_end, hooks
 from tokensieve.integrations.vllm.stages import KEY
 
 
 @pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return packaged(tmp_path_factory.mktemp("model"))
+def llava():
+    return testbed.path()
 
 
 def configured(model, plan=None, **more):
@@ -79,7 +79,7 @@ def test_an_encoder_that_is_shared_out_by_pictures_serves_what_reads_features(tm
 def test_pruned_videos_and_a_plan_are_refused(tmp_path):
     model = tiny.save("qwen25", tmp_path)
     configured(model, video_pruning_rate=0.5)
-    with pytest.raises(ValueError, match="--video-pruning-rate 0.5"):
+    with pytest.raises(ValueError, match=r"--video-pruning-rate 0\.5"):
         configured(model, {"method": "divprune", "keep": 16}, video_pruning_rate=0.5)
 
 
@@ -91,7 +91,7 @@ def test_graphs_of_the_encoder_are_off(llava):
 def test_a_vllm_without_a_hook_starts_and_refuses_plans(llava, monkeypatch):
     monkeypatch.setattr(hooks, "FRONT", (*hooks.FRONT, "vllm:Nowhere.at_all"))
     configured(llava)
-    with pytest.raises(ValueError, match="lacks vllm.Nowhere.at_all"):
+    with pytest.raises(ValueError, match=r"lacks vllm\.Nowhere\.at_all"):
         configured(llava, {"method": "divprune", "keep": 64})
 
 

@@ -1,5 +1,7 @@
 """Tiny random models of real architectures in vLLM answer as transformers does, without a plan and under `tokensieve.sieve`."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.vllm import tiny
-from tests.vllm.serving import Prompt, differing, engine, expected, said
+from tests.vllm.serving import Prompt, differing, engine, expected, kept, request, said
 
 SIZES = {"square": (168, 168), "wide": (252, 84), "tall": (84, 252)}
 PLANS = {
@@ -28,6 +30,10 @@ def image(kind, seed):
     return Image.fromarray(noise.astype("uint8")).resize((wide, high))
 
 
+def clip():
+    return np.stack([np.asarray(image("square", 10 + i).resize((112, 112))) for i in range(4)])
+
+
 def prompts(name):
     shown = tiny.picture(name)
     every = [("square",), ("wide",), ("tall",), ("square", "tall"), ("wide", "square", "tall"), ()]
@@ -36,15 +42,19 @@ def prompts(name):
     ]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=[] if n == CI else pytest.mark.slow) for n in tiny.MODELS])
+@pytest.fixture(
+    scope="module", params=[pytest.param(n, marks=[] if n == CI else pytest.mark.slow) for n in tiny.MODELS]
+)
 def pair(request, tmp_path_factory):
     """An engine, and the model and processor of transformers."""
     name = request.param
     folder = tiny.save(name, tmp_path_factory.mktemp(name))
     # A picture is cut in the middle: prompts are read in chunks.
-    chunks = {"max_num_batched_tokens": 24, "max_num_seqs": 2, "enable_chunked_prefill": True} if name == "qwen2" else {}
+    chunks = (
+        {"max_num_batched_tokens": 24, "max_num_seqs": 2, "enable_chunked_prefill": True} if name == "qwen2" else {}
+    )
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    with engine(folder, {}, max_model_len=4096, **chunks) as llm:
+    with engine(folder, {}, max_model_len=4096, distributed_executor_backend="uni", **chunks) as llm:
         yield name, llm, model, AutoProcessor.from_pretrained(folder)
 
 
@@ -64,3 +74,51 @@ def test_answers_are_those_of_the_sieve(pair, plan):
     wrong, close = differing(own, expected(model, processor, asked, TOKENS, 1, **PLANS[plan]))
     print(name, plan, len(asked) - len(wrong) - len(close), "of", len(asked), close)
     assert wrong == []
+
+
+@torch.no_grad()
+def filmed(model, processor, prompt, places, tokens):
+    """The greedy answer about a picture and a video, where of the picture's tokens those at ``places`` are there, and all of the
+    video's, each at its own position; each token anew from all before it."""
+    inputs = processor(text=[prompt.text], images=list(prompt.images), videos=[clip()], return_tensors="pt")
+    ids = inputs["input_ids"]
+    base = model.model
+    embedded = model.get_input_embeddings()(ids)
+    for kind, token in (("image", model.config.image_token_id), ("video", model.config.video_token_id)):
+        pixels = inputs["pixel_values" if kind == "image" else "pixel_values_videos"]
+        made = getattr(base, f"get_{kind}_features")(pixels, inputs[f"{kind}_grid_thw"], return_dict=True).pooler_output
+        embedded[ids == token] = torch.cat(list(made))
+    names = set(inspect.signature(base.get_rope_index).parameters) & set(inputs)
+    at, ahead = base.get_rope_index(**{name: inputs[name] for name in names})
+    slots = (ids[0] == model.config.image_token_id).nonzero()[:, 0]
+    stay = torch.ones_like(ids[0], dtype=torch.bool)
+    stay[slots] = False
+    stay[slots[places]] = True
+    embedded, at = embedded[:, stay], at[:, :, stay]
+    out = []
+    for i in range(tokens):
+        states = base.language_model(inputs_embeds=embedded, position_ids=at).last_hidden_state
+        out.append(int(model.lm_head(states[:, -1]).argmax()))
+        following = torch.full((3, 1, 1), ids.shape[1] + i + int(ahead))
+        embedded = torch.cat([embedded, model.get_input_embeddings()(torch.tensor([[out[-1]]]))], 1)
+        at = torch.cat([at, following], 2)
+    return out
+
+
+def test_a_video_beside_a_picture_passes_whole(pair):
+    name, llm, model, processor = pair
+    if name != CI:
+        pytest.skip("one model with videos")
+    from vllm import SamplingParams
+
+    shown = tiny.picture(name) + "<|vision_start|><|video_pad|><|vision_end|>what is it?"
+    prompt = Prompt(shown, (image("tall", 3),))
+    for plan, left in (({}, None), ({"method": "divprune", "keep": 9}, 9)):
+        asked = request(prompt, **plan)
+        asked["multi_modal_data"]["video"] = [clip()]
+        sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
+        made = llm.generate([asked], sampling, use_tqdm=False)[0]
+        held = sum(made.prompt_token_ids.count(t) for t in (model.config.image_token_id,))
+        places = list(range(held)) if left is None else kept(llm)[0]
+        assert held == len(places)
+        assert list(made.outputs[0].token_ids) == filmed(model, processor, prompt, places, TOKENS)

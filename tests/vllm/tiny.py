@@ -11,9 +11,12 @@ from transformers import AutoModelForImageTextToText, PreTrainedTokenizerFast
 from tokensieve.testbed.saved import hub_names
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-TEXT = {"hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 8192, "tie_word_embeddings": False}  # fmt: skip
+TEXT = {
+    "hidden_size": 128, "intermediate_size": 192, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 32, "max_position_embeddings": 8192, "tie_word_embeddings": False,
+}  # fmt: skip
 VISION = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4}
-MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]}
+MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [6, 5, 5]}
 
 
 def tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
@@ -33,8 +36,9 @@ def tokenizer(special: list[str], **named: str) -> PreTrainedTokenizerFast:
 def qwen(kind: str, **vision: Any) -> tuple[Any, Any]:
     words = tokenizer(["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"])
     ids = words.convert_tokens_to_ids
+    turned = MROPE | ({"mrope_interleaved": True} if kind == "Qwen3VL" else {})
     config = getattr(transformers, f"{kind}Config")(
-        text_config=TEXT | {"vocab_size": len(words), "rope_parameters": MROPE, "eos_token_id": words.eos_token_id},
+        text_config=TEXT | {"vocab_size": len(words), "rope_parameters": turned, "eos_token_id": words.eos_token_id},
         vision_config={"depth": 3, "num_heads": 4, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2, **vision},
         image_token_id=ids("<|image_pad|>"), video_token_id=ids("<|video_pad|>"),
         vision_start_token_id=ids("<|vision_start|>"), vision_end_token_id=ids("<|vision_end|>"), tie_word_embeddings=False,
@@ -56,7 +60,12 @@ def qwen2() -> tuple[Any, Any]:
 
 def qwen25() -> tuple[Any, Any]:
     return qwen(
-        "Qwen2_5_VL", hidden_size=64, intermediate_size=96, out_hidden_size=128, window_size=56, fullatt_block_indexes=[1]
+        "Qwen2_5_VL",
+        hidden_size=64,
+        intermediate_size=96,
+        out_hidden_size=128,
+        window_size=56,
+        fullatt_block_indexes=[1],
     )
 
 
@@ -81,7 +90,10 @@ def idefics3() -> tuple[Any, Any]:
 
 
 def internvl() -> tuple[Any, Any]:
-    named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>", "video_token": "<video>"}  # fmt: skip
+    named = {
+        "start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>",
+        "video_token": "<video>",
+    }  # fmt: skip
     words = tokenizer([], **named)
     config = transformers.InternVLConfig(
         text_config={"model_type": "qwen2", **TEXT, "vocab_size": len(words), "eos_token_id": words.eos_token_id},

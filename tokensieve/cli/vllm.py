@@ -50,7 +50,7 @@ def show(report: Report) -> None:
         [
             ("vLLM", f"{report.vllm}: {report.hooks or 'all that plans hook into is there'}".lstrip(": ")),
             ("model", f"{report.architecture}{unknown}{': ' * bool(report.model)}{report.model}"),
-            ("encoder", tower.blind and f"its attention cannot be read: {tower.blind}" or encoder),
+            ("encoder", (tower.blind and f"its attention cannot be read: {tower.blind}") or encoder),
             *((f"positions {name}", why or "served") for name, why in report.positions.items()),
         ],
     )

@@ -11,6 +11,7 @@ import torch
 
 from .evaluate import evaluate
 from .model import load
+from .saved import hub_names
 from .scenes import TRAIN_DIGITS
 
 
@@ -41,6 +42,7 @@ def package(
 def save(model, processor, target: Path) -> None:
     """Weights in bfloat16, and the processor or tokenizer, readable for everyone."""
     model.to(torch.bfloat16).save_pretrained(target)
+    hub_names(target)
     processor.save_pretrained(target)
     (target / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
 

@@ -10,6 +10,7 @@ import torch
 from .card import machine
 from .evaluate import evaluate_several
 from .onevision import TOKENS, ItemReader, load_several
+from .saved import hub_names
 from .spelled import SPOTS
 
 WEAK = 0.25  # a kind that gains less than this over its prior is called weak
@@ -25,6 +26,7 @@ def package(
     """
     target.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(target)
+    hub_names(target)
     reader.save(target)
     (target / "model.safetensors").chmod(0o644)  # safetensors writes for the owner alone
     saved, _ = load_several(directory=target, device=model.device)

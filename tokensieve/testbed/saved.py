@@ -1,5 +1,6 @@
 """Saved models, their weights under the names that hub checkpoints have; transformers and vLLM load those."""
 
+import functools
 from pathlib import Path
 
 from safetensors import safe_open
@@ -20,4 +21,4 @@ def hub_names(directory: Path) -> None:
             meta, tensors = f.metadata(), {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
         if any(OWN in name for name in tensors):
             tensors = {name.replace(TOWER, TOWER + INSIDE): tensor for name, tensor in tensors.items()}
-            write(path, lambda part, t=tensors, m=meta: save_file(t, part, metadata=m))
+            write(path, functools.partial(save_file, tensors, metadata=meta))

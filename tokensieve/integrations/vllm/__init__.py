@@ -6,8 +6,8 @@ subclass, when one is asked for; without a plan that is what it was.
 
 from __future__ import annotations
 
-from tokensieve.integrations.vllm.stages import KEY, PREFIX, count, of_request, of_server, stage_of
 from tokensieve.integrations.vllm.refusals import Tower, Unserved, served_methods, why_not
+from tokensieve.integrations.vllm.stages import KEY, PREFIX, count, of_request, of_server, stage_of
 
 __all__ = [
     "KEY", "PREFIX", "Tower", "Unserved", "count", "of_request", "of_server", "register", "served_methods", "stage_of", "why_not",

@@ -11,6 +11,7 @@ from transformers import AutoConfig
 from tokensieve.core.method_registry import get_method, list_methods
 from tokensieve.core.plan import Plan
 from tokensieve.core.stage import Stage
+from tokensieve.extras import install
 from tokensieve.integrations.vllm import hooks, rope
 from tokensieve.integrations.vllm.anatomies import anatomy_of, kinds, tower_of
 from tokensieve.integrations.vllm.architectures import TABLE
@@ -61,11 +62,14 @@ def check(model: str) -> Report:
     text = config.get_text_config()
     own = "mrope_section" in (getattr(text, "rope_parameters", None) or {})
     methods = {
-        name: refused_stage(Plan(Stage(get_method(name), 16, "handoff")), tower) or "" for name in list_methods(site="handoff")
+        name: refused_stage(Plan(Stage(get_method(name), 16, "handoff")), tower) or ""
+        for name in list_methods(site="handoff")
     }
     return Report(
         vllm=hooks.version() if installed else "",
-        hooks=(hooks.refusal((*hooks.FRONT, *hooks.WORKER)) or "") if installed else "vLLM is not installed",
+        hooks=(hooks.refusal((*hooks.FRONT, *hooks.WORKER)) or "")
+        if installed
+        else f"vLLM is not installed; {install('vllm')}",
         model=refused_model(config, kinds(config)) or "",
         architecture=architecture,
         known=installed and architecture in hooks.found(TABLE),

@@ -35,18 +35,16 @@ def thinned(
     Returns:
         ``(K, D)``, and the place of each in its run, ``(K,)``.
     """
+    able: Stage | None = stage
     try:
         signals = told()
     except Exception as error:
         warn(stage, error)
-        signals = [{} for _ in runs]
-        stage_runs: Stage | None = None
-    else:
-        stage_runs = stage
+        able, signals = None, [{} for _ in runs]
     kept, places, start = [], [], 0
     for (n, k), given in zip(runs, signals, strict=True):
         part = rows[start : start + n]
-        step = _step(stage_runs, part[:, :width], k, given)
+        step = _step(able, part[:, :width], k, given)
         kept.append(step.apply(part[None])[0])
         places.append(step.kept[0])
         start += n
@@ -54,6 +52,7 @@ def thinned(
 
 
 def _step(stage: Stage | None, x: Tensor, k: int, given: Mapping[str, Any]) -> Reduction:
+    """What a stage keeps of a run ``(n, D)``, or evenly spaced tokens where it is None or fails."""
     n = len(x)
     if k == n:
         return Reduction.identity(1, n, x.device)

@@ -65,9 +65,10 @@ def prepare(model_config: Any) -> None:
 
 
 def verify(vllm_config: Any) -> None:
-    """
+    """Look at the rest of a server, and switch off what would go past the plan.
+
     Raises:
-        ValueError: the plan does not go together with the rest of the server.
+        ValueError: the plan does not go together with it.
     """
     config, compilation = vllm_config.model_config.hf_config, vllm_config.compilation_config
     if vllm_config.speculative_config is not None:

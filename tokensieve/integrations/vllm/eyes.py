@@ -83,17 +83,19 @@ def calls(
 ) -> list[taps.Call]:
     """An attention of vLLM as a sieve sees one: ``(B, H, n, d)`` each, one call for each of several sequences in a row."""
     heads = (module.num_heads, module.num_kv_heads, module.num_kv_heads)
-    parts = [
+    q, k, v = (
         all_heads(x.reshape(*x.shape[:2], number, module.head_size).transpose(1, 2), 1, group)
         for x, number in zip((query, key, value), heads, strict=True)
-    ]
-    return taps.segments(taps.Call(*parts, None, float(module.scale), False), borders)
+    )
+    return taps.segments(taps.Call(q, k, v, None, float(module.scale), False), borders)
 
 
 def _apart(seen: Mapping[str, Mapping[int, Sequence[Tensor]]]) -> Heard:
     """Row by row, ``(1, rows, ...)`` each."""
     return {
-        name: {layer: [one for call in heard for one in rowwise(name, call).split(1)] for layer, heard in layers.items()}
+        name: {
+            layer: [one for call in heard for one in rowwise(name, call).split(1)] for layer, heard in layers.items()
+        }
         for name, layers in seen.items()
     }
 

@@ -85,7 +85,8 @@ class FrontEnd:
     def _picture(self, stage: Stage, item: Any, updates: Any) -> list[Any]:
         if any("embeds" in name for name in item) and reads_encoder(stage.method, self.server.tower):
             raise ValueError(f"{stage.method.name} reads the encoder's attention, and the request brings embeddings")
-        out, runs = [], ()
+        out: list[Any] = []
+        runs: tuple[tuple[int, int], ...] = ()
         for update in updates:
             content = update.content
             full = content.full
@@ -114,7 +115,7 @@ class FrontEnd:
             ends = last.offset + last.length == len(ids)
             if ends and (last.is_embed is None or bool(last.is_embed[-1])):
                 raise ValueError("the prompt ends with a picture, some of whose tokens leave; end it with text")
-        for known, item in zip(out["mm_hashes"].get("image", ()), out["mm_kwargs"].get("image", ())):
+        for known, item in zip(out["mm_hashes"].get("image", ()), out["mm_kwargs"].get("image", ()), strict=True):
             if item is not None and FIELD in item:
                 if len(self._spans) >= REMEMBERED:
                     self._spans.clear()

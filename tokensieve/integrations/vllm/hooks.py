@@ -64,9 +64,7 @@ def refusal(paths: tuple[str, ...]) -> str | None:
         return f"vLLM {release} is older than {OLDEST}, from which on tokensieve's plans run; install a newer one"
     lacking = missing(paths)
     if lacking:
-        return (
-            f"vLLM {release} lacks {', '.join(lacking)}, which tokensieve's plans hook into; tested are vLLM {', '.join(TESTED)}"
-        )
+        return f"vLLM {release} lacks {', '.join(lacking)}, which plans hook into; tested are vLLM {', '.join(TESTED)}"
     return None
 
 

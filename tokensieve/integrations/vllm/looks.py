@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tokensieve.core.needs import Need
-from tokensieve.integrations.vllm.eyes import Heard
 from tokensieve.parts import score
 from tokensieve.sites.model.quirks import TILED
 from tokensieve.sites.model.structure import Anatomy
@@ -19,7 +18,7 @@ from tokensieve.sites.visual.layout import EncoderPass, Unmapped, crops, numbere
 
 def images_of(given: Mapping[str, Any]) -> int:
     """How many of the encoder's images (crops, tiles) a picture is made of, by its pixels; 1 where that is not told."""
-    pixels = _pixels(given)
+    pixels = pixels_of(given)
     return 1 if pixels is None else len(pixels)
 
 
@@ -29,7 +28,11 @@ def joins(anatomy: Anatomy, given: Mapping[str, Any]) -> bool:
 
 
 def look_of(
-    anatomy: Anatomy, given: Mapping[str, Any], runs: Sequence[int], parts: dict[str, dict[int, list[Tensor]]], rows: int
+    anatomy: Anatomy,
+    given: Mapping[str, Any],
+    runs: Sequence[int],
+    parts: dict[str, dict[int, list[Tensor]]],
+    rows: int,
 ) -> EncoderPass:
     """The pass of one picture.
 
@@ -38,7 +41,7 @@ def look_of(
         parts: what was heard of it; rows: the encoder's rows that are its own.
     """
     assert anatomy.vision is not None
-    pixels = _pixels(given)
+    pixels = pixels_of(given)
     count = 1 if pixels is None else len(pixels)
     shape: tuple[int, ...] = (rows,) if anatomy.vision.ragged else (count, rows // count)
     mine: dict[str, Any] = {n: v for n, v in given.items() if n.endswith("grid_thw")}
@@ -59,7 +62,8 @@ def signals_of(look: EncoderPass, needs: Sequence[Need]) -> list[dict[str, Any]]
                 every.setdefault(name, {})[layer] = look.tokens_of(rows).nan_to_num(0.0)
             except Unmapped:
                 continue
-    tiled = look.anatomy.model.config.model_type in TILED
+    model: Any = look.anatomy.model
+    tiled = model.config.model_type in TILED
     grid, out, start = look.grid(), [], 0
     for n in look.lengths:
         given: dict[str, Any] = {}
@@ -91,7 +95,7 @@ def _bits(look: EncoderPass, needs: Sequence[Need]) -> dict[str, dict[int, Tenso
     return {"entropy": {0: bits}} if len(bits) == look.rows else {}
 
 
-def _pixels(given: Mapping[str, Any]) -> Tensor | None:
+def pixels_of(given: Mapping[str, Any]) -> Tensor | None:
     """``(images, 3, H, W)``; None where a picture comes as rows of patches, or as embeddings."""
     for name, value in given.items():
         if not name.startswith("pixel_values"):

@@ -146,5 +146,3 @@ def _tell_runners() -> None:
 
     gather.tokensieve = True  # type: ignore[attr-defined]
     setattr(runner, GATHER, gather)
-
-

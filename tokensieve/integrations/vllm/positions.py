@@ -1,9 +1,9 @@
 """Positions of a thinned prompt: those that its tokens have in the prompt that holds all of them, or consecutive ones.
 
 The text has its positions at once. A kept token's is known when the encoder has told which one it is; until then its slot holds
-``-1 - base``, base being the position at which its run begins. The tokens' places in their run travel with their embeddings, as six
-more channels: for each axis (t, h, w) the place divided by 128 and the rest, which bfloat16 holds exactly up to 32,767, and -1 for
-tokens whose slot has its position already. A slot that was filled stays as it is when its prompt is computed again.
+``-1 - base``, base being the position at which its run begins. The tokens' places in their run travel with their embeddings, as
+six more channels: for each axis (t, h, w) the place divided by 128 and the rest, exact in bfloat16 up to 32,767, and -1
+for tokens whose slot has its position already. A slot that was filled stays as it is when its prompt is computed again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def places(tokens: int, grid: Sequence[int] | None) -> Tensor:
 
 
 def channels(at: Tensor | None, like: Tensor) -> Tensor:
-    """The places ``(k, 3)`` of the tokens ``like`` ``(k, D)`` as channels ``(k, 6)``; None for those that have their positions."""
+    """The places ``(k, 3)`` of the tokens ``like``, ``(k, D)``, as channels ``(k, 6)``; None where slots say them already."""
     if at is None:
         return like.new_full((len(like), CHANNELS), -1)
     at = at.to(like.device)
@@ -51,14 +51,14 @@ def channels(at: Tensor | None, like: Tensor) -> Tensor:
 
 
 def split(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Embeddings with their channels ``(k, D + 6)`` -> embeddings ``(k, D)`` and places ``(k, 3)``, below 0 where none are told."""
+    """Embeddings with channels ``(k, D + 6)`` -> embeddings ``(k, D)`` and places ``(k, 3)``, below 0 where none are told."""
     told = rows[:, -CHANNELS:].float().round().long()
     return rows[:, :-CHANNELS], told[:, :3] * STEP + told[:, 3:]
 
 
 def whole(runs: Sequence[Run], length: int) -> Tensor:
-    """``(L,)``: for each slot of a thinned prompt of ``length`` where it stands in the one that holds all tokens, kept tokens as if
-    they were the first of their run."""
+    """``(L,)``: for each slot of a thinned prompt where it stands in the one that holds all tokens, kept tokens as if they were
+    the first of their run."""
     more = torch.zeros(length, dtype=torch.long)
     for run in runs:
         if run.start + run.kept < length:

@@ -48,9 +48,10 @@ class Server:
         return "mrope_section" in (getattr(self.config.get_text_config(), "rope_parameters", None) or {})
 
     def check(self, stage: Stage) -> None:
-        """
+        """Refuse a stage that this server cannot run.
+
         Raises:
-            Unserved: this server cannot run a stage; it says why, and the way out.
+            Unserved: it says why, and the way out.
         """
         why = why_not(Plan(stage), self.tower)
         if why is not None:

@@ -34,7 +34,9 @@ def of_server(given: Any) -> Stage | None:
         ValueError: what is given cannot be read or served; it says why, and the way out.
     """
     if not isinstance(given, Mapping):
-        raise ValueError(f'{SERVER} is {given!r}; write {{"method": "divprune", "keep": 64}} or {{"plan": "plan.json"}}')
+        raise ValueError(
+            f'{SERVER} is {given!r}; write {{"method": "divprune", "keep": 64}} or {{"plan": "plan.json"}}'
+        )
     if not given:
         return None
     if "plan" not in given:

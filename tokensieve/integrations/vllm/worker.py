@@ -19,6 +19,7 @@ from tokensieve.integrations.vllm.refusals import Unserved, reads_encoder
 from tokensieve.integrations.vllm.server import Server
 from tokensieve.integrations.vllm.stages import count
 from tokensieve.integrations.vllm.told import FIELD, Told, unpack
+from tokensieve.sites.visual.layout import side_of
 
 ATTENTION = "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention"
 
@@ -61,8 +62,8 @@ class Worker:
         """What vLLM asks of the model for the pictures, or videos, of a batch; ``own`` is the model's function."""
         packed = given.pop(FIELD, None)
         if packed is None:
-            out = own(**given)
-            return [self._placed(x, None) for x in out] if self.positioned is not None else out
+            plain = own(**given)
+            return [self._placed(x, None) for x in plain] if self.positioned is not None else plain
         told = [unpack(one.cpu()) for one in packed]
         self.last = []
         out: list[Tensor] = []
@@ -112,7 +113,9 @@ class Worker:
                 rows = self._rows(given, told, sum(p.shape[1] for p in every))
                 each = shares(every, rows)
                 if each is None:
-                    raise ValueError(f"the encoder's {sum(p.shape[1] for p in every)} rows are not of {len(told)} pictures")
+                    raise ValueError(
+                        f"the encoder's {sum(p.shape[1] for p in every)} rows are not of {len(told)} pictures"
+                    )
                 parts.setdefault(name, {})[layer] = each[i]
         own = rows[i] if rows else self._patches(mine)
         if own is None:
@@ -132,11 +135,11 @@ class Worker:
         grid = given.get("image_grid_thw")
         if grid is not None:
             return int(grid.prod())
-        patch = getattr(self.anatomy.vision.config, "patch_size", None)
-        pixels = looks._pixels(given)
-        return None if pixels is None or not isinstance(patch, int) else len(pixels) * (
-            (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
-        )
+        patch = side_of(getattr(self.anatomy.vision.config, "patch_size", None))
+        pixels = looks.pixels_of(given)
+        if pixels is None or patch is None:
+            return None
+        return len(pixels) * (pixels.shape[-2] // patch) * (pixels.shape[-1] // patch)
 
     def _channels(self, one: Told, places: Tensor, given: Mapping[str, Any] | None) -> Tensor | None:
         return None if self.positioned is None else self.positioned.places(one, places, given)
@@ -163,7 +166,9 @@ class Worker:
 def _odd(blocks: Sequence[Any], anatomy: Any, built: int, parallel: int) -> str | None:
     """Why the attention layers that vLLM built cannot be read; None where they can."""
     if not built <= len(blocks) <= len(anatomy.vision.layers):
-        return f"vLLM built {len(blocks)} layers of attention where {built} to {len(anatomy.vision.layers)} were expected"
+        return (
+            f"vLLM built {len(blocks)} layers of attention where {built} to {len(anatomy.vision.layers)} were expected"
+        )
     if anatomy.vision.ragged and getattr(blocks[0].attn_backend, "name", "") == "FLASHINFER":
         return "FlashInfer is not told where pictures begin in a way that can be read; pass --mm-encoder-attn-backend TORCH_SDPA"
     config = anatomy.vision.config
@@ -176,9 +181,7 @@ def _odd(blocks: Sequence[Any], anatomy: Any, built: int, parallel: int) -> str 
 def _both_ways(model: nn.Module) -> str | None:
     """Why a model whose pictures attend both ways cannot lose tokens; None where its kernels let them."""
     for module in model.modules():
-        if getattr(module, "use_mm_prefix", False) and not module.attn_backend.supports_mm_prefix():
-            return (
-                f"its pictures attend both ways, which {module.attn_backend.get_name()} does not do; choose another "
-                "--attention-backend"
-            )
+        backend: Any = getattr(module, "attn_backend", None)
+        if getattr(module, "use_mm_prefix", False) and not backend.supports_mm_prefix():
+            return f"its pictures attend both ways, which {backend.get_name()} does not do; choose another --attention-backend"
     return None

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
-import torch
 from torch import Tensor, nn
 
 from tokensieve.core.needs import Need

@@ -68,7 +68,7 @@ class EncoderPass:
     @cached_property
     def grids(self) -> Tensor | None:
         """``(S, 2)`` rows and columns of patches of each of the encoder's images or frames, in order; None if unknown."""
-        patch = _side(getattr(self.anatomy.vision.config, "patch_size", None)) if self.anatomy.vision else None
+        patch = side_of(getattr(self.anatomy.vision.config, "patch_size", None)) if self.anatomy.vision else None
         thw = next((v for k, v in self.given.items() if k.endswith("grid_thw") and v is not None), None)
         pixels = next(
             (v for k, v in self.given.items() if k.startswith("pixel_values") and isinstance(v, Tensor)), None
@@ -133,7 +133,7 @@ class EncoderPass:
         if not window or thw is None or not hasattr(config, "fullatt_block_indexes"):
             return x
         side = config.spatial_merge_size
-        order, _ = get_vision_window_index(thw, side, window, _side(config.patch_size))
+        order, _ = get_vision_window_index(thw, side, window, side_of(config.patch_size))
         out = torch.empty_like(x)
         out.view(-1, side**2, *x.shape[1:])[order.to(x.device)] = x.view(-1, side**2, *x.shape[1:])
         return out
@@ -269,7 +269,8 @@ def crops(number: Tensor, tiled: bool) -> Tensor:
     return torch.where((number == last) | (number < 0), number.clamp(max=0), number + 1) if tiled else number
 
 
-def _side(patch: Any) -> int | None:
+def side_of(patch: Any) -> int | None:
+    """The side of square patches, given as one number or two; None where they are not square, or not told."""
     if isinstance(patch, (list, tuple)):
         return int(patch[0]) if len(set(patch)) == 1 else None
     return patch if isinstance(patch, int) else None
