@@ -17,8 +17,8 @@ class Codes:
 
     Attributes:
         indices: ``(B, N, C)`` int64, C components a token; -1 where there is no token.
-        values: ``(B, N, D)`` in the dtype of what was quantized, 0 where there is no token. They are exactly what ``lookup`` gives;
-            their gradient goes straight through to what was quantized.
+        values: ``(B, N, D)`` in the dtype of what was quantized, 0 where there is no token: what ``lookup`` gives, with a
+            gradient that goes straight through to what was quantized.
         mask: ``(B, N)`` bool, True where there is a token.
         levels: how many codes each component has.
         losses: scalars by name, weighted: "commitment", "codebook", "entropy_sample", "entropy_batch"; empty outside of training.

@@ -10,9 +10,9 @@ from torch.nn.functional import softplus
 def sign_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Entropy per sample and over the batch of codes whose b bits are independent given the sample, nats.
 
-    A softmax over all 2^b sign vectors c of ``2 beta z . c`` is a product of bits with ``p(1) = sigmoid(4 beta z)``. The entropy of a
-    sample is then a sum of b binary ones, and the mean distribution over all codes one product of two tables of half the bits,
-    ``A.T @ B / T``: time T 2^b, memory 2^b + T 2^(b/2). Nothing is approximated, and nothing is clamped where it counts.
+    A softmax over all 2^b sign vectors c of ``2 beta z . c`` is a product of bits with ``p(1) = sigmoid(4 beta z)``. The entropy
+    of a sample is then a sum of b binary ones, and the mean distribution over all codes one product of two tables of half the
+    bits, ``A.T @ B / T``: time T 2^b, memory 2^b + T 2^(b/2). Nothing is approximated, and nothing is clamped where it counts.
 
     Args:
         logits: ``(T, b)``, ``4 beta z``; T and b at least 1.

@@ -139,9 +139,9 @@ class Quantizer(nn.Module):
 
     def neighbours(self, indices: Tensor, generator: Generator | None = None) -> Tensor:
         """For each token of ``(T, C)`` another code whose value is near: one component, drawn, is moved by one level."""
-        draw = {"generator": generator, "device": indices.device}
-        at = torch.randint(len(self.levels), (len(indices), 1), **draw)
-        step = torch.randint(2, (len(indices), 1), **draw) * 2 - 1
+        shape, device = (len(indices), 1), indices.device
+        at = torch.randint(len(self.levels), shape, generator=generator, device=device)
+        step = torch.randint(2, shape, generator=generator, device=device) * 2 - 1
         most = torch.tensor(self.levels, device=indices.device)[at] - 1
         held = indices.gather(1, at)
         step = torch.where((held + step < 0) | (held + step > most), -step, step)

@@ -6,8 +6,8 @@ import torch
 from torch import Generator, Tensor
 
 BLOCK = (1 << 18, 1 << 22)
-"""The fewest and the most products of tokens with codes alive at once (1 and 16 MB): a core's cache should hold them, and a block be
-work enough for that codes are read again for it."""
+"""The fewest and the most products of tokens with codes alive at once (1 and 16 MB): a core's cache should hold them, and a block
+be work enough for reading all codes again."""
 
 
 def nearest(x: Tensor, codes: Tensor, active: Tensor | None = None, skip: Tensor | None = None) -> Tensor:

@@ -45,8 +45,10 @@ def entropy(codes: Tensor) -> float:
 
 
 def static_bits(train: Tensor, test: Tensor, codes: int) -> Tensor:
-    """``(n,)``: bits of each row of ``test`` by an ideal static code: one whose lengths come from frequencies in ``train``, to each of
-    which a half is added (Krichevsky and Trofimov), since codes come that it has not seen.
+    """``(n,)``: bits of each row of ``test`` by an ideal static code.
+
+    Lengths come from frequencies in ``train``, to each of which a half is added (Krichevsky and Trofimov): codes come that it has
+    not seen.
 
     Args:
         train, test: ``(n, N)`` int64 below ``codes``.
@@ -75,10 +77,10 @@ def ngram_perplexity(train: Tensor, test: Tensor, codes: int, order: int = 2) ->
         for i, code in enumerate(row):
             p = 1 / codes
             for n in range(min(order, i + 1)):
-                follow = counts[n].get(tuple(row[i - n : i]))
-                if follow:
-                    held, kinds = sum(follow.values()), len(follow)
-                    p = (follow.get(code, 0) + kinds * p) / (held + kinds)
+                after = counts[n].get(tuple(row[i - n : i]))
+                if after:
+                    held, kinds = sum(after.values()), len(after)
+                    p = (after.get(code, 0) + kinds * p) / (held + kinds)
             total -= math.log(p)
             seen += 1
     return math.exp(total / seen)

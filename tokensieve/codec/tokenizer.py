@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
     """
 
     def encode(self, signals: Tensor) -> Any:
-        """:class:`~tokensieve.codec.Codes`, int64 indices ``(B, N)`` or ``(B, N, C)``, or what only :meth:`decode` understands."""
+        """``Codes``, int64 indices ``(B, N)`` or ``(B, N, C)``, or what only :meth:`decode` understands."""
         ...
 
     def decode(self, encoded: Any) -> Tensor:

@@ -16,7 +16,7 @@ from tokensieve.codec import Codes, Quantizer, quantizer
 from tokensieve.core.files import write, write_json
 
 FORMAT = "tokensieve.tokenizer.1"
-WIDTH, BLOCKS, LATENT, BATCH, RATE = 64, 2, 16, 16, 2e-3
+WIDTH, BLOCKS, LATENT, BATCH, RATE = 64, 2, 16, 16, 5e-3
 
 
 def grid(shape: tuple[int, int, int], tokens: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from tokensieve.codec.statistics import static_bits, zipf_slope
 
 ALPHABET = 1 << 16
 """Codes of a token that are modelled as one symbol; where there are more, each component is a symbol."""
-STEPS, ROWS, HIDDEN = 60, 4, 64
+STEPS, ROWS, HIDDEN = 40, 4, 64
 SWAPPED = 0.1
 
 

@@ -23,8 +23,10 @@ def psnr(test: Tensor, back: Tensor, peak: float) -> Tensor:
 
 
 def ssim(test: Tensor, back: Tensor) -> Tensor:
-    """``(n,)``: structural similarity of images ``(n, C, H, W)`` from 0 to 1: Gaussian windows of 11 pixels, deviation 1.5, the mean
-    over channels and places (Wang et al. 2004). Images below 11 pixels take their size as the window."""
+    """``(n,)``: structural similarity of images ``(n, C, H, W)`` from 0 to 1 (Wang et al. 2004).
+
+    Gaussian windows of 11 pixels and deviation 1.5, the mean over channels and places; images below 11 pixels are one window.
+    """
     size = min(11, *test.shape[2:])
     line = torch.exp(-(torch.arange(size) - (size - 1) / 2).square() / (2 * 1.5**2))
     window = (line[:, None] * line / line.sum() ** 2).expand(test.shape[1], 1, size, size)
@@ -50,8 +52,8 @@ def interval(values: Tensor, seed: int = 0) -> tuple[float, float]:
 def kernel_distance(x: Tensor, y: Tensor, seed: int = 0) -> tuple[float, float, float]:
     """Unbiased kernel distance of features ``(n, D)`` of originals and of their reconstructions, and its 95% bootstrap interval.
 
-    The squared maximum mean discrepancy under the kernel ``(x . y / D + 1)^3`` (KID, arXiv 1801.01401), times 1000. Pairs of a signal
-    with itself are left out, so that it is 0 in the mean for equal distributions, and may fall below.
+    The squared maximum mean discrepancy under the kernel ``(x . y / D + 1)^3`` (KID, arXiv 1801.01401), times 1000. Pairs of a
+    signal with itself are left out, so that it is 0 in the mean for equal distributions, and may fall below.
     """
     h = _pairs(x.double(), y.double())
     n = len(h)

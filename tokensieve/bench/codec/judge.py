@@ -28,7 +28,8 @@ class Judge:
     """What all rows have in common.
 
     Attributes:
-        signals: the data; name, features: of :func:`~tokensieve.bench.codec.distortion.features`; originals: those of the test part;
+        signals: the data.
+        features: of :func:`~tokensieve.bench.codec.distortion.features`; originals: those of the test part.
         seed: of what is drawn.
     """
 
@@ -105,7 +106,8 @@ class Judge:
 def coded_by(
     made: Tokenizer, signals: Tensor, names: tuple[str, ...] | None, who: str
 ) -> tuple[Tensor, Tensor | None, Tensor, dict[str, str]]:
-    """Reconstructions and indices ``(n, N, C)`` of the signals that a tokenizer takes, which they are, and why it raised on others.
+    """Reconstructions and indices ``(n, N, C)`` of the signals that a tokenizer takes, which these are, and why it raised on
+    others.
 
     Raises:
         ValueError: it decodes to another shape, or takes none.
@@ -177,5 +179,5 @@ def _flat(made: Any, indices: Tensor) -> Tensor:
     held = getattr(made, "quantizer", None)
     if held is not None:
         return torch.cat([held.lookup(part) for part in indices.split(BATCH)]).flatten(1)
-    count = int(indices.max()) + 1
+    count = max(made.levels)
     return torch.stack([torch.bincount(row.flatten(), minlength=count).float() / row.numel() for row in indices])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tokensieve.bench.codec.autoencoder import Autoencoder
 from tokensieve.bench.codec.distortion import features, noise_floor
 from tokensieve.bench.codec.judge import SHOWN, Judge
 from tokensieve.bench.codec.signals import Signals
+from tokensieve.bench.codec.verdict import NEAR
 from tokensieve.bench.results import environment
 from tokensieve.codec import Quantizer, quantizer
 from tokensieve.core.files import write, write_json
@@ -24,6 +27,7 @@ FORMAT = "tokensieve.codec.1"
 SCENES = 1000
 CONTINUOUS, PUBLISHED, REVIVED = "continuous twin", "vq, as published", "vq, revived"
 MOST_BASELINE_BITS = 14
+FEWEST_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -74,8 +78,8 @@ def run(config: Config, report: Report = lambda what, done, of: None) -> dict[st
     asked = [specs.parse(text) for text in config.tokenizers]
     if len({s.name for s in asked}) < len(asked):
         raise ValueError("a tokenizer is named twice")
-    if config.steps < 10:
-        raise ValueError(f"--steps {config.steps}; at least 10, and the same for all")
+    if config.steps < FEWEST_STEPS:
+        raise ValueError(f"--steps {config.steps}; at least {FEWEST_STEPS}, and the same for all")
     data = _data(config)
     for tokens in config.tokens:
         specs.grid(tuple(data.test.shape[1:]), tokens)  # type: ignore[arg-type]
@@ -166,13 +170,16 @@ class Bench:
         out = []
         own = [s for s in self.asked if s.tokenizer]
         for spec in own:
-            out.append(Cell(f"{spec.name}@own", spec.name, lambda spec=spec: self._own(spec), False))
+            out.append(Cell(f"{spec.name}@own", spec.name, partial(self._own, spec), False))
         for tokens in self.config.tokens:
             made = self._quantizers(tokens)
             out.append(self._trained(CONTINUOUS, tokens, None))
             out += [self._trained(name, tokens, make) for name, make in made.items()]
-            rates = sorted({self._bits(tokens, make()) for make in made.values()}, reverse=True)
-            out += [cell for bits in rates for cell in self._classics(bits)]
+            out += [
+                cell
+                for bits in merged([self._bits(tokens, m()) for m in made.values()])
+                for cell in self._classics(bits)
+            ]
         unique: dict[str, Cell] = {}
         for cell in out:
             unique.setdefault(cell.key, cell)
@@ -180,9 +187,7 @@ class Bench:
 
     def _quantizers(self, tokens: int) -> dict[str, Callable[[], Quantizer]]:
         made: dict[str, Callable[[], Quantizer]] = {
-            s.name: lambda s=s: s.quantizer(tokens, self.shape)
-            for s in self.asked
-            if s.quantizer  # type: ignore[misc]
+            s.name: partial(s.quantizer, tokens, self.shape) for s in self.asked if s.quantizer
         }
         bits = min(round(next(iter(made.values()))().bits), MOST_BASELINE_BITS) if made else MOST_BASELINE_BITS
         made[PUBLISHED] = lambda: quantizer("vq", codes=2**bits, dim=specs.LATENT, kmeans=False, revive=0.0)
@@ -191,13 +196,16 @@ class Bench:
 
     def _bits(self, tokens: int, made: Quantizer) -> int:
         count = tokens if made.aligned else int(made.count)  # type: ignore[arg-type]
-        return int(count * made.bits)
+        return round(count * made.bits)
 
     def _trained(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> Cell:
         return Cell(f"{name}@{tokens}", name, lambda: self._fit(name, tokens, make), True)
 
     def _fit(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> dict[str, Any]:
         judge, steps = self.judge, self.config.steps
+        same = self._same(name, tokens, make)
+        if same is not None:
+            return same | {"role": "baseline"}
         torch.manual_seed(self.config.seed)
         made = Autoencoder(self.shape, tokens, None if make is None else make(), self.data.rate)
         notes = made.fit(self.data.train, steps, self.config.seed, lambda step: self.progress(0.6 * step / steps))
@@ -216,6 +224,22 @@ class Bench:
             "role": "ceiling" if make is None else "baseline" if name in (PUBLISHED, REVIVED) else "tokenizer",
         }  # fmt: skip
 
+    def _same(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> dict[str, Any] | None:
+        """The row of a tokenizer asked for that a baseline is the same as."""
+        if make is None or name not in (PUBLISHED, REVIVED):
+            return None
+        config = make().config
+        for spec in self.asked:
+            row = self.rows.get(f"{spec.name}@{tokens}")
+            if row and spec.quantizer and spec.quantizer(tokens, self.shape).config == config:
+                folder = self.config.out / "pictures"
+                shutil.copyfile(
+                    folder / f"{file_name(f'{spec.name}@{tokens}')}.png",
+                    folder / f"{file_name(f'{name}@{tokens}')}.png",
+                )
+                return {k: v for k, v in row.items() if k != "name"}
+        return None
+
     def _own(self, spec: specs.Spec) -> dict[str, Any]:
         assert spec.tokenizer is not None
         made = spec.tokenizer()
@@ -225,14 +249,14 @@ class Bench:
         row, shown = self.judge.tokenizer(made, spec.name)
         self._picture(f"{spec.name}@own", shown)
         if row.get("bits"):
-            for cell in self._classics(int(row["bits"])):
+            for cell in self._classics(round(row["bits"])):
                 if cell.key not in self.rows:
                     self.add(cell.key, {"name": cell.name, **cell.work()})
         return row | {"own_rate": True, "role": "tokenizer", "notes": [], "collapsed": False}
 
     def _classics(self, bits: int) -> list[Cell]:
         names = ("PCA", "bicubic", "JPEG", "WebP") if self.data.kind == "images" else ("PCA", "fewer samples")
-        return [Cell(f"{n}@{bits}bits", n, lambda n=n: self._classic(n, bits), False) for n in names]
+        return [Cell(f"{n}@{bits}bits", n, partial(self._classic, n, bits), False) for n in names]
 
     def _classic(self, name: str, bits: int) -> dict[str, Any]:
         judge, test = self.judge, self.data.test
@@ -261,11 +285,15 @@ class Bench:
         write(folder / f"{file_name(key)}.png", lambda part: strip(shown, self.data.kind).save(part, "PNG"))
 
 
+def merged(rates: Sequence[int]) -> list[int]:
+    """Rates in bits, the largest first, without those that a larger one is within a hundredth of."""
+    out: list[int] = []
+    for bits in sorted(rates, reverse=True):
+        if not out or bits < out[-1] * (1 - NEAR):
+            out.append(bits)
+    return out
+
+
 def file_name(key: str) -> str:
     """A row's key as a file's name."""
     return "".join(c if c.isalnum() or c in "-@." else "_" for c in key)
-
-
-def settings(config: Config) -> dict[str, Any]:
-    """A configuration as JSON can hold it."""
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}

@@ -98,8 +98,7 @@ def folder(path: Path, size: int, limit: int | None = None) -> Signals:
     tops = [Path(name).parts[0] if len(Path(name).parts) > 1 else "" for name in held]
     labels = tops if len(set(tops)) > 1 and "" not in tops else None
     what = f"{len(read)} {'pieces of speech' if speech else 'images'} of {path.name}"
-    rate = next(iter(rates.values()), None)
-    return _split("speech" if speech else "images", read, held, labels, rate, skipped, what)
+    return _split("speech" if speech else "images", read, held, labels, next(iter(rates.values()), None), skipped, what)
 
 
 def _split(

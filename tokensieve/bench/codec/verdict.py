@@ -10,7 +10,8 @@ import torch
 from tokensieve.bench.codec.distortion import interval
 
 Row = dict[str, Any]
-SLACK = 1.001
+NEAR = 0.01
+"""Rates that differ by less, as a share, are told as one."""
 CLASSICS = ("PCA", "bicubic", "fewer samples", "WebP", "JPEG")
 
 
@@ -51,7 +52,7 @@ def _fits(row: Row) -> list[bool]:
 
 
 def budgets(rows: dict[str, Row]) -> dict[int, str]:
-    """The rates at which tokenizers are compared, in bits: for each number of tokens the largest that a tokenizer asked for has."""
+    """The rates at which tokenizers are compared, in bits: for each number of tokens the largest of a tokenizer asked for."""
     out: dict[int, str] = {}
     tokens = sorted({r["asked_tokens"] for r in rows.values() if r.get("asked_tokens")})
     for count in tokens:
@@ -59,16 +60,16 @@ def budgets(rows: dict[str, Row]) -> dict[int, str]:
         asked = [r for r in group if r["role"] == "tokenizer"] or group
         if asked:
             most = max(asked, key=lambda r: r["bits"])
-            out[int(most["bits"])] = f"{most['tokens']} tokens of {most['bits'] / most['tokens']:.4g} bits"
+            out[round(most["bits"])] = f"{most['tokens']} tokens of {most['bits'] / most['tokens']:.4g} bits"
     for row in rows.values():
         if row["role"] == "tokenizer" and row.get("bits") and not row.get("asked_tokens"):
-            out.setdefault(int(row["bits"]), f"the rate of {row['name']}")
+            out.setdefault(round(row["bits"]), f"the rate of {row['name']}")
     return out
 
 
 def verdict(rows: dict[str, Row], bits: int) -> list[str]:
     """Sentences for one budget: which tokenizer to take, by how much over the next, and over each baseline, or that it is not."""
-    held = [r for r in rows.values() if r.get("bits") and r["bits"] <= bits * SLACK and not r.get("collapsed")]
+    held = [r for r in rows.values() if r.get("bits") and r["bits"] <= bits * (1 + NEAR) and not r.get("collapsed")]
     asked = sorted((r for r in held if r["role"] == "tokenizer"), key=lambda r: -r["psnr"])
     out = []
     if not asked:
@@ -81,7 +82,7 @@ def verdict(rows: dict[str, Row], bits: int) -> list[str]:
             word = "it is better by" if gap.sure else "no sure difference:"
             out.append(f"Beside {other['name']} ({_rate(other)}) {word} {gap}.")
     for name in CLASSICS:
-        row = next((r for r in rows.values() if r["name"] == name and r.get("rate_bits") == bits), None)
+        row = classic(rows, name, bits)
         if row is not None:
             out.append(_against(best, row, bits))
     for name in ("vq, as published", "vq, revived"):
@@ -96,9 +97,15 @@ def below_pca(rows: dict[str, Row], row: Row) -> bool | None:
     """Whether a tokenizer is surely below PCA at its own bits; None where there is no such row."""
     if row["role"] == "ceiling" or not row.get("bits") or "rate_bits" in row:
         return None
-    other = rows.get(f"PCA@{int(row['bits'])}bits")
+    other = classic(rows, "PCA", row["bits"])
     gap = None if other is None else difference(row, other)
     return None if gap is None else gap.high < 0
+
+
+def classic(rows: dict[str, Row], name: str, bits: float) -> Row | None:
+    """The row of a baseline that nobody trains at this rate."""
+    known = [r for r in rows.values() if r["name"] == name and abs(r["rate_bits"] - bits) <= 1.5 * NEAR * bits]
+    return min(known, key=lambda r: abs(r["rate_bits"] - bits), default=None)
 
 
 def _one_each(rows: list[Row], taken: str) -> list[Row]:

@@ -24,6 +24,8 @@ class Joint(VQ):
         update, decay, commitment, kmeans, revive: as of ``vq``.
     """
 
+    roots: Tensor
+
     def __init__(
         self, *, codes: int, dims: tuple[int, ...], weights: tuple[float, ...] = (1.0, 1.0), update: str = "ema",
         decay: float = 0.99, commitment: float = 0.25, kmeans: bool = True, revive: float = 0.1,

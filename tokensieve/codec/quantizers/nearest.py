@@ -40,6 +40,11 @@ class VQ(Quantizer):
     """
 
     loss_names: tuple[str, ...] = ("commitment",)
+    codebook: Tensor
+    total: Tensor
+    size: Tensor
+    active: Tensor
+    started: Tensor
 
     def __init__(
         self, *, codes: int, dim: int, update: str = "ema", decay: float = 0.99, commitment: float = 0.25,

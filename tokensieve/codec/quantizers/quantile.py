@@ -22,6 +22,9 @@ class Quantile(Quantizer):
     """
 
     posthoc = True
+    mean: Tensor
+    deviation: Tensor
+    started: Tensor
 
     def __init__(self, *, bins: int, dim: int):
         super().__init__((whole("bins", bins, 2),) * whole("dim", dim), dim)

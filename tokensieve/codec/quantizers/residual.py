@@ -88,8 +88,8 @@ class Residual(Several):
 class Depths(Product):
     """Two depths of one encoder, each with residual codebooks of its own (DualToken, arXiv 2503.14324).
 
-    Channels are the shallow layer's (pixels), then the deep layer's (meaning); each has losses of its own, and the model gives each
-    its own objective.
+    Channels are the shallow layer's (pixels), then the deep layer's (meaning); each has losses of its own, and the model gives
+    each its own objective.
 
     Args:
         dims: channels of each depth.

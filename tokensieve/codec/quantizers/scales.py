@@ -22,7 +22,8 @@ class Scales(Rearranged):
     no convolution follows the interpolation.
 
     Args:
-        sides: of the square grids, growing; the last is that of the N = side * side tokens. Indices are ``(B, sum of squares, C)``.
+        sides: of the square grids, growing; the last is that of the N = side * side tokens. Indices are ``(B, sum of squares,
+            C)``.
         dim: D.
         of: the quantizer's name, one for all scales; ``options`` are its own.
     """

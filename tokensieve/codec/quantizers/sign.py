@@ -41,8 +41,8 @@ class LFQ(Quantizer):
             raise ValueError(f"groups={groups} do not divide bits={bits} evenly")
         if entropy and bits // groups > MOST:
             raise ValueError(
-                f"bits={bits} in groups={groups}: the entropy of a group is over 2^{bits // groups} codes; give more groups, of at "
-                f"most {MOST} bits each, or entropy=0"
+                f"bits={bits} in groups={groups}: the entropy of a group is over 2^{bits // groups} codes; give more groups, "
+                f"of at most {MOST} bits each, or entropy=0"
             )
         super().__init__((2,) * bits, bits, dim)
         self.entropy, self.diversity = number("entropy", entropy), number("diversity", diversity)

@@ -23,6 +23,8 @@ class Tied(VQ):
         commitment: weight of the loss that draws tokens to their codes.
     """
 
+    followed: Tensor
+
     def __init__(self, *, codes: int, dim: int, momentum: float = 0.99, commitment: float = 0.25):
         super().__init__(codes=codes, dim=dim, commitment=commitment, kmeans=False, revive=0.0)
         self.momentum = number("momentum", momentum, 0, 1)

@@ -18,8 +18,8 @@ class Diffusers:
     """An autoencoder of diffusers as a tokenizer of images ``(B, 3, H, W)`` from 0 to 1.
 
     Args:
-        model: anything with diffusers' ``encode`` and ``decode``. Where it has a codebook (``model.quantize``) its indices are the
-            codes, otherwise the mean of its latent distribution goes through as it is, and no bits are told.
+        model: anything with diffusers' ``encode`` and ``decode``. Where it has a codebook (``model.quantize``) its indices are
+            the codes, otherwise the mean of its latent distribution goes through as it is, and no bits are told.
     """
 
     def __init__(self, model: Any):

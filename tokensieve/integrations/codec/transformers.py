@@ -39,7 +39,7 @@ class Audio:
         held = self.model.encode(wave)
         codes = held.audio_codes
         self._scales = getattr(held, "audio_scales", None)
-        codes = codes.flatten(0, 0)[0] if codes.dim() == 4 else codes  # EnCodec: chunks come first
+        codes = codes[0] if codes.dim() == 4 else codes  # EnCodec: chunks come first
         self.levels = (self._codes,) * codes.shape[1]
         return codes.transpose(1, 2).long()
 
@@ -47,10 +47,8 @@ class Audio:
     def decode(self, encoded: Tensor) -> Tensor:
         """Waveforms as long as those encoded last: what a tokenizer adds at the end is cut off."""
         codes = encoded.transpose(1, 2)
-        if self._scales is not None:
-            out = self.model.decode(codes[None], self._scales)
-        else:
-            out = self.model.decode(audio_codes=codes)
+        given = (codes,) if self._scales is None else (codes[None], self._scales)
+        out = self.model.decode(*given)
         wave = out.audio_values.reshape(len(encoded), 1, 1, -1)
         missing = self._length - wave.shape[-1]
         return torch.nn.functional.pad(wave, (0, max(0, missing)))[..., : self._length]
