@@ -69,8 +69,8 @@ class Texts:
             return Text(ids, length - NEXT, ((length - NEXT, length),))
         if task == "summaries":
             return self._nth("manual", -length, number, self._summary)
-        start = int(rng.integers(len(self._reference) - length))
-        some = self._reference[start : start + length]
+        start = int(rng.integers(len(self.reference) - length))
+        some = self.reference[start : start + length]
         if task == "lists":
             made = lm.copy(rng, self.say, some, length, WORDS)
             return Text(made.ids, made.context, tuple((i, i + 1) for i in range(*made.answers[0])))
@@ -92,7 +92,8 @@ class Texts:
         }
 
     @cached_property
-    def _reference(self) -> np.ndarray:
+    def reference(self) -> np.ndarray:
+        """The tokens of Python's reference, one topic after the other."""
         return np.array([i for d in corpus.guide() for i in self._ids(d.text)])
 
     def _ids(self, text: str) -> list[int]:

@@ -143,7 +143,7 @@ def test_texts_are_what_they_are_said_to_be(texts, task, monkeypatch):
     page = "x\n\nNAME\n\nfoo - says what foo is\n\nSYNOPSIS\n\n" + "foo is called so, and so, and so on. " * 60
     module = "def double(x):\n    return 2 * x\n\n" * 60
     monkeypatch.setitem(vars(texts), "_documents", {"manual": ["short", page, page * 2], "code": [module]})
-    monkeypatch.setitem(vars(texts), "_reference", np.arange(100, 1100))
+    monkeypatch.setitem(vars(texts), "reference", np.arange(100, 1100))
     text = texts.get(task, 400, 0)
     assert np.array_equal(text.ids, texts.get(task, 400, 0).ids)
     assert 380 < len(text.ids) <= 400
