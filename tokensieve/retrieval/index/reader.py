@@ -83,7 +83,7 @@ class Reader:
 
     def ids(self) -> Iterator[str]:
         """The ids of all documents, in no particular order."""
-        for view in (v for v in self._state.views if v.segment.named()):
+        for view in (v for v in self._state.views if v.segment.has_ids()):
             yield from (view.segment.id(d) for d in view.alive.nonzero()[:, 0].tolist())
 
     def __len__(self) -> int:
