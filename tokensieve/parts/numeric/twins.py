@@ -18,7 +18,6 @@ BLOCK = 1 << 22
 """Numbers looked at at once."""
 
 
-@torch.no_grad()
 def firsts(x: Tensor, candidates: Tensor | None = None) -> Tensor | None:
     """``(B, N)`` long: the first candidate that is identical to each one, itself for what is no candidate.
 
