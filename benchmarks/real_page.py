@@ -123,7 +123,8 @@ def costs(data: dict[str, Any]) -> str:
     """What compression takes and decoding gains, as Markdown."""
     told = (
         f"One prompt of {TOKENS:,} tokens, keep={KEEP:g}, ratios of one run, in time of the processor in one thread. "
-        "Compression is in % of the prefill. `times full` is how many times faster than over the full cache a token is decoded; `bare` is what "
+        "Compression is in % of the prefill. `times full` is how many times faster than over the full cache a token is decoded; "
+        "`bare` is what "
         "a plain cache of as many entries reaches with no sieve, and the last column the part of that which is reached. "
         "`zipcache` drops nothing, so that nothing bare stands beside it."
     )
