@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 from benchmarks.cache_plot import Panel, plot
 from benchmarks.pages import fill, table
 from benchmarks.real_cache import FILE, PLAN, Step, lines
+from benchmarks.real_speed import FILE as SPEED
+from benchmarks.real_speed import KEEP, TOKENS
 from benchmarks.real_texts import TASKS
 from tokensieve.bench.paired import paired
 
@@ -116,6 +119,25 @@ def page(measured: Sequence[dict[str, Any]], head: dict[str, Any]) -> str:
     return "\n".join(out).rstrip()
 
 
+def costs(data: dict[str, Any]) -> str:
+    """What compression takes and decoding gains, as Markdown."""
+    told = (
+        f"One prompt of {TOKENS:,} tokens, keep={KEEP:g}, ratios of one run, in time of the processor in one thread. "
+        "Compression is in % of the prefill. `times full` is how many times faster than over the full cache a token is decoded; "
+        "`bare` is what "
+        "a plain cache of as many entries reaches with no sieve, and the last column the part of that which is reached. "
+        "`zipcache` drops nothing, so that nothing bare stands beside it."
+    )
+    rows = []
+    for dtype, some in data["rows"].items():
+        for name, row in some.items():
+            if name != "full":
+                more = [f"{row['bare']:.2f}", f"{row['gain']:.2f}"] if row["gain"] else ["", ""]
+                rows.append([f"{name}, {dtype}", f"{row['compression']:.1%}", f"{row['times full']:.2f}", *more])
+    head = ("method", "compression", "times full", "bare", "part")
+    return "\n".join(["### What it costs on SmolLM2", "", wrapped(told, 128), "", table(head, rows)])
+
+
 def draw(measured: Sequence[dict[str, Any]], length: int = 2048) -> None:
     """Each task against the bytes held, by method and budget."""
     found = cells(measured)
@@ -138,7 +160,8 @@ def draw(measured: Sequence[dict[str, Any]], length: int = 2048) -> None:
 
 def main(file: Path = FILE) -> None:
     head, *measured = lines(file)
-    fill(PAGE, "smollm2", page(measured, head))
+    parts = [page(measured, head)] + ([costs(json.loads(SPEED.read_text(encoding="utf-8")))] if SPEED.exists() else [])
+    fill(PAGE, "smollm2", "\n\n".join(parts))
     draw(measured)
 
 

@@ -6,7 +6,8 @@ recorded once, and each method compresses a copy of it, as it would in a run of 
 is decoded under a method than over the full cache, of what a bare cache of as many entries gains, with no sieve. What is
 compared takes turns. Times are those of the processor in one thread, which other programs on the machine disturb little.
 
-`python -m benchmarks.real_speed OUT float32 bfloat16 snapkv zipcache` measures some; all if nothing is named.
+`python -m benchmarks.real_speed float32 bfloat16 snapkv zipcache` measures some, all if nothing is named; rows go to
+`out/cache-smollm2-speed.json`, and `python -m benchmarks.real_page` puts them on the page.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from transformers import DynamicCache
 import tokensieve as ts
 from benchmarks.real_texts import Texts
 from tokensieve.bench.results import environment
+from tokensieve.core.files import write_json
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.cache.recording import Recording, record
 from tokensieve.sites.model.compatibility import cache_argument
@@ -37,6 +39,7 @@ from tokensieve.testbed import real
 TOKENS, KEEP, TURNS, WARM, STEPS = 4096, 0.25, 3, 1, 4
 EVICTING = ("snapkv", "pyramidkv", "adakv", "keydiff", "streamingllm", "h2o", "ems")
 NAMES = (*EVICTING, "zipcache")
+FILE = Path("out/cache-smollm2-speed.json")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LIMITS = {"compression": {"zipcache": 0.10, "": 0.05}, "gain": 0.85, "zipcache over full": 1.5}
 
@@ -136,28 +139,17 @@ def show(data: dict[str, Any]) -> None:
         Console().print(table)
 
 
-def main(out: Path | None = None, dtypes: Sequence[str] = (), names: Sequence[str] = ()) -> None:
+def main(dtypes: Sequence[str] = (), names: Sequence[str] = ()) -> None:
     """Rows that the file already holds of others stay."""
     torch.set_num_threads(1)
-    data = json.loads(out.read_text(encoding="utf-8"))["rows"] if out is not None and out.exists() else {}
+    data = json.loads(FILE.read_text(encoding="utf-8"))["rows"] if FILE.exists() else {}
     for dtype in dtypes or DTYPES:
         data[dtype] = data.get(dtype, {}) | measure(dtype, names or NAMES, Console(stderr=True))
-        if out is not None:
-            made = {
-                "benchmark": "real_speed",
-                "environment": environment(),
-                "tokens": TOKENS,
-                "keep": KEEP,
-                "rows": data,
-            }
-            out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        FILE.parent.mkdir(parents=True, exist_ok=True)
+        write_json(FILE, {"benchmark": "real_speed", "environment": environment(), "rows": data})
     show(data)
 
 
 if __name__ == "__main__":
-    asked = sys.argv[2:]
-    main(
-        Path(sys.argv[1]) if len(sys.argv) > 1 else None,
-        [a for a in asked if a in DTYPES],
-        [a for a in asked if a not in DTYPES],
-    )
+    asked = sys.argv[1:]
+    main([a for a in asked if a in DTYPES], [a for a in asked if a not in DTYPES])

@@ -34,7 +34,7 @@ class EMS(CacheMethod):
         0.6, "the least cosine similarity of keys at which an entry is merged instead of dropped", was="alike", **COSINE
     )
 
-    queries: int = option(128, "how many queries of a pass are read, at most, and stand for all", lo=1, unit="tokens")
+    queries: int = option(512, "how many queries of a pass are read, at most, and stand for all", lo=1, unit="tokens")
 
     @property
     def needs(self):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,9 @@ from torch import Tensor
 from tokensieve.parts import select
 from tokensieve.parts.attention.pages import Pages
 from tokensieve.parts.numeric.bits import Packed
+from tokensieve.sites.cache.quantized_entries import QuantizedEntries
 from tokensieve.sites.cache.sieved_layer import SievedLayer, taken_back
-from tokensieve.sites.model.compatibility import BaseQuantizedLayer, Cache, DynamicLayer
+from tokensieve.sites.model.compatibility import BaseQuantizedLayer, Cache
 
 
 class EvictedLayer(SievedLayer):
@@ -157,7 +157,7 @@ class EvictedLayer(SievedLayer):
             keys, values: ``(B, G, N, d)``; at: ``(B, G, M)`` long, which of them.
             places: ``(B, G, M)``, the columns of those, -1 at padding, which is behind.
         """
-        real, self.packed = places >= 0, None
+        real, self.packed, self.bare = places >= 0, None, False
         self._left(places)
         k, v, which = (x.flatten(0, 1) for x in (keys, values, at))
         self.pages = None  # what is given are copies; both layouts are never held beside them
@@ -223,7 +223,7 @@ class EvictedLayer(SievedLayer):
         self.is_visual, self.shares = None, None
         self.settle()
         super().reset()
-        self.closed = False
+        self.bare, self.closed = False, False
 
     def crop(self, tokens_to_remove: int) -> None:
         assert self.columns is not None
@@ -259,38 +259,6 @@ class EvictedLayer(SievedLayer):
         )
         self.queries, self.probes = ([(change(q, 0), change(c, 0)) for q, c in x] for x in (self.queries, self.probes))
         self.moments = None if self.moments is None else tuple(change(m, 0) for m in self.moments)
-
-
-class QuantizedEntries(DynamicLayer):
-    """What an :class:`EvictedLayer` does otherwise where entries are quantized; their storage is the other base class's."""
-
-    def late(self) -> tuple[Tensor, Tensor]:
-        made: Any = self
-        keys, values = (made._dequantize(x) for x in (made._quantized_keys, made._quantized_values))
-        if getattr(self, "_pending_beam_idx", None) is not None:
-            keys, values = made._apply_pending_reorder(keys, values)
-        rest = [x for x in (self.keys, self.values) if x is not None and x.dim() == 4]
-        return (torch.cat([keys, rest[0]], 2), torch.cat([values, rest[1]], 2)) if rest else (keys, values)
-
-    def pack(self, *args: object) -> None:
-        raise ValueError("the method packs entries by itself; it takes a cache that is not quantized: DynamicCache()")
-
-    def _hold(self, keys: Tensor, values: Tensor) -> None:
-        made: Any = self
-        if made.pages is not None:
-            raise ValueError(
-                "heads that keep different numbers of entries need a cache that is not quantized; take a method that keeps "
-                "equally many in each, such as 'snapkv'"
-            )
-        axes = [{"axis": a} for a in (made.axis_key, made.axis_value)] if hasattr(self, "axis_key") else [{}, {}]
-        made._quantized_keys = made._quantize(keys.contiguous(), **axes[0])
-        made._quantized_values = made._quantize(values.contiguous(), **axes[1])
-        made._pending_beam_idx = None
-        self.keys, self.values = (x.new_empty(0) for x in (keys, values))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove:
-            raise ValueError("cannot crop a quantized cache from which tokens have left")
 
 
 def shared_by_heads(x: Tensor) -> Tensor:

@@ -157,10 +157,8 @@ class CacheSite:
 
     def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         layer = self._held(index)
-        if isinstance(layer, EvictedLayer) and layer.packed is not None and layer.closed:
-            return partial(over_packed, layer)
         if not isinstance(layer, EvictedLayer) or layer.pages is None:
-            return None
+            return partial(over_packed, layer) if isinstance(layer, EvictedLayer) and layer.closed else None
         what = "heads that hold different numbers of entries cannot; take a method that keeps equally many in each ('snapkv')"
         taps.refuse(kwargs, index, what)
         return partial(paged, layer.pages)
