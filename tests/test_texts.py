@@ -118,9 +118,7 @@ def test_one_prefill_serves_all_methods(made, say, folder, tmp_path, monkeypatch
     assert text.planted is not None
 
 
-@pytest.mark.parametrize(
-    "name", ["snapkv", "keydiff", "zipcache", pytest.param("tidaldecode", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["snapkv", "keydiff", "zipcache", pytest.param("tidaldecode", marks=pytest.mark.slow)])
 def test_records_are_those_of_a_run_of_its_own(made, say, folder, name):
     model, tokenizer = made
     text = read(folder, made, say).texts[0]
@@ -170,7 +168,7 @@ def test_records_are_those_of_a_run_of_its_own(made, say, folder, name):
 
 
 def test_rows_hold_every_method_against_random_that_holds_as_many_bytes(made, say, folder, tmp_path):
-    rounds, texts = run(made, say, folder, tmp_path, ("random", "zipcache"), limit=3)
+    rounds, texts = run(made, say, folder, tmp_path, ("random", "zipcache"))
     _texts_rows(rounds)
     rows = rounds.results.data["rows"]
     beside = rows[rows["zipcache@0.3"]["random_at"]]
