@@ -37,6 +37,8 @@ leaderboard: $(MADE)
 	$(BIN)/python -m benchmarks.leaderboard
 	$(BIN)/python -m benchmarks.several
 	$(BIN)/python -m benchmarks.cache
+	$(BIN)/python -m benchmarks.real_cache
+	$(BIN)/python -m benchmarks.real_page
 
 retrieval: $(MADE)
 	$(BIN)/python -m benchmarks.retrieval

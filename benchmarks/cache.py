@@ -1,8 +1,8 @@
 """One page for the KV cache: what is still known of a context against the bytes that its cache really holds.
 
 `python -m benchmarks.cache` measures what `out/cache-cost.json` and `out/cache.json` do not hold yet, times and memory
-first, then round by round, and writes docs/measured/cache-leaderboard.md after each cell. A round is one set of contexts,
-the same for all methods: held-out Python to be continued, facts in held-out text, random words to be repeated.
+first, then round by round, and writes its part of docs/measured/cache-leaderboard.md after each cell. A round is one set of
+contexts, the same for all methods: held-out Python to be continued, facts in held-out text, random words to be repeated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
-from textwrap import fill
+from textwrap import fill as wrapped
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from rich.progress import track
 import tokensieve as ts
 from benchmarks import cache_cost
 from benchmarks.cache_plot import plot
+from benchmarks.pages import fill
 from benchmarks.resumed import Resumed, weights
 from tokensieve.core.method import Method
 from tokensieve.methods.cache.sepllm import separators
@@ -127,8 +128,8 @@ def measure(file: Path) -> None:
     cells = [(name, keep, number) for number in range(ROUNDS) for name, keep in pairs]
     for name, keep, number in track(cells, description="cache", console=Console(stderr=True)):
         if found.add(f"{name}@{keep}#{number}", partial(bed.measure, name, keep, number), f"{name}, keep {keep}"):
-            PAGE.write_text(page(found.data, costs), encoding="utf-8")
-    PAGE.write_text(page(found.data, costs), encoding="utf-8")
+            fill(PAGE, "packaged", page(found.data, costs))
+    fill(PAGE, "packaged", page(found.data, costs))
     known = [r for r in range(ROUNDS) if all(r in rounds(found.data, k) for k in BUDGETS)]
     rows = {n: {k: r for k in BUDGETS if (r := _row(found.data, n, k, known))} for n in NAMES}
     plot(_row(found.data, "full", 1.0, known), rows, PLOT)
@@ -159,7 +160,7 @@ def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
         f"transformers {data['versions']['transformers']}."
     )
     picture = "![What is still known against the bytes held](../pictures/cache-pareto.png)"
-    out = ["# The cache", "", fill(what, 128), "", fill(why, 128), "", picture]
+    out = [wrapped(what, 128), "", wrapped(why, 128), "", picture]
     for keep in sorted(BUDGETS, reverse=True):
         known = rounds(data, keep)
         rows = [(name, _row(data, name, keep, known)) for name in NAMES]
@@ -167,7 +168,7 @@ def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
         if not told:
             continue
         count = f"{len(known)} round{'s' * (len(known) > 1)}: {len(known)} context(s) a task, {NEEDLES * len(known)} needles."
-        out += ["", f"## keep = {keep:g}", "", count, ""]
+        out += ["", f"### keep = {keep:g}", "", count, ""]
         out += ["| method | held | " + " | ".join(TASKS) + " |", "|---|" + "---:|" * (1 + len(TASKS))]
         full = _row(data, "full", 1.0, known)
         for name, row in [("**full**", full), *told]:
@@ -179,8 +180,8 @@ def page(data: dict[str, Any], costs: dict[str, Any]) -> str:
             out += ["", f"Not measured yet: {', '.join(missing)}."]
     out += cache_cost.section(costs)
     if data["left"]:
-        out += ["", "## Not measured here", "", *(f"- `{name}`: {why}" for name, why in sorted(data["left"].items()))]
-    return "\n".join(out) + "\n"
+        out += ["", "### Not measured here", "", *(f"- `{name}`: {why}" for name, why in sorted(data["left"].items()))]
+    return "\n".join(out)
 
 
 def _row(data: dict[str, Any], name: str, keep: float, known: list[int]) -> dict[str, float]:

@@ -108,7 +108,7 @@ def section(data: dict[str, Any]) -> list[str]:
         "prompt at once, of which the pass itself takes most; in chunks it falls with what is held (see "
         "[The KV cache](../how-to/cache.md#what-it-costs-and-saves))."
     )
-    out = ["", "## What it costs", "", textwrap.fill(told, 128), ""]
+    out = ["", "### What it costs", "", textwrap.fill(told, 128), ""]
     out += ["| method | prefill | compression | a decoded token | peak | held |", "|---|" + "---:|" * len(FIGURES)]
     rows = sorted((kv for kv in data["rows"].items() if kv[0] != "full"), key=lambda kv: kv[1]["token"])
     return out + [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -11,17 +12,39 @@ import matplotlib.pyplot as plt
 from tokensieve.core.files import write
 
 Row = Mapping[str, float]
-PANELS = {"bits per byte": "bits per byte of held-out Python (less is better)", "facts": "facts recalled (%)"}
+
+
+class Panel(NamedTuple):
+    """How a task is drawn: what stands beside it, and what its numbers are multiplied with."""
+
+    label: str
+    scale: float
+
+
+PANELS = {
+    "bits per byte": Panel("bits per byte of held-out Python (less is better)", 1),
+    "facts": Panel("facts recalled (%)", 100),
+}
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLES = (("-", "o"), (":", "^"), ("-.", "s"))
 
 
-def plot(full: Row, rows: Mapping[str, Mapping[float, Row]], file: Path) -> None:
-    """Draw rows by method and budget, and the full cache's as a line across."""
+def plot(
+    full: Row,
+    rows: Mapping[str, Mapping[float, Row]],
+    file: Path,
+    panels: Mapping[str, Panel] = PANELS,
+    across: int = len(PANELS),
+) -> None:
+    """Draw rows by method and budget, and the full cache's as a line across.
+
+    Args:
+        panels: by task; across: how many stand beside each other.
+    """
     matplotlib.use("Agg")
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(12, 5.4), layout="constrained")
-    for axis, (task, label) in zip(axes, PANELS.items(), strict=True):
-        scale = 1 if task == "bits per byte" else 100
+    down = len(panels) // across
+    figure, grid = plt.subplots(down, across, figsize=(12, 1.4 + 4 * down), layout="constrained", squeeze=False)
+    for axis, (task, (label, scale)) in zip(grid.flat, panels.items(), strict=True):
         axis.axhline(scale * full[task], color="0.2", lw=1)
         axis.text(0.01, scale * full[task], "full cache", transform=axis.get_yaxis_transform(), fontsize=8, va="bottom")
         for i, (name, budgets) in enumerate(rows.items()):
@@ -36,6 +59,6 @@ def plot(full: Row, rows: Mapping[str, Mapping[float, Row]], file: Path) -> None
         axis.set(xlabel="bytes held, % of the full cache", ylabel=label)
         axis.grid(color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     write(file, lambda part: figure.savefig(part, dpi=110, format="png"))
     plt.close(figure)

@@ -11,7 +11,9 @@ from transformers import DynamicCache
 import tokensieve as ts
 from tests.models import decoder, text
 from tests.test_parity_cache import SIZES, attention, best, kept
+from tokensieve.parts.attention.packed import attend
 from tokensieve.parts.numeric.bits import Packed, pack, unpack
+from tokensieve.sites.cache.evicted_layer import EvictedLayer
 from tokensieve.sites.cache.statistics import probes
 from tokensieve.testing import features
 
@@ -186,3 +188,60 @@ def test_evict_then_pack():
         ts.sieve(model, ts.Plan([ts.stage("kvcompose", keep=40), ts.stage("zipcache", keep=10)]))
     with pytest.raises(ValueError, match="high=2, low=4; low must be at most high"):
         ts.get_method("zipcache", high=2, low=4)
+
+
+@pytest.mark.parametrize("bits", [(4, 2), (8, 1), (2, 2)])
+def test_attention_over_codes_is_that_over_opened_vectors(bits):
+    """Grouped heads, rows whose parts differ in length, a mask over what came since."""
+    g = torch.Generator().manual_seed(3)
+    sizes, heads, d = (5, 9), 2, 8
+    parts = [
+        (
+            Packed.by_channel(torch.randn(3, n, heads * d, generator=g), b),
+            Packed.by_vector(torch.randn(3, n, heads * d, generator=g), b),
+        )
+        for n, b in zip(sizes, bits, strict=True)
+    ]
+    keys, values = (torch.randn(3, heads, 4, d, generator=g) for _ in range(2))
+    query = torch.randn(3, 6, 2, d, generator=g)
+    real = torch.ones(3, 14, dtype=torch.bool)
+    real[1, 3:5], real[2, 10:] = False, False
+    allowed = torch.zeros(3, 1, 2, 4)
+    allowed[0, :, :, 0] = -torch.inf
+    whole = [
+        torch.cat([torch.cat([p.open() for p in each], 1).unflatten(2, (heads, d)).transpose(1, 2), late], 2)
+        for each, late in zip(zip(*parts, strict=True), (keys, values), strict=True)
+    ]
+    bias = torch.zeros(3, 1, 2, 18)
+    bias[..., :14] = torch.where(real, 0.0, -torch.inf)[:, None, None]
+    bias[..., 14:] = allowed
+    want = torch.nn.functional.scaled_dot_product_attention(
+        query, *(x.repeat_interleave(3, 1) for x in whole), bias, scale=0.3
+    )
+    got = attend(query, parts, real, keys, values, 0.3, allowed)
+    assert (got - want).abs().max() < 1e-5
+    plain = attend(
+        query[:1],
+        [(k.rows(lambda x, _: x[:1]), v.rows(lambda x, _: x[:1])) for k, v in parts],
+        None,
+        keys[:1],
+        values[:1],
+        0.3,
+        None,
+    )
+    assert (plain - attend(query, parts, real, keys, values, 0.3, None)[:1]).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_nothing_is_opened_to_decode_a_token(padded, monkeypatch):
+    model, inputs = decoder(), text(30, 50 if padded else 30)
+    with ts.sieve(model, "zipcache", keep=0.4):
+        calls = []
+        monkeypatch.setattr(Packed, "open", lambda self: calls.append(1))
+        closed = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
+        assert calls == []
+        monkeypatch.undo()
+        monkeypatch.setattr(EvictedLayer, "bare", property(lambda self: False, lambda self, value: None), raising=False)
+        opened = model.generate(**inputs, **GREEDY, return_dict_in_generate=True, output_logits=True)
+    for a, b in zip(opened.logits, closed.logits, strict=True):
+        assert (a - b).abs().max() < 1e-4

@@ -296,3 +296,28 @@ def test_budgets_may_be_numpy_numbers():
     assert ts.Plan(ts.stage("random", np.int64(3))).to_json()["stages"][0]["keep"] == 3
     with pytest.raises(ValueError, match="keep="):
         budget.counts(np.int64(0), valid)
+
+
+@pytest.mark.parametrize("width", [5, 1024, 1056, 2000])
+def test_the_highest_is_found_stretch_by_stretch(width):
+    """Among equal ones the first, whatever stretch it is in."""
+    x = torch.randint(0, 40, (2, 7, width), generator=torch.Generator().manual_seed(width)).float()
+    value, index = merge._highest(x)
+    assert value.tolist() == x.amax(-1).tolist()
+    assert index.tolist() == [[row.index(max(row)) for row in rows] for rows in x.tolist()]
+
+
+@pytest.mark.parametrize("twins", [False, True])
+def test_only_some_ask_for_the_nearest(twins):
+    g = torch.Generator().manual_seed(5)
+    x = torch.randn(2, 2300, 6, generator=g)
+    if twins:
+        x[:, 1::2] = x[:, ::2]
+    among, asked = (torch.rand(2, 2300, generator=g) < share for share in (0.6, 0.2))
+    index, like = merge.nearest(x, among)
+    some, same = merge.nearest(x, among, asked=asked)
+    assert torch.equal(some[asked], index[asked])
+    assert torch.allclose(same[asked], like[asked], atol=1e-6)
+    unit = torch.nn.functional.normalize(x.double(), dim=-1)
+    want = (unit @ unit.transpose(1, 2)).masked_fill(~among[:, None], -torch.inf).amax(-1)
+    assert torch.allclose(like.double(), want, atol=1e-5)

@@ -22,7 +22,8 @@ class EMS(CacheMethod):
     rank next go to the entry that stays whose key is most like theirs (by cosine), averaged by importance; where none reaches
     ``cosine_threshold``, an entry falls to the zero class: it is dropped, as are all that rank lower. A merged key has the
     mean length of its keys. Deviation: there is no public code; ``window``, ``middle`` and ``cosine_threshold`` are the same
-    for all heads, where the paper sets them by each head's sparsity and redundancy.
+    for all heads, where the paper sets them by each head's sparsity and redundancy; and of a prompt, or a chunk of one, of more
+    than ``queries`` tokens, so many stand for all, evenly spaced (the window's count by themselves).
     """
 
     small = {"window": 4, "middle": 0.5, "cosine_threshold": 0.0}
@@ -33,9 +34,11 @@ class EMS(CacheMethod):
         0.6, "the least likeness of keys at which an entry is merged instead of dropped", was="alike", **COSINE
     )
 
+    queries: int = option(512, "how many queries of a pass are read, at most, and stand for all", lo=1, unit="tokens")
+
     @property
     def needs(self):
-        return (AccumulatedAttention(), WindowAttention(self.window), Keys())
+        return (AccumulatedAttention(queries=self.queries), WindowAttention(self.window), Keys())
 
     @property
     def min_kept(self) -> int:
@@ -54,7 +57,7 @@ class EMS(CacheMethod):
         rank, always_keep = self.score(s), self.always_keep(s, keep)
         stay = always_keep | select.top(rank, keep - always_keep.sum(1), s.valid & ~always_keep)
         middling = select.top(rank, (keep * self.middle).round().long(), s.valid & ~stay)
-        target, like = merge.nearest(s.metric(self.needs[2]), stay)
+        target, like = merge.nearest(s.metric(self.needs[2]), stay, asked=middling)
         joins = middling & (like >= self.cosine_threshold)
         # An entry that nobody attends to still is what it is.
         return Reduction.merge(stay, target.masked_fill(~joins, -1), rank.clamp(min=1e-6))

@@ -12,6 +12,9 @@ from tokensieve.parts.select import compact
 BLOCK = 512
 HELD = 1 << 24
 """Numbers held at once: 64 MB."""
+NEAR, FAR = 1 << 18, 1 << 25
+"""Likewise where they are few beside the cache: on a CPU, near the processor and in memory that need not be asked for anew; on
+other devices."""
 
 
 def attend(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:
@@ -67,6 +70,7 @@ def sampled(weight: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return place, counts.gather(1, place)
 
 
+@torch.no_grad()
 def gathered(
     query: Tensor,
     key: Tensor,
@@ -74,7 +78,7 @@ def gathered(
     at: Tensor,
     weight: Tensor,
     real: Tensor | None = None,
-    block: int = 128,
+    block: int | None = None,
 ) -> Tensor:
     """Attention that each of N keys gathers from queries, each of which sees none behind its own place.
 
@@ -83,6 +87,7 @@ def gathered(
         at: ``(B, G, T)``, the places of the queries among the keys; fast where they are in order.
         weight: ``(B, T)``, what each query counts.
         real: ``(B, G, N)`` bool, False at keys that nobody sees.
+        block: queries at once; as many as :data:`NEAR` and :data:`FAR` allow if not given.
 
     Returns:
         ``(B, H, N)``, in float32.
@@ -94,21 +99,25 @@ def gathered(
     places = at.flatten(0, 1)[:, None, :, None]
     hidden = None if real is None else ~real.flatten(0, 1)[:, None, None]
     out = torch.zeros(pairs, groups, n, device=query.device)
+    few = NEAR if query.device.type == "cpu" else FAR
+    block = block or min(max(few // (groups * n), 8), 128)
     blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
     spans = [(int(at[..., part].min()) + 1, int(at[..., part].max()) + 1) for part in blocks]
-    # On a CPU few enough to stay near the processor, and on any device few enough to be nothing beside the cache.
-    together = max(1, 2 ** (20 if query.device.type == "cpu" else 25) // (groups * block * n))
+    together = max(1, few // (groups * block * n))
+    # Memory asked for anew costs as much as what is computed in it.
+    room = torch.empty(min(together, pairs) * groups * block * n, device=query.device)
     for pair in range(0, pairs, together):
         rows = slice(pair, pair + together)
         near = k[rows].float().transpose(1, 2)
         for part, (all_see, upto) in zip(blocks, spans, strict=True):
-            scores = torch.bmm(q[rows, :, part].float().flatten(1, 2) * scale, near[:, :, :upto])
-            scores = scores.unflatten(1, (groups, -1))
+            asking = q[rows, :, part].float().flatten(1, 2) * scale
+            flat = room[: len(asking) * asking.shape[1] * upto].view(len(asking), -1, upto)
+            scores = torch.bmm(asking, near[:, :, :upto], out=flat).unflatten(1, (groups, -1))
             later = torch.arange(all_see, upto, device=scores.device) > places[rows, :, part]
             scores[..., all_see:].masked_fill_(later, -torch.inf)
             if hidden is not None:
                 scores.masked_fill_(hidden[rows, ..., :upto], -torch.inf)
-            share = scores.softmax(-1)
+            share = torch.softmax(scores, -1, out=scores)
             share = share if hidden is None else share.nan_to_num_(0.0)
             out[rows, :, :upto] += (each[rows, ..., part] @ share)[:, :, 0]
     return out.view(batch, heads, n)

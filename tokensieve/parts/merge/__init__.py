@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from tokensieve.parts.budget import spared
 from tokensieve.parts.numeric import twins
@@ -12,10 +12,12 @@ from tokensieve.parts.select import compact, last_of_each, ranks, take, top, top
 
 HELD, HELD_DEVICE = 1 << 20, 1 << 26
 """Similarities held at once: 4 MB, which stay near a processor, or 256 MB on other devices."""
-GROUPED = 512
+GROUPED, SIDE = 512, 32
 
 
-def nearest(metric: Tensor, candidates: Tensor, euclidean: bool = False) -> tuple[Tensor, Tensor]:
+def nearest(
+    metric: Tensor, candidates: Tensor, euclidean: bool = False, asked: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """For every token the source index of the most similar token of ``candidates``, and that similarity.
 
     Args:
@@ -23,22 +25,46 @@ def nearest(metric: Tensor, candidates: Tensor, euclidean: bool = False) -> tupl
         among: ``(B, N)`` bool.
         euclidean: take the token at the smallest distance instead of the largest cosine; similarity is then minus half the
             squared distance, up to a term that depends on the token alone.
+        asked: ``(B, N)`` bool, the tokens that it is asked for; all if not given. What stands at others says nothing.
 
     Returns:
         index ``(B, N)`` long, -1 in rows without candidates, and similarity ``(B, N)``. Works in blocks over N: memory
         B x block x M, ``HELD`` numbers.
     """
-    slots, anchors, bias = _anchors(metric, candidates & _leads(metric, candidates), euclidean)
     first = twins.firsts(metric)
+    leads = candidates if first is None else candidates & _leads(metric, candidates)
+    slots, anchors, bias = _anchors(metric, leads, euclidean)
+    if anchors.shape[1] >= SIDE**2:
+        short = -anchors.shape[1] % SIDE
+        slots, bias = pad(slots, (0, short)), pad(bias, (0, short), value=-torch.inf)
+        anchors = pad(anchors, (0, 0, 0, short))
+    if asked is not None and first is None:
+        place, _ = compact(asked)
+        metric = take(metric, place)
     index, value = [], []
     most = HELD if metric.device.type == "cpu" else HELD_DEVICE
     for rows in metric.split(max(most // max(slots.numel(), 1), 16), dim=1):
-        v, i = (rows @ anchors.transpose(1, 2) + bias[:, None]).max(-1)
+        v, i = _highest(torch.baddbmm(bias[:, None], rows, anchors.transpose(1, 2)))
         value.append(v)
         index.append(slots.gather(1, i))
     found = twins.level(torch.cat(index, 1), first).masked_fill(~candidates.any(1, keepdim=True), -1)
     like = twins.level(torch.cat(value, 1), first)
-    return found, like if euclidean else like / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
+    like = like if euclidean else like / torch.linalg.vector_norm(metric, dim=-1).clamp(min=1e-12)
+    if asked is None or first is not None:
+        return found, like
+    at = torch.full_like(candidates, -1, dtype=torch.long).scatter_(1, place, found)
+    return at, like.new_full(candidates.shape, -torch.inf).scatter_(1, place, like)
+
+
+def _highest(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As ``x.max(-1)``, the first where several are highest: at first of stretches of ``SIDE``, whose highest is found many
+    times as fast without its place."""
+    if x.shape[-1] % SIDE or x.shape[-1] < SIDE**2:
+        return x.max(-1)
+    parts = x.unflatten(-1, (-1, SIDE))
+    part = parts.amax(-1).max(-1).indices[..., None]
+    value, place = parts.gather(-2, part[..., None].expand(*part.shape, SIDE))[..., 0, :].max(-1)
+    return value, part[..., 0] * SIDE + place
 
 
 def recycled(importance: Tensor, keep: Tensor, group: Tensor, groups: int) -> tuple[Tensor, Tensor]:

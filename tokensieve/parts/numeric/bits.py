@@ -69,6 +69,11 @@ class Packed:
         x = torch.addcmul(self.low, unpack(self.codes, self.bits, self.width).to(self.low.dtype), self.scale)
         return x if self.channel is None else x * self.channel
 
+    def planes(self) -> list[Tensor]:
+        """Codes as float32, ``(B, N, D * bits / 8)`` each: those of the first channel of every byte, of the second, ..."""
+        most = 2**self.bits - 1
+        return [(self.codes >> shift & most).float() for shift in range(0, 8, self.bits)]
+
     def rows(self, change: Callable[[Tensor, int], Tensor]) -> Packed:
         """With every tensor of it changed along its rows."""
         channel = None if self.channel is None else change(self.channel, 0)

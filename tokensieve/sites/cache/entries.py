@@ -174,7 +174,13 @@ class Entries:
 
     def pack(self, step: Reduction, bits: tuple[int, int]) -> None:
         """Hold what stays in the first precision and all the rest in the second."""
-        places = self.columns.masked_fill(~self.valid, -1)
+        places, layer, call = self.columns.masked_fill(~self.valid, -1), self.layer, self.call
+        if layer.packed is None:
+            same = all(
+                a.shape == b.shape and torch.equal(a, b)
+                for a, b in zip((self.keys, self.values), (call.key, call.value), strict=True)
+            )
+            layer.bare = same and not call.terms and self.keys.shape[3] % 8 == 0
         self.layer.pack(self.keys, self.values, places, step.owner >= 0, bits)
 
     def expected(self, ahead: int, language: nn.Module, hidden: Tensor, module: nn.Module) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import is_dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +11,9 @@ from torch import Tensor
 from tokensieve.parts import select
 from tokensieve.parts.attention.pages import Pages
 from tokensieve.parts.numeric.bits import Packed
+from tokensieve.sites.cache.quantized_entries import QuantizedEntries
 from tokensieve.sites.cache.sieved_layer import SievedLayer, taken_back
-from tokensieve.sites.model.compatibility import BaseQuantizedLayer, Cache, DynamicLayer
+from tokensieve.sites.model.compatibility import BaseQuantizedLayer, Cache
 
 
 class EvictedLayer(SievedLayer):
@@ -21,7 +21,8 @@ class EvictedLayer(SievedLayer):
 
     Where the heads of every row keep equally many, ``keys`` and ``values`` hold both, ``(B, G, M + T, d)``, and any attention
     kernel reads them. Where they do not, ``pages`` holds what was kept, ``keys`` and ``values`` hold the rest, and the sieve
-    computes the attention. Where it is packed in few bits, ``packed`` holds what was kept, and it is opened for each pass.
+    computes the attention. Where it is packed in few bits, ``packed`` holds what was kept; for a pass of one token the sieve
+    computes attention over it as it is where it can, and for all others it is opened.
 
     Attributes:
         places: ``(B, G, M)`` int, the column of the full mask that each kept entry stands for; -1 at padding, always behind.
@@ -30,6 +31,8 @@ class EvictedLayer(SievedLayer):
         pages: the kept entries, where heads hold different numbers; rows are those of the batch times heads.
         packed: the kept keys and values of one precision after another, in pairs; None where they are as they were.
         salient: ``(B, M)`` bool, which kept entries are packed in the first precision.
+        bare: whether attention reads keys and values just as they are held, and adds nothing of its own.
+        closed: whether the sieve computes the attention of the coming pass, so that nothing is opened for it.
         accumulated_attention: ``(B, G, M + T)`` attention accumulated by each entry, the mean over the query heads of its own;
             None where nobody asked.
         token_ids: ``(B, G, M + T)`` int, the token id of each entry, or ``(B, 1, M + T)`` likewise; None where nobody asked.
@@ -50,6 +53,7 @@ class EvictedLayer(SievedLayer):
         super().__init__()
         self.pages: Pages | None = None
         self.packed: list[tuple[Packed, Packed]] | None = None
+        self.bare, self.closed = False, False
         self.accumulated_attention: Tensor | None = None
         self.token_ids: Tensor | None = None
         self.is_visual: Tensor | None = None
@@ -135,6 +139,17 @@ class EvictedLayer(SievedLayer):
         self.pages, self.holes = None, bool((places < 0).any())
         self._hold(keys[:, :, :0].clone(), values[:, :, :0].clone())
 
+    @property
+    def packed_real(self) -> Tensor | None:
+        """``(B, N)`` bool, which of the packed entries, part after part, are no padding; None where all are."""
+        assert self.packed is not None
+        counts = (self.salient.sum(1), (~self.salient & (self.places[:, 0] >= 0)).sum(1))
+        sizes = [part.codes.shape[1] for part, _ in self.packed]
+        if all(bool((count == size).all()) for count, size in zip(counts, sizes, strict=True)):
+            return None
+        order = (torch.arange(size, device=self.salient.device) for size in sizes)
+        return torch.cat([o < count[:, None] for o, count in zip(order, counts, strict=True)], 1)
+
     def keep(self, keys: Tensor, values: Tensor, at: Tensor, places: Tensor) -> None:
         """Hold some of these entries and no others.
 
@@ -142,7 +157,7 @@ class EvictedLayer(SievedLayer):
             keys, values: ``(B, G, N, d)``; at: ``(B, G, M)`` long, which of them.
             places: ``(B, G, M)``, the columns of those, -1 at padding, which is behind.
         """
-        real, self.packed = places >= 0, None
+        real, self.packed, self.bare = places >= 0, None, False
         self._left(places)
         k, v, which = (x.flatten(0, 1) for x in (keys, values, at))
         self.pages = None  # what is given are copies; both layouts are never held beside them
@@ -195,7 +210,8 @@ class EvictedLayer(SievedLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        return self._opened(*super().update(key_states, value_states, *args, **kwargs))
+        late = super().update(key_states, value_states, *args, **kwargs)
+        return late if self.closed else self._opened(*late)
 
     def reset(self) -> None:
         self.places, self.packed = self.places[:, :, :0], None
@@ -203,6 +219,7 @@ class EvictedLayer(SievedLayer):
         self.is_visual, self.shares = None, None
         self.settle()
         super().reset()
+        self.bare, self.closed = False, False
 
     def crop(self, tokens_to_remove: int) -> None:
         assert self.columns is not None
@@ -238,38 +255,6 @@ class EvictedLayer(SievedLayer):
         )
         self.queries, self.probes = ([(change(q, 0), change(c, 0)) for q, c in x] for x in (self.queries, self.probes))
         self.moments = None if self.moments is None else tuple(change(m, 0) for m in self.moments)
-
-
-class QuantizedEntries(DynamicLayer):
-    """What an :class:`EvictedLayer` does otherwise where entries are quantized; their storage is the other base class's."""
-
-    def late(self) -> tuple[Tensor, Tensor]:
-        made: Any = self
-        keys, values = (made._dequantize(x) for x in (made._quantized_keys, made._quantized_values))
-        if getattr(self, "_pending_beam_idx", None) is not None:
-            keys, values = made._apply_pending_reorder(keys, values)
-        rest = [x for x in (self.keys, self.values) if x is not None and x.dim() == 4]
-        return (torch.cat([keys, rest[0]], 2), torch.cat([values, rest[1]], 2)) if rest else (keys, values)
-
-    def pack(self, *args: object) -> None:
-        raise ValueError("the method packs entries by itself; it takes a cache that is not quantized: DynamicCache()")
-
-    def _hold(self, keys: Tensor, values: Tensor) -> None:
-        made: Any = self
-        if made.pages is not None:
-            raise ValueError(
-                "heads that keep different numbers of entries need a cache that is not quantized; take a method that keeps "
-                "equally many in each, such as 'snapkv'"
-            )
-        axes = [{"axis": a} for a in (made.axis_key, made.axis_value)] if hasattr(self, "axis_key") else [{}, {}]
-        made._quantized_keys = made._quantize(keys.contiguous(), **axes[0])
-        made._quantized_values = made._quantize(values.contiguous(), **axes[1])
-        made._pending_beam_idx = None
-        self.keys, self.values = (x.new_empty(0) for x in (keys, values))
-
-    def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove:
-            raise ValueError("cannot crop a quantized cache from which tokens have left")
 
 
 def alike(x: Tensor) -> Tensor:

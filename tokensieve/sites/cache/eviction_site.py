@@ -18,7 +18,7 @@ from tokensieve.core.stage import Stage
 from tokensieve.sites.cache import cache_budgets, entries, gathered_masks, statistics
 from tokensieve.sites.cache.entries import Entries
 from tokensieve.sites.cache.evicted_layer import EvictedLayer
-from tokensieve.sites.cache.paged import paged
+from tokensieve.sites.cache.paged import over_packed, paged
 from tokensieve.sites.cache.prefix import MORE
 from tokensieve.sites.model import calls, compatibility, taps
 from tokensieve.sites.model.blocks import Stack
@@ -144,7 +144,7 @@ class CacheSite:
             self._cache, self._pass = compatibility.cache_of(kwargs), kwargs
             layer = self._held(index)
             if isinstance(layer, EvictedLayer):
-                layer.awaited = True
+                layer.awaited, layer.closed = True, hidden.shape[-2] == 1 and layer.bare
                 if hidden.shape[-2] == 1 and not lasting:
                     layer.settle()
             return (hidden,), kwargs
@@ -158,7 +158,7 @@ class CacheSite:
     def _kernel(self, index: int, call: taps.Call, kwargs: dict[str, Any]) -> taps.Own | None:
         layer = self._held(index)
         if not isinstance(layer, EvictedLayer) or layer.pages is None:
-            return None
+            return partial(over_packed, layer) if isinstance(layer, EvictedLayer) and layer.closed else None
         what = "heads that hold different numbers of entries cannot; take a method that keeps equally many in each ('snapkv')"
         taps.refuse(kwargs, index, what)
         return partial(paged, layer.pages)

@@ -33,7 +33,8 @@ STATE = "_tokensieve_taps"
 class Call:
     """What the attention kernel was called with; q ``(B, H, q, d)``, k and v ``(B, G, kv, d)``, after RoPE.
 
-    ``neurons`` is ``(B, q, F)``, the activations of the feed-forward network behind it, where they are listened to.
+    ``neurons`` is ``(B, q, F)``, the activations of the feed-forward network behind it, where they are listened to; ``terms``
+    names what the model adds to its attention beside that.
     """
 
     query: Tensor
@@ -43,6 +44,7 @@ class Call:
     scale: float
     causal: bool
     neurons: Tensor | None = None
+    terms: tuple[str, ...] = ()
 
     def restricted_to(self, index: Tensor) -> Call:
         """The same call over some of its tokens (``(B, l)``, -1 at padding) and all cached ones before them."""
@@ -55,7 +57,7 @@ class Call:
         mask = masks.attention(self.mask, index, columns, self.key.shape[2], holes, "flash", self.query)
         assert not isinstance(mask, dict)
         neurons = None if self.neurons is None else masks.gather(self.neurons, index, 1)
-        return Call(masks.gather(self.query, index, 2), key, value, mask, self.scale, self.causal, neurons)
+        return Call(masks.gather(self.query, index, 2), key, value, mask, self.scale, self.causal, neurons, self.terms)
 
 
 Observer = Callable[[Call], None]
@@ -178,7 +180,7 @@ def _tapped(
     scale = kwargs.get("scaling")
     scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
     causal = kwargs.get("is_causal", getattr(module, "is_causal", False))
-    call = Call(query, key, value, attention_mask, scale, bool(causal))
+    call = Call(query, key, value, attention_mask, scale, bool(causal), terms=_terms(kwargs))
     if again:
         assert run is not None
         answer = run.told(module) or Answer(attention_mask)
@@ -215,9 +217,13 @@ def _answer(taps: Taps, call: Call, kwargs: dict[str, Any]) -> Answer:
 
 def refuse(kwargs: dict[str, Any], index: int, what: str) -> None:
     """Raise ValueError where a kernel of our own would leave out a term that the model adds to its attention."""
-    odd = sorted(k for k in ("softcap", "s_aux", "position_bias", "sinks") if kwargs.get(k) is not None)
+    odd = _terms(kwargs)
     if odd:
         raise ValueError(f"layer {index} computes attention with {odd[0]}, which {what}")
+
+
+def _terms(kwargs: dict[str, Any]) -> tuple[str, ...]:
+    return tuple(k for k in ("position_bias", "s_aux", "sinks", "softcap") if kwargs.get(k) is not None)
 
 
 def segments(call: Call, borders: Tensor | None) -> list[Call]:
