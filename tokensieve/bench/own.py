@@ -176,20 +176,21 @@ def _texts_rows(rounds: Rounds) -> None:
         "after": lambda record: record.get("after"),
         "before": lambda record: record.get("before"),
     }
-    made = rows(rounds, scores)
+    made, names = rows(rounds, scores)
     for key, row in made.items():
-        row |= continued([rounds.records[key][s["name"]] for s in data["samples"] if s["name"] in rounds.records[key]])
+        row |= continued([rounds.records[key][n] for n in names])
         row["held"] = round(row["kv_bytes"] / made[FULL]["kv_bytes"], 4)
-    data["rows"] = made
+    data["rows"], data["items"] = made, names
     rounds.results.write()
 
 
 def _questions_rows(rounds: Rounds) -> None:
     data = rounds.results.data
-    made = rows(rounds, {"score": lambda record: record["score"]})
+    made, names = rows(rounds, {"score": lambda record: record["score"]})
+    kinds = {s["name"]: s["kind"] for s in data["samples"]}
     for key, row in made.items():
-        row |= by_kind(rounds.records[key], data["samples"])
-    data["rows"] = made
+        row |= by_kind([rounds.records[key][n] for n in names], [kinds[n] for n in names])
+    data["rows"], data["items"] = made, names
     rounds.results.write()
 
 

@@ -84,7 +84,7 @@ def bench(
     if which not in SETS:
         raise ValueError(f"--set {which}: it must be one of {', '.join(SETS)}")
     if not testbed and which != "scenes":
-        rest = "--images, --questions or --texts"
+        others = "--images, --questions or --texts"
         raise ValueError(
             f"--set {which} chooses among the testbed's questions; it goes with --testbed, not with {rest}"
         )
