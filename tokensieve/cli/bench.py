@@ -86,7 +86,7 @@ def bench(
     if not testbed and which != "scenes":
         others = "--images, --questions or --texts"
         raise ValueError(
-            f"--set {which} chooses among the testbed's questions; it goes with --testbed, not with {rest}"
+            f"--set {which} chooses among the testbed's questions; it goes with --testbed, not with {others}"
         )
     if plan and not (questions or texts):
         raise ValueError("--plan goes with --questions or --texts")
