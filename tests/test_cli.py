@@ -14,6 +14,7 @@ import tokensieve as ts
 from tokensieve import testbed
 from tokensieve.catalog import systems
 from tokensieve.cli.main import app
+from tokensieve.testbed import lm
 
 
 def call(*args):
@@ -72,6 +73,88 @@ def test_errors_are_one_line():
     assert "not with --images" in fails("bench", "testbed", "--images", ".", "--set", "clips")
     assert "no such folder" in fails("bench", "testbed", "--images", "/nowhere/at/all")
     assert "no such file" in fails("show", "/nowhere.png")
+
+
+def test_a_bench_of_ones_own_data_says_what_it_cannot_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*args):
+        done = call("bench", *args)
+        assert done.exit_code != 0
+        return str(done.exception)
+
+    for folder in ("texts", "empty"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "q.jsonl").write_text('{"question": "what ?"}')
+    (tmp_path / "texts" / "a.txt").write_text("word " * 300)
+    assert "either --testbed or --images" in refused("testbed", "--questions", "q.jsonl", "--texts", "texts")
+    assert "--plan goes with --questions or --texts" in refused("--testbed", "--plan", "a.json")
+    assert "no metric is called 'exat'; did you mean exact" in refused("--questions", "q.jsonl", "--metric", "exat")
+    assert "--equal cost: it must be one of mean, flops, label" in refused("--questions", "q.jsonl", "--equal", "cost")
+    assert "none of its 1 lines can be asked: line 1: answer is missing" in refused("--questions", "q.jsonl")
+    assert "did you mean visionzip" in refused("--questions", "q.jsonl", "--methods", "visonzip")
+    assert "context ends at 8192, questions included; at most 8128" in refused("--texts", "texts", "--window", "9000")
+    assert "it is empty" in refused("--texts", "empty")
+    assert "visionzip runs at" in refused("--texts", "texts", "--methods", "visionzip")
+    assert "--device nowhere" in refused("--texts", "texts", "--device", "nowhere")
+    assert not (tmp_path / "tokensieve-bench").exists()
+
+
+@pytest.mark.slow
+def test_a_person_measures_their_own_questions_and_texts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    lines = ["{"]
+    for i, item in enumerate(testbed.test_set(n_scenes=8, questions_per_kind=1, seed=1)):
+        item.image.save(tmp_path / f"{i}.png")
+        lines.append(
+            json.dumps({"image": f"{i}.png", "question": item.question.text, "answer": item.answer, "kind": item.kind})
+        )
+    lines.append(
+        json.dumps(
+            {"image": "0.png", "question": "which shape is there ?", "answer": "B", "choices": ["circle", "square"]}
+        )
+    )
+    (tmp_path / "q.jsonl").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    ts.plan("fastv", 64).save("fast.json")
+    asked = ("bench", "testbed", "--questions", "q.jsonl", "--methods", "fastv", "--keep", "64", "--new-tokens", "3")
+    done = call(*asked, "--plan", "fast.json", "--out", "q")
+    assert done.exit_code == 0, done.exception
+    for said in (
+        "fastv",
+        "64, unranked",
+        "by kind of question",
+        "1 lines of the file were skipped",
+        "line 1: not JSON",
+    ):
+        assert said in done.output
+    data = json.loads((tmp_path / "q" / "results.json").read_text())
+    assert {"full", "random@64", "fastv@64", "fast", "random@=0.5009"} <= set(data["rows"])
+    page = (tmp_path / "q" / "report.html").read_text()
+    for said in ("against random", "Skipped lines (1)", "What was kept", "its least is 288.5"):
+        assert said in page
+    (tmp_path / "texts").mkdir()
+    for i, one in enumerate(d for d in lm.held_out() if len(d.text) > 2000):
+        (tmp_path / "texts" / f"{i}.txt").write_text(one.text[:2000])
+    asked = (
+        "bench",
+        "testbed",
+        "--texts",
+        "texts",
+        "--methods",
+        "snapkv",
+        "--keep",
+        "0.25",
+        "--limit",
+        "2",
+        "--out",
+        "t",
+    )
+    done = call(*asked, "--window", "256")
+    assert done.exit_code == 0, done.exception
+    for said in ("snapkv", "ppl vs full", "before", "testbed: 2 texts"):
+        assert said in done.output
+    assert "asked after" in (tmp_path / "t" / "report.html").read_text()
+    assert "other samples" in str(call(*asked, "--window", "128").exception)
 
 
 @pytest.mark.parametrize("name", ["visionzip", "divprune"])

@@ -17,7 +17,7 @@ from tokensieve.bench.equal import FULL, WHOLE, Cell, Shape
 from tokensieve.bench.own import _questions_rows
 from tokensieve.bench.questions import Question
 from tokensieve.bench.results import OwnSettings, Results, beats_random
-from tokensieve.bench.rounds import Rounds, whole
+from tokensieve.bench.rounds import Rounds
 from tokensieve.sites.model.structure import find
 
 SHAPE = Shape(64, 11)
@@ -255,7 +255,37 @@ def test_a_plan_that_fails_is_left_out_and_the_others_go_on(subject, items, tmp_
     run = rounds(subject, items, tmp_path, [*cells(subject.model, "visionzip"), bad])
     run.run(items, 4)
     assert "always keeps 32" in run.left["snapkv@16"]
-    assert whole(run.results.data, [c.key for c in run.cells]) == [q.name for q in items]
+    here, names = run.answered([q.name for q in items])
+    assert [c.key for c in here] == [FULL, "random@16", "visionzip@16"]
+    assert names == [q.name for q in items]
+
+
+def test_an_item_that_a_plan_cannot_take_is_left_out_for_all(tmp_path):
+    asked = [Question(f"q{i}", "?", ("a",)) for i in range(6)]
+    results = Results.open(tmp_path, SETTINGS, [], [q.to_json() for q in asked])
+    work = Loaded()
+    work.batches = lambda items, size: [[i] for i in items]
+    inner = work.opened
+
+    def opened(batch, made):
+        plain = inner(batch, made).enter_result
+
+        def measure(cell):
+            if cell.method == "good" and batch[0].name == "q2":
+                raise ValueError("good takes no question 2")
+            return plain(cell)
+
+        return nullcontext(measure)
+
+    work.opened = opened
+    plan = ts.plan("random", 16)
+    run = Rounds(results, work, [Cell("random@16", "random", 16, plan), Cell("good@16", "good", 16, plan)])
+    run.run(asked, 1)
+    _questions_rows(run)
+    assert run.left == {}
+    assert results.data["items"] == ["q0", "q1", "q3", "q4", "q5"]
+    assert all(len(row["answers"]) == 5 for row in results.data["rows"].values())
+    assert run.notes == ["q2: left out for all, since good@16 cannot take it (good takes no question 2)"]
 
 
 # ---- what is told of it -------------------------------------------------------------------------------------------------

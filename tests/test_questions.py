@@ -43,7 +43,7 @@ def test_every_key_is_read(folder):
         {"image": None, "question": "none ?", "answer": "B", "choices": ["yes", "no"]},
         {"question": "none either ?", "answer": "no", "choices": ["yes", "no"]},
     )
-    one, two, three, four = read_questions(file).questions
+    one, two, three, four = read_questions(file).items
     assert (one.name, one.images, one.answers, one.kind, one.system) == (
         "line 1",
         (folder / "a.png",),
@@ -62,7 +62,7 @@ def test_every_key_is_read(folder):
 @pytest.mark.parametrize("start", [b"", b"\xef\xbb\xbf"])
 def test_line_ends_and_marks_of_all_systems(folder, start, end):
     found = read_questions(written(folder, GOOD, "", {**GOOD, "question": "größe ?"}, "", start=start, end=end))
-    assert [q.question for q in found.questions] == ["what ?", "größe ?"]
+    assert [q.question for q in found.items] == ["what ?", "größe ?"]
     assert found.skipped == []
 
 
@@ -87,7 +87,7 @@ def test_line_ends_and_marks_of_all_systems(folder, start, end):
 )
 def test_lines_that_cannot_be_asked_are_named(folder, line, fault):
     found = read_questions(written(folder, {**GOOD, "id": "x"}, line, {**GOOD, "id": "y"}))
-    assert [q.name for q in found.questions] == ["x", "y"]
+    assert [q.name for q in found.items] == ["x", "y"]
     assert len(found.skipped) == 1
     assert found.skipped[0].startswith("line 2: ")
     assert fault in found.skipped[0]
@@ -108,7 +108,7 @@ def test_files_that_hold_nothing_to_ask(folder):
 
 def test_keys_that_are_not_read_are_said_and_a_limit_holds(folder):
     found = read_questions(written(folder, {**GOOD, "source": "x"}, {**GOOD, "source": "y"}, GOOD), limit=2)
-    assert len(found.questions) == 2
+    assert len(found.items) == 2
     assert found.notes == ["'source' is no key of a question and is not read (2 lines)"]
 
 

@@ -57,19 +57,19 @@ def read(folder, made, say, **changes):
 
 def test_a_folder_is_read_and_what_cannot_be_is_named(folder, made, say):
     found = read(folder, made, say)
-    assert [t.name for t in found.texts] == ["a.py", "b.txt", "inner/c.md"]
+    assert [t.name for t in found.items] == ["a.py", "b.txt", "inner/c.md"]
     assert [line.split(":")[0] for line in found.skipped] == ["picture.png", "tiny.txt"]
     assert "no text in UTF-8" in found.skipped[0]
     assert "it takes 64" in found.skipped[1]
     assert found.notes == [f"1 of 3 texts are shorter than the window of {WINDOW} tokens and are read whole"]
-    a, b, _ = found.texts
+    a, b, _ = found.items
     assert (len(a.ids), a.context) == (WINDOW, WINDOW - WINDOW // 4)
     assert len(b.ids) < WINDOW
     assert "\r" not in made[1].decode(b.ids)
     assert a.size == len(made[1].decode(a.ids[a.context + 1 :]).encode())
-    long = read(folder, made, say, window=1024, limit=1).texts
+    long = read(folder, made, say, window=1024, limit=1).items
     assert [(len(t.ids), t.context) for t in long] == [(1024, 1024 - NEXT)]
-    assert read(folder, made, None).texts[0].planted is None
+    assert read(folder, made, None).items[0].planted is None
 
 
 def test_folders_that_hold_nothing(folder, made, say, tmp_path):
@@ -83,7 +83,7 @@ def test_folders_that_hold_nothing(folder, made, say, tmp_path):
 
 
 def test_facts_are_planted_and_asked_in_the_same_words(folder, made, say):
-    text = read(folder, made, say).texts[0]
+    text = read(folder, made, say).items[0]
     told = made[1].decode(text.planted.ids)
     assert told.count("The code of") == 2 * len(text.planted.answers)
     assert len(text.planted.ids) == len(text.ids)
@@ -97,10 +97,10 @@ def run(made, say, folder, out, methods=("random", "snapkv", "keydiff"), limit=2
     found = read(folder, made, say, limit=limit)
     cells, left = cached(model, tokenizer, methods, budgets)
     assert not left
-    results = Results.open(out, SETTINGS, found.skipped, [t.to_json() for t in found.texts])
+    results = Results.open(out, SETTINGS, found.skipped, [t.to_json() for t in found.items])
     rounds = Rounds(results, Continuations(model, 0), cells)
-    rounds.run(found.texts, 1)
-    return rounds, found.texts
+    rounds.run(found.items, 1)
+    return rounds, found.items
 
 
 def test_one_prefill_serves_all_methods(made, say, folder, tmp_path, monkeypatch):
@@ -111,19 +111,17 @@ def test_one_prefill_serves_all_methods(made, say, folder, tmp_path, monkeypatch
     rounds, (text, _) = run(made, say, folder, tmp_path, limit=2)
     handle.remove()
     long = [n for n in seen if n > 100]
-    contexts = [t.context for t in read(folder, made, say, limit=2).texts]
-    planted = [t.planted.context for t in read(folder, made, say, limit=2).texts]
+    contexts = [t.context for t in read(folder, made, say, limit=2).items]
+    planted = [t.planted.context for t in read(folder, made, say, limit=2).items]
     assert sorted(long) == sorted(n for n in (*contexts, *planted) if n > 100)
     assert {c.method for c in rounds.cells} == {"full", "random", "snapkv", "keydiff"}
     assert text.planted is not None
 
 
-@pytest.mark.parametrize(
-    "name", ["snapkv", "keydiff", "zipcache", pytest.param("tidaldecode", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("name", ["snapkv", "keydiff", "zipcache", pytest.param("tidaldecode", marks=pytest.mark.slow)])
 def test_records_are_those_of_a_run_of_its_own(made, say, folder, name):
     model, tokenizer = made
-    text = read(folder, made, say).texts[0]
+    text = read(folder, made, say).items[0]
     work = Continuations(model, 0)
     (cell,), _ = cached(model, tokenizer, [name], [0.3])
     with work.opened([text], [WHOLE, cell]) as measure:
@@ -170,7 +168,7 @@ def test_records_are_those_of_a_run_of_its_own(made, say, folder, name):
 
 
 def test_rows_hold_every_method_against_random_that_holds_as_many_bytes(made, say, folder, tmp_path):
-    rounds, texts = run(made, say, folder, tmp_path, ("random", "zipcache"), limit=3)
+    rounds, texts = run(made, say, folder, tmp_path, ("random", "zipcache"))
     _texts_rows(rounds)
     rows = rounds.results.data["rows"]
     beside = rows[rows["zipcache@0.3"]["random_at"]]

@@ -149,7 +149,7 @@ class Answers:
         sieve = None if cell.plan is None else Sieve(self.subject.model, cell.plan, self.seed)
         watch = Watchmaker(self.subject.anatomy)
         fresh = cell.key not in self._seen
-        peak: Any = Peak(device(self.subject.model)) if fresh else nullcontext()
+        peak: Any = Peak(device(self.subject.model), not self._seen) if fresh else nullcontext()
         with peak, watch.attached(), sieve or nullcontext(), watch.watching(sieve) as split:
             said = self._choose(items, inputs) if items[0].choices else self._write(inputs)
         self._seen.add(cell.key)

@@ -180,7 +180,9 @@ def failures(data: dict[str, Any], most: int = 20) -> list[dict[str, Any]]:
         return []
     small = [r for r in rows.values() if r["keep"] == min(budgets, key=float)]
     out = []
-    for i, sample in enumerate(data["samples"]):
+    items = set(data.get("items", ()))
+    asked = [s for s in data["samples"] if "items" not in data or s["name"] in items]
+    for i, sample in enumerate(asked):
         truth = rows["full"]["answers"][i]
         if not _right(data, sample, truth):
             continue

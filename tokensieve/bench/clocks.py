@@ -96,15 +96,20 @@ class Watchmaker:
 
 class Peak:
     """Peak memory above the level at entry, in bytes: allocated memory on CUDA; on a CPU under Linux the resident set;
-    otherwise None. What the allocator holds back is given up first: it would hide what is allocated again."""
+    otherwise None. What the allocator holds back is given up first: it would hide what is allocated again.
+
+    Args:
+        collect: whether objects that nothing refers to any more are looked for first, which takes longer than a short prompt.
+    """
 
     bytes: int | None = None
 
-    def __init__(self, device: torch.device):
-        self._device = device
+    def __init__(self, device: torch.device, collect: bool = True):
+        self._device, self._collect = device, collect
 
     def __enter__(self) -> Peak:
-        gc.collect()
+        if self._collect:
+            gc.collect()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
             self._level: int | None = torch.cuda.memory_allocated(self._device)

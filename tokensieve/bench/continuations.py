@@ -166,8 +166,9 @@ class Continuations:
         """Of a prefill of its own under what is attached, once."""
         if cell.key in self._seen:
             return None
+        first = not self._seen
         self._seen.add(cell.key)
-        with Peak(device(self.model)) as peak:
+        with Peak(device(self.model), first) as peak:
             prefill(self.model, plain.inputs)
         return peak.bytes
 

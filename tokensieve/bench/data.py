@@ -52,6 +52,21 @@ class Sample:
         }
 
 
+@dataclass(frozen=True)
+class Found:
+    """What people's own data holds.
+
+    Attributes:
+        items: what can be asked: questions, or texts.
+        skipped: a sentence for each line or file that cannot.
+        notes: what else should be known of it.
+    """
+
+    items: list[Any]
+    skipped: list[str]
+    notes: list[str]
+
+
 def from_testbed(count: int, seed: int, which: str = "scenes") -> list[Sample]:
     """``count`` questions of one of :data:`SETS` from the test split, as many of each kind as of any other, give or take one."""
     kinds = len(SETS[which])

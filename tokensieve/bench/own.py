@@ -98,18 +98,18 @@ def questions(asked: OwnConfig, console: Console) -> Results:
         subject = Subject.load(asked.model, asked.device, asked.dtype)
         work = Answers(subject, asked.score, asked.new_tokens, asked.seed)
         names = list(dict.fromkeys([*BASELINES, *asked.methods]))
-        made, left = cells(subject.model, names, asked.budgets, asked.equal, _shape(work, found.questions))
+        made, left = cells(subject.model, names, asked.budgets, asked.equal, _shape(work, found.items))
         made += from_files(subject.model, asked.plans)
-        settings = asked.settings(len(found.questions))
-        results = Results.open(asked.out, settings, found.skipped, [q.to_json() for q in found.questions])
+        settings = asked.settings(len(found.items))
+        results = Results.open(asked.out, settings, found.skipped, [q.to_json() for q in found.items])
         results.data["asked"] = "questions"
-        rounds = _measured(results, work, made, found.questions, asked.batch, shown, task)
+        rounds = _measured(results, work, made, found.items, asked.batch, shown, task)
         rounds.left.update(left)
         rounds.notes[:] = list(dict.fromkeys([*found.notes, *work.prompts.notes, *rounds.notes]))
         _questions_rows(rounds)
         shown.update(task, description="drawing")
         plots.pareto(results.data, asked.out)
-        report.write(results.data, asked.out, _overlays(subject, found.questions, rounds.cells, asked.seed))
+        report.write(results.data, asked.out, _overlays(subject, found.items, rounds.cells, asked.seed))
     tell(results, asked.out, console, found.skipped, "lines of the file")
     return results
 
@@ -139,10 +139,10 @@ def texts(asked: OwnConfig, console: Console) -> Results:
             raise ValueError(
                 f"--plan {others[0]}: --texts compares plans of the cache, and this one acts elsewhere; use --questions"
             )
-        settings = asked.settings(len(found.texts))
-        results = Results.open(asked.out, settings, found.skipped, [t.to_json() for t in found.texts])
+        settings = asked.settings(len(found.items))
+        results = Results.open(asked.out, settings, found.skipped, [t.to_json() for t in found.items])
         results.data["asked"] = "texts"
-        rounds = _measured(results, Continuations(model, asked.seed), made, found.texts, 1, shown, task)
+        rounds = _measured(results, Continuations(model, asked.seed), made, found.items, 1, shown, task)
         rounds.left.update(left)
         dumb = (
             []
@@ -176,20 +176,21 @@ def _texts_rows(rounds: Rounds) -> None:
         "after": lambda record: record.get("after"),
         "before": lambda record: record.get("before"),
     }
-    made = rows(rounds, scores)
+    made, names = rows(rounds, scores)
     for key, row in made.items():
-        row |= continued([rounds.records[key][s["name"]] for s in data["samples"] if s["name"] in rounds.records[key]])
+        row |= continued([rounds.records[key][n] for n in names])
         row["held"] = round(row["kv_bytes"] / made[FULL]["kv_bytes"], 4)
-    data["rows"] = made
+    data["rows"], data["items"] = made, names
     rounds.results.write()
 
 
 def _questions_rows(rounds: Rounds) -> None:
     data = rounds.results.data
-    made = rows(rounds, {"score": lambda record: record["score"]})
+    made, names = rows(rounds, {"score": lambda record: record["score"]})
+    kinds = {s["name"]: s["kind"] for s in data["samples"]}
     for key, row in made.items():
-        row |= by_kind(rounds.records[key], data["samples"])
-    data["rows"] = made
+        row |= by_kind([rounds.records[key][n] for n in names], [kinds[n] for n in names])
+    data["rows"], data["items"] = made, names
     rounds.results.write()
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from PIL import Image
 
-from tokensieve.bench.data import read_image
+from tokensieve.bench.data import Found, read_image
 
 KEYS = ("image", "question", "answer", "choices", "kind", "system", "id")
 """What a line may say; ``question`` and ``answer`` it must."""
@@ -50,25 +50,11 @@ class Question:
         }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a file of questions holds.
-
-    Attributes:
-        skipped: a sentence for each line that cannot be asked.
-        notes: what else should be known of it.
-    """
-
-    questions: list[Question]
-    skipped: list[str]
-    notes: list[str]
-
-
 class Fault(ValueError):
     """Why a line cannot be asked."""
 
 
-def read_questions(file: Path, limit: int | None = None, seen: Callable[[int], None] = lambda line: None) -> Reading:
+def read_questions(file: Path, limit: int | None = None, seen: Callable[[int], None] = lambda line: None) -> Found:
     """The questions of a file of JSON lines.
 
     A line is ``{"image": "a.png" or ["a.png", "b.png"] or null, "question": "..", "answer": ".." or [..], "choices": [..],
@@ -112,7 +98,7 @@ def read_questions(file: Path, limit: int | None = None, seen: Callable[[int], N
     notes = [
         f"{key!r} is no key of a question and is not read ({count} lines)" for key, count in sorted(others.items())
     ]
-    return Reading(questions, skipped, notes)
+    return Found(questions, skipped, notes)
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -79,6 +79,7 @@ class Rounds:
         self.records: dict[str, dict[str, Record]] = data.setdefault("records", {})
         self.passes: dict[str, list[Pass]] = data.setdefault("passes", {})
         self.left: dict[str, str] = data.setdefault("left", {})
+        self.failed: dict[str, dict[str, str]] = data.setdefault("failed", {})
         self.notes: list[str] = data.setdefault("notes", [])
         self.model_seconds = 0.0
         self._written, self._cost = perf_counter(), 0.0
@@ -105,10 +106,11 @@ class Rounds:
             ValueError: not even one item fits into memory.
         """
         try:
-            size = self._through(items, size)
+            size = self._through(items, size)  # what is missing, of cells that an earlier run added too
             while new := self._random_beside([]):
                 self.cells += new
                 size = self._through(items, size)
+            self._leave_out(items)
         finally:
             self._save()
 
@@ -124,7 +126,7 @@ class Rounds:
                         f"out of memory with one prompt ({batch[0].name}): {problem}; take a smaller model, or --dtype bfloat16"
                     ) from problem
                 size = max(1, len(batch) // 2)
-                self.notes.append(
+                self.note(
                     f"out of memory with {len(batch)} prompts; from {batch[0].name} on there are {size} in a batch"
                 )
                 self.step(*self._progress(items), self.notes[-1])
@@ -136,10 +138,9 @@ class Rounds:
         return size
 
     def _missing(self, batch: Sequence[Item]) -> list[Cell]:
-        names = [item.name for item in batch]
-        return [
-            c for c in self.cells if c.key not in self.left and any(n not in self.records.get(c.key, {}) for n in names)
-        ]
+        names = {item.name for item in batch}
+        open_ = [c for c in self.cells if c.key not in self.left]
+        return [c for c in open_ if names - set(self.records.get(c.key, ())) - set(self.failed.get(c.key, ()))]
 
     def _batch(self, batch: Sequence[Item]) -> None:
         todo = self._missing(batch)
@@ -160,7 +161,7 @@ class Rounds:
                     except ValueError as error:
                         if cell is WHOLE:
                             raise
-                        self.left[cell.key] = str(error)
+                        self.failed.setdefault(cell.key, {}).update((item.name, str(error)) for item in batch)
                     self.model_seconds += perf_counter() - began
                     if not ahead and not self._beside:
                         self._beside = True
@@ -180,9 +181,30 @@ class Rounds:
             if cell in todo:
                 self.records.setdefault(cell.key, {}).update(zip((i.name for i in batch), records, strict=True))
                 self.passes.setdefault(cell.key, []).append(facts)
-        for key in self.left:
-            self.records.pop(key, None)
-            self.passes.pop(key, None)
+
+    def _leave_out(self, items: Sequence[Item]) -> None:
+        """Leave out plans that failed on most items; of others, the items that they failed on are left out for all."""
+        for key, names in self.failed.items():
+            problem = next(iter(names.values()))
+            if 2 * len(names) > len(items):
+                self.left[key] = problem
+                continue
+            told = ", ".join([*list(names)[:3], *(["..."] if len(names) > 3 else [])])
+            self.note(f"{told}: left out for all, since {key} cannot take it ({problem})")
+
+    def note(self, text: str) -> None:
+        """Have something known of the run."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def answered(self, items: Sequence[str]) -> tuple[list[Cell], list[str]]:
+        """The cells that have been through all items, and the items that every one of them has answered: what rows are of."""
+        here = []
+        for cell in self.cells:
+            told = {*self.records.get(cell.key, ()), *self.failed.get(cell.key, ())}
+            if cell.key not in self.left and set(items) <= told:
+                here.append(cell)
+        return here, [n for n in items if all(n in self.records.get(c.key, ()) for c in here)]
 
     def _random_beside(self, made: Sequence[Made]) -> list[Cell]:
         """Random at the costs at which it is missing; ``made`` is what was measured of a batch, and is not among the rest yet."""
@@ -208,13 +230,6 @@ class Rounds:
         self.results.write()
         self._written = perf_counter()
         self._cost = self._written - began
-
-
-def whole(data: Mapping[str, Any], keys: Sequence[str]) -> list[str]:
-    """The items that every one of these cells has answered, in their order: those that rows are made of."""
-    found = [set(data["records"][k]) for k in keys if k not in data["left"] and k in data["records"]]
-    both = set.intersection(*found) if found else set()
-    return [s["name"] for s in data["samples"] if s["name"] in both]
 
 
 def _memory(error: BaseException) -> bool:

@@ -9,21 +9,23 @@ from typing import Any
 
 from tokensieve.bench.equal import FULL, Cell, nearest_random
 from tokensieve.bench.paired import interval, paired
-from tokensieve.bench.rounds import Record, Rounds, whole
+from tokensieve.bench.rounds import Record, Rounds
 
 Records = Mapping[str, Record]
 Scores = Mapping[str, Callable[[Record], float | None]]
 """By name, what is compared of a record; None where an item says nothing of it."""
 
 
-def rows(rounds: Rounds, scores: Scores) -> dict[str, dict[str, Any]]:
-    """A row for each cell that has answered every item: what it costs, and its paired differences.
+def rows(rounds: Rounds, scores: Scores) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """A row for each cell that has been through every item: what it costs, and its paired differences; and the items that all
+    have answered, of which it is.
 
     Args:
         scores: what is compared.
     """
-    names = whole(rounds.results.data, [c.key for c in rounds.cells])
-    here = [c for c in rounds.cells if c.key in rounds.records and c.key not in rounds.left and names]
+    here, names = rounds.answered([s["name"] for s in rounds.results.data["samples"]])
+    if not names:
+        raise ValueError(f"there is nothing that every plan can take: {'; '.join(rounds.notes)}")
     costs = rounds.work.costs(rounds.passes, here)
     seed = int(rounds.results.data["settings"]["seed"])
     out = {}
@@ -44,12 +46,13 @@ def rows(rounds: Rounds, scores: Scores) -> dict[str, dict[str, Any]]:
             for name, score in scores.items()
         }
         out[cell.key] = row
-    return out
+    return out, names
 
 
-def by_kind(records: Mapping[str, Record], samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores by kind of question and over all questions, with the interval of their mean, and the answers in order."""
-    mine = [(s["kind"], records[s["name"]]) for s in samples if s["name"] in records]
+def by_kind(records: Sequence[Record], of: Sequence[str]) -> dict[str, Any]:
+    """Scores by kind of question (``of``, in the order of the records) and over all questions, with the interval of their mean,
+    and the answers."""
+    mine = list(zip(of, records, strict=True))
     kinds: dict[str, list[float]] = {}
     for kind, record in mine:
         kinds.setdefault(kind, []).append(record["score"])

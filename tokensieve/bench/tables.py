@@ -27,7 +27,9 @@ def table(data: dict[str, Any]) -> Table:
     shown = columns("terminal", rows)
     what = data.get("asked", "questions")
     out = Table(
-        title=f"{data['settings']['model']}: {len(data['samples'])} {what}", header_style="bold", pad_edge=False
+        title=f"{data['settings']['model']}: {len(data.get('items', data['samples']))} {what}",
+        header_style="bold",
+        pad_edge=False,
     )
     for column in shown:
         narrow = column.name == "method" or "vs " in column.name

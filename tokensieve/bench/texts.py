@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from tokensieve.bench.data import Found
 from tokensieve.testbed.lm.tasks import Speech, TaskSample, facts
 
 NEXT = 128
@@ -42,21 +43,7 @@ class Text:
         return {"name": self.name, "tokens": len(self.ids), "mark": sha256(self.ids.tobytes()).hexdigest()[:16]}
 
 
-@dataclass(frozen=True)
-class Folder:
-    """What a folder of texts holds.
-
-    Attributes:
-        skipped: a sentence for each file that cannot be read.
-        notes: what else should be known of it.
-    """
-
-    texts: list[Text]
-    skipped: list[str]
-    notes: list[str]
-
-
-def read_texts(folder: Path, tokenizer: Any, say: Speech | None, window: int, limit: int | None, seed: int) -> Folder:
+def read_texts(folder: Path, tokenizer: Any, say: Speech | None, window: int, limit: int | None, seed: int) -> Found:
     """The texts of a folder and of those in it, in the order of their names; hidden files are passed over.
 
     A text shorter than the window is read whole.
@@ -94,7 +81,7 @@ def read_texts(folder: Path, tokenizer: Any, say: Speech | None, window: int, li
         if short
         else []
     )
-    return Folder(texts, skipped, notes)
+    return Found(texts, skipped, notes)
 
 
 def _ids(file: Path, tokenizer: Any, window: int) -> np.ndarray:

@@ -84,7 +84,10 @@ def bench(
     if which not in SETS:
         raise ValueError(f"--set {which}: it must be one of {', '.join(SETS)}")
     if not testbed and which != "scenes":
-        raise ValueError(f"--set {which} chooses among the testbed's questions; it goes with --testbed alone")
+        others = "--images, --questions or --texts"
+        raise ValueError(
+            f"--set {which} chooses among the testbed's questions; it goes with --testbed, not with {others}"
+        )
     if plan and not (questions or texts):
         raise ValueError("--plan goes with --questions or --texts")
     names = [
