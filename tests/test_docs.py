@@ -14,11 +14,14 @@ import torch
 import tokensieve as ts
 from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
+from tests.texts import corpus, trained
 from tokensieve.bench.columns import COLUMNS
 from tokensieve.core.method_registry import METHODS
 from tokensieve.core.plan import PLANS
 from tokensieve.core.registry import PLUGINS
 from tokensieve.retrieval.storage import FORMATS
+from tokensieve.testbed import lm
+from tokensieve.text.rows import INITS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -131,6 +134,31 @@ def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
     found = run("docs/how-to/cache.md", llm=decoder(), inputs=inputs, question=question)
     assert found["answer"].shape == (2, 220)
     assert found["held"].get_seq_length() == 203 + 19
+
+
+@pytest.mark.parametrize("page", ["report", "audit", "train", "extend", "transplant"])
+def test_the_pages_on_tokenizers_run(tmp_path, page):
+    (tmp_path / "note.txt").write_text("a file of many words, and more of the words of a file\n" * 60)
+    made = trained()
+    made.save(tmp_path / "other")
+    text = ["a file of many words, and more of the words of a file\n" * 60] * 3
+    given = {
+        "tokenizer": made.tokenizer,
+        "other": tmp_path / "other",
+        "texts": text,
+        "held": text[:1],
+        "out": tmp_path / "out",
+    }
+    folder = tmp_path if page in ("report", "train") else lm.path()
+    if page == "train":
+        folder = tmp_path / "corpus"
+        folder.mkdir()
+        for document in corpus(20_000).documents:
+            (folder / document.name).write_text(document.text)
+    found = run(f"docs/how-to/tokenizer-{page}.md", folder=folder, **given)
+    assert "open_tokenizer" in found or "read" in found
+    if page == "transplant":
+        INITS.forget("nearest-part")
 
 
 def test_pages_call_things_by_their_names():
