@@ -21,8 +21,8 @@ from tokensieve.text.report import premiums
 
 NAMES = {"llama3": "Llama 3", "qwen3": "Qwen 3", "gpt4o": "GPT-4o", "gemma3": "Gemma 3"}
 LANGUAGES = {
-    "my": "Burmese", "am": "Amharic", "ta": "Tamil", "ka": "Georgian", "el": "Greek", "hi": "Hindi", "th": "Thai", "uk": "Ukrainian",
-    "ar": "Arabic", "ko": "Korean", "ja": "Japanese", "zh": "Chinese", "fi": "Finnish", "tr": "Turkish", "pl": "Polish",
+    "my": "Burmese", "am": "Amharic", "ta": "Tamil", "ka": "Georgian", "el": "Greek", "hi": "Hindi", "th": "Thai",
+    "uk": "Ukrainian", "ar": "Arabic", "ko": "Korean", "ja": "Japanese", "zh": "Chinese", "fi": "Finnish", "tr": "Turkish", "pl": "Polish",
     "vi": "Vietnamese", "de": "German", "fr": "French", "es": "Spanish",
 }  # fmt: skip
 COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73")
@@ -56,7 +56,7 @@ def main() -> None:
         axes.scatter([row[n] for n in order], range(len(order)), color=colour, label=title, s=36, zorder=2)
     axes.axvline(1, color="0.3", lw=1)
     axes.set_yticks(range(len(order)), [LANGUAGES[n] for n in order])
-    axes.set(xlabel=f"tokens for what takes one token in English ({both.source})", xscale="log")
+    axes.set(xlabel="tokens for what takes one token in English, over CLDR's names", xscale="log")
     axes.set_xticks([1, 1.5, 2, 3, 5, 8], ["1", "1.5", "2", "3", "5", "8"])
     axes.minorticks_off()
     axes.grid(axis="x", color="0.92")
