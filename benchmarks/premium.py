@@ -22,8 +22,8 @@ from tokensieve.text.report import premiums
 NAMES = {"llama3": "Llama 3", "qwen3": "Qwen 3", "gpt4o": "GPT-4o", "gemma3": "Gemma 3"}
 LANGUAGES = {
     "my": "Burmese", "am": "Amharic", "ta": "Tamil", "ka": "Georgian", "el": "Greek", "hi": "Hindi", "th": "Thai",
-    "uk": "Ukrainian", "ar": "Arabic", "ko": "Korean", "ja": "Japanese", "zh": "Chinese", "fi": "Finnish", "tr": "Turkish", "pl": "Polish",
-    "vi": "Vietnamese", "de": "German", "fr": "French", "es": "Spanish",
+    "uk": "Ukrainian", "ar": "Arabic", "ko": "Korean", "ja": "Japanese", "zh": "Chinese", "fi": "Finnish", "tr": "Turkish",
+    "pl": "Polish", "vi": "Vietnamese", "de": "German", "fr": "French", "es": "Spanish",
 }  # fmt: skip
 COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73")
 PICTURE = Path("docs/pictures/premium.png")
