@@ -27,7 +27,7 @@ STEPS = 300
 
 @dataclass(frozen=True)
 class Small:
-    """A language model of two layers, tied, and its tokenizer; the ids that were kept from its text, and how often others occur."""
+    """A tied language model of two layers, its tokenizer, the ids kept from its text, and how often all ids occur in it."""
 
     model: Any
     tokenizer: Tokenizer
@@ -53,8 +53,8 @@ def small(vocab: int, kind: str = "both", seed: int = 0, withhold: bool = False)
         counts = np.bincount(ids, minlength=vocab).astype(float)
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=vocab, hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, max_position_embeddings=1024,
+        vocab_size=vocab, hidden_size=96, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, max_position_embeddings=1024,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
     for _loss in models.tune(model, ids.tolist(), STEPS, None, rate=3e-3, length=128, batch=8, seed=seed):

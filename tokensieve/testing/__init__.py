@@ -1,7 +1,8 @@
 """Testing: the contracts of what can be added, for authors outside this project too.
 
 One line checks a method: ``tokensieve.testing.check_method(MyMethod)``. With pytest, :func:`parametrize_with_checks` makes a
-case of every check. Signals, vector formats, sketches, stores and encoders have a check of their own each.
+case of every check. Signals, vector formats, sketches, stores, encoders and row
+initialisations have a check of their own each.
 """
 
 from importlib import import_module
@@ -16,6 +17,7 @@ from tokensieve.testing.trial import same, slots
 if TYPE_CHECKING:
     from tokensieve.testing.encoders import check_encoder
     from tokensieve.testing.formats import check_format
+    from tokensieve.testing.initialisations import check_initialisation
     from tokensieve.testing.sketches import check_sketch
     from tokensieve.testing.stores import check_store
 
@@ -24,6 +26,7 @@ __all__ = [
     "Live",
     "check_encoder",
     "check_format",
+    "check_initialisation",
     "check_method",
     "check_signal",
     "check_sketch",
@@ -37,7 +40,10 @@ __all__ = [
 ]
 
 # What checks a part of search is imported when it is asked for: it takes longer than all else here.
-_LATER = {"check_encoder": "encoders", "check_format": "formats", "check_sketch": "sketches", "check_store": "stores"}
+_LATER = {
+    "check_encoder": "encoders", "check_format": "formats", "check_initialisation": "initialisations", "check_sketch": "sketches",
+    "check_store": "stores",
+}  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
