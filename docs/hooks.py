@@ -27,6 +27,7 @@ EXTENSIBLE = (
     "tokensieve.retrieval.scoring.sketch",
     "tokensieve.retrieval.storage",
     "tokensieve.retrieval.stores",
+    "tokensieve.text.rows",
 )
 """Modules that hold a registry."""
 MOVED = {

@@ -14,6 +14,7 @@ import torch
 import tokensieve as ts
 from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
+from tests.texts import corpus, trained
 from tokensieve.bench.blocks import BLOCKS
 from tokensieve.bench.columns import COLUMNS
 from tokensieve.cli.main import app
@@ -22,6 +23,8 @@ from tokensieve.core.plan import PLANS
 from tokensieve.core.registry import PLUGINS
 from tokensieve.core.signal_table import SIGNALS
 from tokensieve.retrieval.storage import FORMATS
+from tokensieve.testbed import lm
+from tokensieve.text.rows import INITS
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -168,6 +171,31 @@ def test_the_page_on_harnesses_runs(tmp_path, monkeypatch):
     assert [s.plan for s in ts.attached(found["model"])] == [ts.Plan.load("model")]
     for name in ("snapkv", "keydiff", "random", "quarter", "stairs", "chance"):
         assert ts.Plan.load(f"{name}.json").stages
+
+
+@pytest.mark.parametrize("page", ["report", "audit", "train", "extend", "transplant"])
+def test_the_pages_on_tokenizers_run(tmp_path, page):
+    (tmp_path / "note.txt").write_text("a file of many words, and more of the words of a file\n" * 60)
+    made = trained()
+    made.save(tmp_path / "other")
+    text = ["a file of many words, and more of the words of a file\n" * 60] * 3
+    given = {
+        "tokenizer": made.tokenizer,
+        "other": tmp_path / "other",
+        "texts": text,
+        "held": text[:1],
+        "out": tmp_path / "out",
+    }
+    folder = tmp_path if page in ("report", "train") else lm.path()
+    if page == "train":
+        folder = tmp_path / "corpus"
+        folder.mkdir()
+        for document in corpus(20_000).documents:
+            (folder / document.name).write_text(document.text)
+    found = run(f"docs/how-to/tokenizer-{page}.md", folder=folder, **given)
+    assert "open_tokenizer" in found or "read" in found
+    if page == "transplant":
+        INITS.forget("nearest-part")
 
 
 def test_pages_call_things_by_their_names():

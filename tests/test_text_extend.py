@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from tests.texts import ODD, corpus, learned_by_loops, trained
 from tokensieve.cli.main import app
+from tokensieve.testing.initialisations import check_initialisation
 from tokensieve.text import adapt, donors, models
 from tokensieve.text.extend import across_words, extend
 from tokensieve.text.merges import merges_of
@@ -326,3 +327,26 @@ def test_quantized_weights_are_refused(folder):
     (folder / "model" / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     with pytest.raises(ValueError, match="its weights are quantized"):
         models.open_model(folder / "model")
+
+
+@pytest.mark.parametrize("name", list(INITS))
+def test_every_initialisation_keeps_its_contract(name):
+    check_initialisation(name)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda gap: gap.rows[:1], "one row|rows for 20"),
+        (lambda gap: gap.rows.new_full((len(gap.missing), 12), float("nan")), "finite"),
+        (lambda gap: torch.rand(len(gap.missing), 12), "every time"),
+        (lambda gap: gap.rows.mul_(2)[[0] * len(gap.missing)], "every time|as they are"),
+    ],
+)
+def test_the_contract_notices_what_is_wrong(wrong, message):
+    INITS.register("wrong")(wrong)
+    try:
+        with pytest.raises(AssertionError, match=message):
+            check_initialisation("wrong")
+    finally:
+        INITS.forget("wrong")

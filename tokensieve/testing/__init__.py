@@ -1,8 +1,8 @@
 """Testing: the contracts of what can be added, for authors outside this project too.
 
 One line checks a method: ``tokensieve.testing.check_method(MyMethod)``. With pytest, :func:`parametrize_with_checks` makes a
-case of every check. Signals, vector formats, sketches, stores, encoders, quantizers, and a bench's columns and blocks have a check of
-their own each.
+case of every check. Signals, vector formats, sketches, stores, encoders, quantizers, row initialisations, and a bench's columns and
+blocks have a check of their own each.
 """
 
 from importlib import import_module
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tokensieve.testing.bench import check_block, check_column
     from tokensieve.testing.encoders import check_encoder
     from tokensieve.testing.formats import check_format
+    from tokensieve.testing.initialisations import check_initialisation
     from tokensieve.testing.quantizers import check_quantizer
     from tokensieve.testing.sketches import check_sketch
     from tokensieve.testing.stores import check_store
@@ -29,6 +30,7 @@ __all__ = [
     "check_column",
     "check_encoder",
     "check_format",
+    "check_initialisation",
     "check_method",
     "check_quantizer",
     "check_signal",
@@ -48,6 +50,7 @@ _LATER = {
     "check_column": "bench",
     "check_encoder": "encoders",
     "check_format": "formats",
+    "check_initialisation": "initialisations",
     "check_quantizer": "quantizers",
     "check_sketch": "sketches",
     "check_store": "stores",
