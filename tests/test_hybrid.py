@@ -116,7 +116,9 @@ def test_ranks_of_both_are_fused(shelf):
     for i, n in enumerate(held):
         want[n] += 1 / (61 + i)
     assert both == sorted(want, key=lambda n: (-want[n], f"{n}#0"))
-    assert [h.fused for h in shelf.search(query, k=50, fuse="rrf")] == pytest.approx(sorted(want.values(), reverse=True))
+    assert [h.fused for h in shelf.search(query, k=50, fuse="rrf")] == pytest.approx(
+        sorted(want.values(), reverse=True)
+    )
     assert names(shelf.search(query, k=50, fuse=0.0)) == sense
     for wrong in ("bm25", 1.5, -1, True, None):
         with pytest.raises(ValueError, match=r"fuse=.*; it is 'none', 'rrf' or a share"):
@@ -193,7 +195,15 @@ def test_the_best_passage_of_each_document(tmp_path):
 
 # ---- filters
 
-NOTES = {"n": 1, "flag": True, "s": "en", "when": "2024-05-01", "at": "2024-05-01T12:00:00+02:00", "a": {"b": {"c": 3}}, "l": [1, "x"]}
+NOTES = {
+    "n": 1,
+    "flag": True,
+    "s": "en",
+    "when": "2024-05-01",
+    "at": "2024-05-01T12:00:00+02:00",
+    "a": {"b": {"c": 3}},
+    "l": [1, "x"],
+}
 
 
 @pytest.mark.parametrize(
@@ -253,7 +263,11 @@ def test_a_field_that_no_document_has_is_told(shelf):
     assert shelf.notes("fox", {"lenght": 3, "$or": [{"length": 4}, {"sufix": 1}]}) == (
         "no document has the field 'lenght'", "no document has the field 'sufix'"
     )  # fmt: skip
-    got = TestClient(application(shelf, hosts=None)).post("/search", json={"query": "fox", "where": {"sufix": ".md"}}).json()
+    got = (
+        TestClient(application(shelf, hosts=None))
+        .post("/search", json={"query": "fox", "where": {"sufix": ".md"}})
+        .json()
+    )
     assert (got["hits"], got["notes"]) == ([], ["no document has the field 'sufix'"])
 
 
@@ -274,17 +288,27 @@ def test_the_service_takes_the_same_words(shelf):
         return client.post(f"/{path}", json=body)
 
     got = ask(query="parse_args", fuse="rrf", k=2).json()["hits"]
-    assert [(h["document"], h["fused"]) for h in got] == [(h.document, h.fused) for h in shelf.search("parse_args", 2, fuse="rrf")]
+    assert [(h["document"], h["fused"]) for h in got] == [
+        (h.document, h.fused) for h in shelf.search("parse_args", 2, fuse="rrf")
+    ]
     several = ask("searches", query=["fox", '"lazy dog"'], k=2, fuse=0.5).json()["answers"]
-    assert [[h["document"] for h in a["hits"]] for a in several] == [names(hits) for hits in shelf.search(["fox", '"lazy dog"'], 2, fuse=0.5)]
+    assert [[h["document"] for h in a["hits"]] for a in several] == [
+        names(hits) for hits in shelf.search(["fox", '"lazy dog"'], 2, fuse=0.5)
+    ]
     assert len(ask(query="fox", k=3, offset=25).json()["hits"]) == len(TEXTS) - 25
     assert ask(query="fox", min_score=99.0).json()["hits"] == []
     assert ask(query="fox", fuse="bm25").status_code == ask(query="fox", fuse=1.5).status_code == 422
-    assert ask(query="  ").json()["error"] == {"field": "query", "problem": "it is empty; pass at least one word", "line": None}
+    assert ask(query="  ").json()["error"] == {
+        "field": "query",
+        "problem": "it is empty; pass at least one word",
+        "line": None,
+    }
     bad = client.post("/search", content="{bad", headers={"Content-Type": "application/json"}).json()["error"]
     assert bad["field"] == "body"
     assert bad["problem"].startswith("it is no JSON")
     assert client.head("/").status_code == 200
     line = '{"id": "n", "text": "nested", "metadata": {"a": {"b": 1}}}'
-    assert client.post("/documents", content=line, headers={"Content-Type": "application/x-ndjson"}).json()["written"] == 1
+    assert (
+        client.post("/documents", content=line, headers={"Content-Type": "application/x-ndjson"}).json()["written"] == 1
+    )
     assert [h["document"] for h in ask(query="x", where={"a.b": 1}).json()["hits"]] == ["n"]
