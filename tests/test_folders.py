@@ -605,7 +605,7 @@ def test_passages_that_are_none_are_passed_over(tmp_path, change):
     shelf = made(tmp_path / "i")
     shelf.put([Text("a", "one file"), Text("b", "one file more")])
     held = shelf.index.get("a#0")
-    shelf.index.update([held.vectors], ["a#0"], [{**held.metadata, **change}])
+    shelf.index.put([held.vectors], ["a#0"], [{**held.metadata, **change}])
     assert [h.document for h in shelf.search("file")] == ["b"]
 
 
@@ -688,3 +688,28 @@ def test_a_port_in_use_is_said_before_anything_is_served(tmp_path, docs):
     assert isinstance(done.exception, ValueError)
     assert "cannot be listened at" in str(done.exception)
     assert "http://" not in done.stdout
+
+
+def test_texts_are_encoded_anew_without_their_files(tmp_path, docs, monkeypatch):
+    monkeypatch.setattr(loading, "load_encoder", lambda source=None, **_: Words(source or "words"))
+    out, new = tmp_path / "i", tmp_path / "new"
+    (docs / "guide.md").write_text("# Guide\n\n" + "Of the guide. " * 90)
+    call("index", docs, "--out", out)
+    shelf = Library.open(out, Words())
+    shelf.put([Text("mine", "a note", {"lang": "en"})])
+    shelf.close()
+    (tmp_path / "gone").mkdir()
+    docs.rename(tmp_path / "gone" / "docs")
+    call("reindex", out, "--out", new, "--codec", "int4")
+    again = Library.open(new, Words())
+    assert again.recipe.codec == "int4"
+    assert again.names() == Library.open(out, Words()).names()
+    assert again.get("guide.md") == Library.open(out, Words()).get("guide.md")
+    assert again.search("note", k=1)[0].metadata == {"lang": "en"}
+    again.encoder.read.clear()
+    call("reindex", out, "--out", new)  # nothing is left to do
+    (tmp_path / "gone" / "docs" / "0.txt").unlink()
+    assert mirror(again, tmp_path / "gone" / "docs").removed == 1
+    assert (again.encoder.read, "mine" in again.names()) == ([], True)
+    call("reindex", out, "--out", tmp_path / "other", "--encoder", "other/model")
+    assert Library.open(tmp_path / "other", Words("other/model")).names() == Library.open(out, Words()).names()

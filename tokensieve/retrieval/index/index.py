@@ -104,6 +104,10 @@ class Index(Reader, WritableStore):
             held += len(document.vectors)
         return total + (self._add_all(batch) if batch else 0)
 
+    def put(self, vectors: Documents, ids: list[str], metadata: Sequence[Mapping[str, Any]]) -> None:
+        """As :meth:`update`, with marks of the library's own among the metadata."""
+        self._put(vectors, ids, metadata, replace=True)
+
     def delete(self, ids: Sequence[str]) -> int:
         """Delete documents in one commit; ids that are not there are passed over. Returns how many were deleted."""
         ids = listed(ids)

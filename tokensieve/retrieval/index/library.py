@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,19 +18,24 @@ from tokensieve.retrieval.encoders.encoded import Encoder
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.filters import Where
+from tokensieve.retrieval.index.fusion import Fuse
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.manifest import MANIFEST, read_manifest
 from tokensieve.retrieval.index.put import COUNTS, Putting
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.results import (
     CANDIDATES,
-    SearchResult,
+    Asked,
     asked,
+    firsts,
     notes,
     question,
     rank_results,
     with_vectors,
 )
+from tokensieve.retrieval.index.search import Hit
+from tokensieve.retrieval.index.validation import whole
+from tokensieve.retrieval.scoring.words import phrases, unquoted
 from tokensieve.retrieval.storage.files import read_json, write_json
 
 RECIPE = "library.json"
@@ -123,29 +128,52 @@ class Library(Putting):
             self.recipe = recipe
             write_json(self.index.folder / RECIPE, asdict(self.recipe))
 
-    def search(
-        self, query: str, k: int = 10, where: Where | None = None, keep: int | float | None = None,
-        rerank: int | None = None,
-    ) -> list[SearchResult]:  # fmt: skip
-        """The passages of the highest MaxSim, and what each token of the query was matched with.
+    def search(self, query: str | Sequence[str], k: int = 10, where: Where | None = None,
+        keep: int | float | None = None, rerank: int | None = None, *, fuse: Fuse = "none", offset: int = 0,
+        min_score: float | None = None, per_document: bool = False,
+    ) -> list[Any]:  # fmt: skip
+        """The passages of the highest MaxSim, and what each token of the query was matched with; of many queries, a list of such
+        lists. What stands in double quotes must stand in a passage.
 
         Args:
             where: conditions on metadata (see ``filters.Where``).
             keep: show the effect of fewer vectors: the 50 best passages (or ``k``, if more) are ranked again by so many of
                 their stored vectors.
-            rerank: see :meth:`Index.search`.
+            rerank, fuse, offset, min_score: see :meth:`Reader.search`.
+            per_document: only the best passage of each document.
 
         Raises:
-            ValueError: the query is empty, or a budget or filter is out of range.
+            ValueError: a query is empty, or a budget or filter is out of range.
         """
         self.refresh()
-        tokens = asked(self.encoder.queries([question(query)]), self.notes(query))
-        hits = self.index.search(tokens.vectors, k if keep is None else max(k, CANDIDATES), where, rerank)
-        return rank_results(tokens, with_vectors(self.index, hits), k, keep, self.recipe)
+        whole("offset", offset, 0)
+        texts = [question(q) for q in ([query] if isinstance(query, str) or not isinstance(query, Sequence) else query)]
+        if keep is not None and (fuse != "none" or offset or per_document):
+            raise ValueError(f"keep={keep!r} ranks the best by MaxSim again; leave out fuse, offset and per_document")
+        encoded = self.encoder.queries([unquoted(q) for q in texts])
+        out = []
+        for i, text in enumerate(texts):
+            tokens = asked(encoded.rows([i]), self.notes(text, where))
 
-    def notes(self, query: str) -> tuple[str, ...]:
-        """What of a query the encoder does not read, in words: an end that was cut off, words that it does not know."""
-        return notes(self.encoder, query)
+            def ranked(most: int, tokens: Asked = tokens, text: str = text) -> list[Hit]:
+                words = text if fuse != "none" or phrases(text) else None
+                return self.index.search(
+                    tokens.vectors, most, where, rerank, words=words, fuse=fuse, min_score=min_score
+                )
+
+            if per_document:
+                hits = firsts(ranked, k + offset)[offset:]
+            else:
+                hits = ranked(k + offset if keep is None else max(k, CANDIDATES))[offset:]
+            out.append(rank_results(tokens, with_vectors(self.index, hits), k, keep, self.recipe))
+        return out[0] if isinstance(query, str) else out
+
+    def notes(self, query: str, where: Where | None = None) -> tuple[str, ...]:
+        """What of a query is of no effect, in words: an end that the encoder cuts off, words that it does not know, fields that
+        no document has."""
+        return notes(self.encoder, unquoted(query)) + tuple(
+            f"no document has the field {field!r}" for field in self.index.unknown_fields(where or {})
+        )
 
     def names(self) -> set[str]:
         """The names of all texts."""

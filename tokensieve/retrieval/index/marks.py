@@ -25,6 +25,21 @@ def own(name: str) -> bool:
     return name in OWN or name.startswith(SIGN)
 
 
+def claimed(metadata: Any) -> str | None:
+    """A name in a caller's metadata that is the library's own, or of an operator; None where there is none."""
+    names = [name for name in metadata if own(str(name))] if isinstance(metadata, Mapping) else []
+    inner = metadata.values() if isinstance(metadata, Mapping) else metadata if isinstance(metadata, list) else ()
+    return next((str(n) for n in names), None) or next((n for n in map(signed, inner) if n), None)
+
+
+def signed(value: Any) -> str | None:
+    """A name anywhere in a value that begins with the sign; None where there is none."""
+    if isinstance(value, Mapping):
+        found = next((str(k) for k in value if str(k).startswith(SIGN)), None)
+        return found or next((n for n in map(signed, value.values()) if n), None)
+    return next((n for n in map(signed, value) if n), None) if isinstance(value, (list, tuple)) else None
+
+
 def free(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """What callers have said of a passage."""
     return {k: v for k, v in metadata.items() if not own(k)}

@@ -162,7 +162,7 @@ class Putting:
                 notes.append({**row.note, "spans": spans.flatten().tolist()})
             done(len(part))
         if rows:
-            self.index.update(vectors, [row.id for row in rows], notes)
+            self.index.put(vectors, [row.id for row in rows], notes)
 
     def _encode(self, rows: Sequence[Row]) -> Encoded:
         method = get_method(self.recipe.method)
@@ -224,6 +224,6 @@ def _row(id: str, piece: Piece, note: Mapping[str, Any], extracted: bool) -> Row
 
 def _refuse_own(text: Text) -> None:
     metadata_json(repr(text.name), text.metadata)
-    own = sorted(name for name in text.metadata if marks.own(name))
+    own = marks.claimed(text.metadata)
     if own:
-        raise ValueError(f"metadata of {text.name!r}: {own[0]!r} is a field of the library's own; rename it")
+        raise ValueError(f"metadata of {text.name!r}: {own!r} is a field of the library's own; rename it")

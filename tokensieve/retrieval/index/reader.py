@@ -12,9 +12,14 @@ from torch import Tensor
 
 from tokensieve.retrieval.errors import Damaged, Gone
 from tokensieve.retrieval.index import search, snapshot, tune
-from tokensieve.retrieval.index.filters import Where
+from tokensieve.retrieval.index.filters import Where, check, fields
+from tokensieve.retrieval.index.fusion import POOL, Fuse, check_fuse, fused
+from tokensieve.retrieval.index.lexical import TERMS, holding
 from tokensieve.retrieval.index.manifest import refuse_other
+from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.index.validation import query_of, whole
+from tokensieve.retrieval.scoring.ragged import Ragged
+from tokensieve.retrieval.scoring.words import phrases
 from tokensieve.retrieval.storage import VectorFormat
 
 
@@ -34,7 +39,18 @@ class Reader:
         self.folder, self._state = folder, state
 
     @torch.no_grad()
-    def search(self, query: Any, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Any]:
+    def search(
+        self,
+        query: Any,
+        k: int = 10,
+        where: Where | None = None,
+        rerank: int | None = None,
+        *,
+        words: str | Sequence[str] | None = None,
+        fuse: Fuse = "none",
+        offset: int = 0,
+        min_score: float | None = None,
+    ) -> list[Any]:
         """The k documents of the highest MaxSim with a query ``(Q, dim)``, fewer where there are fewer.
 
         Many queries, ``(B, Q, dim)`` or a list of ``(q_i, dim)``, give a list of lists.
@@ -43,20 +59,54 @@ class Reader:
             where: conditions on metadata, applied before anything is scored (see ``filters.Where``).
             rerank: score exactly only so many documents, those whose sketches score best; 0 for all. By default what
                 :meth:`Index.tune` has measured for as many hits, and all of an index that was never tuned.
+            words: the query's text, or those of the queries: what stands in double quotes must stand in the text of a document
+                (its metadata's ``text``), and the rest counts as ``fuse`` says.
+            fuse: how BM25 counts beside MaxSim: "none", "rrf" (reciprocal rank fusion), or a share of the score from 0 to 1.
+            offset: how many of the best are passed over, for pages of results.
+            min_score: leave out documents of a lower MaxSim.
         """
         single, queries = query_of(query, k, where, self.dim)
+        check_fuse(fuse)
+        whole("offset", offset, 0)
         if rerank is not None:
             whole("rerank", rerank, 0)
-        state = self._state
+        texts = [words] if isinstance(words, str) else list(words or ())
+        if len(texts) != (len(queries) if texts or fuse != "none" else 0):
+            raise ValueError(
+                f"words are {len(texts)} texts for {len(queries)} queries; fuse={fuse!r} asks for one each"
+            )
+        state, most = self._state, k + offset
         admitted = [v.admitted(where) for v in state.views]
+        if not texts:
+            hits = self._by_sense(state, queries, admitted, most, rerank)
+        else:
+            hits = []
+            for b, text in enumerate(texts):
+                one = Ragged(queries[b], queries.offsets[b : b + 2] - queries.offsets[b])
+                said = phrases(text)
+                seen = [a & holding(v, said) for a, v in zip(admitted, state.views, strict=True)] if said else admitted
+                if fuse == "none":
+                    hits += self._by_sense(state, one, seen, most, rerank)
+                else:
+                    scores = [s[:, 0] for s in self._scores(state, one, seen, max(2 * most, POOL), rerank)]
+                    hits.append(fused(state, one, text, scores, seen, most, fuse))
+        hits = [[h for h in found if min_score is None or h.score >= min_score][offset:] for found in hits]
+        return hits[0] if single else hits
+
+    def _by_sense(
+        self, state: snapshot.Snapshot, queries: Ragged, admitted: list[Tensor], k: int, rerank: int | None
+    ) -> list[list[Hit]]:
+        scores = self._scores(state, queries, admitted, k, rerank)
+        return search.best(state.views, scores, k) or [[] for _ in range(len(queries))]
+
+    def _scores(
+        self, state: snapshot.Snapshot, queries: Ragged, admitted: list[Tensor], k: int, rerank: int | None
+    ) -> list[Tensor]:
         if rerank is None:
             rerank = tune.rerank(state, admitted, k)
         if rerank and state.sketch and state.views:
-            scores = search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k))
-        else:
-            scores = search.exact(state.views, state.codec, queries, admitted)
-        hits = search.best(state.views, scores, k) or [[] for _ in range(len(queries))]
-        return hits[0] if single else hits
+            return search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k))
+        return search.exact(state.views, state.codec, queries, admitted)
 
     def get(self, id: str) -> Document:
         """A document by its id; vectors as the codec gives them back."""
@@ -80,6 +130,12 @@ class Reader:
         return all(
             p is not None and bool(state.views[p[0]].segment.whole(torch.tensor([p[1]])).all()) for p in state.find(ids)
         )
+
+    def unknown_fields(self, where: Where) -> list[str]:
+        """The fields of conditions that no document has."""
+        check(where)
+        views = self._state.views
+        return [f for f in fields(where) if all(v is None for view in views for v in view.segment.column(f)[0])]
 
     def ids(self) -> Iterator[str]:
         """The ids of all documents, in no particular order."""
@@ -120,6 +176,11 @@ class Reader:
         return [*self._state.lost.values(), *(b for v in self._state.views for b in v.damaged)]
 
     @property
+    def dated(self) -> bool:
+        """Whether parts of it are of an earlier format, and cannot be searched by words until they are written anew."""
+        return not all(v.segment.holds(TERMS) for v in self._state.views)
+
+    @property
     def identity(self) -> str | None:
         """What tells it from another that stood, or will stand, in its folder; None for the first format."""
         return self._state.manifest["id"]
@@ -141,6 +202,7 @@ class Reader:
         """Check everything; returns ``damaged``."""
         for view in self._state.views:
             view.sound()
+            view.segment.worded()
         return self.damaged
 
     def refresh(self) -> None:

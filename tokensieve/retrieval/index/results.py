@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -70,6 +70,7 @@ class SearchResult:
         context: what stands above the passage and was encoded with it: headings, or the head of its table.
         place: where it stands in its document, in words: "line 12", "cell 3", "page 2", "slide 4".
         notes: what of the query was not read, in words; the same for all results.
+        fused: what it was ranked by, where words counted.
     """
 
     id: str
@@ -83,6 +84,7 @@ class SearchResult:
     context: str = ""
     place: str = ""
     notes: tuple[str, ...] = ()
+    fused: float | None = None
 
     @property
     def highlights(self) -> list[Span]:
@@ -178,6 +180,19 @@ def sound(metadata: Mapping[str, Any], vectors: int) -> bool:
     )
 
 
+def firsts(ranked: Callable[[int], list[Hit]], k: int) -> list[Hit]:
+    """The best passages of the k best documents; ``ranked`` gives so many of the best passages."""
+    most = 4 * k
+    while True:
+        hits = ranked(most)
+        best: dict[Any, Hit] = {}
+        for hit in hits:
+            best.setdefault(hit.metadata.get("document", hit.id), hit)
+        if len(best) >= k or len(hits) < most:
+            return list(best.values())[:k]
+        most *= 2
+
+
 def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
     """Hits with their vectors, without those whose text is damaged or that were deleted since."""
     stored = []
@@ -194,7 +209,7 @@ def rank_results(
 ) -> list[SearchResult]:
     """The first k hits with their matches; with ``keep``, ranked again by so many of their vectors."""
     if keep is None or not stored:
-        return [found(query, hit.id, hit.score, vectors, hit.metadata) for hit, vectors in stored[:k]]
+        return [replace(found(query, h.id, h.score, v, h.metadata), fused=h.fused) for h, v in stored[:k]]
     fewer = reduce(_stored(stored), recipe.plain, check(keep, "keep"))
     scores = maxsim(query.vectors, fewer.ragged).tolist()
     order = sorted(range(len(stored)), key=lambda i: (-scores[i], stored[i][0].id))[:k]

@@ -22,11 +22,12 @@ SCORED = 4096
 
 @dataclass(frozen=True)
 class Hit:
-    """A document found: its id, its MaxSim score, and its metadata."""
+    """A document found: its id, its MaxSim score, its metadata, and what it was ranked by where that is not the score."""
 
     id: str
     score: float
     metadata: dict[str, Any]
+    fused: float | None = None
 
 
 def exact(views: Sequence[View], codec: VectorFormat, queries: Ragged, admitted: Sequence[Tensor]) -> list[Tensor]:

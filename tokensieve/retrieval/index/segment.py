@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,25 @@ import torch
 from torch import Tensor
 
 from tokensieve.retrieval.errors import Damaged
+from tokensieve.retrieval.index.filters import value_of
 from tokensieve.retrieval.index.rows import Rows, ascending, lay_out
 from tokensieve.retrieval.storage import Fields
 from tokensieve.retrieval.storage.files import crc, map_tensors, write_tensors
 
 
 def write_segment(
-    path: Path, rows: Mapping[str, tuple[Fields, Tensor]], ids: Sequence[str], metadata: Sequence[bytes]
+    path: Path,
+    rows: Mapping[str, tuple[Fields, Tensor]],
+    ids: Sequence[str],
+    metadata: Sequence[bytes],
+    words: Callable[[Tensor], Mapping[str, Tensor]],
 ) -> dict[str, Any]:
     """Write one, documents in the order of their lengths, and return its entry in the manifest.
 
     Args:
         rows: by kind, the fields of all vectors behind each other, and how many each document has, ``(D,)``.
         metadata: JSON objects.
+        words: the words of the documents (see ``lexical``), by the order in which they are stored.
     """
     order = rows["token"][1].argsort(stable=True)
     out: dict[str, Tensor] = {}
@@ -35,6 +41,7 @@ def write_segment(
     names = [ids[i].encode() for i in order.tolist()]
     out["id"], out["id_ends"] = _pack(names)
     out["meta"], out["meta_ends"] = _pack([metadata[i] for i in order.tolist()])
+    out |= words(order)
     out["key"], out["key_doc"] = torch.from_numpy(_keys(names)).sort(stable=True)
     write_tensors(path, out)
     # Vectors have checksums block by block.
@@ -66,6 +73,10 @@ class Segment:
         """Whether a manifest's entry speaks of this segment, and not of another by its name."""
         return self._identity == _identity(entry)
 
+    def holds(self, name: str) -> bool:
+        """Whether it was written with a tensor."""
+        return name in self._sums
+
     def get(self, name: str) -> Tensor:
         """A tensor that is not of vectors."""
         if name not in self._checked:
@@ -86,8 +97,14 @@ class Segment:
         if name in ("id_ends", "meta_ends"):
             body = self._tensors.get(name.removesuffix("_ends"), torch.empty(0))
             return ascending(torch.cat([torch.zeros(1).long(), x]), self.docs, len(body))
-        if name == "key_doc":
-            return len(x) == self.docs and bool(((x >= 0) & (x < self.docs)).all())
+        if name == "word_ends":
+            words, docs = (len(self._tensors.get(n, torch.empty(0))) for n in ("word", "word_docs"))
+            return ascending(torch.cat([torch.zeros(1).long(), x]), words, docs)
+        if name in ("key_doc", "word_docs"):
+            own = self.docs if name == "key_doc" else len(self._tensors.get("word_counts", torch.empty(0)))
+            return len(x) == own and bool(((x >= 0) & (x < self.docs)).all())
+        if name == "word_lengths":
+            return len(x) == self.docs
         return name != "key" or len(x) == self.docs
 
     @property
@@ -119,20 +136,22 @@ class Segment:
         return out
 
     def described(self) -> bool:
-        """Whether all that is not of vectors can be read."""
+        """Whether all that is not of vectors can be read; words can be counted again, and are no part of it."""
+        return self._read([name for name in self._sums if not name.startswith("word")])
+
+    def worded(self) -> bool:
+        """Whether it has words, and they can be read."""
+        return self.holds("word") and self._read([name for name in self._sums if name.startswith("word")])
+
+    def _read(self, names: Iterable[str]) -> bool:
         try:
-            for name in self._sums:
-                self.get(name)
+            return all(self.get(name) is not None for name in names)
         except Damaged:
             return False
-        return True
 
     def has_ids(self) -> bool:
         """Whether the documents' ids can be read."""
-        try:
-            return all(self.get(name) is not None for name in ("id", "id_ends", "key", "key_doc"))
-        except Damaged:
-            return False
+        return self._read(("id", "id_ends", "key", "key_doc"))
 
     def id(self, doc: int) -> str:
         return _slice(self.get("id"), self.get("id_ends"), doc).decode()
@@ -167,7 +186,7 @@ class Segment:
                 values: list[Any] = []
                 codes = np.empty(self.docs, np.int32)
                 for doc in range(self.docs):
-                    value = self.metadata(doc).get(name)
+                    value = value_of(self.metadata(doc), name)
                     key = json.dumps(value, sort_keys=True)
                     if key not in place:
                         place[key] = len(values)

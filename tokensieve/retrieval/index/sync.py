@@ -98,7 +98,7 @@ def bring(
     written = library.put(texts(), lambda passages: step(done, len(files), passages))
     removed = library.remove(name for name in before - seen if folder.gone(name))
     # What cannot be read now might stand in what is damaged.
-    if damaged and not folder.unread:
+    if not folder.unread and (damaged or library.index.dated):
         library.index.mend()
     left = library.index.damaged
     repaired = [part for part in damaged if part not in left]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.filters import Where, check
 from tokensieve.retrieval.index.segment import metadata_json
 from tokensieve.retrieval.scoring.maxsim import queries_of
@@ -103,6 +104,19 @@ def numbered(first: int, docs: int, held: Callable[[list[str]], bool]) -> tuple[
     return first, names
 
 
+def unsigned(metadata: Sequence[Mapping[str, Any]] | None) -> list[Mapping[str, Any]] | None:
+    """Metadata as a list; names that begin as operators do are refused."""
+    if metadata is None:
+        return None
+    for i, note in enumerate(notes := list(metadata)):
+        found = marks.signed(note)
+        if found:
+            raise ValueError(
+                f"metadata of document {i}: names that begin with $ are operators of filters; rename {found!r}"
+            )
+    return notes
+
+
 class WritableStore:
     """Adding and replacing documents, by what a store does for both."""
 
@@ -111,13 +125,14 @@ class WritableStore:
     ) -> list[str]:
         """Add documents, in one commit where the store has such, and return their ids; numbers count up where ``ids`` are not
         given."""
-        return self._put(vectors, None if ids is None else listed(ids), metadata and list(metadata), replace=False)
+        notes = unsigned(metadata)
+        return self._put(vectors, None if ids is None else listed(ids), notes, replace=False)
 
     def update(
         self, vectors: Documents, ids: Sequence[str], metadata: Sequence[Mapping[str, Any]] | None = None
     ) -> list[str]:
         """Replace documents, or add them where their ids are new, in one commit where the store has such."""
-        return self._put(vectors, listed(ids), metadata and list(metadata), replace=True)
+        return self._put(vectors, listed(ids), unsigned(metadata), replace=True)
 
     def _put(
         self, vectors: Documents, ids: list[str] | None, metadata: Sequence[Mapping[str, Any]] | None, replace: bool

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokensieve.retrieval.index import snapshot
+from tokensieve.retrieval.index.lexical import TERMS, joined, lexical
 from tokensieve.retrieval.index.manifest import (
     LOCK,
     MANIFEST,
@@ -95,18 +96,20 @@ class Writer:
         whole = [v for v in self.state.views if v.sound()]
         sizes = [int(v.segment.tokens.lengths[v.alive].sum()) for v in whole]
         for first, last in runs(bounds(sizes).tolist(), SEGMENT):
-            if last - first > 1 or not bool(whole[first].alive.all()) or whole[first].segment.blemished:
+            segment = whole[first].segment
+            if last - first > 1 or not bool(whole[first].alive.all()) or segment.blemished or not segment.holds(TERMS):
                 self._join(whole[first:last])
         return self.state
 
     def mend(self) -> Snapshot:
         """Once every file is in the index again: let go of segments that held nothing else and cannot be read, and write anew
-        those of which a damaged part is needed no more."""
+        those of which a damaged part is needed no more, and those of an earlier format."""
         entries = {s["file"]: s for s in self.state.manifest["segments"]}
         closed = {*self.state.lost, *(v.segment.name for v in self.state.views if not v.segment.described())}
         self._forget({name for name in closed if entries[name].get("others") == 0})
         for view in self.state.views:
-            if view.segment.blemished and view.sound():
+            # Those of the first format do not know their words.
+            if view.sound() and (not view.segment.worded() or view.segment.blemished):
                 self._join([view])
         return self.state
 
@@ -122,12 +125,19 @@ class Writer:
         if self.state.sketch:
             small = self.state.sketch.documents(docs)
             rows["sketch"] = _encode(sketch_codec(self.state.sketch), small.tokens), small.lengths
-        return self._save(number, rows, ids, metadata)
+        return self._save(number, rows, ids, metadata, lambda order: lexical([metadata[i] for i in order.tolist()]))
 
-    def _save(self, number: int, rows: Any, ids: Sequence[str], metadata: Sequence[bytes]) -> dict[str, Any]:
+    def _save(
+        self,
+        number: int,
+        rows: Any,
+        ids: Sequence[str],
+        metadata: Sequence[bytes],
+        words: Callable[[Tensor], Mapping[str, Tensor]],
+    ) -> dict[str, Any]:
         path = self.folder / f"{number:06d}.safetensors"
         others = sum(not of_file(m) for m in metadata)
-        return write_segment(path, rows, ids, metadata) | {"dead": None, "deleted": 0, "others": others}
+        return write_segment(path, rows, ids, metadata, words) | {"dead": None, "deleted": 0, "others": others}
 
     def _dead(self, gone: Sequence[str]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -163,7 +173,11 @@ class Writer:
             rows[kind] = fields, torch.cat([offsets.diff() for _, offsets in parts])
         ids = [s.id(d) for s, docs in held for d in docs.tolist()]
         metadata = [s.metadata_bytes(d) for s, docs in held for d in docs.tolist()]
-        entry = self._save(number, rows, ids, metadata)
+
+        def words(order: Tensor) -> Mapping[str, Tensor]:
+            return joined(held, order) or lexical([metadata[i] for i in order.tolist()])
+
+        entry = self._save(number, rows, ids, metadata, words)
         names = {v.segment.name for v in views}
         kept = [s for s in self.state.manifest["segments"] if s["file"] not in names]
         self._commit({**self.state.manifest, "segments": [*kept, entry], "next_file": number})

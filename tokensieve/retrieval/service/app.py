@@ -91,17 +91,12 @@ def application(
     @app.post("/search", dependencies=needs, responses={**ERRORS, **refused})
     def search(query: wire.Query) -> wire.Answer:
         """The best passages, each with what the tokens of the query were matched with."""
-        start = time.perf_counter()
-        try:
-            found = library.search(query.query, query.k, query.where, query.keep)
-        except ValueError as problem:
-            raise Refused(422, str(problem), "query") from problem
-        spent = 1e3 * (time.perf_counter() - start)
-        hits = [wire.hit(query.query, f) for f in found]
-        notes = list(library.notes(query.query))
-        return wire.Answer(
-            hits=hits, passages=len(library), milliseconds=spent, damaged=library.index.damaged, notes=notes
-        )
+        return _answers(library, query, [query.query])[0]
+
+    @app.post("/searches", dependencies=needs, responses={**ERRORS, **refused})
+    def searches(queries: wire.Queries) -> wire.Answers:
+        """The best passages for each of several queries."""
+        return wire.Answers(answers=_answers(library, queries, queries.query))
 
     @app.post("/documents", dependencies=needs, responses={**ERRORS, **refused}, openapi_extra=LINES)
     async def add(request: Request) -> wire.Written:
@@ -140,6 +135,28 @@ def application(
 
     _describe(app)
     return app
+
+
+def _answers(library: Library, how: wire.Query, queries: list[str]) -> list[wire.Answer]:
+    start = time.perf_counter()
+    try:
+        found = library.search(
+            queries, how.k, where=how.where, keep=how.keep, fuse=how.fuse, offset=how.offset, min_score=how.min_score,
+            per_document=how.per_document,
+        )  # fmt: skip
+    except ValueError as problem:
+        raise Refused(422, str(problem), "query") from problem
+    spent = 1e3 * (time.perf_counter() - start)
+    return [
+        wire.Answer(
+            hits=[wire.hit(query, f) for f in hits],
+            passages=len(library),
+            milliseconds=spent,
+            damaged=library.index.damaged,
+            notes=list(library.notes(query, how.where)),
+        )
+        for query, hits in zip(queries, found, strict=True)
+    ]
 
 
 async def _batches(request: Request) -> AsyncIterator[list[Text]]:

@@ -125,7 +125,12 @@ def worded(error: Any) -> tuple[str, str | None]:
         place = place[1:]
     # Parts of unions are named after types, which say nothing to a caller.
     typed = next((i for i, p in enumerate(place) if i and (p in TYPES or "[" in p)), len(place))
-    return error["msg"], ".".join(place[:typed]) or "body"
+    if error["type"] == "json_invalid":
+        return f"it is no JSON: {error.get('ctx', {}).get('error', error['msg'])}", "body"
+    if error["type"] == "string_pattern_mismatch":
+        return "it is empty; pass at least one word", ".".join(place[:typed])
+    # What our own checks say is worded as everywhere.
+    return error["msg"].removeprefix("Value error, "), ".".join(place[:typed]) or "body"
 
 
 def _methods(app: FastAPI, request: Request) -> set[str]:

@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
 
 from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.filters import check
 from tokensieve.retrieval.index.results import SearchResult
 
-QUERY, MOST, TEXT, NAME = 10_000, 100, 1_000_000, 512
-"""Characters of a query, passages of an answer, characters of a document and of its id."""
+QUERY, MANY, MOST, TEXT, NAME = 10_000, 64, 100, 1_000_000, 512
+"""Characters of a query, queries of a request, passages of an answer, characters of a document and of its id."""
 WORDS = r"\S"
 
 FREE: Any = {"propertyNames": {"not": {"anyOf": [{"enum": sorted(marks.OWN)}, {"pattern": "^\\$"}]}}}
 Strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-Scalar = str | bool | int | float | None
-Value = Scalar | list[Scalar]
-Operator = Literal["eq", "ne", "lt", "le", "gt", "ge", "in", "has"]
-ONE_OF: Any = {"properties": {"in": {"type": "array", "items": {"type": ["string", "boolean", "number", "null"]}}}}
-Condition = Annotated[dict[Operator, Value], Field(json_schema_extra=ONE_OF)]
 Span = tuple[int, int]
 Name = Annotated[str, Field(min_length=1, max_length=NAME, description="A document's id.")]
 
@@ -31,9 +26,15 @@ class Query(BaseModel):
     model_config = Strict
     query: str = Field(min_length=1, max_length=QUERY, pattern=WORDS, examples=["how do I read a file line by line"])
     k: int = Field(10, ge=1, le=MOST, description="How many passages.")
-    where: dict[str, Value | Condition] | None = Field(
-        None, description='Conditions on metadata: {"suffix": ".md"}, {"year": {"ge": 2020}}.'
+    where: dict[str, JsonValue] | None = Field(
+        None, description='Conditions on metadata: {"suffix": ".md"}, {"year": {"ge": 2020}}, {"$or": [{...}, {...}]}.'
     )
+    fuse: Literal["none", "rrf"] | Annotated[float, Field(ge=0, le=1)] = Field(
+        "none", description="How BM25 counts: not at all, by ranks, or by a share of the score."
+    )
+    offset: int = Field(0, ge=0, le=10_000, description="How many of the best are passed over.")
+    min_score: float | None = Field(None, description="Leave out passages of a lower MaxSim.")
+    per_document: bool = Field(False, description="Only the best passage of each document.")
     keep: float | None = Field(
         None, gt=0, le=1, description="Rank the 50 best passages again by this share of their stored vectors."
     )
@@ -45,11 +46,19 @@ class Query(BaseModel):
             check(value)
         return value
 
-    @field_validator("k", mode="before")
+    @field_validator("k", "offset", mode="before")
     @classmethod
     def _whole(cls, value: Any) -> Any:
         """In JSON 10.0 is an integer."""
         return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+class Queries(Query):
+    """Several searches of one kind."""
+
+    query: list[Annotated[str, Field(min_length=1, max_length=QUERY, pattern=WORDS)]] = Field(  # type: ignore[assignment]
+        min_length=1, max_length=MANY, description="The queries."
+    )
 
 
 class Line(BaseModel):
@@ -58,14 +67,14 @@ class Line(BaseModel):
     model_config = Strict
     id: Name
     text: str = Field(min_length=1, max_length=TEXT, pattern=WORDS)
-    metadata: dict[str, Value] = Field(default_factory=dict, max_length=32, json_schema_extra=FREE)
+    metadata: dict[str, JsonValue] = Field(default_factory=dict, max_length=32, json_schema_extra=FREE)
 
     @field_validator("metadata")
     @classmethod
-    def _free(cls, value: dict[str, Value]) -> dict[str, Value]:
-        own = [name for name in value if marks.own(name)]
+    def _free(cls, value: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        own = marks.claimed(value)
         if own:
-            raise ValueError(f"{min(own)!r} is a field of the library's own; rename it")
+            raise ValueError(f"{own!r} is a field of the library's own; rename it")
         return value
 
 
@@ -88,6 +97,7 @@ class Hit(BaseModel):
     text: str
     span: Span
     score: float
+    fused: float | None
     vectors: int
     context: str
     place: str
@@ -105,6 +115,12 @@ class Answer(BaseModel):
     milliseconds: float
     damaged: list[str]
     notes: list[str]
+
+
+class Answers(BaseModel):
+    """An answer for each query, in their order."""
+
+    answers: list[Answer]
 
 
 class Passage(BaseModel):
@@ -182,6 +198,7 @@ def hit(query: str, found: SearchResult) -> Hit:
         for m in found.matches
     ]  # fmt: skip
     return Hit(
-        id=found.id, document=found.document, text=found.text, span=found.span, score=found.score, context=found.context,
-        place=found.place, vectors=found.vectors, metadata=found.metadata, highlights=found.highlights, matches=matches,
+        id=found.id, document=found.document, text=found.text, span=found.span, score=found.score, fused=found.fused,
+        context=found.context, place=found.place, vectors=found.vectors, metadata=found.metadata,
+        highlights=found.highlights, matches=matches,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tokensieve.extras import Lazy
 from tokensieve.retrieval.errors import Incompatible
-from tokensieve.retrieval.index.filters import OPERATORS, Where
+from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.index import Document
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.scoring.ragged import Ragged
@@ -157,8 +157,8 @@ def _value(field: str) -> str:
 
 
 def _clause(field: str, condition: Any) -> str:
-    if not field:
-        raise ValueError(f"where[{field!r}]: LanceDB has no words for a field without a name")
+    if not field or field.startswith("$") or "." in field:
+        raise ValueError(f"where[{field!r}]: LanceDB has no words for this, only for fields by name")
     if isinstance(condition, Mapping):
         return " AND ".join(_test(field, o, limit) for o, limit in condition.items()) or "true"
     return _test(field, "in" if isinstance(condition, (list, tuple, set)) else "eq", condition)
@@ -174,12 +174,12 @@ def _test(field: str, operator: str, limit: Any) -> str:
     if operator == "eq" and limit is None:
         return f"({value} IS NULL OR {value} = 'null')"
     said = None
-    if operator == "eq" and isinstance(limit, str):
+    if operator == "eq" and isinstance(limit, bool):
+        said = f"{value} = '{_json(limit)}'"
+    elif operator == "eq" and isinstance(limit, str):
         said = f"{value} = {_quoted(_json(limit))}"
-    elif operator in SIGNS and isinstance(limit, (int, float)) and math.isfinite(limit):
-        # True is 1 and False is 0, as in Python.
-        same = [f"{value} = '{_json(b)}'" for b in (True, False) if OPERATORS[operator](b, limit)]
-        said = " OR ".join([f"try_cast({value} AS double) {SIGNS[operator]} {float(limit)!r}", *same])
+    elif operator in SIGNS and isinstance(limit, (int, float)) and not isinstance(limit, bool) and math.isfinite(limit):
+        said = f"try_cast({value} AS double) {SIGNS[operator]} {float(limit)!r}"
     elif operator in SIGNS and isinstance(limit, str) and limit:
         said = f"{value} LIKE '\"%' AND {_exists(field, '', SIGNS[operator], _json(limit))}"
     elif operator == "has" and _members(limit):
@@ -194,9 +194,11 @@ def _members(limit: Any) -> list[str]:
     """What a list may hold that equals a value, as far as LanceDB's JSON paths have words for it."""
     if isinstance(limit, str):
         return [_json(limit)] if limit else []
+    if isinstance(limit, bool):
+        return [_json(limit)]
     if not isinstance(limit, (int, float)) or not math.isfinite(limit) or limit < 0 or limit != int(limit):
         return []
-    return [str(int(limit)), *(_json(b) for b in (True, False) if b == limit)]
+    return [str(int(limit))]
 
 
 def _exists(field: str, items: str, sign: str, limit: str) -> str:

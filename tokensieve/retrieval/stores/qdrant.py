@@ -163,12 +163,15 @@ def _fields(note: Mapping[str, Any]) -> dict[str, Any]:
         "many": {k: list(v) for k, v in there.items() if isinstance(v, (list, tuple))},
         "named": list(there),
         "strings": [k for k, v in there.items() if isinstance(v, str)],
+        "flags": [k for k, v in there.items() if isinstance(v, bool)],
     }
 
 
 def _clause(field: str, condition: Any) -> models.Filter:
-    if not re.fullmatch(r"[^\"\[\]]+", field):
-        raise ValueError(f"where[{field!r}]: Qdrant has no words for fields with quotes or brackets, or without a name")
+    if not re.fullmatch(r"[^$\"\[\].][^\"\[\].]*", field):
+        raise ValueError(
+            f"where[{field!r}]: Qdrant has no words for this, only for fields by name, without quotes, brackets and dots"
+        )
     if isinstance(condition, Mapping):
         return models.Filter(must=[_test(field, o, limit) for o, limit in condition.items()])
     return _test(field, "in" if isinstance(condition, (list, tuple, set)) else "eq", condition)
@@ -176,18 +179,19 @@ def _clause(field: str, condition: Any) -> models.Filter:
 
 def _test(field: str, operator: str, limit: Any) -> models.Filter:
     one, many = f'one."{field}"', f'many."{field}"'
-    number = isinstance(limit, (int, float))
+    number = isinstance(limit, (int, float)) and not isinstance(limit, bool)
     if operator == "eq":
         return _equal(field, one, limit)
     if operator == "ne":
         return models.Filter(must_not=[_equal(field, one, limit)])
     if operator == "in" and isinstance(limit, (list, tuple, set)):
         return _any([_equal(field, one, v) for v in limit])
-    if operator == "has" and (number or isinstance(limit, str)):
+    if operator == "has" and (number or isinstance(limit, (str, bool))):
         return _equal(field, many, limit)
     if operator in RANGES and number:
         return models.Filter(
-            must=[models.FieldCondition(key=one, range=models.Range(**{RANGES[operator]: float(limit)}))]
+            must=[models.FieldCondition(key=one, range=models.Range(**{RANGES[operator]: float(limit)}))],
+            must_not=[_flag(field)],
         )
     raise ValueError(f"where[{field!r}]: Qdrant has no words for {operator} {limit!r}; filter by another field")
 
@@ -203,7 +207,13 @@ def _equal(field: str, key: str, value: Any) -> models.Filter:
         match = models.FieldCondition(key=key, range=models.Range(gte=float(value), lte=float(value)))
     else:
         raise ValueError(f"where[{field!r}]: Qdrant has no words for equality with {value!r}; filter by another field")
-    return models.Filter(must=[match])
+    # The range of a number holds true and false, which are none.
+    return models.Filter(must=[match], must_not=[_flag(field)] if match.range else None)
+
+
+def _flag(field: str) -> models.FieldCondition:
+    """Whether a field holds true or false."""
+    return models.FieldCondition(key="flags", match=models.MatchValue(value=field))
 
 
 def _any(conditions: list[Any]) -> models.Filter:

@@ -1,0 +1,140 @@
+"""Lexical: the words of a segment's documents, and their BM25.
+
+Five tensors in the segment's own file, which is memory-mapped: they are written, checked, repaired and deleted with it. What is
+counted over a collection (how many documents hold a word, their mean length) is counted at a search, over living documents:
+scores are those of an index made anew. The choices outside were bm25s, which can neither add nor delete and fixes its scores
+when it is built, and tantivy, with files, locks and commits of its own, which a kill between two commits would part from ours.
+
+Okapi BM25 (Robertson and Zaragoza 2009) with Lucene's idf, which is never negative; k1 = 1.2, b = 0.75.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokensieve.retrieval.index.marks import CONTEXT
+from tokensieve.retrieval.index.segment import Segment
+from tokensieve.retrieval.index.snapshot import View
+from tokensieve.retrieval.scoring.words import folded, terms
+
+K1, B = 1.2, 0.75
+TERMS, ENDS, DOCS, COUNTS = NAMES = ("word", "word_ends", "word_docs", "word_counts")
+"""Hashes of words, ascending; where the entries of each end; their documents; how often each holds the word."""
+LENGTHS = "word_lengths"
+"""How many terms each document has."""
+
+
+def lexical(metadata: Sequence[bytes]) -> dict[str, Tensor]:
+    """The words of documents, whose text and what stands above it are in their metadata."""
+    docs, words, counts, lengths = [], [], [], []
+    known: dict[str, int] = {}
+    for i, held in enumerate(metadata):
+        said = Counter(terms(_text(json.loads(held))))
+        lengths.append(sum(said.values()))
+        for term, n in said.items():
+            docs.append(i)
+            words.append(known.setdefault(term, len(known)))
+            counts.append(n)
+    keys = np.array([_key(term) for term in known], np.int64)
+    return _laid(
+        keys[np.array(words, np.int64)] if words else keys, np.array(docs), np.array(counts), np.array(lengths)
+    )
+
+
+def joined(parts: Sequence[tuple[Segment, Tensor]], order: Tensor) -> dict[str, Tensor] | None:
+    """The words of some documents of segments, in ``order`` behind each other; None where those of a segment
+    are not there or cannot be read."""
+    keys, docs, counts, lengths, start = [], [], [], [], 0
+    for segment, kept in parts:
+        if not segment.worded():
+            return None
+        hashes, ends, of, n = (segment.get(name).numpy() for name in NAMES)
+        new = np.full(segment.docs, -1, np.int64)
+        new[kept.numpy()] = start + np.arange(len(kept))
+        place = new[of]
+        stays = place >= 0
+        keys.append(np.repeat(hashes, np.diff(ends, prepend=0))[stays])
+        docs.append(place[stays])
+        counts.append(n[stays])
+        lengths.append(segment.get(LENGTHS).numpy()[kept.numpy()])
+        start += len(kept)
+    rank = np.empty(start, np.int64)
+    rank[order.numpy()] = np.arange(start)
+    every = np.concatenate(lengths)[order.numpy()]
+    return _laid(np.concatenate(keys), rank[np.concatenate(docs)], np.concatenate(counts), every)
+
+
+def bm25(views: Sequence[View], query: str, admitted: Sequence[Tensor]) -> list[Tensor]:
+    """BM25 of all admitted documents, ``(D,)`` for each view; 0 for those that hold no word of the query."""
+    wanted = sorted({_key(term) for term in terms(query, query=True)})
+    out = [np.zeros(len(mask)) for mask in admitted]
+    read = [(v, view) for v, view in enumerate(views) if view.segment.worded()]
+    alive = [view.alive.numpy() for _, view in read]
+    lengths = [view.segment.get(LENGTHS).numpy() for _, view in read]
+    held = sum(int(a.sum()) for a in alive)
+    if not held:
+        return [torch.from_numpy(x) for x in out]
+    mean = max(sum(float(n[a].sum()) for n, a in zip(lengths, alive, strict=True)) / held, 1.0)
+    for key in wanted:
+        found = [_entries(view.segment, key) for _, view in read]
+        holding = sum(int(a[docs].sum()) for a, (docs, _) in zip(alive, found, strict=True))
+        idf = np.log(1 + (held - holding + 0.5) / (holding + 0.5))
+        for (v, _), n, (docs, counts) in zip(read, lengths, found, strict=True):
+            out[v][docs] += idf * counts * (K1 + 1) / (counts + K1 * (1 - B + B * n[docs] / mean))
+    return [torch.from_numpy(np.where(mask.numpy(), x, 0.0)) for x, mask in zip(out, admitted, strict=True)]
+
+
+def holding(view: View, phrases: Sequence[str]) -> Tensor:
+    """``(D,)`` bool: living documents in which all phrases stand."""
+    out = view.alive.clone()
+    if view.segment.worded():
+        for key in {_key(term) for phrase in phrases for term in _inner(phrase)}:
+            some = torch.zeros(len(out), dtype=torch.bool)
+            some[torch.from_numpy(_entries(view.segment, key)[0].astype(np.int64))] = True
+            out &= some
+    for doc in out.nonzero()[:, 0].tolist():
+        text = folded(_text(view.segment.metadata(doc)))
+        out[doc] = all(phrase in text for phrase in phrases)
+    return out
+
+
+def _inner(phrase: str) -> list[str]:
+    """Terms that a text surely has in which a phrase stands: the words that it does not begin or end in the middle of."""
+    words = phrase.split(" ")[1:-1]
+    return [term for word in words for term in [word] if list(terms(word)) == [word]]
+
+
+def _entries(segment: Segment, key: int) -> tuple[np.ndarray, np.ndarray]:
+    hashes, ends, docs, counts = (segment.get(name).numpy() for name in NAMES)
+    i = int(np.searchsorted(hashes, key))
+    if i == len(hashes) or hashes[i] != key:
+        return docs[:0], counts[:0]
+    some = slice(int(ends[i - 1]) if i else 0, int(ends[i]))
+    return docs[some], counts[some]
+
+
+def _text(metadata: Mapping[str, object]) -> str:
+    said = [metadata.get(name) for name in (CONTEXT, "text")]
+    return "\n".join(part for part in said if isinstance(part, str))
+
+
+def _key(term: str) -> int:
+    return int.from_bytes(blake2b(term.encode(errors="surrogatepass"), digest_size=8).digest(), "little", signed=True)
+
+
+def _laid(keys: np.ndarray, docs: np.ndarray, counts: np.ndarray, lengths: np.ndarray) -> dict[str, Tensor]:
+    order = np.lexsort((docs, keys)) if len(keys) else np.zeros(0, np.int64)
+    hashes, first = np.unique(keys[order], return_index=True)
+    ends = np.append(first[1:], len(order)).astype(np.int64) if len(hashes) else np.zeros(0, np.int64)
+    held = {
+        TERMS: hashes.astype(np.int64), ENDS: ends, DOCS: docs[order].astype(np.int32), COUNTS: counts[order].astype(np.int32),
+        LENGTHS: lengths.astype(np.int32),
+    }  # fmt: skip
+    return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in held.items()}
