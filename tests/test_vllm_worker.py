@@ -323,6 +323,19 @@ def test_windows_are_heard_one_by_one_and_belong_to_their_picture():
     assert shares(parts, [8, 4]) is None
 
 
+def test_a_block_that_cannot_be_read_does_not_end_the_engine():
+    model = llava()
+    config = model.config.vision_config
+    blocks = [Attention(config.num_attention_heads, 8) for _ in range(config.num_hidden_layers)]
+    made = stage("fastervlm")
+
+    def run():
+        for block in blocks:
+            block(torch.randn(1, 17, 3), key=torch.randn(1, 17, 3), value=torch.randn(1, 17, 3))
+
+    assert heard(model, blocks, made, run)[1] == {}
+
+
 def test_a_gate_that_is_shut_hears_nothing():
     model = llava()
     config = model.config.vision_config
