@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from transformers import LlavaNextConfig
 
 import tokensieve as ts
 from tests.models import llava
@@ -173,6 +174,7 @@ def test_pictures_are_told_apart_in_a_batch():
     tiles = {"pixel_values": torch.zeros(7, 3, 2, 2), "num_patches": torch.tensor([4, 3])}
     assert part(tiles, 2, 1, 2)["pixel_values"].shape[0] == 3
     assert part({"pixel_values": torch.zeros(7, 2)}, 2, 0, 1) is None
+    assert part({"pixel_values": torch.zeros(2, 2), "token": torch.tensor(7), "size": 3}, 2, 0, 1)["token"] == 7
     assert part({"pixel_values": torch.zeros(7, 2)}, 1, 0, 1)["pixel_values"].shape[0] == 7
 
 
@@ -289,12 +291,49 @@ def test_the_attention_of_a_batch_is_read_row_by_row():
     assert told["grid"] == (side, side)
 
 
+def test_empty_crops_of_a_picture_are_left_out():
+    """A prompt's pictures may be filled up with empty crops until all have as many."""
+    config = LlavaNextConfig(
+        vision_config={"model_type": "clip_vision_model", "image_size": 8, "patch_size": 2, "hidden_size": 8,
+                       "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8},
+        text_config={"model_type": "llama", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+                     "intermediate_size": 8, "vocab_size": 50},
+        image_grid_pinpoints=[[8, 16], [16, 8], [16, 16]], image_token_index=5,
+    )  # fmt: skip
+    anatomy = anatomy_of(config)
+    given = {"pixel_values": torch.zeros(1, 5, 3, 8, 8), "image_sizes": torch.tensor([[8, 16]])}
+    assert looks.joins(anatomy, given)
+    heard = [torch.full((1, 16, 2), float(i)) for i in range(5)]
+    tokens = 16 + 4 * (8 + 1)
+    look = looks.look_of(anatomy, given, [tokens], {"cls_attention": {-2: heard}}, 5 * 16)
+    told = looks.signals_of(look, stage("fastervlm").method.needs)[0]
+    attention = told["cls_attention"][-2][0, 0]
+    assert attention.shape == (tokens,)
+    # The thumbnail, then lines of both crops, each with a line end, of which nothing is known.
+    assert attention[:16].tolist() == [0.0] * 16
+    assert attention[16:25].tolist() == [1.0] * 4 + [2.0] * 4 + [0.0]
+    assert told["crop"][0].tolist() == [0] * 16 + ([1] * 4 + [2] * 4 + [-1]) * 4
+
+
 def test_windows_are_heard_one_by_one_and_belong_to_their_picture():
     parts = [torch.zeros(1, n, 2) for n in (4, 4, 2, 6)]
     each = shares(parts, [8, 8])
     assert [[p.shape[1] for p in mine] for mine in each] == [[4, 4], [2, 6]]
     assert shares(parts, [6, 10]) is None
     assert shares(parts, [8, 4]) is None
+
+
+def test_a_block_that_cannot_be_read_does_not_end_the_engine():
+    model = llava()
+    config = model.config.vision_config
+    blocks = [Attention(config.num_attention_heads, 8) for _ in range(config.num_hidden_layers)]
+    made = stage("fastervlm")
+
+    def run():
+        for block in blocks:
+            block(torch.randn(1, 17, 3), key=torch.randn(1, 17, 3), value=torch.randn(1, 17, 3))
+
+    assert heard(model, blocks, made, run)[1] == {}
 
 
 def test_a_gate_that_is_shut_hears_nothing():

@@ -102,8 +102,8 @@ def expected(
     try:
         for start in range(0, len(prompts), batch):
             group = prompts[start : start + batch]
-            images = [list(p.images) for p in group]
-            given: dict[str, Any] = {"images": images} if any(images) else {}
+            images = [i for p in group for i in p.images]
+            given: dict[str, Any] = {"images": images} if images else {}
             inputs = processor(text=[p.text for p in group], padding=True, return_tensors="pt", **given)
             made = model.generate(
                 **inputs, max_new_tokens=tokens, do_sample=False, output_logits=True, return_dict_in_generate=True

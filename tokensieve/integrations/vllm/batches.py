@@ -13,12 +13,15 @@ def part(given: Mapping[str, Any], pictures: int, start: int, stop: int) -> dict
     """What the pictures from ``start`` to ``stop`` were given, of what all ``pictures`` were; None where that cannot be told.
 
     A tensor or list holds one entry for each picture, or rows for all of them one after the other; of these a grid
-    ``(pictures, 3)`` or a number of tiles ``(pictures,)`` says how many are whose.
+    ``(pictures, 3)`` or a number of tiles ``(pictures,)`` says how many are whose. What is neither is of all of them.
     """
     if (start, stop) == (0, pictures):
         return dict(given)
     out: dict[str, Any] = {}
     for name, value in given.items():
+        if not isinstance(value, (list, tuple)) and not (isinstance(value, Tensor) and value.dim()):
+            out[name] = value  # one for all
+            continue
         if len(value) == pictures:
             out[name] = value[start:stop]
             continue

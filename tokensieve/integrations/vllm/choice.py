@@ -76,8 +76,12 @@ def _on(value: Any, device: torch.device) -> Any:
 
 
 def warn(stage: Stage, error: Exception) -> None:
-    """Say once what a method failed of."""
-    said = f"{stage.method.name}: {error}"
-    if said not in WARNED:
-        WARNED.add(said)
-        LOGGER.warning("%s failed (%s); evenly spaced tokens of such pictures stay", stage.method.name, error)
+    """Say what a method failed of."""
+    said(f"{stage.method.name} failed ({error}); evenly spaced tokens of such pictures stay")
+
+
+def said(what: str) -> None:
+    """Say something once."""
+    if what not in WARNED:
+        WARNED.add(what)
+        LOGGER.warning(what)

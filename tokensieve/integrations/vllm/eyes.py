@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from tokensieve.core.stage import Stage
+from tokensieve.integrations.vllm.choice import said
 from tokensieve.integrations.vllm.ranks import all_heads
 from tokensieve.sites.model import taps
 from tokensieve.sites.model.structure import Anatomy
@@ -66,9 +67,12 @@ class Eyes:
     def _see(self, block: int, module: Any, args: tuple[Any, ...], given: Mapping[str, Any]) -> None:
         if not self._now:
             return
-        for call in calls(module, *arguments(args, given), self.group):
-            for watch in self._now:
-                watch.note(block, call)
+        try:
+            for call in calls(module, *arguments(args, given), self.group):
+                for watch in self._now:
+                    watch.note(block, call)
+        except Exception as error:  # it would end the engine; methods that miss the signal say so
+            said(f"block {block} of the encoder cannot be read: {error}")
 
 
 def arguments(args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[Any, Any, Any, Any]:

@@ -43,6 +43,10 @@ def look_of(
     assert anatomy.vision is not None
     pixels = pixels_of(given)
     count = 1 if pixels is None else len(pixels)
+    if pixels is not None and joins(anatomy, given):
+        real = min(count, _crops(anatomy, given))
+        rows, count, pixels = rows // count * real, real, pixels[:real]
+        parts = {name: {at: heard[:real] for at, heard in of.items()} for name, of in parts.items()}
     shape: tuple[int, ...] = (rows,) if anatomy.vision.ragged else (count, rows // count)
     mine: dict[str, Any] = {n: v for n, v in given.items() if n.endswith("grid_thw")}
     if pixels is not None:
@@ -74,9 +78,9 @@ def signals_of(look: EncoderPass, needs: Sequence[Need]) -> list[dict[str, Any]]
             given["entropy"] = given["entropy"][0]
         if grid is not None and grid[0] * grid[1] == n:
             given["grid"] = grid
-        if look.sheet is not None:
-            sheet, spot = (x[start : start + n][None] for x in look.sheet)
-            number = numbered(sheet)
+        if look.crop_index is not None:
+            index, spot = (x[start : start + n][None] for x in look.crop_index)
+            number = numbered(index)
             if bool((number > 0).any()):
                 given["crop"] = crops(number, tiled)
             if "grid" not in given and not (tiled and "crop" in given):
@@ -104,6 +108,14 @@ def pixels_of(given: Mapping[str, Any]) -> Tensor | None:
         if isinstance(one, Tensor) and one.dim() >= 4:
             return one.flatten(0, -4)
     return None
+
+
+def _crops(anatomy: Anatomy, given: Mapping[str, Any]) -> int:
+    """How many crops are a picture's own; behind them may stand empty ones, as many as make all of a prompt alike."""
+    config: Any = anatomy.model.config
+    home: Any = inspect.getmodule(type(anatomy.base))
+    size = torch.as_tensor(given["image_sizes"][0]).tolist()
+    return int(home.image_size_to_num_patches(size, config.image_grid_pinpoints, config.vision_config.image_size))
 
 
 def _packed(anatomy: Anatomy, given: Mapping[str, Any], count: int) -> dict[str, Any]:
