@@ -18,6 +18,7 @@ from tokensieve.sites.model.guards import GUARDS
 
 EXTENSIBLE = (
     "tokensieve.bench.columns",
+    "tokensieve.codec",
     "tokensieve.retrieval.encoders.loading",
     "tokensieve.retrieval.scoring.sketch",
     "tokensieve.retrieval.storage",

@@ -68,6 +68,7 @@ _ROOMS = (
     "catalog",
     "codec",
     "core",
+    "integrations",
     "methods",
     "parts",
     "planner",
