@@ -34,8 +34,8 @@ from tokensieve.testing.memory import Live
 
 @check(208)
 def magvit2(bed: CheckContext) -> Outcome:
-    """Digits, 16 tokens of 10 bits, equal steps, three seeds: LFQ uses more codes than default VQ and has a lower error; beside
-    revived VQ."""
+    """Digits, 16 tokens of 10 bits, equal steps, three seeds: LFQ uses more codes than default VQ and has a lower error;
+    beside revived VQ."""
     rows = {
         "lfq": several({"name": "lfq", "bits": 10}), "vq, default": several(PUBLISHED), "vq, revived": several(REVIVED)
     }  # fmt: skip
@@ -48,8 +48,8 @@ def magvit2(bed: CheckContext) -> Outcome:
 
 @check(72)
 def wetok(bed: CheckContext) -> Outcome:
-    """Digits, 16 tokens of 10 bits in 2 groups: error below VQ, default and revived; the naive entropy's memory grows linearly with
-    groups of 5 bits and doubles a bit without. The noise decoder is not delivered."""
+    """Digits, 16 tokens of 10 bits in 2 groups: error below VQ, default and revived; the naive entropy's memory grows
+    linearly with groups of 5 bits and doubles a bit without. The noise decoder is not delivered."""
     rows = {
         "grouped": several({"name": "lfq", "bits": 10, "groups": 2}), "vq, default": several(PUBLISHED),
         "vq, revived": several(REVIVED),
@@ -74,8 +74,8 @@ def wetok(bed: CheckContext) -> Outcome:
 
 @check(209)
 def gsq(bed: CheckContext) -> Outcome:
-    """Digits, three seeds: usage above Euclidean VQ at equal size; error falls as groups go 1, 2, 4 of 64 codes each (bits grow, as
-    in the paper). Beside it groups at 12 equal bits."""
+    """Digits, three seeds: usage above Euclidean VQ at equal size; error falls as groups go 1, 2, 4 of 64 codes each (bits
+    grow, as in the paper). Beside it groups at 12 equal bits."""
     n: dict[str, Any] = {}
     rows = {groups: several({"name": "gsq", "codes": 64, "dim": LATENT, "groups": groups}) for groups in (1, 2, 4)}
     n |= {f"{groups} groups mse": told(row, "mse") for groups, row in rows.items()}
@@ -93,8 +93,8 @@ def gsq(bed: CheckContext) -> Outcome:
 
 @check(193)
 def unitok(bed: CheckContext) -> Outcome:
-    """Digits at 12 equal bits, three seeds: error and usage of 4 sub-codebooks against one large codebook, default and revived. The
-    text contrast is not delivered."""
+    """Digits at 12 equal bits, three seeds: error and usage of 4 sub-codebooks against one large codebook, default and
+    revived. The text contrast is not delivered."""
     rows = {
         "4 of 8": several({"name": "product", "of": "vq", "groups": 4, "dim": LATENT, "codes": 8}),
         "default": several(PUBLISHED | {"codes": 4096}), "revived": several(REVIVED | {"codes": 4096}),
@@ -105,8 +105,8 @@ def unitok(bed: CheckContext) -> Outcome:
 
 @check(165)
 def global_codes(bed: CheckContext) -> Outcome:
-    """Digits at 160 equal bits, three seeds: error of 16 codes for whole channels against 16 codes for places, revived VQ; changing
-    one code changes pixels of more of the image."""
+    """Digits at 160 equal bits, three seeds: error of 16 codes for whole channels against 16 codes for places, revived VQ;
+    changing one code changes pixels of more of the image."""
     channels = {"name": "channels", "places": 16, "dim": LATENT, "codes": 1024}
     n: dict[str, Any] = {
         "channels mse": told(several(channels), "mse"),
@@ -131,8 +131,8 @@ def global_codes(bed: CheckContext) -> Outcome:
 
 @check(237)
 def tokenbridge(bed: CheckContext) -> Outcome:
-    """Digits, a continuous autoencoder quantized afterwards, three seeds: 16 levels keep the error within 5% of continuous and below
-    revived VQ of the same latent; 8 to 64 levels told."""
+    """Digits, a continuous autoencoder quantized afterwards, three seeds: 16 levels keep the error within 5% of continuous
+    and below revived VQ of the same latent; 8 to 64 levels told."""
     n: dict[str, Any] = {}
     ratios: dict[int, list[float]] = {bins: [] for bins in (8, 16, 32, 64)}
     errors = []
@@ -153,8 +153,8 @@ def tokenbridge(bed: CheckContext) -> Outcome:
 
 @check(211)
 def unicode(bed: CheckContext) -> Outcome:
-    """Digits, three seeds: residual depth 4 halves the error of depth 1, default and revived VQ; a codebook that follows a table which
-    moves at random keeps a cosine above 0.9 to it. No language model is trained with it here."""
+    """Digits, three seeds: residual depth 4 halves the error of depth 1, default and revived VQ; a codebook that follows a
+    table which moves at random keeps a cosine above 0.9 to it. No language model is trained with it here."""
     four = several({"name": "residual", "of": "vq", "stages": 4, "dim": LATENT, "codes": 1024})
     n: dict[str, Any] = {"depth 4 mse": told(four, "mse"), "depth 1, revived mse": told(several(REVIVED), "mse"),
                          "depth 1, default mse": told(several(PUBLISHED), "mse")}  # fmt: skip
@@ -170,8 +170,8 @@ def unicode(bed: CheckContext) -> Outcome:
 
 @check(151)
 def survey(bed: CheckContext) -> Outcome:
-    """Every quantizer carries one of the survey's eight tags; usage is 1,024 codes for uniform codes and 1 for collapsed ones. Gradient
-    bias is not measured."""
+    """Every quantizer carries one of the survey's eight tags; usage is 1,024 codes for uniform codes and 1 for collapsed
+    ones. Gradient bias is not measured."""
     even = usage(torch.arange(1024).repeat(4)[:, None], (1024,))
     one = usage(torch.zeros(999, 1, dtype=torch.int64), (1024,))
     tags = {name: QUANTIZERS.entry(name).facts["kind"] for name in QUANTIZERS.names()}
@@ -186,8 +186,8 @@ def survey(bed: CheckContext) -> Outcome:
 
 @check(228)
 def bpe_image(bed: CheckContext) -> Outcome:
-    """Markov grids of 4 codes with a known entropy rate: bits a cell of the unigram code of merged symbols fall with 0, 16, 64 merges
-    towards the rate; grids of digits come back exactly."""
+    """Markov grids of 4 codes with a known entropy rate: bits a cell of the unigram code of merged symbols fall with 0, 16,
+    64 merges towards the rate; grids of digits come back exactly."""
     draw = torch.Generator().manual_seed(0)
     stay, codes, side = 0.85, 4, 12
     grids = torch.randint(codes, (120, side, side), generator=draw)
@@ -212,8 +212,8 @@ def bpe_image(bed: CheckContext) -> Outcome:
 
 @check(361)
 def language_of_codes(bed: CheckContext) -> Outcome:
-    """Codes of patches of two photographs (256 k-means codes) beside as many tokens of text: normalized entropy higher, compression
-    lower; Zipf slopes with those of shuffled codes, which keep their frequencies and lose their order."""
+    """Codes of patches of two photographs (256 k-means codes) beside as many tokens of text: normalized entropy higher,
+    compression lower; Zipf slopes with those of shuffled codes, which keep their frequencies and lose their order."""
     patches = []
     for name in ("china.jpg", "flower.jpg"):
         image = torch.tensor(load_sample_image(name)[:424, :640] / 255.0, dtype=torch.float32)
@@ -243,8 +243,8 @@ def language_of_codes(bed: CheckContext) -> Outcome:
 
 @check(168)
 def token_set(bed: CheckContext) -> Outcome:
-    """Sets of 16 codes: counts and back exact for held-out digits, totals 16, whatever the order. The diffusion sampler that keeps
-    the total is not delivered."""
+    """Sets of 16 codes: counts and back exact for held-out digits, totals 16, whatever the order. The diffusion sampler that
+    keeps the total is not delivered."""
     made = fitted({"name": "set", "codes": 256, "dim": LATENT}, 0)
     q, indices = made.quantizer, made.encode(digits()[1]).indices  # type: ignore[union-attr]
     assert q is not None
@@ -261,8 +261,9 @@ def token_set(bed: CheckContext) -> Outcome:
 
 @check(95)
 def instella(bed: CheckContext) -> Outcome:
-    """Digits, three seeds, 16 tokens each: 14 sign bits against one-hot codes of 1,024 (10 bits) and of 16,384 (equal bits), revived;
-    the least used bit's entropy above 0.9. Tokens stand on the grid: the one-dimensional shape is not delivered."""
+    """Digits, three seeds, 16 tokens each: 14 sign bits against one-hot codes of 1,024 (10 bits) and of 16,384 (equal bits),
+    revived; the least used bit's entropy above 0.9. Tokens stand on the grid: the one-dimensional shape is not
+    delivered."""
     rows = {
         "binary": several({"name": "lfq", "bits": 14}), "one-hot, 10 bits": several(REVIVED),
         "one-hot, default": several(PUBLISHED),

@@ -1,4 +1,5 @@
-"""The bed of checks of quantizers: handwritten digits in the small autoencoder of the bench, equal steps, results kept on disk."""
+"""The bed of checks of quantizers: handwritten digits in the small autoencoder of the bench, results kept on disk."""
+disk."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 import tokensieve
 from tokensieve.bench.codec.autoencoder import Autoencoder
-from tokensieve.codec import Quantizer, quantizer, usage
+from tokensieve.codec import quantizer, usage
 from tokensieve.core.files import write_json
 
 SEEDS, STEPS, TOKENS, LATENT = (0, 1, 2), 300, 16, 16
@@ -107,7 +108,3 @@ def whole(*several_rows: Sequence[dict[str, float]]) -> bool:
     """Whether none collapsed, baselines of default VQ apart: theirs is what is to be shown."""
     return not any(row.get("collapsed") for rows in several_rows for row in rows)
 
-
-def options_of(made: Quantizer) -> dict[str, Any]:
-    """By what a quantizer is made again."""
-    return dict(made.config)
