@@ -1,5 +1,4 @@
 """The bed of checks of quantizers: handwritten digits in the small autoencoder of the bench, results kept on disk."""
-disk."""
 
 from __future__ import annotations
 
@@ -107,4 +106,3 @@ def wins(one: Sequence[float], two: Sequence[float]) -> int:
 def whole(*several_rows: Sequence[dict[str, float]]) -> bool:
     """Whether none collapsed, baselines of default VQ apart: theirs is what is to be shown."""
     return not any(row.get("collapsed") for rows in several_rows for row in rows)
-
