@@ -18,7 +18,7 @@ import torch
 from vector_quantize_pytorch import FSQ, LFQ, VectorQuantize
 
 import tokensieve as ts
-from benchmarks.pages import table
+from benchmarks.pages import fill, table
 from tokensieve.codec import sign_entropy
 from tokensieve.testing.memory import Live
 
@@ -55,7 +55,14 @@ def nearest() -> list[list[str]]:
         theirs.train(), ours.train()
         forward = ratio(lambda: theirs(z), lambda: ours(z))  # noqa: B023
         rows.append([f"VQ lookup, D = {dim}", f"{lookup:.1f}", "3", f"{same} of {TOKENS} indices the same, or as near"])
-        rows.append([f"VQ training forward, D = {dim}", f"{forward:.1f}", "3", "moving averages and revival, theirs without revival"])
+        rows.append(
+            [
+                f"VQ training forward, D = {dim}",
+                f"{forward:.1f}",
+                "3",
+                "moving averages and revival, theirs without revival",
+            ]
+        )
     return rows
 
 
@@ -80,7 +87,9 @@ def entropies() -> list[list[str]]:
         theirs, ours = LFQ(dim=bits).train(), ts.quantizer("lfq", bits=bits).train()
         z = (0.01 * torch.randn(1, 1024, bits)).requires_grad_()
         calls = (lambda: theirs(z)[2].backward(), lambda: ours(z).loss.backward())  # noqa: B023
-        out.append([f"LFQ entropy, forward and backward, {bits} bits, 1,024 tokens", f"{ratio(*calls, 5):.0f}", goal, ""])
+        out.append(
+            [f"LFQ entropy, forward and backward, {bits} bits, 1,024 tokens", f"{ratio(*calls, 5):.0f}", goal, ""]
+        )
     peaks = []
     z = (0.01 * torch.randn(1, 4096, 14)).requires_grad_()
     for made in (lambda: LFQ(dim=14).train()(z)[2], lambda: ts.quantizer("lfq", bits=14).train()(z).loss):
@@ -102,12 +111,9 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     rows = [*nearest(), *lookups(), *entropies()]
-    text = PAGE.read_text()
-    head, _, rest = text.partition("<!-- begin -->")
-    _, _, tail = rest.partition("<!-- end -->")
     made = table(["work", "theirs / ours", "asked for", ""], rows)
-    told = f"torch {version('torch')}, vector-quantize-pytorch {version('vector-quantize-pytorch')}, one thread.\n\n"
-    PAGE.write_text(f"{head}<!-- begin -->\n{told}{made}\n<!-- end -->{tail}")
+    versions = f"torch {version('torch')}, vector-quantize-pytorch {version('vector-quantize-pytorch')}"
+    fill(PAGE, "speed", f"{versions}, one thread.\n\n{made}")
 
 
 if __name__ == "__main__":

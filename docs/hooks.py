@@ -23,6 +23,7 @@ from tokensieve.sites.model.guards import GUARDS
 EXTENSIBLE = (
     "tokensieve.bench.blocks",
     "tokensieve.bench.columns",
+    "tokensieve.codec",
     "tokensieve.retrieval.encoders.loading",
     "tokensieve.retrieval.scoring.sketch",
     "tokensieve.retrieval.storage",

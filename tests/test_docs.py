@@ -18,6 +18,7 @@ from tests.texts import corpus, trained
 from tokensieve.bench.blocks import BLOCKS
 from tokensieve.bench.columns import COLUMNS
 from tokensieve.cli.main import app
+from tokensieve.codec import QUANTIZERS
 from tokensieve.core.method_registry import METHODS
 from tokensieve.core.plan import PLANS
 from tokensieve.core.registry import PLUGINS
@@ -141,6 +142,15 @@ def test_the_page_on_encoders_runs(tmp_path, monkeypatch):
     assert found["fewer"].lengths.tolist() == [(n + 1) // 2 for n in found["documents"].lengths.tolist()]
     assert found["again"].identity.dim == 128
     assert [hit.id for hit in found["hits"]] == ["open"]
+
+
+def test_the_page_on_tokenizers_runs():
+    try:
+        found = run("docs/how-to/tokenizers.md")
+        assert found["ids"].shape == (2, 256)
+        assert found["Means"]().decode(found["Means"]().encode(torch.rand(1, 3, 64, 64))).shape == (1, 3, 64, 64)
+    finally:
+        QUANTIZERS.forget("ternary")
 
 
 def test_the_page_on_retrieval_runs(tmp_path):

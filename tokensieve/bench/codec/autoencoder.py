@@ -122,7 +122,7 @@ class Autoencoder(nn.Module):
     def fit(
         self, signals: Tensor, steps: int, seed: int, progress: Callable[[int], object] = lambda step: None
     ) -> list[str]:
-        """Train by squared error and the quantizer's own losses, for so many steps.
+        """Train by squared error, as a share of the signals' variance, and the quantizer's own losses, for so many steps.
 
         Returns:
             what was warned of.
@@ -131,6 +131,7 @@ class Autoencoder(nn.Module):
         optimizer = torch.optim.AdamW(self.parameters(), RATE, weight_decay=1e-4)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps, pct_start=0.1)
         live = None if self.quantizer is None or self.quantizer.posthoc else self.quantizer
+        spread = float(signals.var()) + 1e-6  # so that losses weigh alike whatever signals are measured in
         self.train()
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
@@ -139,7 +140,7 @@ class Autoencoder(nn.Module):
                 z = self.latents(rows)
                 codes = None if live is None else live(z, generator=generator)
                 back = self.signals(z if codes is None else codes.values)
-                loss = nn.functional.mse_loss(back, rows) + (0.0 if codes is None else codes.loss)
+                loss = nn.functional.mse_loss(back, rows) / spread + (0.0 if codes is None else codes.loss)
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.parameters(), 1.0)

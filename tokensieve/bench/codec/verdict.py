@@ -88,7 +88,7 @@ def verdict(rows: dict[str, Row], bits: int) -> list[str]:
     for name in ("vq, as published", "vq, revived"):
         row = max((r for r in held if r["name"] == name), key=lambda r: r["psnr"], default=None)
         gap = None if row is None else difference(best, row)
-        if row is not None and gap is not None:
+        if row is not None and gap is not None and row["psnr_each"] != best["psnr_each"]:
             out.append(f"{_word(gap)} {name} ({_rate(row)}): {gap}.")
     return out
 

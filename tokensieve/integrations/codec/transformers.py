@@ -47,8 +47,8 @@ class Audio:
     def decode(self, encoded: Tensor) -> Tensor:
         """Waveforms as long as those encoded last: what a tokenizer adds at the end is cut off."""
         codes = encoded.transpose(1, 2)
-        given = (codes,) if self._scales is None else (codes[None], self._scales)
-        out = self.model.decode(*given)
+        chunks = {} if self._scales is None else {"audio_scales": self._scales}
+        out = self.model.decode(audio_codes=codes[None] if chunks else codes, **chunks)
         wave = out.audio_values.reshape(len(encoded), 1, 1, -1)
         missing = self._length - wave.shape[-1]
         return torch.nn.functional.pad(wave, (0, max(0, missing)))[..., : self._length]
