@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
     from tokensieve.sites.cost import cost
     from tokensieve.sites.sieve import Sieve, sieve
+    from tokensieve.text.decoding import byte_model, mix_bytes
 
 __version__ = "0.2.0"
 
@@ -59,6 +60,7 @@ _NAMES = {
     "sites.cache.evicted_layer": ("cache_bytes",),
     "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
     "sites.sieve": ("Sieve", "sieve"),
+    "text.decoding": ("byte_model", "mix_bytes"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _ROOMS = ("bench", "catalog", "core", "methods", "parts", "planner", "retrieval", "sites", "testbed", "testing", "text")
@@ -88,6 +90,7 @@ __all__ = [
     "Signals",
     "Stage",
     "__version__",
+    "byte_model",
     "cache_bytes",
     "cost",
     "get_method",
@@ -97,6 +100,7 @@ __all__ = [
     "load_encoder",
     "maxsim",
     "method_card",
+    "mix_bytes",
     "option",
     "plan",
     "prefill",
