@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from tokensieve.sites.cost import cost
     from tokensieve.sites.loading import load_model
     from tokensieve.sites.sieve import Sieve, attached, sieve
+    from tokensieve.sites.sieve import Sieve, sieve
+    from tokensieve.text.decoding import byte_model, mix_bytes
 
 __version__ = "0.2.0"
 
@@ -63,6 +65,8 @@ _NAMES = {
     "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
     "sites.loading": ("load_model",),
     "sites.sieve": ("Sieve", "attached", "sieve"),
+    "sites.sieve": ("Sieve", "sieve"),
+    "text.decoding": ("byte_model", "mix_bytes"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
 _ROOMS = (
@@ -107,6 +111,7 @@ __all__ = [
     "Stage",
     "__version__",
     "attached",
+    "byte_model",
     "cache_bytes",
     "cost",
     "get_method",
@@ -118,6 +123,7 @@ __all__ = [
     "load_model",
     "maxsim",
     "method_card",
+    "mix_bytes",
     "option",
     "plan",
     "prefill",

@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import LogitsProcessor as LogitsProcessor
 
 WINDOW = 512
 """Tokens of context at most when bits are counted."""
