@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from tokensieve.sites.cost import cost
     from tokensieve.sites.loading import load_model
     from tokensieve.sites.sieve import Sieve, attached, sieve
-    from tokensieve.sites.sieve import Sieve, sieve
     from tokensieve.text.decoding import byte_model, mix_bytes
 
 __version__ = "0.2.0"
@@ -65,7 +64,6 @@ _NAMES = {
     "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
     "sites.loading": ("load_model",),
     "sites.sieve": ("Sieve", "attached", "sieve"),
-    "sites.sieve": ("Sieve", "sieve"),
     "text.decoding": ("byte_model", "mix_bytes"),
 }
 _HOMES = {name: home for home, names in _NAMES.items() for name in names}
