@@ -79,5 +79,5 @@ def test_models_that_cannot_be_loaded_are_named(tmp_path, monkeypatch):
         def from_pretrained(name, **given):
             raise ValueError("Unrecognized configuration class <class 'X'> for this kind of AutoModel")
 
-    with pytest.raises(ValueError, match="cannot load 'x': Unrecognized configuration"):
+    with pytest.raises(ValueError, match="cannot load 'x' as Unknown or Unknown: Unrecognized configuration"):
         from_hub([Unknown, Unknown], "x", "cpu", "float32")

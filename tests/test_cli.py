@@ -98,6 +98,8 @@ def test_a_bench_of_ones_own_data_says_what_it_cannot_do(tmp_path, monkeypatch):
     assert "visionzip runs at" in refused("--texts", "texts", "--methods", "visionzip")
     assert "--device nowhere" in refused("--texts", "texts", "--device", "nowhere")
     assert not (tmp_path / "tokensieve-bench").exists()
+    monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
+    assert "--metric anls: " in refused("--questions", "q.jsonl", "--metric", "anls")
 
 
 @pytest.mark.slow

@@ -160,6 +160,21 @@ def test_answers_are_those_of_the_model_under_each_plan(subject, items):
     assert less["flops"] < cost["flops"] == cost["full_flops"] == less["full_flops"]
 
 
+def test_plans_of_the_cache_stand_beside_random_that_holds_as_many_bytes(subject, items, tmp_path):
+    asked = [*items[:2], Question("text", "no picture ?", ("0",))]
+    run = rounds(subject, asked, tmp_path, cells(subject.model, "snapkv", keep=40))
+    run.run(asked, 2)
+    _questions_rows(run)
+    rows = run.results.data["rows"]
+    ours, full = rows["snapkv@40"], rows[FULL]
+    assert ours["mean_tokens"] == full["mean_tokens"] == pytest.approx(2 * 64 / 3, abs=0.01)
+    assert ours["flops_share"] == 1
+    beside = rows[ours["random_at"]]
+    assert (beside["site"], beside["added"]) == ("cache", True)
+    assert beside["kv_bytes"] == pytest.approx(ours["kv_bytes"], rel=0.04)
+    assert rows["random@40"]["mean_tokens"] < full["mean_tokens"]
+
+
 @pytest.mark.parametrize("plan", [None, "visionzip", "fastv"])
 def test_choices_are_judged_by_their_likelihood(subject, items, plan):
     asked = [replace(q, choices=("yes", "no way", "b"), answers=("b",)) for q in items[:2]]

@@ -210,7 +210,9 @@ class Answers:
         trace = None if sieve is None else sieve.last
         language = self.subject.anatomy.language
         assert language is not None
-        layers = [visual] * len(language.layers) if trace is None else trace.of_prompts(count)
+        # What leaves the cache has been through the prefill.
+        thinned = trace is not None and plan is not None and not by_bytes(plan)
+        layers = trace.of_prompts(count) if thinned and trace else [visual] * len(language.layers)
         text = float((real & ~seen).sum()) / count
         return {
             "count": count,

@@ -276,7 +276,7 @@ def note(row: Row, rows: dict[str, Row]) -> str:
     notes = [row["unranked"]] if row.get("unranked") else []
     if beats_random(rows, row) is False:
         notes.append("not above random")
-    more = None if row.get("unranked") else _beside_random(rows, row)
+    more = None if "paired" in row else _beside_random(rows, row)
     if more is not None and more > 1.05:
         notes.append(f"{more:.1f}x random's tokens")
     if row.get("break_even") and not row["break_even"]["pays"]:

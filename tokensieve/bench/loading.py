@@ -31,7 +31,10 @@ def language_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
             raise ValueError(
                 f"{name} is no language model that continues texts; take smollm2, testbed or a model of your own"
             )
-        return real.load(name, where, dtype_of(dtype, where))
+        try:
+            return real.load(name, where, dtype_of(dtype, where))
+        except ImportError as error:
+            raise ValueError(f"cannot load {name!r}: {error}") from error
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     model = from_hub([AutoModelForCausalLM, AutoModelForImageTextToText], name, device, dtype)
@@ -111,4 +114,5 @@ def from_hub(kinds: Sequence[Any], name: str, device: str, dtype: str) -> Any:
             unknown = error
         except (OSError, ImportError) as error:
             raise ValueError(f"cannot load {name!r}: {str(error).splitlines()[0]}") from error
-    raise ValueError(f"cannot load {name!r}: {str(unknown).splitlines()[0]}") from unknown
+    known = " or ".join(kind.__name__ for kind in kinds)
+    raise ValueError(f"cannot load {name!r} as {known}: {str(unknown).splitlines()[0]}") from unknown

@@ -82,15 +82,16 @@ def questions(asked: OwnConfig, console: Console) -> Results:
     Raises:
         ValueError, FileNotFoundError: what was asked for cannot be done; the message says why.
     """
-    METRICS.get(asked.score)(
-        "1", ["1"]
-    )  # unknown, or of an extra that is not installed: said before anything is loaded
+    try:
+        METRICS.get(asked.score)("1", ["1"])  # said before anything is loaded
+    except ImportError as error:
+        raise ValueError(f"--metric {asked.score}: {error}") from error
     if asked.equal not in EQUAL:
         raise ValueError(f"--equal {asked.equal}: it must be one of {', '.join(EQUAL)}")
     for name in asked.methods:
         for keep in asked.budgets:
             applied(name, keep)
-    settings = asked.settings(0)
+    asked.settings(0)  # so is a device that is not there
     with bar(console) as shown:
         task = shown.add_task("reading the questions", total=None)
         found = read_questions(asked.data, asked.limit, lambda line: shown.update(task, completed=line))
