@@ -99,7 +99,7 @@ def train(
         "files": len(corpus.documents),
         "bytes": corpus.size,
         "digest": corpus.digest,
-        "learned from": {"files": len(documents), "bytes": sum(len(d.text.encode()) for d in documents)},
+        "learned from": {"files": len(documents), "bytes": sum(d.size for d in documents)},
         "versions": {name: version(name) for name in ("tokenizers", "tokensieve")},
     }
     if config.algorithm == "bpe":
@@ -129,7 +129,7 @@ def sampled(documents: Sequence[Document], config: TokenizerConfig) -> list[Docu
         if size >= config.sample:
             break
         out.append(document)
-        size += len(document.text.encode())
+        size += document.size
     return out
 
 
