@@ -20,9 +20,9 @@ from tokensieve.text.corpus import Corpus, Document, read_bytes
 from tokensieve.text.cutting import untrained
 from tokensieve.text.encoding import Coder
 from tokensieve.text.measure import measure
-from tokensieve.text.merges import merges_of, with_model
+from tokensieve.text.merges import merges_of, parts_of, with_model
 from tokensieve.text.reach import reach
-from tokensieve.text.superwords import learn, parts_of
+from tokensieve.text.superwords import learn
 from tokensieve.text.train import sampled, train
 from tokensieve.text.vocabulary import Vocabulary
 

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from tokensieve.text.cutting import CUTS, NUMBERS
-from tokensieve.text.merges import grown, merges_of, with_model
-from tokensieve.text.superwords import learn, parts_of
+from tokensieve.text.merges import grown, merges_of, parts_of, with_model
+from tokensieve.text.superwords import learn
 from tokensieve.text.vocabulary import flatten
 
 PROBE = "1234567"

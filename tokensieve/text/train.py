@@ -17,8 +17,8 @@ from tokensieve.core.files import write_json, write_text
 from tokensieve.text.config import BYTES, TokenizerConfig
 from tokensieve.text.corpus import Corpus, Document, batches, pieces
 from tokensieve.text.cutting import untrained
-from tokensieve.text.merges import grown, merges_of, with_model
-from tokensieve.text.superwords import learn, parts_of
+from tokensieve.text.merges import grown, merges_of, parts_of, with_model
+from tokensieve.text.superwords import learn
 
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
