@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import orthogonal_mp
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers import models as hf_models
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
@@ -83,6 +83,26 @@ def test_new_merges_are_what_plain_loops_learn():
     names = {i: s for s, i in old.get_vocab().items() if i}
     wanted = learned_by_loops(rows, names, 30)
     assert merges_of(made.tokenizer)[len(merges_of(old)) :][:30] == wanted
+
+
+def test_a_tokenizer_without_rules_of_its_own_is_cut_before_words_and_digits():
+    """As Llama 2's: a normalizer writes spaces, nothing cuts, and no token holds two digits."""
+    letters = ["<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz0123456789", *(f"<0x{b:02X}>" for b in range(256))]
+    model = hf_models.BPE(
+        {s: i for i, s in enumerate(letters)}, [], byte_fallback=True, unk_token="<unk>", fuse_unk=True
+    )
+    old = Tokenizer(model)
+    old.normalizer = normalizers.Replace(" ", "▁")
+    old.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    rows = ["the cat of the house in 1999 and 1998", "the cat in the house of 1999"] * 3
+    words = extend(old, rows, 12, words_only=True)
+    across = extend(old, rows, 25)
+    for made in (words, across):
+        new = [made.tokenizer.id_to_token(i) for i in made.added]
+        assert not any(sum(c.isdigit() for c in t) > 0 and len(t) > 1 for t in new)
+        assert made.tokenizer.decode(made.tokenizer.encode(rows[0]).ids) == rows[0]
+    assert not any("▁" in words.tokenizer.id_to_token(i)[1:] for i in words.added)
+    assert any("▁" in across.tokenizer.id_to_token(i)[1:] for i in across.added)
 
 
 def test_digits_are_cut_as_before_across_words():

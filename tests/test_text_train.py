@@ -16,11 +16,13 @@ from typer.testing import CliRunner
 from tests.texts import ODD, corpus, learned_by_loops, trained
 from tokensieve.cli.main import app
 from tokensieve.text.config import TokenizerConfig
-from tokensieve.text.corpus import Corpus, Document
+from tokensieve.text.corpus import Corpus, Document, read_bytes
 from tokensieve.text.cutting import untrained
-from tokensieve.text.merges import merges_of, with_model
+from tokensieve.text.encoding import Coder
+from tokensieve.text.measure import measure
+from tokensieve.text.merges import merges_of, parts_of, with_model
 from tokensieve.text.reach import reach
-from tokensieve.text.superwords import learn, parts_of
+from tokensieve.text.superwords import learn
 from tokensieve.text.train import sampled, train
 from tokensieve.text.vocabulary import Vocabulary
 
@@ -110,7 +112,7 @@ def test_long_numbers_are_cut_in_time_that_grows_with_them():
     assert max(len(p) for p, _ in cut) == 3
 
 
-def test_raw_bytes_come_back_and_all_have_a_token():
+def test_raw_bytes_come_back_and_all_have_a_token(tmp_path):
     data = bytes(range(256)) * 8 + b"\x7fELF\x02\x01\x01" * 200
     made = train(
         Corpus((Document("a", data.decode("latin-1")),), {}),
@@ -120,6 +122,9 @@ def test_raw_bytes_come_back_and_all_have_a_token():
     ids = made.tokenizer.encode(other.decode("latin-1")).ids
     assert made.tokenizer.decode(ids).encode("latin-1") == other
     assert len(made.tokenizer.encode(data.decode("latin-1")).ids) < 0.6 * len(data)
+    (tmp_path / "binary").write_bytes(other)
+    (got,) = measure([Coder("raw", made.tokenizer)], read_bytes([tmp_path]).documents)
+    assert (got.bytes, got.tokens, got.lost) == (len(other), len(ids), ())
 
 
 def languages():

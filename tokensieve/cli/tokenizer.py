@@ -43,12 +43,15 @@ def report(
         str | None,
         typer.Option(help="A model's folder or hub name: what prefilling these texts takes, and its untrained tokens."),
     ] = None,
+    bytes_: Annotated[
+        bool, typer.Option("--bytes", help="Read raw bytes of any files, for tokenizers of those.")
+    ] = False,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("tokenizer-report.html"),
     json_: Json = False,
 ) -> None:
     """Compare tokenizers on your texts: a table, and a page that shows the tokens."""
     from tokensieve.text import page
-    from tokensieve.text.corpus import read
+    from tokensieve.text.corpus import read, read_bytes
     from tokensieve.text.loading import open_tokenizer
     from tokensieve.text.parallel import lines, names
     from tokensieve.text.report import report as make
@@ -58,7 +61,7 @@ def report(
     asked = [name for name in (languages or "").split(",") if name and name != "all"]
     both = lines(parallel, base) if parallel else None if languages is None else names(asked, base)
     opened = [(name, open_tokenizer(name)) for name in tokenizer]
-    corpus = read(texts)
+    corpus = read_bytes(texts) if bytes_ else read(texts)
     with Steps(json_) as steps:
         made = make([(_short(name, tokenizer), t) for name, t in opened], corpus, both, steps.step)
     notes = _notes(made, model)

@@ -18,10 +18,17 @@ class Document:
     Attributes:
         name: the path it was read from, as given.
         text: it, decoded from UTF-8 as it stands: line ends and NUL bytes stay.
+        raw: whether its characters are those of Latin-1 for raw bytes.
     """
 
     name: str
     text: str
+    raw: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes, of UTF-8 where it is text."""
+        return len(self.text) if self.raw else len(self.text.encode())
 
 
 @dataclass(frozen=True)
@@ -38,8 +45,8 @@ class Corpus:
 
     @property
     def size(self) -> int:
-        """Bytes of all documents in UTF-8."""
-        return sum(len(d.text.encode()) for d in self.documents)
+        """Bytes of all documents."""
+        return sum(d.size for d in self.documents)
 
     @property
     def digest(self) -> str:
@@ -92,7 +99,7 @@ def read_bytes(paths: Sequence[str | Path]) -> Corpus:
             raise ValueError(f"{given} does not exist; it must be a file, or a folder of files")
         for path in _files(given):
             if data := path.read_bytes():
-                documents.append(Document(str(path), data.decode("latin-1")))
+                documents.append(Document(str(path), data.decode("latin-1"), raw=True))
             else:
                 skipped[str(path)] = "empty"
     if not documents:

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from tokensieve.text.cutting import CUTS, NUMBERS
-from tokensieve.text.merges import grown, merges_of, with_model
-from tokensieve.text.superwords import learn, parts_of
+from tokensieve.text.merges import grown, merges_of, parts_of, with_model
+from tokensieve.text.superwords import learn
 from tokensieve.text.vocabulary import flatten
 
 PROBE = "1234567"
@@ -65,9 +65,8 @@ def extend(
         raise ValueError(f"add={add}; it must be at least 1")
     skip = frozenset(t["id"] for t in state["added_tokens"])
     old = tokenizer.get_vocab(with_added_tokens=True)
-    base = with_model(
-        tokenizer, parts_of(tokenizer), merges_of(tokenizer), None if words_only else across_words(tokenizer)
-    )
+    cut = within_words(tokenizer) if words_only else across_words(tokenizer)
+    base = with_model(tokenizer, parts_of(tokenizer), merges_of(tokenizer), cut)
     found = learn(base, texts, add, skip, show)
     first = max(old.values()) + 1
     vocabulary, taken = grown(old, found, len(old) + add, first)
@@ -87,17 +86,29 @@ def extend(
 
 def across_words(tokenizer: Tokenizer) -> Any:
     """A pre-tokenizer that cuts lines, and digits as this tokenizer does."""
-    before = tokenizer.pre_tokenizer
-    parts = flatten(json.loads(tokenizer.to_str())["pre_tokenizer"])
-    pieces = [piece for piece, _ in before.pre_tokenize_str(PROBE)] if before is not None else [PROBE]
-    digits = CUT_AS.get(tuple(pieces))
-    if digits is None and len(before.pre_tokenize_str(f"a{PROBE}") if before is not None else ()) > 1:
-        digits = r"\p{N}+"
-    out: list[Any] = [pre_tokenizers.Split(Regex(digits), "isolated")] if digits else []
-    out.append(pre_tokenizers.Split(Regex(CUTS["newline"]), "isolated"))
-    for part in parts:
+    out = [*_digits(tokenizer), pre_tokenizers.Split(Regex(CUTS["newline"]), "isolated")]
+    for part in flatten(json.loads(tokenizer.to_str())["pre_tokenizer"]):
         if part["type"] == "ByteLevel":
             out.append(pre_tokenizers.ByteLevel(add_prefix_space=part["add_prefix_space"], use_regex=False))
         if part["type"] == "Metaspace":
             out.append(pre_tokenizers.Metaspace(part["replacement"], part["prepend_scheme"], split=False))
     return pre_tokenizers.Sequence(out)
+
+
+def within_words(tokenizer: Tokenizer) -> Any:
+    """The tokenizer's own pre-tokenizer; where it has none (Llama 2), one that cuts before the spaces of words, and digits."""
+    if tokenizer.pre_tokenizer is not None:
+        return tokenizer.pre_tokenizer
+    return pre_tokenizers.Sequence([*_digits(tokenizer), pre_tokenizers.Split(Regex("[▁ ]+[^▁ ]*|[^▁ ]+"), "isolated")])
+
+
+def _digits(tokenizer: Tokenizer) -> list[Any]:
+    """What cuts digits as this tokenizer does, by its rules or by having no token of several."""
+    before = tokenizer.pre_tokenizer
+    pieces = tuple(p for p, _ in before.pre_tokenize_str(PROBE)) if before is not None else ()
+    digits = CUT_AS.get(pieces)
+    if digits is None and before is not None and len(before.pre_tokenize_str(f"a{PROBE}")) > 1:
+        digits = r"\p{N}+"
+    if digits is None and sum(any(c.isdigit() for c in t) for t in tokenizer.encode(PROBE).tokens) == len(PROBE):
+        digits = NUMBERS["single"]
+    return [pre_tokenizers.Split(Regex(digits), "isolated")] if digits else []

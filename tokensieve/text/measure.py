@@ -217,7 +217,7 @@ class _Tally:
         entropy = np.log((share**ALPHA).sum()) / (1 - ALPHA) if tokens else float("nan")
         return Measured(
             documents=len(documents),
-            bytes=sum(len(d.text.encode()) for d in documents),
+            bytes=sum(d.size for d in documents),
             tokens=tokens,
             lengths=tuple(self.lengths[i] for i in range(len(documents))),
             words=self.words,

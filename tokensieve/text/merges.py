@@ -16,6 +16,12 @@ def merges_of(tokenizer: Tokenizer) -> list[Merge]:
     return [_pair(m) for m in json.loads(tokenizer.to_str())["model"]["merges"]]
 
 
+def parts_of(tokenizer: Tokenizer) -> dict[str, int]:
+    """The vocabulary of a model, without added tokens that it does not hold."""
+    vocabulary: dict[str, int] = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return vocabulary
+
+
 def _pair(merge: Any) -> Merge:
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right

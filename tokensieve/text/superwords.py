@@ -8,8 +8,7 @@ encoded.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -34,7 +33,6 @@ def learn(
     count: int,
     skip: frozenset[int] = frozenset(),
     show: bool = False,
-    step: Callable[[int], object] = lambda characters: None,
 ) -> list[Merge]:
     """Merges over what a tokenizer makes of texts, in the order in which a trainer that starts from its tokens learns them.
 
@@ -42,7 +40,7 @@ def learn(
         tokenizer: a byte-level BPE that cuts text as the one that is to be.
         count: how many; some more are given, since some make a token that is there already.
         skip: ids that no merge may hold: special tokens.
-        show: a bar of the trainer's on stderr; step: called with the characters that were read since.
+        show: a bar of the trainer's on stderr.
 
     Returns:
         Pairs of tokens as the vocabulary writes them; fewer where the texts hold no more pairs that occur twice.
@@ -63,7 +61,7 @@ def learn(
     )
     over = Tokenizer(models.BPE())
     over.pre_tokenizer = pre_tokenizers.CharDelimiterSplit(between)
-    over.train_from_iterator(_spelled(tokenizer, texts, ord(between), frozenset(skip), step), trainer)
+    over.train_from_iterator(_spelled(tokenizer, texts, ord(between), skip), trainer)
     token = {c: strings[i] for i, c in spelled.items()}
     return [(_read(left, token), _read(right, token)) for left, right in merges_of(over)]
 
@@ -72,9 +70,7 @@ def _read(spelling: str, token: dict[str, str]) -> str:
     return "".join(token[c] for c in spelling)
 
 
-def _spelled(
-    tokenizer: Tokenizer, texts: Iterable[str], between: int, skip: frozenset[int], step: Callable[[int], object]
-) -> Iterator[str]:
+def _spelled(tokenizer: Tokenizer, texts: Iterable[str], between: int, skip: frozenset[int]) -> Iterator[str]:
     """Texts with a character for each token, and one between chunks and in the place of skipped tokens."""
     shift = len(SURROGATES)
     skipped = np.array(sorted(skip), np.int64)
@@ -88,10 +84,3 @@ def _spelled(
             points[np.isin(ids, skipped)] = between
             starts = np.flatnonzero(chunk[1:] != chunk[:-1]) + 1
             yield np.insert(points, starts, between).astype("<u4").tobytes().decode("utf-32-le")
-        step(sum(map(len, group)))
-
-
-def parts_of(tokenizer: Tokenizer) -> dict[str, int]:
-    """The vocabulary of a model without its added tokens that it does not hold."""
-    vocabulary: dict[str, int] = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return vocabulary

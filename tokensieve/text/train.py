@@ -17,8 +17,8 @@ from tokensieve.core.files import write_json, write_text
 from tokensieve.text.config import BYTES, TokenizerConfig
 from tokensieve.text.corpus import Corpus, Document, batches, pieces
 from tokensieve.text.cutting import untrained
-from tokensieve.text.merges import grown, merges_of, with_model
-from tokensieve.text.superwords import learn, parts_of
+from tokensieve.text.merges import grown, merges_of, parts_of, with_model
+from tokensieve.text.superwords import learn
 
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -99,7 +99,7 @@ def train(
         "files": len(corpus.documents),
         "bytes": corpus.size,
         "digest": corpus.digest,
-        "learned from": {"files": len(documents), "bytes": sum(len(d.text.encode()) for d in documents)},
+        "learned from": {"files": len(documents), "bytes": sum(d.size for d in documents)},
         "versions": {name: version(name) for name in ("tokenizers", "tokensieve")},
     }
     if config.algorithm == "bpe":
@@ -129,7 +129,7 @@ def sampled(documents: Sequence[Document], config: TokenizerConfig) -> list[Docu
         if size >= config.sample:
             break
         out.append(document)
-        size += len(document.text.encode())
+        size += document.size
     return out
 
 

@@ -14,7 +14,6 @@ from tokenizers import Tokenizer
 from tokensieve.text.loading import byte_alphabet
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-KINDS = ("byte-level", "byte-fallback", "metaspace", "wordpiece", "suffix", "plain")
 
 
 @dataclass(frozen=True)
