@@ -1,7 +1,7 @@
 """`python -m benchmarks.mutants.quantizers`: quantizers broken on purpose, and whether `check_quantizer` notices.
 
-The changes are those of `make mutants` (ranking negated, comparisons swapped, ties reversed), and each line of a quantizer that can
-be left out is left out. A change is checked with every quantizer whose class comes from the changed file. Interrupted runs go on.
+Comparisons and arithmetic are swapped, and calls whose results nobody takes are left out, one at a time. A change is checked with
+every quantizer that the file has a class of. An interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tokensieve.testing import check_quantizer
 OUT = ROOT / "out" / "mutants" / "quantizers.json"
 HOME = ROOT / "tokensieve" / "codec" / "quantizers"
 PASSED = ("losses", "__init__", "neighbours", "counts", "members", "set_bits", "follow")
-"""Functions whose meaning tests of their own hold, and no contract can know: weights of losses, options, what one class alone has."""
+"""Functions that no contract can know, and tests of their own hold: weights of losses, options, what one class alone has."""
 SWAPS: dict[type, type] = {ast.Gt: ast.LtE, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.LtE: ast.Gt}
 SIGNS: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import logsigmoid, softplus
 
 
 def sign_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -20,18 +20,17 @@ def sign_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         two scalars: the mean entropy of the samples, and the entropy of their mean distribution.
     """
-    p = logits.sigmoid()
-    each = (softplus(logits) - logits * p).sum(-1).mean()
-    both = torch.stack([(-logits).sigmoid(), p], dim=1)  # 1 - p would round to 0 where p is nearly 1
+    yes, no = logsigmoid(logits), logsigmoid(-logits)
+    each = (softplus(logits) - logits * logits.sigmoid()).sum(-1).mean()
     half = logits.shape[1] // 2
-    mean = _joint(both[..., :half]).T @ _joint(both[..., half:]) / len(logits)
+    mean = _joint(yes[:, :half], no[:, :half]).T @ _joint(yes[:, half:], no[:, half:]) / len(logits)
     tiny = torch.finfo(mean.dtype).tiny
     return each, -(mean * mean.clamp(min=tiny).log()).sum()
 
 
-def _joint(bits: Tensor) -> Tensor:
-    """``(T, 2^b)``: probabilities of all combinations of independent bits ``(T, 2, b)``; of none, 1."""
-    out = bits.new_ones(len(bits), 1)
-    for i in range(bits.shape[2]):
-        out = (out[:, :, None] * bits[:, None, :, i]).flatten(1)
-    return out
+def _joint(yes: Tensor, no: Tensor) -> Tensor:
+    """``(T, 2^b)``: probabilities of all combinations of independent bits, from logarithms ``(T, b)`` of those of each."""
+    bits = yes.shape[1]
+    codes = torch.arange(2**bits, device=yes.device)[:, None] >> torch.arange(bits, device=yes.device) & 1
+    # Sums of negative numbers alone: nothing cancels, however sure a bit is.
+    return torch.cat([yes, no], 1).matmul(torch.cat([codes, 1 - codes], 1).to(yes.dtype).T).exp()
