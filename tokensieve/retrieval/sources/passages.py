@@ -37,8 +37,8 @@ FENCE = 60.0
 BEFORE = {"text": 1.0, "item": 1.5, "fence": 2.5, "code": 2.0, "head": 1.0, "row": 3.0}
 APART = float("-inf")
 """Where something between two parts was left out: no passage holds both."""
-LINE, SENTENCES, WORDS, LETTERS = 6.0, 5.0, 30.0, 60.0
-"""At other places: between lines of one part, sentences, words, characters."""
+LINE, SENTENCES, MIDDLE, WORDS, LETTERS = 6.0, 5.0, 15.0, 30.0, 60.0
+"""At other places: between lines of one part, sentences, lines within a sentence, words, characters."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,8 @@ def _pieces(text: str, unit: Unit, a: int, b: int, most: int) -> Iterator[tuple[
             blank = True
             continue
         cost = FENCE if whole and fits else (3.0 if blank else LINE)
+        if cost == LINE and unit.kind in ("text", "item") and text[first : first + 1].islower():
+            cost = SENTENCES if text[a:first].rstrip()[-1:] in ".!?;" else MIDDLE
         blank = False
         if last - first <= short:
             yield first, last, cost
