@@ -36,9 +36,9 @@ FENCE = 60.0
 """In a fenced block that would fit."""
 BEFORE = {"text": 1.0, "item": 1.5, "fence": 2.5, "code": 2.0, "head": 1.0, "row": 3.0}
 APART = float("-inf")
-"""Where something between two parts was left out: no passage holds both."""
-LINE, SENTENCES, WORDS, LETTERS = 6.0, 5.0, 30.0, 60.0
-"""At other places: between lines of one part, sentences, words, characters."""
+"""Where something between two parts was left out, or a page ends: no passage holds both."""
+LINE, SENTENCES, MIDDLE, WORDS, LETTERS = 6.0, 5.0, 15.0, 30.0, 60.0
+"""At other places: between lines of one part, sentences, lines within a sentence, words, characters."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def _atoms(layout: Layout, most: int, a: int, b: int) -> Iterator[Atom]:
         before = 0.2 * unit.level - 2.5 if unit.kind == "heading" else BEFORE[unit.kind]
         for first, last, inner in _pieces(text, unit, start, end, most):
             cost = PROMISE if promised else (before if first == start else inner)
-            yield Atom(first, last, APART if text[behind:first].strip() else cost, number)
+            between = text[behind:first]
+            yield Atom(first, last, APART if between.strip() or "\f" in between else cost, number)
             behind = last
             promised = unit.kind in ("heading", "head") or OPEN.search(text, max(first, last - 20), last) is not None
 
@@ -165,6 +166,8 @@ def _pieces(text: str, unit: Unit, a: int, b: int, most: int) -> Iterator[tuple[
             blank = True
             continue
         cost = FENCE if whole and fits else (3.0 if blank else LINE)
+        if cost == LINE and unit.kind in ("text", "item") and text[first : first + 1].islower():
+            cost = SENTENCES if text[a:first].rstrip()[-1:] in ".!?;" else MIDDLE
         blank = False
         if last - first <= short:
             yield first, last, cost
