@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
 from functools import partial
 from typing import Any
@@ -19,7 +18,8 @@ from tokensieve.integrations.vllm.told import FIELD, Told, unpack
 
 NOW: ContextVar[Stage | None] = ContextVar("tokensieve_stage", default=None)
 """The stage of the request that is being read in this thread."""
-MEASURING: ContextVar[bool] = ContextVar("tokensieve_measuring", default=False)
+MEASURES = "tokensieve_measures"
+"""What marks the inputs by which vLLM measures the largest picture."""
 REMEMBERED = 65536
 UNASKED = (
     f"{PREFIX}... in mm_processor_kwargs: this server thins no pictures; start it with "
@@ -36,7 +36,9 @@ def attach(processor: Any) -> Any:
     front = FrontEnd(Server(config))
     processor.apply = partial(front.apply, processor.apply)
     processor._get_mm_prompt_updates = partial(front.updates, processor._get_mm_prompt_updates)
-    processor.get_dummy_mm_inputs = partial(_measuring, processor.get_dummy_mm_inputs)
+    for holder, name in ((processor, hooks.DUMMY), (processor.dummy_inputs, hooks.OLDER_DUMMY)):
+        if hasattr(holder, name):
+            setattr(holder, name, partial(_measuring, getattr(holder, name)))
     processor.info.get_mm_max_tokens_per_item = partial(front.most, processor.info.get_mm_max_tokens_per_item)
     return processor
 
@@ -54,7 +56,7 @@ class FrontEnd:
         Raises:
             ValueError: its plan cannot be read or served; that request is refused, and no other.
         """
-        given = inputs.hf_processor_mm_kwargs
+        given, measures = inputs.hf_processor_mm_kwargs, hasattr(inputs, MEASURES)
         stage = self.server.of_request(given)
         plain = {name: value for name, value in given.items() if not name.startswith(PREFIX)}
         inputs = dataclasses.replace(inputs, hf_processor_mm_kwargs=plain)
@@ -65,7 +67,7 @@ class FrontEnd:
             out = own(inputs, *rest, **more)
         finally:
             NOW.reset(before)
-        if stage is not None and not MEASURING.get():
+        if stage is not None and not measures:
             self._check(stage, out)
         return out
 
@@ -131,18 +133,10 @@ class FrontEnd:
                 )
 
 
-@contextmanager
-def _measured() -> Iterator[None]:
-    before = MEASURING.set(True)
-    try:
-        yield
-    finally:
-        MEASURING.reset(before)
-
-
 def _measuring(own: Any, *args: Any, **more: Any) -> Any:
-    with _measured():
-        return own(*args, **more)
+    out = own(*args, **more)
+    setattr(out, MEASURES, True)
+    return out
 
 
 def _refuse(own: Any, inputs: Any, *rest: Any, **more: Any) -> Any:

@@ -21,7 +21,6 @@ FRONT = (
     "vllm.model_executor.models.config:VerifyAndUpdateConfig.verify_and_update_model_config",
     "vllm.multimodal.processing:BaseMultiModalProcessor.apply",
     "vllm.multimodal.processing:BaseMultiModalProcessor._get_mm_prompt_updates",
-    "vllm.multimodal.processing:BaseMultiModalProcessor.get_dummy_mm_inputs",
     "vllm.multimodal.processing:BaseProcessingInfo.get_mm_max_tokens_per_item",
     "vllm.multimodal.processing:ProcessorInputs.get_mm_hashes",
     "vllm.multimodal.processing:PromptUpdateDetails.from_seq",
@@ -32,6 +31,8 @@ FRONT = (
     "vllm.transformers_utils.config:uses_mrope",
 )
 """What the processes use that read requests: module, and the path inside it."""
+DUMMY, OLDER_DUMMY = "get_dummy_inputs", "get_dummy_processor_inputs"
+"""What makes the largest picture: of a processor, and in older releases of what it has for that."""
 WORKER = (
     "vllm.model_executor.layers.attention.mm_encoder_attention:MMEncoderAttention.forward",
     "vllm.v1.worker.gpu_model_runner:GPUModelRunner._gather_mm_embeddings",
