@@ -23,6 +23,9 @@ PLOT = PAGE.parent.parent / "pictures" / "cache-smollm2.png"
 LEAST = ("perplexity", "code", "summaries")
 """Tasks judged by nats a token, of which less is better; the others by answers that are right throughout."""
 
+FEW = 6
+"""Texts from which an interval is told: drawn again from fewer, they say too little."""
+
 Cells = dict[tuple[int, float, str], dict[str, list[dict[str, float]]]]
 """By length, budget and task, the rows of each method, text by text; the full cache's and random's stand among them."""
 
@@ -50,10 +53,10 @@ def cell(task: str, rows: dict[str, list[dict[str, float]]], method: str) -> str
     digits = 2 if task in LEAST else 0
     own, full, chance = ([value(task, r) for r in rows[name]] for name in (method, "full", "random"))
     told = f"{mean(own):.{digits}f}"
-    if method == "full":
+    if method == "full" or len(own) < FEW:
         return told
     less = paired(own, full)
-    between = "" if less.low is None else f" ({less.low:+.{digits}f} to {less.high:+.{digits}f})"
+    between = f" ({less.low:+.{digits}f} to {less.high:+.{digits}f})"
     alike = method != "random" and not paired(own, chance).distinguishable
     return told + between + (" °" if alike else "")
 
@@ -79,7 +82,12 @@ def section(found: Cells, step: Step, keep: float) -> list[str]:
     head = ["method", "held", *(f"{t} {'↓' if t in LEAST else '↑'}" for t in tasks)]
     said = ", ".join(f"{t} {n}" for t, n in counts.items())
     least, most = min(counts.values()), max(counts.values())
-    told = f"{least if least == most else said} of {step.texts} texts {'a task' if least == most else 'planned'}."
+    few = (
+        ""
+        if least >= FEW
+        else f" Too few for intervals ({FEW} are needed), and to rank methods that lie near each other."
+    )
+    told = f"{least if least == most else said} of {step.texts} texts {'a task' if least == most else 'planned'}.{few}"
     return [title, "", told, "", table(head, body), ""]
 
 
@@ -123,7 +131,8 @@ def costs(data: dict[str, Any]) -> str:
     """What compression takes and decoding gains, as Markdown."""
     told = (
         f"One prompt of {TOKENS:,} tokens, keep={KEEP:g}, ratios of one run, in time of the processor in one thread. "
-        "Compression is in % of the prefill. `times full` is how many times faster than over the full cache a token is decoded; `bare` is what "
+        "Compression is in % of the prefill. `times full` is how many times faster than over the full cache a token is decoded; "
+        "`bare` is what "
         "a plain cache of as many entries reaches with no sieve, and the last column the part of that which is reached. "
         "`zipcache` drops nothing, so that nothing bare stands beside it."
     )

@@ -194,9 +194,11 @@ def test_pyramid_budgets():
         assert all(abs(c - x) <= 1 for c, x in zip(counts[row].tolist(), line, strict=True))
 
 
+@pytest.mark.parametrize("few", [0, 8])
 @pytest.mark.parametrize("groups", [1, 3])
-def test_attention_over_pages(groups):
+def test_attention_over_pages(groups, few, monkeypatch):
     """Against a softmax over each row's own entries."""
+    monkeypatch.setattr(pages, "FEW", few)
     g = torch.Generator().manual_seed(1)
     counts = torch.tensor([3, 70, 128, 1, 0])
     real = torch.arange(128) < counts[:, None]
@@ -212,11 +214,14 @@ def test_attention_over_pages(groups):
         allowed = torch.zeros(1, 1, 4).masked_fill(
             torch.tensor([False, True, False, False]), torch.finfo(torch.float32).min
         )
-        got = pages.attend(query[index], p, p.real, late_k[index], late_v[index], 0.3, allowed)
+        got = pages.attend(query[index], p, late_k[index], late_v[index], 0.3, allowed)
         for row, i in enumerate(index.tolist()):
             k = torch.cat([keys[i, : counts[i]], late_k[i, [0, 2, 3]]])
             v = torch.cat([values[i, : counts[i]], late_v[i, [0, 2, 3]]])
             torch.testing.assert_close(got[row], (query[i] @ k.T * 0.3).softmax(-1) @ v)
+        every = pages.attend(query[index], p, late_k[index], late_v[index], 0.3)
+        shown = pages.attend(query[index], p, late_k[index], late_v[index], 0.3, torch.zeros(len(index), 1, 4))
+        torch.testing.assert_close(every, shown)
         many = allowed.expand(len(index), groups, -1)
         long = pages.by_row(query[index][:, None], p, late_k[index], late_v[index], 0.3, many)
         torch.testing.assert_close(long[:, 0], got)

@@ -106,12 +106,14 @@ def test_results_of_other_weights_are_not_mixed(measured):
 def test_the_page_tells_counts_and_what_cannot_be_told_apart(measured, tmp_path, monkeypatch):
     head, *rest = lines(measured)
     page = real_page.page(rest, head)
-    assert "### 48 tokens, keep = 0.5\n\n2 of 2 texts a task." in page
+    assert "### 48 tokens, keep = 0.5\n\n2 of 2 texts a task. Too few for intervals" in page
     row = next(line for line in page.splitlines() if line.startswith("| keydiff"))
     assert row.count("|") == 3 + len(TASKS)
     full = next(line for line in page.splitlines() if line.startswith("| **full**"))
-    assert " to " in row
-    assert " to " not in full
+    assert " to " not in row + full
+    monkeypatch.setattr(real_page, "FEW", 2)
+    row = next(line for line in real_page.page(rest, head).splitlines() if line.startswith("| keydiff"))
+    assert row.count(" to ") == len(TASKS)
     monkeypatch.setattr(real_page, "PLOT", tmp_path / "plot.png")
     monkeypatch.setattr(real_page, "plot", partial(cache_plot.plot))
     real_page.draw(rest, 48)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 PAGES = (64, 32, 16, 8)
+FEW = 8
+"""So many rows take less time one after the other than in pages."""
 EMPTY = 64
 """Pages are as long as they can be with one place in so many empty."""
 
@@ -54,7 +57,15 @@ class Pages:
 
         return cls(lay(keys), lay(values), owner, counts)
 
-    @property
+    @cached_property
+    def spans(self) -> list[slice]:
+        """Where each row's entries stand among those of all pages, one after another."""
+        page, counts = self.keys.shape[1], self.counts.tolist()
+        number = self.owner.bincount(minlength=len(counts))
+        starts = ((number.cumsum(0) - number) * page).tolist()
+        return [slice(start, start + count) for start, count in zip(starts, counts, strict=True)]
+
+    @cached_property
     def real(self) -> Tensor:
         """``(P, page)`` bool: False where a page is empty."""
         number = self.owner.bincount(minlength=len(self.counts))
@@ -85,23 +96,24 @@ class Pages:
 
 
 def attend(
-    query: Tensor, pages: Pages, real: Tensor, keys: Tensor, values: Tensor, scale: float, allowed: Tensor
+    query: Tensor, pages: Pages, keys: Tensor, values: Tensor, scale: float, allowed: Tensor | None = None
 ) -> Tensor:
     """Attention of each row's queries over its pages and over what has come since, in one softmax.
 
     Args:
-        query: ``(R, T, d)``; real: :attr:`Pages.real`.
-        keys, values: ``(R, N, d)``, what has come since, at least one entry; allowed: additive, broadcastable to ``(R, T, N)``.
+        query: ``(R, T, d)``.
+        keys, values: ``(R, N, d)``, what has come since, at least one entry.
+        allowed: additive, broadcastable to ``(R, T, N)``; None for all.
 
     Returns:
         ``(R, T, d')``. Memory P x T x page.
     """
+    if len(query) <= FEW:
+        return _row_by_row(query * scale, pages, keys, values, allowed)
     paged = torch.bmm(query[pages.owner] * scale, pages.keys.transpose(1, 2)).float()
-    paged = paged.masked_fill_(~real[:, None], -torch.inf)
-    late = torch.baddbmm(
-        allowed.expand(-1, query.shape[1], -1).to(query.dtype), query, keys.transpose(1, 2), alpha=scale
-    )
-    late = late.float()
+    paged = paged.masked_fill_(~pages.real[:, None], -torch.inf)
+    late = torch.bmm(query * scale, keys.transpose(1, 2)).float()
+    late = late if allowed is None else late + allowed
     owner = pages.owner[:, None].expand(-1, query.shape[1])
     top = late.amax(2).scatter_reduce(0, owner, paged.amax(2), "amax").clamp(min=torch.finfo(torch.float32).min)
     paged, late = (paged - top[pages.owner][..., None]).exp_(), (late - top[..., None]).exp_()
@@ -109,6 +121,19 @@ def attend(
     out = torch.bmm(late.to(values.dtype), values).float()
     out.index_add_(0, pages.owner, torch.bmm(paged.to(values.dtype), pages.values).float())
     return (out / total[..., None].clamp(min=1e-30)).to(query.dtype)
+
+
+def _row_by_row(query: Tensor, pages: Pages, keys: Tensor, values: Tensor, allowed: Tensor | None) -> Tensor:
+    """As :func:`attend`, of scaled queries, without moving an entry."""
+    held, out = (pages.keys.flatten(0, 1), pages.values.flatten(0, 1)), []
+    for row, span in enumerate(pages.spans):
+        k, v = (x[span] for x in held)
+        late = (query[row] @ keys[row].t()).float()
+        if allowed is not None:
+            late = late + allowed[row if len(allowed) > 1 else 0]
+        share = torch.cat([(query[row] @ k.t()).float(), late], 1).softmax(-1).to(values.dtype)
+        out.append(torch.addmm(share[:, len(k) :] @ values[row], share[:, : len(k)], v))
+    return torch.stack(out)
 
 
 def by_row(query: Tensor, pages: Pages, keys: Tensor, values: Tensor, scale: float, allowed: Tensor) -> Tensor:
@@ -121,13 +146,11 @@ def by_row(query: Tensor, pages: Pages, keys: Tensor, values: Tensor, scale: flo
     Returns:
         ``(R, groups, T, d')``.
     """
-    out, page = [], pages.keys.shape[1]
-    number = pages.owner.bincount(minlength=len(pages.counts))
-    starts, counts = ((number.cumsum(0) - number) * page).tolist(), pages.counts.tolist()
-    for row, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        held = (x.flatten(0, 1)[start : start + count] for x in (pages.keys, pages.values))
+    out = []
+    for row, span in enumerate(pages.spans):
+        held = (x.flatten(0, 1)[span] for x in (pages.keys, pages.values))
         k, v = (torch.cat([front, late[row]])[None] for front, late in zip(held, (keys, values), strict=True))
-        mask = torch.cat([allowed.new_zeros(query.shape[2], count), allowed[row]], 1)
+        mask = torch.cat([allowed.new_zeros(query.shape[2], span.stop - span.start), allowed[row]], 1)
         k, v = (x.expand(query.shape[1], -1, -1) for x in (k, v))
         out.append(scaled_dot_product_attention(query[row][None], k[None], v[None], mask[None, None], scale=scale)[0])
     return torch.stack(out)

@@ -15,7 +15,20 @@ def paged(held: Pages, call: Call) -> Tensor:
     """Attention over kept entries in pages and those that have come since: ``(B, q, H, d)``."""
     batch, queries, length, _ = call.query.shape
     heads, late = call.key.shape[1], call.key.shape[2]
-    groups, dtype = queries // heads, call.query.dtype
+    groups = queries // heads
+    rows = call.query.unflatten(1, (heads, groups)).flatten(0, 1)
+    late_keys, late_values = call.key.flatten(0, 1), call.value.flatten(0, 1)
+    if length > 1:
+        out = by_row(rows, held, late_keys, late_values, call.scale, _bias(call, late))
+    else:
+        bias = None if call.mask is None else _bias(call, late)
+        out = attend(rows.flatten(1, 2), held, late_keys, late_values, call.scale, bias)
+    return out.reshape(batch, queries, length, -1).transpose(1, 2).contiguous()
+
+
+def _bias(call: Call, late: int) -> Tensor:
+    """``(R, q, late)``, additive: which of the late entries each query sees."""
+    batch, heads, length, dtype = len(call.key), call.key.shape[1], call.query.shape[2], call.query.dtype
     mask = call.mask
     if mask is None or mask.dim() == 2:
         order = torch.arange(late, device=call.key.device)
@@ -23,15 +36,7 @@ def paged(held: Pages, call: Call) -> Tensor:
         mask = allowed if mask is None else allowed & mask[:, None, None, -late:].bool()
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-    bias = mask.expand(batch, heads, -1, -1).flatten(0, 1)
-    rows = call.query.unflatten(1, (heads, groups)).flatten(0, 1)
-    late_keys, late_values = call.key.flatten(0, 1), call.value.flatten(0, 1)
-    if length > 1:
-        out = by_row(rows, held, late_keys, late_values, call.scale, bias)
-    else:
-        bias = bias.expand(-1, groups, -1)
-        out = attend(rows.flatten(1, 2), held, held.real, late_keys, late_values, call.scale, bias)
-    return out.reshape(batch, queries, length, -1).transpose(1, 2).contiguous()
+    return mask.expand(batch, heads, -1, -1).flatten(0, 1)
 
 
 def over_packed(layer: EvictedLayer, call: Call) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def save_cache(cache: Cache, path: str | Path) -> None:
             facts.append({"length": layer.length, "mark": layer.mark, "holes": layer.holes})
             held = {name: getattr(layer, name) for name in ("keys", "values", "places", "columns", *ASIDE)}
             if layer.pages is not None:
-                held |= {f"pages.{k}": v for k, v in vars(layer.pages).items()}
+                held |= {f"pages.{f.name}": getattr(layer.pages, f.name) for f in fields(layer.pages)}
         elif models and type(layer) in SIEVABLE and layer.is_initialized:
             facts.append({"length": int(layer.get_seq_length()), "plain": True})
             held = {"keys": layer.keys, "values": layer.values}
