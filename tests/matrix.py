@@ -23,7 +23,7 @@ PINNED = "5.19.0"
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (
     "compatibility", "sieve", "models", "encoder", "stages", "focus", "cross", "cache", "cache_kinds", "cache_visual", "bits",
-    "room", "sparse", "resumed", "signals", "search", "video", "vcc",
+    "room", "sparse", "resumed", "signals", "search", "video", "vcc", "recording", "shared_encoding",
 )  # fmt: skip
 
 

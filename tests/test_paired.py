@@ -70,8 +70,9 @@ def test_words_and_what_cannot_be_told():
     assert sure.needed is None
     equal = paired([1.0, 0.0, 1.0], [1.0, 0.0, 1.0])
     assert (equal.mean, equal.needed, equal.words()) == (0.0, None, "not distinguishable")
-    one = paired([1.0], [0.0])
-    assert (one.low, one.high, one.distinguishable) == (None, None, False)
+    few = paired([1.0] * 5, [0.0] * 5)  # one coin in sixteen does that
+    assert (few.low, few.high, few.distinguishable, few.needed) == (None, None, False, 6)
+    assert paired([1.0] * 6, [0.0] * 6).distinguishable
     assert Difference.from_json(sure.to_json()) == sure
     assert paired([1, 2, 3.5], [0, 1, 1]) == paired([1, 2, 3.5], [0, 1, 1])
     with pytest.raises(ValueError, match="3 and 2 values"):

@@ -54,7 +54,6 @@ class Answers:
         self.subject, self.prompts, self.seed, self.new_tokens = subject, Prompts(subject), seed, new_tokens
         self.metric, self.choice = METRICS.get(metric), METRICS.get("choice")
         self._seen: set[str] = set()
-        self._tokens = new_tokens
 
     def batches(self, items: Sequence[Question], size: int) -> list[list[Question]]:
         return groups(items, size)

@@ -145,6 +145,12 @@ def _all(row: Row, _: Any) -> float | None:
     return None if row["accuracy_mean"] is None else 100 * row["accuracy_mean"]
 
 
+@register_column("interval", "95% of all", places=("page",), text=True)
+def _interval(row: Row, _: Any) -> str | None:
+    found = row["interval"]
+    return None if found is None else f"{100 * found[0]:.1f} to {100 * found[1]:.1f}"
+
+
 def _told(score: str, against: str, scale: float, digits: int = 1) -> Value:
     def value(row: Row, _: Any) -> str | None:
         found = difference(row, score, against)

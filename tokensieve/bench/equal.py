@@ -126,7 +126,7 @@ def from_files(model: nn.Module, files: Sequence[Path]) -> list[Cell]:
             _fits(model, made)
         except NotHere as error:
             raise ValueError(f"--plan {file} is for another architecture: {error}") from error
-        out.append(Cell(file.stem, file.stem, _label(made), made))
+        out.append(Cell(file.stem, file.stem, _label(made), made, "a saved plan, at a cost of its own"))
     return out
 
 

@@ -17,6 +17,8 @@ LEVEL = 0.95
 """Of every interval."""
 POWER = 0.8
 """How likely a true difference is to show with as many questions as :attr:`Difference.needed` says."""
+FEWEST = 6
+"""Questions from which on an interval is told: of five that all say the same, chance alone says so in one of 16 cases."""
 RESAMPLES = 9_999
 HELD = 2_000_000
 """Numbers drawn at once."""
@@ -29,7 +31,7 @@ class Difference:
     Attributes:
         mean: over the questions.
         low, high: the percentile bootstrap interval of that mean at the level ``LEVEL``, questions drawn in pairs; None with
-            fewer than two.
+            fewer than ``FEWEST``.
         count: questions.
         needed: how many questions like these would show a difference of this size, in ``POWER`` of the times they are asked;
             None where it shows already, or where there is none to be shown.
@@ -64,12 +66,12 @@ class Difference:
 
 
 def interval(values: Sequence[float], seed: int = 0) -> tuple[float, float] | None:
-    """The percentile bootstrap interval of a mean at the level ``LEVEL``; None with fewer than two values.
+    """The percentile bootstrap interval of a mean at the level ``LEVEL``; None with fewer than ``FEWEST`` values.
 
     Args:
         seed: for the questions that are drawn.
     """
-    if len(values) < 2:
+    if len(values) < FEWEST:
         return None
     x, rng = np.asarray(values, dtype=float), np.random.default_rng(seed)
     step = max(1, HELD // len(x))
@@ -94,9 +96,9 @@ def paired(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Dif
     low, high = found or (None, None)
     shown = Difference(mean, low, high, len(each), None)
     spread = float(each.std(ddof=1)) if len(each) > 1 else 0.0
-    if shown.distinguishable or mean == 0 or spread == 0:
+    if shown.distinguishable or mean == 0:
         return shown
     normal = NormalDist()
     reach = (normal.inv_cdf((1 + LEVEL) / 2) + normal.inv_cdf(POWER)) * spread / mean
     # An interval that holds 0 says that these were too few, whatever the normal distribution says.
-    return Difference(mean, low, high, len(each), max(len(each) + 1, math.ceil(reach**2)))
+    return Difference(mean, low, high, len(each), max(FEWEST, len(each) + 1, math.ceil(reach**2)))

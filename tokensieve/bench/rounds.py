@@ -81,7 +81,6 @@ class Rounds:
         self.left: dict[str, str] = data.setdefault("left", {})
         self.failed: dict[str, dict[str, str]] = data.setdefault("failed", {})
         self.notes: list[str] = data.setdefault("notes", [])
-        self.model_seconds = 0.0
         self._written, self._cost = perf_counter(), 0.0
         self._warm = self._beside = False
         self._restore()
@@ -147,6 +146,7 @@ class Rounds:
         if not todo:
             return
         made: list[Made] = []
+        failed: dict[str, str] = {}
         problem: str | None = None
         try:
             if not self._warm:
@@ -155,14 +155,13 @@ class Rounds:
             with self.work.opened(batch, todo) as measure:
                 ahead = deque([WHOLE, *(c for c in todo if c is not WHOLE)])
                 while ahead:
-                    cell, began = ahead.popleft(), perf_counter()
+                    cell = ahead.popleft()
                     try:
                         made.append((cell, *measure(cell)))
                     except ValueError as error:
                         if cell is WHOLE:
                             raise
-                        self.failed.setdefault(cell.key, {}).update((item.name, str(error)) for item in batch)
-                    self.model_seconds += perf_counter() - began
+                        failed[cell.key] = str(error)
                     if not ahead and not self._beside:
                         self._beside = True
                         new = self._random_beside(made)
@@ -181,6 +180,8 @@ class Rounds:
             if cell in todo:
                 self.records.setdefault(cell.key, {}).update(zip((i.name for i in batch), records, strict=True))
                 self.passes.setdefault(cell.key, []).append(facts)
+        for key, why in failed.items():
+            self.failed.setdefault(key, {}).update((item.name, why) for item in batch)
 
     def _leave_out(self, items: Sequence[Item]) -> None:
         """Leave out plans that failed on most items; of others, the items that they failed on are left out for all."""
