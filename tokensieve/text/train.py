@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,9 @@ class Trained:
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` (for ``AutoTokenizer.from_pretrained``) and ``recipe.json``."""
-        folder = writable(folder)
+        check_writable(folder)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         state = self.tokenizer.to_str(pretty=True)
         special = self.config.special
         known: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -58,21 +61,16 @@ class Trained:
         write_json(folder / "recipe.json", recipe)
 
 
-def writable(folder: str | Path) -> Path:
-    """A folder that can be written to, made where it is not there.
+def check_writable(folder: str | Path) -> None:
+    """Check that a folder can be written to, or made.
 
     Raises:
         OSError: it cannot, which is said before any work is done.
     """
-    folder = Path(folder)
-    probe = folder / ".tokensieve-writes-here"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-    except OSError as problem:
-        raise OSError(f"{folder} cannot be written to ({problem.strerror}); give another folder") from problem
-    probe.unlink()
-    return folder
+    folder = Path(folder).absolute()
+    there = next(f for f in (folder, *folder.parents) if f.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(f"{folder} cannot be written to ({there} is no folder, or read-only); give another folder")
 
 
 def train(
