@@ -16,11 +16,12 @@ from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from tokensieve.core.files import write_json, write_text
 from tokensieve.text.config import BYTES, TokenizerConfig
-from tokensieve.text.corpus import Corpus, Document, batches, pieces
+from tokensieve.text.corpus import PIECE, Corpus, Document, batches, pieces
 from tokensieve.text.cutting import untrained
 from tokensieve.text.merges import grown, merges_of, parts_of, with_model
 from tokensieve.text.superwords import learn
 
+RAW_PIECE = 512
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -132,8 +133,9 @@ def sampled(documents: Sequence[Document], config: TokenizerConfig) -> list[Docu
 
 
 def texts_of(documents: Sequence[Document]) -> Iterator[list[str]]:
-    """What a trainer reads: groups of pieces."""
-    return batches(part for d in documents for part in pieces(d.text))
+    """What a trainer reads: groups of pieces; short ones of raw bytes, which nothing else cuts: a merge goes through all of each
+    piece that it occurs in."""
+    return batches(part for d in documents for part in pieces(d.text, RAW_PIECE if d.raw else PIECE))
 
 
 def _byte_pairs(
