@@ -370,3 +370,17 @@ def test_the_contract_notices_what_is_wrong(wrong, message):
             check_initialisation("wrong")
     finally:
         INITS.forget("wrong")
+
+
+def test_what_is_held_out_is_none_of_what_is_learned_and_not_beginnings_alone():
+    documents = corpus().documents
+    learned, held = adapt.split(documents, 8000)
+    assert not any(part in text for part in held for text in learned)
+    assert 0 < sum(len(t.encode()) for t in held) <= 8000
+    assert (learned, held) == adapt.split(documents, 8000)
+    many = adapt.shortened([d.text for d in documents], 8000)
+    assert any(not d.text.startswith(t) for t, d in zip(many, documents, strict=False))
+    learned, held = adapt.split(documents[:1], 500)
+    assert documents[0].text.startswith(learned[0])
+    assert held[0] in documents[0].text[len(learned[0]) :]
+    assert adapt.shortened(["é" * 3000], 101) == ["é" * 50]

@@ -115,7 +115,7 @@ def test_long_numbers_are_cut_in_time_that_grows_with_them():
 def test_raw_bytes_come_back_and_all_have_a_token(tmp_path):
     data = bytes(range(256)) * 8 + b"\x7fELF\x02\x01\x01" * 200
     made = train(
-        Corpus((Document("a", data.decode("latin-1")),), {}),
+        Corpus((Document("a", data.decode("latin-1"), raw=True),), {}),
         TokenizerConfig(vocab=270, raw=True, numbers="free", barriers=("none",)),
     )
     other = os.urandom(500) + bytes(range(256))

@@ -50,8 +50,8 @@ def train(
     from tokensieve.text.config import TokenizerConfig
     from tokensieve.text.corpus import read, read_bytes
     from tokensieve.text.parallel import by_language
+    from tokensieve.text.train import check_writable
     from tokensieve.text.train import train as make
-    from tokensieve.text.train import writable
 
     given = None if barriers is None else tuple(b for b in barriers.split(",") if b)
     if bytes_:
@@ -62,7 +62,7 @@ def train(
         vocab=vocab, algorithm=algorithm, superwords=superwords, raw=bytes_, sample=sample * 1_000_000, seed=seed,
         special=tuple(s for s in special.split(",") if s), **chosen,
     )  # fmt: skip
-    writable(out)
+    check_writable(out)
     dev = by_language(parity) if parity else None
     corpus = read_bytes(texts) if bytes_ else read(texts)
     made = make(corpus, config, dev, show=not json_)
@@ -204,9 +204,9 @@ def _donor(donor: str, new: Any, texts: Sequence[str]) -> Any:
 def _refuse(out: Path) -> None:
     if out.exists():
         raise ValueError(f"--out {out} exists; give a folder that does not, so that nothing is written over")
-    from tokensieve.text.train import writable
+    from tokensieve.text.train import check_writable
 
-    writable(out.parent if str(out.parent) else Path())
+    check_writable(out)
 
 
 def _told(rows: Sequence[Bits], curve: Sequence[Point]) -> dict[str, Any]:

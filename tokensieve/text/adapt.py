@@ -17,6 +17,8 @@ from tokensieve.text.extend import Extended
 from tokensieve.text.rows import INITS, Gap
 from tokensieve.text.transplant import gap, transplanted
 
+EXCERPT = 2048
+"""Bytes of an excerpt that bits are counted on, at least where a text has them."""
 Step = Callable[[str, int, int], object]
 
 
@@ -36,8 +38,8 @@ class Bits:
 def split(documents: Sequence[Document], most: int, seed: int = 0) -> tuple[list[str], list[str]]:
     """Texts to learn from, and held-out ones to judge by.
 
-    A twentieth of the documents is held out, drawn at random; of a single one its last tenth. Of what is held out about
-    ``most`` bytes are used, from the beginning of each document.
+    A twentieth of the documents is held out, drawn at random; of a single one its last tenth. Of what is held out excerpts of
+    about ``most`` bytes are used.
     """
     if len(documents) == 1:
         text = documents[0].text
@@ -52,15 +54,20 @@ def split(documents: Sequence[Document], most: int, seed: int = 0) -> tuple[list
     return learned, shortened(held, most)
 
 
-def shortened(texts: Sequence[str], most: int) -> list[str]:
-    """The beginnings of texts, equally long but for shorter ones, of about ``most`` bytes together."""
-    each = max(most // max(len(texts), 1), 256)
+def shortened(texts: Sequence[str], most: int, seed: int = 0) -> list[str]:
+    """Excerpts of texts, of about ``most`` bytes together: at least 2,048 bytes each where a text has them, from a line drawn at
+    random, since beginnings of documents are more alike than the rest."""
+    each, rng = max(most // max(len(texts), 1), EXCERPT), random.Random(seed)
     out, size = [], 0
     for text in texts:
         if size >= most:
             break
-        out.append(text.encode()[:each].decode(errors="ignore"))
-        size += len(out[-1].encode())
+        data = text.encode()
+        at = rng.randrange(max(len(data) - each, 0) + 1)
+        at = data.find(b"\n", at) + 1 if at else 0
+        part = data[at : at + min(each, most - size)].decode(errors="ignore")
+        out.append(part)
+        size += len(part.encode())
     return [t for t in out if t]
 
 

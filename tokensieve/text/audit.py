@@ -28,7 +28,7 @@ class Flag:
     Attributes:
         id, token: it, as the vocabulary writes it.
         likeness: cosine of its row to the mean untrained row; or how much shorter it is than most, where ``by`` is "norm".
-        probability: with which the model repeats it, the best of several prompts; None where it was not asked.
+        probability: with which the model repeats it; None where it was not asked.
     """
 
     id: int

@@ -257,24 +257,14 @@ def settings_of(source: str | Path) -> dict[str, Any]:
 
 @torch.inference_mode()
 def repeats(model: Any, tokenizer: Tokenizer, ids: Sequence[int], batch: int = 16) -> list[float]:
-    """The probability with which a model repeats each token, the best of two prompts: a list in which it stood three times,
-    and a line that asks for it after two examples."""
-    start = start_of(model)
-
-    def encoded(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-
-    line, colon, again = encoded("\n"), encoded('Repeat the word. "house" "house"\nRepeat the word. "'), encoded('" "')
-    out = []
+    """The probability with which a model repeats each token that it was shown twice, in lines that ask for it."""
+    first, again = (tokenizer.encode(text, add_special_tokens=False).ids for text in ("Repeat:", "\nRepeat:"))
+    start, out = start_of(model), []
     for at in range(0, len(ids), batch):
         some = list(ids[at : at + batch])
-        listed = [[start, *([*line, i]) * 3, *line] for i in some]
-        asked = [[start, *colon, i, *again] for i in some]
-        best = torch.zeros(len(some))
-        for prompts in (listed, asked):
-            logits = model(input_ids=torch.tensor(prompts, device=model.device)).logits[:, -1].float()
-            best = torch.maximum(best, logits.softmax(-1).cpu()[torch.arange(len(some)), some])
-        out += best.tolist()
+        prompts = torch.tensor([[start, *first, i, *again, i, *again] for i in some], device=model.device)
+        chances = model(input_ids=prompts).logits[:, -1].float().softmax(-1).cpu()
+        out += chances[torch.arange(len(some)), some].tolist()
     return out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from tokenizers import Tokenizer, pre_tokenizers, trainers
 
 from tokensieve.core.files import write_json, write_text
 from tokensieve.text.config import BYTES, TokenizerConfig
-from tokensieve.text.corpus import Corpus, Document, batches, pieces
+from tokensieve.text.corpus import PIECE, Corpus, Document, batches, pieces
 from tokensieve.text.cutting import untrained
 from tokensieve.text.merges import grown, merges_of, parts_of, with_model
 from tokensieve.text.superwords import learn
 
+RAW_PIECE = 512
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -39,7 +41,9 @@ class Trained:
 
     def save(self, folder: str | Path) -> None:
         """Write ``tokenizer.json``, ``tokenizer_config.json`` (for ``AutoTokenizer.from_pretrained``) and ``recipe.json``."""
-        folder = writable(folder)
+        check_writable(folder)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         state = self.tokenizer.to_str(pretty=True)
         special = self.config.special
         known: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
@@ -58,21 +62,16 @@ class Trained:
         write_json(folder / "recipe.json", recipe)
 
 
-def writable(folder: str | Path) -> Path:
-    """A folder that can be written to, made where it is not there.
+def check_writable(folder: str | Path) -> None:
+    """Check that a folder can be written to, or made.
 
     Raises:
         OSError: it cannot, which is said before any work is done.
     """
-    folder = Path(folder)
-    probe = folder / ".tokensieve-writes-here"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-    except OSError as problem:
-        raise OSError(f"{folder} cannot be written to ({problem.strerror}); give another folder") from problem
-    probe.unlink()
-    return folder
+    folder = Path(folder).absolute()
+    there = next(f for f in (folder, *folder.parents) if f.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise OSError(f"{folder} cannot be written to ({there} is no folder, or read-only); give another folder")
 
 
 def train(
@@ -134,8 +133,9 @@ def sampled(documents: Sequence[Document], config: TokenizerConfig) -> list[Docu
 
 
 def texts_of(documents: Sequence[Document]) -> Iterator[list[str]]:
-    """What a trainer reads: groups of pieces."""
-    return batches(part for d in documents for part in pieces(d.text))
+    """What a trainer reads: groups of pieces; short ones of raw bytes, which nothing else cuts: a merge goes through all of each
+    piece that it occurs in."""
+    return batches(part for d in documents for part in pieces(d.text, RAW_PIECE if d.raw else PIECE))
 
 
 def _byte_pairs(
