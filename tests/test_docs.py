@@ -14,11 +14,13 @@ import torch
 import tokensieve as ts
 from benchmarks import readme
 from tests.models import decoder, llava, prompt, text
+from tests.texts import corpus, trained
 from tokensieve.bench.columns import COLUMNS
 from tokensieve.core.method_registry import METHODS
 from tokensieve.core.plan import PLANS
 from tokensieve.core.registry import PLUGINS
 from tokensieve.retrieval.storage import FORMATS
+from tokensieve.testbed import lm
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -131,6 +133,18 @@ def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
     found = run("docs/how-to/cache.md", llm=decoder(), inputs=inputs, question=question)
     assert found["answer"].shape == (2, 220)
     assert found["held"].get_seq_length() == 203 + 19
+
+
+def test_the_page_on_bytes_runs():
+    model, tokenizer = lm.load()
+    found = run("docs/how-to/bytes.md", model=model, tokenizer=tokenizer, other=model, other_tokenizer=tokenizer)
+    assert found["answer"].startswith(b"rn")
+    assert found["bits"] > 0
+
+
+def test_the_page_on_words_runs():
+    found = run("docs/how-to/words.md", tokenizer=trained().tokenizer, texts=[d.text for d in corpus(8_000).documents])
+    assert found["shares"]["one"] > 0.9
 
 
 def test_pages_call_things_by_their_names():
