@@ -208,6 +208,18 @@ def test_the_pages_on_tokenizers_run(tmp_path, page):
         INITS.forget("nearest-part")
 
 
+def test_the_page_on_bytes_runs():
+    model, tokenizer = lm.load()
+    found = run("docs/how-to/bytes.md", model=model, tokenizer=tokenizer, other=model, other_tokenizer=tokenizer)
+    assert found["answer"].startswith(b"rn")
+    assert found["bits"] > 0
+
+
+def test_the_page_on_words_runs():
+    found = run("docs/how-to/words.md", tokenizer=trained().tokenizer, texts=[d.text for d in corpus(8_000).documents])
+    assert found["shares"]["one"] > 0.9
+
+
 def test_pages_call_things_by_their_names():
     rooms = {p.parent.name for p in (ROOT / "tokensieve").glob("*/__init__.py")}
     for page in (ROOT / "README.md", *PAGES):

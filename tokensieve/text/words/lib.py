@@ -10,6 +10,7 @@ probation are not inspected.
 
 from __future__ import annotations
 
+import heapq
 import random
 from collections import Counter
 from collections.abc import Container, Sequence
@@ -82,8 +83,8 @@ def learn(
                 probation[unit] = life + 1
             for unit, total in moves.items():
                 places[unit] += (total > 0) - (total < 0)
-            end = sorted((u for u in places if len(u) > 1), key=places.__getitem__, reverse=True)
-            for unit in end[: int(forget * len(places))]:
+            many = (u for u in places if len(u) > 1)
+            for unit in heapq.nlargest(int(forget * len(places)), many, key=places.__getitem__):
                 probation.setdefault(unit, life + 1)
             for unit in list(probation):
                 probation[unit] -= 1
