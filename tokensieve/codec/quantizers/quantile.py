@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Generator, Tensor
 
-from tokensieve.codec.quantizer import Quantizer, whole
+from tokensieve.codec.quantizer import Found, Quantizer, whole
 from tokensieve.codec.registry import register_quantizer
 
 
@@ -51,7 +51,7 @@ class Quantile(Quantizer):
     def table(self, indices: Tensor) -> Tensor:
         return self._means.to(indices.device)[indices]
 
-    def assign(self, x: Tensor, generator: Generator | None):  # type: ignore[no-untyped-def]
+    def assign(self, x: Tensor, generator: Generator | None) -> Found:
         if self.training and not self.started:
             with torch.no_grad():
                 self.set_from(self.squash(x), generator)

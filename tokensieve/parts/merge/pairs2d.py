@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -85,7 +85,8 @@ def learn_pairs(grids: Tensor, codes: int, count: int) -> PairMerges:
         ValueError: codes outside 0 to ``codes - 1``.
     """
     _check(grids, codes)
-    held, steps = grids.tolist(), []
+    held: list[list[list[int]]] = grids.tolist()
+    steps: list[tuple[int, int, int]] = []
     for i in range(count):
         shapes = PairMerges(codes, tuple(steps)).shapes
         seen: Counter[tuple[int, int, int]] = Counter()
@@ -107,7 +108,9 @@ def _shape(symbol: int, codes: int, shapes: Sequence[tuple[int, int]]) -> tuple[
     return shapes[symbol - codes] if symbol >= codes else (1, 1)
 
 
-def _pairs(grid: list[list[int]], codes: int, shapes: Sequence[tuple[int, int]]):  # type: ignore[no-untyped-def]
+def _pairs(
+    grid: list[list[int]], codes: int, shapes: Sequence[tuple[int, int]]
+) -> Iterator[tuple[int, int, int, int, int]]:
     """Direction, and the upper left cells, of neighbours that make a rectangle together."""
     height, width = len(grid), len(grid[0])
     for r in range(height):
