@@ -1,9 +1,9 @@
 """Real folders: is the right file first, are the best found, do passages break where a reader would.
 
-`python -m benchmarks.folders prepare` lays out corpora from what is at hand (the pages of the Rust book where rustup is installed,
-part of Python's library, CMake's manual in reStructuredText, manual pages in other scripts where Debian's are installed), and takes
-one sentence out of many passages: those sentences are queries that no text of the index holds. `python -m benchmarks.folders` then
-indexes and measures each by the default recipe, and writes `out/folders/results.json`.
+`python -m benchmarks.folders prepare` lays out corpora from what is at hand (the pages of the Rust book where rustup is
+installed, part of Python's library, CMake's manual in reStructuredText, manual pages in other scripts where Debian's are
+installed), and takes one sentence out of many passages: those sentences are queries that no text of the index holds. `python
+-m benchmarks.folders` then indexes and measures each by the default recipe, and writes `out/folders/results.json`.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ RUST = Path.home() / ".rustup/toolchains"
 CMAKE = Path("/usr/share")
 KS, HELD, SEED, DRAWS = (1, 10, 50, 100), 240, 0, 2000
 MODULES = (
-    "argparse asyncio/queues asyncio/locks base64 bisect calendar cmd collections/__init__ concurrent/futures/thread configparser "
-    "contextlib copy csv dataclasses difflib email/message fileinput fnmatch fractions functools glob gzip hashlib heapq html/parser "
-    "http/server imaplib json/decoder logging/handlers mailbox pathlib pprint queue random sched secrets shelve shlex shutil "
-    "smtplib socketserver sqlite3/dump statistics string tarfile tempfile textwrap threading timeit tokenize uuid wave zipfile"
+    "argparse asyncio/queues asyncio/locks base64 bisect calendar cmd collections/__init__ "
+    "concurrent/futures/thread configparser contextlib copy csv dataclasses difflib email/message fileinput fnmatch "
+    "fractions functools glob gzip hashlib heapq html/parser http/server imaplib json/decoder logging/handlers "
+    "mailbox pathlib pprint queue random sched secrets shelve shlex shutil smtplib socketserver sqlite3/dump "
+    "statistics string tarfile tempfile textwrap threading timeit tokenize uuid wave zipfile"
 )
 QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "html": {
@@ -76,13 +77,15 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
     "rst": {
         "copy a file and substitute variables in it": ("configure_file.rst",),
         "build a shared library from sources": ("add_library.rst",), "run a program while configuring": ("execute_process.rst",),
-        "find where a header file is": ("find_path.rst",), "add a directory to the include path of a target": ("target_include_directories.rst",),
+        "find where a header file is": ("find_path.rst",),
+        "add a directory to the include path of a target": ("target_include_directories.rst",),
         "declare a test to be run": ("add_test.rst",), "repeat commands while a condition holds": ("while.rst",),
         "loop over the items of a list": ("foreach.rst",), "sort a list and remove its duplicates": ("list.rst",),
         "replace text by a regular expression": ("string.rst",), "evaluate an arithmetic expression": ("math.rst",),
         "print a warning or a fatal error": ("message.rst",), "set the name and version of the project": ("project.rst",),
         "require a minimum version of cmake": ("cmake_minimum_required.rst",), "install files and targets": ("install.rst",),
-        "generate a file by a custom command": ("add_custom_command.rst",), "check whether source code compiles": ("try_compile.rst",),
+        "generate a file by a custom command": ("add_custom_command.rst",),
+        "check whether source code compiles": ("try_compile.rst",),
         "use precompiled headers": ("target_precompile_headers.rst",), "include a file only once": ("include_guard.rst",),
         "a switch that the user can turn on or off": ("option.rst",),
     },
@@ -174,7 +177,8 @@ def measure(name: str, out: Path = OUT, index: Path | None = None) -> dict[str, 
     passages = [m for id in library.index.ids() if (m := library.index.metadata([id])[0])]
     row: dict[str, Any] = {
         "files": report.files, "passages": len(library), "characters": sum(len(p["text"]) for p in passages),
-        "seconds": round(time.perf_counter() - start, 1), "plan": library.index.plan, "broken": broken([p["text"] for p in passages]),
+        "seconds": round(time.perf_counter() - start, 1), "plan": library.index.plan,
+        "broken": broken([p["text"] for p in passages]),
         "unread": getattr(report, "unread", {}),
     }  # fmt: skip
     if name not in QUESTIONS:

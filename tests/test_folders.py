@@ -1,4 +1,5 @@
-"""Indexes of real folders: never wrong, never gone. Rebuilt, repaired, compacted, moved, from an earlier release, from a stranger."""
+"""Indexes of real folders: never wrong, never gone. Rebuilt, repaired, compacted, moved, from an earlier release,
+from a stranger."""
 
 from __future__ import annotations
 
@@ -583,7 +584,8 @@ def forged(folder, tensor, value):
     ("tensor", "value"),
     [
         ("token:offsets", lambda x: x * 1000), ("token:offsets", lambda x: x.flip(0)), ("token:offsets", lambda x: x.float()),
-        ("token:blocks", lambda x: x + 5), ("id_ends", lambda x: x * 1000), ("meta_ends", lambda x: x - 10), ("key_doc", lambda x: x + 7),
+        ("token:blocks", lambda x: x + 5), ("id_ends", lambda x: x * 1000), ("meta_ends", lambda x: x - 10),
+        ("key_doc", lambda x: x + 7),
         ("key", lambda x: x[:1]),
     ],
 )  # fmt: skip
@@ -599,7 +601,8 @@ def test_places_outside_of_a_segment_are_refused(tmp_path, tensor, value):
 
 
 @pytest.mark.parametrize(
-    "change", [{"spans": [0, 1]}, {"spans": None}, {"span": "x"}, {"span": [1, 2, 3]}, {"text": 5}, {"document": []}, {"$context": 3}]
+    "change", [{"spans": [0, 1]}, {"spans": None}, {"span": "x"}, {"span": [1, 2, 3]}, {"text": 5}, {"document": []},
+    {"$context": 3}]
 )  # fmt: skip
 def test_passages_that_are_none_are_passed_over(tmp_path, change):
     shelf = made(tmp_path / "i")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokensieve.retrieval.sources import documents
 from tokensieve.retrieval.sources.folder import Folder
 from tokensieve.retrieval.sources.layout import Layout, Unit
-from tokensieve.retrieval.sources.passages import MOST, STRETCH, cut
+from tokensieve.retrieval.sources.passages import STRETCH, cut
 from tokensieve.retrieval.sources.readers import READERS, reader_of, register_reader
 from tokensieve.retrieval.sources.readers.html import html
 from tokensieve.retrieval.sources.readers.notebook import notebook
@@ -267,9 +267,11 @@ def test_code_is_cut_at_what_it_defines():
 @pytest.mark.parametrize(
     ("name", "source", "reader"),
     [
-        ("a.md", "x", "markdown"), ("a.rst", "x", "rst"), ("a.py", "x", "code"), ("a.html", "x", "html"), ("a.ipynb", "{}", "notebook"),
+        ("a.md", "x", "markdown"), ("a.rst", "x", "rst"), ("a.py", "x", "code"), ("a.html", "x", "html"),
+        ("a.ipynb", "{}", "notebook"),
         ("a.txt", "x", "plain"), ("page", "\n<!DOCTYPE html><p>x", "html"), ("run", "#!/bin/sh\nls", "code"),
-        ("README", "# A\n\n# B\n\n```\nx\n```", "markdown"), ("README", ".. note:: x\n\n``a`` and ``b``", "rst"), ("a.csv", "a,b", "plain"),
+        ("README", "# A\n\n# B\n\n```\nx\n```", "markdown"), ("README", ".. note:: x\n\n``a`` and ``b``", "rst"),
+        ("a.csv", "a,b", "plain"),
     ],
 )  # fmt: skip
 def test_files_are_read_by_what_they_hold(name, source, reader):
@@ -325,8 +327,10 @@ def test_noise_is_left_out_and_said(tmp_path):
         + "\n-----END RSA PRIVATE KEY-----\n"
     )
     texts, found = took(
-        tmp_path, guide__md=f"# How\n\nWords before.\n\n{key}\n![x](data:image/png;base64,{data})\n\nWords behind.", server__pem=key,
-        numbers__csv="1.5,2.5,3.5\n" * 400, app__min__js="var a=1;", one__js="x=" + "f(1)," * 900, package_lock__json="{}", draw__svg="<svg/>",
+        tmp_path, guide__md=f"# How\n\nWords before.\n\n{key}\n![x](data:image/png;base64,{data})\n\nWords behind.",
+        server__pem=key,
+        numbers__csv="1.5,2.5,3.5\n" * 400, app__min__js="var a=1;", one__js="x=" + "f(1)," * 900,
+        package_lock__json="{}", draw__svg="<svg/>",
     )  # fmt: skip
     said = "\n".join(p.text for p in texts["guide.md"].pieces())
     assert "Words before." in said
@@ -335,7 +339,8 @@ def test_noise_is_left_out_and_said(tmp_path):
     assert data not in said
     assert "2 lines of base64, keys or minified code" in found.left_out["guide.md"]
     assert found.skipped == {
-        "server.pem": "nothing in it but keys, base64 or minified code", "one.js": "nothing in it but keys, base64 or minified code",
+        "server.pem": "nothing in it but keys, base64 or minified code",
+        "one.js": "nothing in it but keys, base64 or minified code",
         "numbers.csv": "numbers and signs, hardly a letter", "app.min.js": "made from other files", "draw.svg": "a drawing",
     } | ({} if "package_lock.json" in texts else {"package_lock.json": "a lock file"})  # fmt: skip
 

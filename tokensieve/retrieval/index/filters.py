@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from tokensieve.core.errors import near
-
 Where = Mapping[str, Any]
 """Conditions that must all hold, by metadata field: a value to equal, a list of values to be one of, or operators,
 ``{"year": {"ge": 2020, "lt": 2024}, "lang": ["en", "de"], "tags": {"has": "io"}}``. ``a.b`` is field b of field a. A field that
@@ -90,10 +88,7 @@ def _check_join(name: str, condition: Any, depth: int) -> None:
 
 def _check_test(field: str, name: str, limit: Any) -> None:
     if name not in OPERATORS:
-        raise ValueError(
-            f"where[{field!r}]: unknown operator {name!r}; there are {', '.join(OPERATORS)}, "
-            f"and nearest is {near(str(name), OPERATORS)}"
-        )
+        raise ValueError(f"where[{field!r}]: unknown operator {name!r}; there are {', '.join(OPERATORS)}")
     if name == "in" and not isinstance(limit, (list, tuple, set)):
         raise ValueError(f"where[{field!r}]: in takes a list of values, not {limit!r}; eq compares with one")
     if name == "prefix" and not isinstance(limit, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
@@ -75,6 +76,7 @@ class Line(BaseModel):
         own = marks.claimed(value)
         if own:
             raise ValueError(f"{own!r} is a field of the library's own; rename it")
+        json.dumps(value, allow_nan=False)
         return value
 
 
