@@ -1,10 +1,12 @@
 """What a server is refused at its start, with no engine: its configuration alone is made."""
 
+import logging
+
 import pytest
 
 from tests.vllm import tiny
 from tokensieve import testbed
-from tokensieve.integrations.vllm import front_end, hooks
+from tokensieve.integrations.vllm import architectures, front_end, hooks, register
 from tokensieve.integrations.vllm.stages import KEY
 
 
@@ -99,6 +101,20 @@ def test_an_old_vllm_refuses_plans(llava, monkeypatch):
     monkeypatch.setattr(hooks, "version", lambda: "0.29.1")
     with pytest.raises(ValueError, match=r"0\.29\.1 is older than 0\.30"):
         configured(llava, {"method": "divprune", "keep": 64})
+
+
+def test_a_vllm_without_a_table_of_architectures_is_left_as_it_is(monkeypatch, caplog):
+    monkeypatch.setattr(architectures, "TABLE", "vllm:Nowhere")
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    register()
+    assert "has no vllm.Nowhere; it thins no pictures" in caplog.text
+
+
+def test_a_processor_refuses_a_plan_where_a_config_could_not(llava, monkeypatch):
+    made = configured(llava, {"method": "divprune", "keep": 64})
+    monkeypatch.setattr(hooks, "FRONT", (*hooks.FRONT, "vllm:Nowhere.at_all"))
+    with pytest.raises(ValueError, match=r"lacks vllm\.Nowhere\.at_all"):
+        processor(made)
 
 
 def processor(config):

@@ -30,6 +30,9 @@ def image(kind, seed):
     return Image.fromarray(noise.astype("uint8")).resize((wide, high))
 
 
+FILM = {"fps": 2.0, "duration": 2.0, "total_num_frames": 4, "frames_indices": [0, 1, 2, 3], "video_backend": "none"}
+
+
 def clip():
     return np.stack([np.asarray(image("square", 10 + i).resize((112, 112))) for i in range(4)])
 
@@ -80,7 +83,8 @@ def test_answers_are_those_of_the_sieve(pair, plan):
 def filmed(model, processor, prompt, places, tokens):
     """The greedy answer about a picture and a video, where of the picture's tokens those at ``places`` are there, and all of the
     video's, each at its own position; each token anew from all before it."""
-    inputs = processor(text=[prompt.text], images=list(prompt.images), videos=[clip()], return_tensors="pt")
+    shown = {"images": list(prompt.images), "videos": [clip()], "video_metadata": [FILM], "do_sample_frames": False}
+    inputs = processor(text=[prompt.text], **shown, return_tensors="pt")
     ids = inputs["input_ids"]
     base = model.model
     embedded = model.get_input_embeddings()(ids)
@@ -115,7 +119,7 @@ def test_a_video_beside_a_picture_passes_whole(pair):
     prompt = Prompt(shown, (image("tall", 3),))
     for plan, left in (({}, None), ({"method": "divprune", "keep": 9}, 9)):
         asked = request(prompt, **plan)
-        asked["multi_modal_data"]["video"] = [clip()]
+        asked["multi_modal_data"]["video"] = [(clip(), FILM | {"do_sample_frames": False})]
         sampling = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
         made = llm.generate([asked], sampling, use_tqdm=False)[0]
         held = sum(made.prompt_token_ids.count(t) for t in (model.config.image_token_id,))

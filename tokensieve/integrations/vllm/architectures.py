@@ -6,18 +6,25 @@ A class is named by its architecture and by vLLM's version, since vLLM remembers
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 from tokensieve.integrations.vllm import configure, hooks
 from tokensieve.integrations.vllm.stages import KEY
 
 TABLE, REGISTRY = "vllm.model_executor.models.registry:_MULTIMODAL_MODELS", "vllm:ModelRegistry"
+LOGGER = logging.getLogger("vllm.tokensieve")
 PLAIN: dict[str, Any] = {}
 """What was registered before, by architecture."""
 MADE: dict[str, type] = {}
 
 
 def register_all() -> None:
+    """Register all that vLLM knows; where it has no table of them any more, say so, and leave it as it is."""
+    lacking = hooks.missing((TABLE, REGISTRY))
+    if lacking:
+        LOGGER.warning("tokensieve: vLLM %s has no %s; it thins no pictures", hooks.version(), ", ".join(lacking))
+        return
     registry, mark = hooks.found(REGISTRY), hooks.version().replace(".", "_")
     for name in hooks.found(TABLE):
         plain = registry.models.get(name)

@@ -16,7 +16,10 @@ BASE = "vllm.model_executor.models.config:VerifyAndUpdateConfig"
 
 
 def around(architecture: str) -> None:
-    """Have an architecture's configs go through :func:`prepare` and :func:`verify`, behind what vLLM does with them."""
+    """Have an architecture's configs go through :func:`prepare` and :func:`verify`, behind what vLLM does with them; where it has
+    no place for that, a plan is refused when the model's processor is made."""
+    if hooks.missing((TABLE, BASE)):
+        return
     table = hooks.found(TABLE)
     plain = table.get(architecture, hooks.found(BASE))
 

@@ -11,7 +11,7 @@ from typing import Any
 from tokensieve.core.stage import Stage
 from tokensieve.integrations.vllm import hooks
 from tokensieve.integrations.vllm.placeholders import mask_of, thinned
-from tokensieve.integrations.vllm.refusals import reads_encoder
+from tokensieve.integrations.vllm.refusals import Unserved, reads_encoder
 from tokensieve.integrations.vllm.server import Server
 from tokensieve.integrations.vllm.stages import KEY, PREFIX, count, digest
 from tokensieve.integrations.vllm.told import FIELD, Told, unpack
@@ -28,11 +28,18 @@ UNASKED = (
 
 
 def attach(processor: Any) -> Any:
-    """Have a processor read plans, where its server was started for that; otherwise requests that bring one are refused."""
+    """Have a processor read plans, where its server was started for that; otherwise requests that bring one are refused.
+
+    Raises:
+        Unserved: this vLLM cannot run plans, and the server was started with one.
+    """
     config = processor.info.ctx.model_config.hf_config
     if getattr(config, KEY, None) is None:
         processor.apply = partial(_refuse, processor.apply)
         return processor
+    why = hooks.refusal(hooks.FRONT)
+    if why is not None:
+        raise Unserved(why)
     front = FrontEnd(Server(config))
     processor.apply = partial(front.apply, processor.apply)
     processor._get_mm_prompt_updates = partial(front.updates, processor._get_mm_prompt_updates)
