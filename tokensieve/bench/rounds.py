@@ -179,7 +179,7 @@ class Rounds:
         for cell, records, facts in made:
             if cell in todo:
                 self.records.setdefault(cell.key, {}).update(zip((i.name for i in batch), records, strict=True))
-                self.passes.setdefault(cell.key, []).append(facts)
+                self.passes.setdefault(cell.key, []).append({**facts, "items": [i.name for i in batch]})
         for key, why in failed.items():
             self.failed.setdefault(key, {}).update((item.name, why) for item in batch)
 
@@ -207,9 +207,14 @@ class Rounds:
                 here.append(cell)
         return here, [n for n in items if all(n in self.records.get(c.key, ()) for c in here)]
 
+    def paid(self) -> dict[str, list[Pass]]:
+        """What batches cost by cell, without those that hold an item which some plan could not take: costs are of the same."""
+        bad = {name for names in self.failed.values() for name in names}
+        return {key: [p for p in some if bad.isdisjoint(p["items"])] or some for key, some in self.passes.items()}
+
     def _random_beside(self, made: Sequence[Made]) -> list[Cell]:
         """Random at the costs at which it is missing; ``made`` is what was measured of a batch, and is not among the rest yet."""
-        passes = {key: list(some) for key, some in self.passes.items()}
+        passes = {key: list(some) for key, some in self.paid().items()}
         for cell, _, facts in made:
             passes.setdefault(cell.key, []).append(facts)
         here = [c for c in self.cells if c.key in passes]

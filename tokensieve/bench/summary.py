@@ -26,14 +26,15 @@ def rows(rounds: Rounds, scores: Scores) -> tuple[dict[str, dict[str, Any]], lis
     here, names = rounds.answered([s["name"] for s in rounds.results.data["samples"]])
     if not names:
         raise ValueError(f"there is nothing that every plan can take: {'; '.join(rounds.notes)}")
-    costs = rounds.work.costs(rounds.passes, here)
+    passes = rounds.paid()
+    costs = rounds.work.costs(passes, here)
     seed = int(rounds.results.data["settings"]["seed"])
     out = {}
     for cell in here:
         mine = [rounds.records[cell.key][n] for n in names]
         row: dict[str, Any] = {"method": cell.method, "keep": cell.keep, "site": _site(cell), "unranked": cell.unranked}
         row["added"] = cell.added
-        row |= rounds.work.row_of(rounds.passes[cell.key])
+        row |= rounds.work.row_of(passes[cell.key])
         beside = next((found for c in costs if (found := nearest_random(cell, c, here)) is not None), None)
         row["random_at"] = None if beside is None else beside.key
         row["paired"] = {
