@@ -12,6 +12,9 @@ from tokensieve.integrations.vllm.refusals import served_methods
 FEW = ("divprune", "fastervlm", "visionzip")
 DRAWN = ("random", "token-correlation")
 """Methods that draw: their counts are compared."""
+FRAGILE = ("vispruner",)
+"""It compares tokens at even and odd ranks of attention: where two swap, all behind them do. In transformers noise of 1e-6 on the
+pixels changes a third of what it keeps; its counts are compared."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,7 @@ def llm():
 
 def every():
     config = testbed.load()[0].config
-    return [m for m in served_methods(tower_of(config, anatomy_of(config))) if m not in (*FEW, *DRAWN)]
+    return [m for m in served_methods(tower_of(config, anatomy_of(config))) if m not in (*FEW, *DRAWN, *FRAGILE)]
 
 
 def same(llm, plain, asked, method, keep, positions):
@@ -85,7 +88,7 @@ def test_the_same_tokens_are_kept(llm, plain, asked):
 
 
 def test_drawn_tokens_are_as_many(llm, asked):
-    for method in DRAWN:
+    for method in (*DRAWN, *FRAGILE):
         said(llm, asked[:1], method=method, keep=40)
         assert [len(places) for places in kept(llm)] == [40]
 
