@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from tests.asking import FakeTokenizer, TalkingProcessor, fake_subject
-from tokensieve.bench.asking import Prompts, groups
+from tokensieve.bench.asking import QuestionPrompts, groups
 from tokensieve.bench.questions import Question, read_questions
 
 
@@ -133,7 +133,7 @@ class Templated(TalkingProcessor):
 def prompts(processor):
     subject = fake_subject()
     subject.processor = processor
-    return Prompts(subject)
+    return QuestionPrompts(subject)
 
 
 def test_prompts_by_the_chat_template_or_without(folder):

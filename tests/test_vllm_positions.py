@@ -12,7 +12,7 @@ from tokensieve.core.stage import Stage
 from tokensieve.integrations.vllm import positioned as positioned_module
 from tokensieve.integrations.vllm import positions, rope
 from tokensieve.integrations.vllm.positioned import Positioned
-from tokensieve.integrations.vllm.positions import Run
+from tokensieve.integrations.vllm.positions import ThinnedRun
 from tokensieve.integrations.vllm.told import FIELD, Told
 
 
@@ -66,7 +66,7 @@ def test_kept_tokens_have_the_positions_that_they_had(name, axes, dtype):
             continue
         n = value[0] * value[1]
         stay = torch.randperm(n, generator=g)[: min(keep, n)].sort().values
-        runs.append(Run(length, len(stay), n))
+        runs.append(ThinnedRun(length, len(stay), n))
         grid = (1, *value) if axes == 3 else None
         rows_ = torch.cat(
             [torch.zeros(len(stay), 2), positions.channels(positions.places(n, grid)[stay], torch.zeros(len(stay), 2))],

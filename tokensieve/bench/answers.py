@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.bench.asking import Prompts, groups
+from tokensieve.bench.asking import QuestionPrompts, groups
 from tokensieve.bench.clocks import Peak, Split, Watchmaker, device
 from tokensieve.bench.equal import FULL, Cell, by_bytes
 from tokensieve.bench.measure import encoded, flops
@@ -43,7 +43,7 @@ class Said:
 
 
 class Answers:
-    """How questions are asked (see :class:`tokensieve.bench.rounds.Work`).
+    """How questions are asked (see :class:`tokensieve.bench.rounds.Measuring`).
 
     Args:
         metric: the name of the one by which answers are scored; those of questions with choices always are by "choice".
@@ -51,7 +51,7 @@ class Answers:
     """
 
     def __init__(self, subject: Subject, metric: str, new_tokens: int, seed: int):
-        self.subject, self.prompts, self.seed, self.new_tokens = subject, Prompts(subject), seed, new_tokens
+        self.subject, self.prompts, self.seed, self.new_tokens = subject, QuestionPrompts(subject), seed, new_tokens
         self.metric, self.choice = METRICS.get(metric), METRICS.get("choice")
         self._seen: set[str] = set()
 

@@ -9,7 +9,7 @@ from tokensieve.bench.questions import Question
 from tokensieve.bench.subject import Subject
 
 
-class Prompts:
+class QuestionPrompts:
     """Makes a model's inputs of questions, by its processor's chat template.
 
     Attributes:

@@ -44,7 +44,7 @@ class Reading:
 
 
 class Continuations:
-    """How texts are read (see :class:`tokensieve.bench.rounds.Work`): one at a time, one prefill for all methods."""
+    """How texts are read (see :class:`tokensieve.bench.rounds.Measuring`): one at a time, one prefill for all methods."""
 
     def __init__(self, model: Any, seed: int):
         self.model, self.seed = model, seed

@@ -23,7 +23,9 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
     plot = _uri((folder / "pareto.svg").read_bytes(), "svg+xml")
     report = Report(data, plot, tuple((name, caption, _picture(picture)) for name, caption, picture in overlays))
     file = folder / "report.html"
-    write_text(file, templates().get_template("report.html").render(data=data, asked=report.asked, blocks=shown(report)))
+    write_text(
+        file, templates().get_template("report.html").render(data=data, asked=report.asked, blocks=shown(report))
+    )
     return file
 
 

@@ -25,14 +25,14 @@ SPARE = 0.02
 """The share of the time that writing results may take."""
 
 
-class Item(Protocol):
+class Askable(Protocol):
     """Something that is asked."""
 
     @property
     def name(self) -> str: ...
 
 
-class Work(Protocol):
+class Measuring(Protocol):
     """How items are asked."""
 
     def batches(self, items: Sequence[Any], size: int) -> Sequence[Sequence[Any]]:
@@ -71,7 +71,7 @@ class Rounds:
     """
 
     def __init__(
-        self, results: Results, work: Work, cells: Sequence[Cell], step: Progress = lambda done, total, what: None
+        self, results: Results, work: Measuring, cells: Sequence[Cell], step: Progress = lambda done, total, what: None
     ):
         self.results, self.work, self.step = results, work, step
         self.cells = [WHOLE, *cells]
@@ -98,7 +98,7 @@ class Rounds:
                     )
                 )
 
-    def run(self, items: Sequence[Item], size: int) -> None:
+    def run(self, items: Sequence[Askable], size: int) -> None:
         """Measure what is missing; results are on disk afterwards, also after an interruption.
 
         Raises:
@@ -113,7 +113,7 @@ class Rounds:
         finally:
             self._save()
 
-    def _through(self, items: Sequence[Item], size: int) -> int:
+    def _through(self, items: Sequence[Askable], size: int) -> int:
         queue = deque(self.work.batches(items, size))
         while queue:
             batch = queue.popleft()
@@ -136,12 +136,12 @@ class Rounds:
             self.step(*self._progress(items), "asking")
         return size
 
-    def _missing(self, batch: Sequence[Item]) -> list[Cell]:
+    def _missing(self, batch: Sequence[Askable]) -> list[Cell]:
         names = {item.name for item in batch}
         open_ = [c for c in self.cells if c.key not in self.left]
         return [c for c in open_ if names - set(self.records.get(c.key, ())) - set(self.failed.get(c.key, ()))]
 
-    def _batch(self, batch: Sequence[Item]) -> None:
+    def _batch(self, batch: Sequence[Askable]) -> None:
         todo = self._missing(batch)
         if not todo:
             return
@@ -183,7 +183,7 @@ class Rounds:
         for key, why in failed.items():
             self.failed.setdefault(key, {}).update((item.name, why) for item in batch)
 
-    def _leave_out(self, items: Sequence[Item]) -> None:
+    def _leave_out(self, items: Sequence[Askable]) -> None:
         """Leave out plans that failed on most items; of others, the items that they failed on are left out for all."""
         for key, names in self.failed.items():
             problem = next(iter(names.values()))
@@ -226,7 +226,7 @@ class Rounds:
         ]
         return list({c.key: c for c in new if c.key not in known}.values())
 
-    def _progress(self, items: Sequence[Item]) -> tuple[int, int]:
+    def _progress(self, items: Sequence[Askable]) -> tuple[int, int]:
         cells = [c for c in self.cells if c.key not in self.left]
         return sum(len(self.records.get(c.key, ())) for c in cells), len(items) * len(cells)
 

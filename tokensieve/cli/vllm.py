@@ -10,7 +10,7 @@ import typer
 from tokensieve.cli.common import Json, console, print_table
 
 if TYPE_CHECKING:
-    from tokensieve.integrations.vllm.check import Report
+    from tokensieve.integrations.vllm.check import ServeReport
 
 
 def add(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def check(
     raise typer.Exit(0 if report.ok else 1)
 
 
-def show(report: Report) -> None:
+def show(report: ServeReport) -> None:
     """Print a report."""
     tower = report.tower
     encoder = f"{tower.built} of {tower.depth} blocks are built, {'with' if tower.cls else 'without'} a CLS token"

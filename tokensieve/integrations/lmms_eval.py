@@ -33,7 +33,7 @@ SIMPLE, CHAT = "simple_", "chat_"
 """What the names of classes under a plan begin with; the model's name follows."""
 
 
-class UnderPlan:
+class LmmsUnderPlan:
     """What a plan adds to a model of lmms-eval.
 
     Args:
@@ -100,7 +100,9 @@ def __getattr__(name: str) -> type:
             path = model.simple_class_path if kind == SIMPLE else model.chat_class_path
             module, own = str(path).rsplit(".", 1)
             base = getattr(import_module(module), own)
-            return type(f"Planned{own}", (UnderPlan, base), {"__module__": __name__, "__doc__": f"{own} under a plan."})
+            return type(
+                f"Planned{own}", (LmmsUnderPlan, base), {"__module__": __name__, "__doc__": f"{own} under a plan."}
+            )
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -132,15 +134,15 @@ def run(args: Sequence[str], plan: Plan | None = None, seed: int = 0) -> None:
     from lmms_eval.cli.dispatch import main
 
     own = HARNESS.model(args)
-    UnderPlan.problems.clear()
-    UnderPlan.ended.clear()
+    LmmsUnderPlan.problems.clear()
+    LmmsUnderPlan.ended.clear()
     register(own, own)
     try:
         with HARNESS.called([*HARNESS.told(args, plan, seed), "--model", own]):
             main()
     finally:
         MODEL_REGISTRY_V2.register_manifest(KNOWN[own], overwrite=True)
-    for problem in UnderPlan.problems:
+    for problem in LmmsUnderPlan.problems:
         raise problem if isinstance(problem, ValueError) else RuntimeError(f"{type(problem).__name__}: {problem}")
-    if not UnderPlan.ended:
+    if not LmmsUnderPlan.ended:
         raise RuntimeError("lmms-eval ended without an answer of the model; what it has printed says why")

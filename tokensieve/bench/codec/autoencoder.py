@@ -42,7 +42,7 @@ def grid(shape: tuple[int, int, int], tokens: int) -> tuple[int, int]:
     return min(fits, key=lambda g: abs(math.log((height / g[0]) / (width / g[1]))))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """A depthwise convolution and two maps across channels, added to what goes in."""
 
     def __init__(self) -> None:
@@ -73,11 +73,13 @@ class Autoencoder(nn.Module):
         latent = LATENT if made is None else made.dim
         self.quantizer = made
         self.encoder = nn.Sequential(
-            nn.Conv2d(shape[0], WIDTH, patch, patch), *(Block() for _ in range(BLOCKS)), nn.Conv2d(WIDTH, latent, 1)
+            nn.Conv2d(shape[0], WIDTH, patch, patch),
+            *(ResidualBlock() for _ in range(BLOCKS)),
+            nn.Conv2d(WIDTH, latent, 1),
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(latent, WIDTH, 1),
-            *(Block() for _ in range(BLOCKS)),
+            *(ResidualBlock() for _ in range(BLOCKS)),
             nn.ConvTranspose2d(WIDTH, shape[0], patch, patch),
         )
 

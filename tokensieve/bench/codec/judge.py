@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokensieve.bench.codec import coded
 from tokensieve.bench.codec.distortion import interval, kernel_distance, psnr, ssim
-from tokensieve.bench.codec.signals import Signals
+from tokensieve.bench.codec.signals import SignalSet
 from tokensieve.codec import Codes, Tokenizer
 
 BATCH = 16
@@ -33,7 +33,7 @@ class Judge:
         seed: of what is drawn.
     """
 
-    signals: Signals
+    signals: SignalSet
     features: Callable[[Tensor], Tensor]
     originals: Tensor
     seed: int

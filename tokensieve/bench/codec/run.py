@@ -17,7 +17,7 @@ from tokensieve.bench.codec import classic, signals, specs
 from tokensieve.bench.codec.autoencoder import Autoencoder
 from tokensieve.bench.codec.distortion import features, noise_floor
 from tokensieve.bench.codec.judge import SHOWN, Judge
-from tokensieve.bench.codec.signals import Signals
+from tokensieve.bench.codec.signals import SignalSet
 from tokensieve.bench.codec.verdict import NEAR
 from tokensieve.bench.results import environment
 from tokensieve.codec import Quantizer, quantizer
@@ -55,7 +55,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Cell:
+class Trial:
     """A row to come: its key, its name, the function that measures it, and whether an autoencoder is trained."""
 
     key: str
@@ -98,7 +98,7 @@ def run(config: Config, report: Report = lambda what, done, of: None) -> dict[st
     return bench.results
 
 
-def _data(config: Config) -> Signals:
+def _data(config: Config) -> SignalSet:
     if config.size < 8:
         raise ValueError(f"--size {config.size}; at least 8 pixels")
     if config.data is None:
@@ -109,7 +109,7 @@ def _data(config: Config) -> Signals:
 class Bench:
     """The state of a run."""
 
-    def __init__(self, config: Config, data: Signals, asked: Sequence[specs.Spec]):
+    def __init__(self, config: Config, data: SignalSet, asked: Sequence[specs.Spec]):
         self.config, self.data, self.asked = config, data, asked
         self.now, self.weight = "", 0.0
         self.progress: Callable[[float], None] = lambda share: None
@@ -165,12 +165,12 @@ class Bench:
         self.rows[key] = row
         write_json(self.config.out / "results.json", self.results)
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[Trial]:
         """All rows, in the order of the table."""
         out = []
         own = [s for s in self.asked if s.tokenizer]
         for spec in own:
-            out.append(Cell(f"{spec.name}@own", spec.name, partial(self._own, spec), False))
+            out.append(Trial(f"{spec.name}@own", spec.name, partial(self._own, spec), False))
         for tokens in self.config.tokens:
             made = self._quantizers(tokens)
             out.append(self._trained(CONTINUOUS, tokens, None))
@@ -180,7 +180,7 @@ class Bench:
                 for bits in merged([self._bits(tokens, m()) for m in made.values()])
                 for cell in self._classics(bits)
             ]
-        unique: dict[str, Cell] = {}
+        unique: dict[str, Trial] = {}
         for cell in out:
             unique.setdefault(cell.key, cell)
         return list(unique.values())
@@ -198,8 +198,8 @@ class Bench:
         count = tokens if made.aligned else int(made.count)  # type: ignore[arg-type]
         return round(count * made.bits)
 
-    def _trained(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> Cell:
-        return Cell(f"{name}@{tokens}", name, lambda: self._fit(name, tokens, make), True)
+    def _trained(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> Trial:
+        return Trial(f"{name}@{tokens}", name, lambda: self._fit(name, tokens, make), True)
 
     def _fit(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> dict[str, Any]:
         judge, steps = self.judge, self.config.steps
@@ -254,9 +254,9 @@ class Bench:
                     self.add(cell.key, {"name": cell.name, **cell.work()})
         return row | {"own_rate": True, "role": "tokenizer", "notes": [], "collapsed": False}
 
-    def _classics(self, bits: int) -> list[Cell]:
+    def _classics(self, bits: int) -> list[Trial]:
         names = ("PCA", "bicubic", "JPEG", "WebP") if self.data.kind == "images" else ("PCA", "fewer samples")
-        return [Cell(f"{n}@{bits}bits", n, partial(self._classic, n, bits), False) for n in names]
+        return [Trial(f"{n}@{bits}bits", n, partial(self._classic, n, bits), False) for n in names]
 
     def _classic(self, name: str, bits: int) -> dict[str, Any]:
         judge, test = self.judge, self.data.test

@@ -22,7 +22,7 @@ FEWEST = 10
 
 
 @dataclass(frozen=True)
-class Signals:
+class SignalSet:
     """What tokenizers are fitted to and judged by.
 
     Attributes:
@@ -51,13 +51,13 @@ class Signals:
         return 1.0 if self.kind == "images" else 2.0
 
 
-def scenes(count: int, size: int, seed: int = 0) -> Signals:
+def scenes(count: int, size: int, seed: int = 0) -> SignalSet:
     """Generated scenes: digits, shapes and words on plain grounds."""
     pictures = [_pixels(generate(seed, i, "train").image, size) for i in range(count)]
     return _split("images", pictures, [f"scene {i}" for i in range(count)], None, None, {}, f"{count} generated scenes")
 
 
-def folder(path: Path, size: int, limit: int | None = None) -> Signals:
+def folder(path: Path, size: int, limit: int | None = None) -> SignalSet:
     """The images of a folder and below it, cut to their middle square and brought to ``size`` pixels, or its speech (WAV).
 
     Raises:
@@ -104,7 +104,7 @@ def folder(path: Path, size: int, limit: int | None = None) -> Signals:
 def _split(
     kind: str, read: list[Tensor], names: list[str], labels: list[str] | None, rate: int | None,
     skipped: dict[str, str], source: str,
-) -> Signals:  # fmt: skip
+) -> SignalSet:  # fmt: skip
     """A fifth, drawn by a fixed seed, is held out; of a file in pieces, all or none."""
     whole = torch.stack(read)
     files = [name.rsplit(" ", 1)[0] if kind == "speech" else name for name in names]
@@ -115,7 +115,7 @@ def _split(
     mark = hashlib.sha256(whole.numpy().tobytes() + "\n".join(names).encode()).hexdigest()
     classes: dict[str, int] = {c: i for i, c in enumerate(sorted(set(labels or ())))}
     told = torch.tensor([classes[c] for c in labels]) if labels else None
-    return Signals(
+    return SignalSet(
         kind, whole[~test], whole[test], tuple(n for n, t in zip(names, test.tolist(), strict=True) if t),
         None if told is None else (told[~test], told[test]), rate, skipped, source, mark,
     )  # fmt: skip

@@ -19,7 +19,7 @@ from tokensieve.integrations.vllm.refusals import Tower, refused_model, refused_
 
 
 @dataclass(frozen=True)
-class Report:
+class ServeReport:
     """What was found.
 
     Attributes:
@@ -49,7 +49,7 @@ class Report:
         return asdict(self) | {"ok": self.ok}
 
 
-def check(model: str) -> Report:
+def check(model: str) -> ServeReport:
     """Look at a local or hub model's config, and at vLLM.
 
     Raises:
@@ -65,7 +65,7 @@ def check(model: str) -> Report:
         name: refused_stage(Plan(Stage(get_method(name), 16, "handoff")), tower) or ""
         for name in list_methods(site="handoff")
     }
-    return Report(
+    return ServeReport(
         vllm=hooks.version() if installed else "",
         hooks=(hooks.refusal((*hooks.FRONT, *hooks.WORKER)) or "")
         if installed

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tokensieve.integrations.vllm import hooks
 from tokensieve.integrations.vllm.placeholders import runs_of
-from tokensieve.integrations.vllm.positions import Run, begun, filled, places, split
+from tokensieve.integrations.vllm.positions import ThinnedRun, begun, filled, places, split
 from tokensieve.integrations.vllm.server import Server
 from tokensieve.integrations.vllm.told import FIELD, Told, unpack
 
@@ -102,16 +102,16 @@ class Positioned:
         # A prompt ends with text, whose positions are known from the start.
         return clean, positions, int(positions[:, length - 1].max()) + 1 - length
 
-    def _runs(self, features: Sequence[Any]) -> tuple[list[Run], list[Any]]:
+    def _runs(self, features: Sequence[Any]) -> tuple[list[ThinnedRun], list[Any]]:
         """The runs of a thinned prompt's pictures, and the features as they would lie in the prompt that holds all tokens."""
-        runs: list[Run] = []
+        runs: list[ThinnedRun] = []
         full, ahead = [], 0
         for feature in features:
             where, lost = feature.mm_position, 0
             if feature.data is not None and FIELD in feature.data:
                 mask = where.is_embed if where.is_embed is not None else torch.ones(where.length, dtype=torch.bool)
                 told = unpack(feature.data[FIELD].data).runs
-                mine = [Run(where.offset + s, k, n) for (s, k), (n, _) in zip(runs_of(mask), told, strict=True)]
+                mine = [ThinnedRun(where.offset + s, k, n) for (s, k), (n, _) in zip(runs_of(mask), told, strict=True)]
                 runs += mine
                 lost = sum(run.tokens - run.kept for run in mine)
             moved = dataclasses.replace(where, offset=where.offset + ahead, length=where.length + lost)

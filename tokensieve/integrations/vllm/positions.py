@@ -18,7 +18,7 @@ CHANNELS, STEP = 6, 128
 
 
 @dataclass(frozen=True)
-class Run:
+class ThinnedRun:
     """A run of slots in a thinned prompt.
 
     Attributes:
@@ -56,7 +56,7 @@ def split(rows: Tensor) -> tuple[Tensor, Tensor]:
     return rows[:, :-CHANNELS], told[:, :3] * STEP + told[:, 3:]
 
 
-def whole(runs: Sequence[Run], length: int) -> Tensor:
+def whole(runs: Sequence[ThinnedRun], length: int) -> Tensor:
     """``(L,)``: for each slot of a thinned prompt where it stands in the one that holds all tokens, kept tokens as if they were
     the first of their run."""
     more = torch.zeros(length, dtype=torch.long)
@@ -66,7 +66,7 @@ def whole(runs: Sequence[Run], length: int) -> Tensor:
     return torch.arange(length) + more.cumsum(0)
 
 
-def begun(full: Tensor, runs: Sequence[Run], length: int) -> tuple[Tensor, int]:
+def begun(full: Tensor, runs: Sequence[ThinnedRun], length: int) -> tuple[Tensor, int]:
     """Positions of a thinned prompt, and by how much what is written behind it is ahead of its length.
 
     Args:

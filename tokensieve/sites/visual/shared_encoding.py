@@ -33,7 +33,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Call:
+class EncoderCall:
     """A call of the encoder.
 
     Attributes:
@@ -72,7 +72,7 @@ class SharedEncoding:
         self.anatomy = find(self._model)
         # What reads features alone may always come.
         self._asked = {(), *(_needs(plan) for plan in plans if all(s.site != "encoder" for s in plan.stages))}
-        self._calls: list[Call] = []
+        self._calls: list[EncoderCall] = []
         self._undo: list[Detach] = []
         self.seconds = 0.0
         self.plain: dict[str, Callable[..., Any]] = {}
@@ -117,7 +117,7 @@ class SharedEncoding:
     def _out(self, kind: str, plain: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
         return self._call(kind, args, kwargs).out
 
-    def _call(self, kind: str, args: Any, kwargs: dict[str, Any]) -> Call:
+    def _call(self, kind: str, args: Any, kwargs: dict[str, Any]) -> EncoderCall:
         given = inspect.signature(self.plain[kind]).bind_partial(*args, **kwargs).arguments
         found = next((c for c in self._calls if c.kind == kind and _same(c.given, given)), None)
         if found is None:
@@ -125,7 +125,7 @@ class SharedEncoding:
             self._calls.append(found)
         return found
 
-    def _encode(self, kind: str, given: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> Call:
+    def _encode(self, kind: str, given: dict[str, Any], args: Any, kwargs: dict[str, Any]) -> EncoderCall:
         """Have the encoder run once, with a listener for each of the needs."""
         base: Any = self.anatomy.base
         clocks = {needs: Clock(self._model) for needs in self._asked}
@@ -156,7 +156,7 @@ class SharedEncoding:
             base.__dict__[SHARED] = self
             while undo:
                 undo.pop()()
-        return Call(kind, given, out, {n: (_look(x, out), clocks[n].seconds) for n, x in listeners.items()})
+        return EncoderCall(kind, given, out, {n: (_look(x, out), clocks[n].seconds) for n, x in listeners.items()})
 
 
 def _needs(plan: Plan) -> tuple[Need, ...]:

