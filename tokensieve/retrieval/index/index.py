@@ -13,7 +13,7 @@ from torch import Tensor
 from tokensieve.retrieval.errors import Incompatible
 from tokensieve.retrieval.index import snapshot, tune
 from tokensieve.retrieval.index.manifest import creating, start
-from tokensieve.retrieval.index.reader import Document, Reader
+from tokensieve.retrieval.index.reader import Document, IndexReader
 from tokensieve.retrieval.index.validation import (
     WritableStore,
     check_names,
@@ -30,7 +30,7 @@ from tokensieve.retrieval.storage import vector_format
 from tokensieve.retrieval.storage.files import write_json
 
 
-class Index(Reader, WritableStore):
+class Index(IndexReader, WritableStore):
     """Documents in a folder: immutable segments named by a manifest, which each commit replaces at once.
 
     Any number of processes may read while one writes; a reader sees one committed state until :meth:`refresh`. The first

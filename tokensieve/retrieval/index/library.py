@@ -139,7 +139,7 @@ class Library(Putting):
             where: conditions on metadata (see ``filters.Where``).
             keep: show the effect of fewer vectors: the 50 best passages (or ``k``, if more) are ranked again by so many of
                 their stored vectors.
-            rerank, fuse, offset, min_score: see :meth:`Reader.search`.
+            rerank, fuse, offset, min_score: see :meth:`IndexReader.search`.
             per_document: only the best passage of each document.
 
         Raises:

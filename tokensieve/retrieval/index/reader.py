@@ -1,4 +1,4 @@
-"""Reader: the documents of an index as they are in one committed state, searched and told of."""
+"""The reader: the documents of an index as they are in one committed state, searched and told of."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Document:
     metadata: Mapping[str, Any]
 
 
-class Reader:
+class IndexReader:
     """What is asked of an index without writing to it."""
 
     def __init__(self, folder: Path, state: snapshot.Snapshot) -> None:

@@ -22,7 +22,7 @@ SIGNS = re.compile(r"^#{1,6} \S|^```|^\[[^\]]+\]\([^)]+\)", re.M)
 DIRECTIVE = re.compile(r"^\.\. \w+(?:::|:)|^\.\. _|``[^`]+``_?", re.M)
 
 
-class Reader(Protocol):
+class DocumentReader(Protocol):
     """Reads the source of one kind of document."""
 
     def __call__(self, source: str) -> Layout:
@@ -34,12 +34,12 @@ class Reader(Protocol):
         ...
 
 
-READERS: Registry[Reader] = Registry("reader")
+READERS: Registry[DocumentReader] = Registry("reader")
 """Readers by name; their fact ``takes`` is ``(name, first characters) -> bool``."""
 Takes = Callable[[str, str], bool]
 
 
-def register_reader(name: str, takes: Takes) -> Callable[[Reader], Reader]:
+def register_reader(name: str, takes: Takes) -> Callable[[DocumentReader], DocumentReader]:
     """A decorator that makes a reader known.
 
     Args:
