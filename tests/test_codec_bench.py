@@ -488,7 +488,7 @@ def test_a_difference_is_paired_and_passes_over_what_one_lacks():
     one = row("a", "tokenizer", [1.0, 2.0, 3.0])
     two = row("b", "tokenizer", [0.0, 1.0, 9.0]) | {"psnr_each": [0.0, None, 9.0]}
     gap = verdict.difference(one, two)
-    assert (gap.mean, gap.count, gap.sure) == (-2.5, 2, False)
+    assert (gap.mean, gap.count, gap.distinguishable) == (-2.5, 2, False)
 
 
 def test_rates_within_a_hundredth_are_one():

@@ -76,7 +76,7 @@ def aligned(text: str, back: int, tokens: int = 12) -> bytes:
 @check(280)
 def alignment(_: CheckContext) -> Outcome:
     """The packaged model, held-out Python, 60 prompts cut at an offset of a word seen before: one token back completes more
-    words than plain decoding; 60 prompts cut before a word go on unchanged with back=0, and their share that back=1 changes."""
+    words than plain decoding; 60 prompts cut behind a word go on unchanged with back=0, and their share that back=1 changes."""
     prompts = cut_prompts(PROMPTS)
     right = {"uncut": 0, "naive": 0, "align 1": 0, "align 3": 0}
     for before, word, given in prompts:
@@ -85,11 +85,11 @@ def alignment(_: CheckContext) -> Outcome:
         for back in (1, 3):
             right[f"align {back}"] += completes(aligned(before + given, back), word, given)
     same = changed = 0
-    for before, _word, _given in prompts:
-        plain = greedy(before)
-        same += aligned(before, 0) == plain
+    for before, word, _given in prompts:
+        plain = greedy(before + word)
+        same += aligned(before + word, 0) == plain
         # One step more was taken back: compared is what both have.
-        other = aligned(before, 1)
+        other = aligned(before + word, 1)
         changed += other[: min(len(other), len(plain))] != plain[: min(len(other), len(plain))]
     n: dict[str, Any] = {"prompts": len(prompts)} | {f"right, {k}": v for k, v in right.items()}
     n |= {"uncut prompts unchanged by back=0": same, "changed by back=1": changed}

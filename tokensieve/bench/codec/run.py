@@ -55,7 +55,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Arm:
     """A row to come: its key, its name, the function that measures it, and whether an autoencoder is trained."""
 
     key: str
@@ -165,12 +165,12 @@ class Bench:
         self.rows[key] = row
         write_json(self.config.out / "results.json", self.results)
 
-    def cells(self) -> list[Trial]:
+    def cells(self) -> list[Arm]:
         """All rows, in the order of the table."""
         out = []
         own = [s for s in self.asked if s.tokenizer]
         for spec in own:
-            out.append(Trial(f"{spec.name}@own", spec.name, partial(self._own, spec), False))
+            out.append(Arm(f"{spec.name}@own", spec.name, partial(self._own, spec), False))
         for tokens in self.config.tokens:
             made = self._quantizers(tokens)
             out.append(self._trained(CONTINUOUS, tokens, None))
@@ -180,7 +180,7 @@ class Bench:
                 for bits in merged([self._bits(tokens, m()) for m in made.values()])
                 for cell in self._classics(bits)
             ]
-        unique: dict[str, Trial] = {}
+        unique: dict[str, Arm] = {}
         for cell in out:
             unique.setdefault(cell.key, cell)
         return list(unique.values())
@@ -198,8 +198,8 @@ class Bench:
         count = tokens if made.aligned else int(made.count)  # type: ignore[arg-type]
         return round(count * made.bits)
 
-    def _trained(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> Trial:
-        return Trial(f"{name}@{tokens}", name, lambda: self._fit(name, tokens, make), True)
+    def _trained(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> Arm:
+        return Arm(f"{name}@{tokens}", name, lambda: self._fit(name, tokens, make), True)
 
     def _fit(self, name: str, tokens: int, make: Callable[[], Quantizer] | None) -> dict[str, Any]:
         judge, steps = self.judge, self.config.steps
@@ -254,9 +254,9 @@ class Bench:
                     self.add(cell.key, {"name": cell.name, **cell.work()})
         return row | {"own_rate": True, "role": "tokenizer", "notes": [], "collapsed": False}
 
-    def _classics(self, bits: int) -> list[Trial]:
+    def _classics(self, bits: int) -> list[Arm]:
         names = ("PCA", "bicubic", "JPEG", "WebP") if self.data.kind == "images" else ("PCA", "fewer samples")
-        return [Trial(f"{n}@{bits}bits", n, partial(self._classic, n, bits), False) for n in names]
+        return [Arm(f"{n}@{bits}bits", n, partial(self._classic, n, bits), False) for n in names]
 
     def _classic(self, name: str, bits: int) -> dict[str, Any]:
         judge, test = self.judge, self.data.test

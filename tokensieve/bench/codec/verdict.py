@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from tokensieve.bench.codec.distortion import interval
+from tokensieve.bench.paired import Difference, paired
 
 Row = dict[str, Any]
 NEAR = 0.01
@@ -15,36 +12,18 @@ NEAR = 0.01
 CLASSICS = ("PCA", "bicubic", "fewer samples", "WebP", "JPEG")
 
 
-@dataclass(frozen=True)
-class Difference:
-    """Of two rows, signal by signal.
-
-    Attributes:
-        mean: PSNR of the first less that of the second, dB; low, high: its 95% bootstrap interval; count: signals that both have.
-    """
-
-    mean: float
-    low: float
-    high: float
-    count: int
-
-    @property
-    def sure(self) -> bool:
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.2f} dB ({self.low:+.2f} to {self.high:+.2f})"
-
-
 def difference(one: Row, two: Row) -> Difference | None:
     """The paired difference of two rows over the signals that both took, and whose files fit; None where there are none."""
     fits = [a and b for a, b in zip(_fits(one), _fits(two), strict=True)]
     pairs = zip(one["psnr_each"], two["psnr_each"], fits, strict=True)
-    each = [a - b for a, b, fit in pairs if fit and a is not None and b is not None]
-    if not each:
-        return None
-    low, high = interval(torch.tensor(each, dtype=torch.float64))
-    return Difference(sum(each) / len(each), low, high, len(each))
+    both = [(a, b) for a, b, fit in pairs if fit and a is not None and b is not None]
+    return paired([a for a, _ in both], [b for _, b in both]) if both else None
+
+
+def _words(gap: Difference) -> str:
+    if gap.low is None or gap.high is None:
+        return f"{gap.mean:+.2f} dB (too few for an interval)"
+    return f"{gap.mean:+.2f} dB ({gap.low:+.2f} to {gap.high:+.2f})"
 
 
 def _fits(row: Row) -> list[bool]:
@@ -79,8 +58,8 @@ def verdict(rows: dict[str, Row], bits: int) -> list[str]:
     for other in _one_each(asked[1:], best["name"]):
         gap = difference(best, other)
         if gap:
-            word = "it is better by" if gap.sure else "no sure difference:"
-            out.append(f"Beside {other['name']} ({_rate(other)}) {word} {gap}.")
+            word = "it is better by" if gap.distinguishable else "no sure difference:"
+            out.append(f"Beside {other['name']} ({_rate(other)}) {word} {_words(gap)}.")
     for name in CLASSICS:
         row = classic(rows, name, bits)
         if row is not None:
@@ -89,7 +68,7 @@ def verdict(rows: dict[str, Row], bits: int) -> list[str]:
         row = max((r for r in held if r["name"] == name), key=lambda r: r["psnr"], default=None)
         gap = None if row is None else difference(best, row)
         if row is not None and gap is not None and row["psnr_each"] != best["psnr_each"]:
-            out.append(f"{_word(gap)} {name} ({_rate(row)}): {gap}.")
+            out.append(f"{_word(gap)} {name} ({_rate(row)}): {_words(gap)}.")
     return out
 
 
@@ -99,7 +78,7 @@ def below_pca(rows: dict[str, Row], row: Row) -> bool | None:
         return None
     other = classic(rows, "PCA", row["bits"])
     gap = None if other is None else difference(row, other)
-    return None if gap is None else gap.high < 0
+    return None if gap is None else gap.distinguishable and gap.mean < 0
 
 
 def classic(rows: dict[str, Row], name: str, bits: float) -> Row | None:
@@ -125,11 +104,13 @@ def _against(best: Row, row: Row, bits: int) -> str:
     where = (
         "" if fit == len(_fits(row)) else f", on the {gap.count} of {len(_fits(row))} signals whose smallest file fits"
     )
-    return f"{_word(gap)} {row['name']} ({_rate(row)}){where}: {gap}."
+    return f"{_word(gap)} {row['name']} ({_rate(row)}){where}: {_words(gap)}."
 
 
 def _word(gap: Difference) -> str:
-    return "It beats" if gap.low > 0 else "It is below" if gap.high < 0 else "No sure difference from"
+    if not gap.distinguishable:
+        return "No sure difference from"
+    return "It beats" if gap.mean > 0 else "It is below"
 
 
 def _rate(row: Row) -> str:
