@@ -49,7 +49,7 @@ def magvit2(bed: CheckContext) -> Outcome:
 @check(72)
 def wetok(bed: CheckContext) -> Outcome:
     """Digits, 16 tokens of 10 bits in 2 groups: error below VQ, default and revived; the naive entropy's memory grows
-    linearly with groups of 5 bits and doubles a bit without. The noise decoder is not delivered."""
+    linearly with groups of 2 bits and doubles a bit without. The noise decoder is not delivered."""
     rows = {
         "grouped": several({"name": "lfq", "bits": 10, "groups": 2}), "vq, default": several(PUBLISHED),
         "vq, revived": several(REVIVED),
