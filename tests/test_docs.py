@@ -146,7 +146,7 @@ def test_the_page_on_encoders_runs(tmp_path, monkeypatch):
 
 def test_the_page_on_tokenizers_runs():
     try:
-        found = run("docs/how-to/tokenizers.md")
+        found = run("docs/how-to/codec.md")
         assert found["ids"].shape == (2, 256)
         assert found["Means"]().decode(found["Means"]().encode(torch.rand(1, 3, 64, 64))).shape == (1, 3, 64, 64)
     finally:
