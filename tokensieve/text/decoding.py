@@ -103,6 +103,8 @@ class Bytes:
 class ByteModel(Bytes):
     """A causal language model and its tokenizer, asked for bytes.
 
+    What was read last is kept, for prefixes that go on from it: after changing the model's weights make a new one.
+
     Args:
         model: of transformers; tokenizer: anything that :func:`~tokensieve.text.loading.open_tokenizer` takes.
 
