@@ -16,15 +16,13 @@ from benchmarks.real_cache import FILE, PLAN, Step, lines
 from benchmarks.real_speed import FILE as SPEED
 from benchmarks.real_speed import KEEP, TOKENS
 from benchmarks.real_texts import TASKS
-from tokensieve.bench.paired import paired
+from tokensieve.bench import paired as stats
 
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "cache-leaderboard.md"
 PLOT = PAGE.parent.parent / "pictures" / "cache-smollm2.png"
 LEAST = ("perplexity", "code", "summaries")
 """Tasks judged by nats a token, of which less is better; the others by answers that are right throughout."""
 
-FEW = 6
-"""Texts from which an interval is told: drawn again from fewer, they say too little."""
 
 Cells = dict[tuple[int, float, str], dict[str, list[dict[str, float]]]]
 """By length, budget and task, the rows of each method, text by text; the full cache's and random's stand among them."""
@@ -53,11 +51,11 @@ def cell(task: str, rows: dict[str, list[dict[str, float]]], method: str) -> str
     digits = 2 if task in LEAST else 0
     own, full, chance = ([value(task, r) for r in rows[name]] for name in (method, "full", "random"))
     told = f"{mean(own):.{digits}f}"
-    if method == "full" or len(own) < FEW:
+    if method == "full" or len(own) < stats.FEWEST:
         return told
-    less = paired(own, full)
+    less = stats.paired(own, full)
     between = f" ({less.low:+.{digits}f} to {less.high:+.{digits}f})"
-    alike = method != "random" and not paired(own, chance).distinguishable
+    alike = method != "random" and not stats.paired(own, chance).distinguishable
     return told + between + (" °" if alike else "")
 
 
@@ -84,8 +82,8 @@ def section(found: Cells, step: Step, keep: float) -> list[str]:
     least, most = min(counts.values()), max(counts.values())
     few = (
         ""
-        if least >= FEW
-        else f" Too few for intervals ({FEW} are needed), and to rank methods that lie near each other."
+        if least >= stats.FEWEST
+        else f" Too few for intervals ({stats.FEWEST} are needed), and to rank methods that lie near each other."
     )
     told = f"{least if least == most else said} of {step.texts} texts {'a task' if least == most else 'planned'}.{few}"
     return [title, "", told, "", table(head, body), ""]

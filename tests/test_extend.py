@@ -417,7 +417,7 @@ def test_a_block_of_the_report(mine, tmp_path):
     (tmp_path / "pareto.svg").write_text("<svg/>")
     page = report.write(data, tmp_path).read_text()
     assert "<h2>Mine</h2>\n<p>64 tokens</p>" in page
-    assert page.index("<h2>Skipped images</h2>") < page.index("<h2>Mine</h2>") < page.index("<h2>How to read this</h2>")
+    assert page.index("<h2>Skipped</h2>") < page.index("<h2>Mine</h2>") < page.index("<h2>How to read this</h2>")
     assert BLOCKS.get("mine block").meaning == "The largest of all."
     testing.check_block("mine block")
 

@@ -111,7 +111,7 @@ def test_the_page_tells_counts_and_what_cannot_be_told_apart(measured, tmp_path,
     assert row.count("|") == 3 + len(TASKS)
     full = next(line for line in page.splitlines() if line.startswith("| **full**"))
     assert " to " not in row + full
-    monkeypatch.setattr(real_page, "FEW", 2)
+    monkeypatch.setattr("tokensieve.bench.paired.FEWEST", 2)
     row = next(line for line in real_page.page(rest, head).splitlines() if line.startswith("| keydiff"))
     assert row.count(" to ") == len(TASKS)
     monkeypatch.setattr(real_page, "PLOT", tmp_path / "plot.png")

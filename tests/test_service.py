@@ -273,7 +273,9 @@ def test_no_request_makes_it_fail(shelf, path, mode):
         try:
             cases = operation.as_strategy(generation_mode=mode)
 
-            @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @settings(
+                max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
+            )
             @given(case=cases)
             def ask(case):
                 case.call_and_validate(headers=known, timeout=300)

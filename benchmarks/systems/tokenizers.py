@@ -11,8 +11,7 @@ from typing import Any
 
 from benchmarks.reference.turkish_units_61 import linguistic
 from benchmarks.systems.bed import CheckContext, Outcome, check
-from tokensieve.testbed.lm.corpus import Document as Found
-from tokensieve.testbed.lm.corpus import guide, is_held_out, manuals, standard_library
+from tokensieve.testbed.lm.corpus import CorpusDocument, guide, is_held_out, manuals, standard_library
 from tokensieve.text.config import TokenizerConfig
 from tokensieve.text.corpus import Corpus, Document, read_bytes
 from tokensieve.text.encoding import Coder
@@ -41,7 +40,7 @@ def documents(kind: str, held: bool, most: int) -> tuple[Document, ...]:
     return tuple(out)
 
 
-def _held(document: Found) -> bool:
+def _held(document: CorpusDocument) -> bool:
     """One document in twenty by its name, and those that the testbed's language model holds out."""
     return is_held_out(document) or sum(document.name.encode()) % 20 == 0
 

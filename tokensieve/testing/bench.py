@@ -13,6 +13,9 @@ from tokensieve.testing.trial import expect
 
 PICTURE = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 HOSTILE = "<b id=hostile>&"
+SCORES = {"questions": ("score",), "texts": ("likelihood", "after", "before")}
+TEXTS = {"held": 0.25, "perplexity": 9.5, "bits": 1.1, "after": 0.5, "before": 0.75}
+"""Of a row about texts: bytes held and facts as shares, bits a byte."""
 EMPTY_TAGS = frozenset(
     ["area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "source", "track", "wbr"]
 )
@@ -88,9 +91,10 @@ class _Read(HTMLParser):
 
 
 def _runs() -> list[dict[str, Any]]:
-    """Results of a run with answers, of one without, and of the full model alone."""
+    """Results of a run with answers, of one without, of the full model alone, and of a user's own questions and texts."""
     known, unknown = results(labelled=True), results(labelled=False)
-    return [known, unknown, {**known, "rows": {"full": known["rows"]["full"]}, "skipped": []}]
+    alone = {**known, "rows": {"full": known["rows"]["full"]}, "skipped": []}
+    return [known, unknown, alone, own("questions"), own("texts")]
 
 
 def results(labelled: bool) -> dict[str, Any]:
@@ -119,6 +123,19 @@ def results(labelled: bool) -> dict[str, Any]:
         "samples": [sample],
         "rows": rows,
     }  # fmt: skip
+
+
+def own(asked: str) -> dict[str, Any]:
+    """What a run over a user's own ``"questions"`` or ``"texts"`` leaves, made up."""
+    data = results(labelled=asked == "questions")
+    for row in data["rows"].values():
+        one = {"mean": -0.25, "low": -0.5, "high": 0.25, "count": 9, "needed": 40} if row["keep"] else None
+        row["paired"] = {score: {"full": one, "random": one} for score in SCORES[asked]}
+        row |= {"interval": [0.25, 0.75]} if asked == "questions" else TEXTS
+    settings = data["settings"] | {"score": "exact", "equal": "mean"}
+    records = {"full": {HOSTILE: {"score": 1.0}}}
+    more: dict[str, Any] = {"records": records} if asked == "questions" else {}
+    return data | {"settings": settings, "asked": asked, "left": {HOSTILE: HOSTILE}, "notes": [HOSTILE], **more}
 
 
 def _row(method: str, site: str, keep: Any, labelled: bool) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.sites.model.compatibility import cache_argument, cache_in
 from tokensieve.text.prefixes import NONE, Prefixes
 from tokensieve.text.proper import Frame, Ids
 
@@ -96,8 +97,9 @@ class Reader:
         if self._most is not None and len(ids) > self._most:
             raise ValueError(f"the prefix is {len(ids)} tokens long; the model reads at most {self._most}; shorten it")
         fresh = torch.tensor([ids[len(self._held) :]], device=self.model.device)
-        out = self.model(input_ids=fresh, past_key_values=self._cache, use_cache=True, **options)
-        self._held, self._cache, self._last = ids, out.past_key_values, out.logits[0, -1]
+        held = cache_argument(self.model, self._cache)
+        out = self.model(input_ids=fresh, use_cache=True, **held, **options)
+        self._held, self._cache, self._last = ids, cache_in(out), out.logits[0, -1]
         return out.logits[0]
 
     @torch.inference_mode()
@@ -116,7 +118,7 @@ class Reader:
             width = max(map(len, part))
             # What stands behind a row's end is seen by nothing before it, and not looked at.
             given = torch.tensor([[*r, *[r[-1]] * (width - len(r))] for r in part], device=self.model.device)
-            logits = self.model(input_ids=given, past_key_values=cache, use_cache=True).logits
+            logits = self.model(input_ids=given, use_cache=True, **cache_argument(self.model, cache)).logits
             out += [logits[i, : len(r)] for i, r in enumerate(part)]
         return out
 

@@ -138,10 +138,10 @@ def application(
 
 
 def _answers(library: Library, how: wire.Query, queries: list[str]) -> list[wire.Answer]:
-    start = time.perf_counter()
+    start, conditions = time.perf_counter(), None if how.where is None else how.where.root
     try:
         found = library.search(
-            queries, how.k, where=how.where, keep=how.keep, fuse=how.fuse, offset=how.offset, min_score=how.min_score,
+            queries, how.k, where=conditions, keep=how.keep, fuse=how.fuse, offset=how.offset, min_score=how.min_score,
             per_document=how.per_document,
         )  # fmt: skip
     except ValueError as problem:
@@ -153,7 +153,7 @@ def _answers(library: Library, how: wire.Query, queries: list[str]) -> list[wire
             passages=len(library),
             milliseconds=spent,
             damaged=library.index.damaged,
-            notes=list(library.notes(query, how.where)),
+            notes=list(library.notes(query, conditions)),
         )
         for query, hits in zip(queries, found, strict=True)
     ]

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, RootModel, field_validator, model_validator
 
 from tokensieve.retrieval.index import marks
-from tokensieve.retrieval.index.filters import check
+from tokensieve.retrieval.index.filters import JOINS, OPERATORS, check
 from tokensieve.retrieval.index.results import SearchResult
 
 QUERY, MANY, MOST, TEXT, NAME = 10_000, 64, 100, 1_000_000, 512
@@ -21,15 +21,60 @@ Span = tuple[int, int]
 Name = Annotated[str, Field(min_length=1, max_length=NAME, description="A document's id.")]
 
 
+SELF: Any = {"$ref": "#/components/schemas/Conditions"}
+LIMITS: Any = {name: {} for name in OPERATORS} | {
+    "in": {"type": "array"},
+    "prefix": {"type": "string"},
+    "exists": {"type": "boolean"},
+}
+CONDITION: Any = {
+    "anyOf": [
+        {"type": ["string", "number", "boolean", "null", "array"]},
+        {"type": "object", "properties": LIMITS, "additionalProperties": False},
+    ]
+}
+JOINED: Any = {"type": "array", "minItems": 1, "items": SELF}
+
+
+class Conditions(RootModel[dict[str, JsonValue]]):
+    """Conditions on metadata: ``{"suffix": ".md"}``, ``{"year": {"ge": 2020}}``, ``{"$or": [{...}, {...}]}``."""
+
+    model_config = ConfigDict(
+        strict=True,
+        json_schema_extra={
+            "propertyNames": {"anyOf": [{"enum": list(JOINS)}, {"not": {"pattern": "^\\$"}}]},
+            "properties": {"$or": JOINED, "$and": JOINED, "$not": SELF},
+            "additionalProperties": CONDITION,
+        },
+    )
+
+    @model_validator(mode="after")
+    def _known(self) -> Conditions:
+        check(self.root)
+        return self
+
+
+ALONE: Any = {
+    "not": {
+        "required": ["keep"],
+        "properties": {"keep": {"type": "number"}},
+        "anyOf": [
+            {"required": ["fuse"], "properties": {"fuse": {"not": {"const": "none"}}}},
+            {"required": ["offset"], "properties": {"offset": {"not": {"const": 0}}}},
+            {"required": ["per_document"], "properties": {"per_document": {"const": True}}},
+        ],
+    }
+}
+"""``keep`` ranks by itself: it stands beside none of these."""
+
+
 class Query(BaseModel):
     """A search."""
 
-    model_config = Strict
+    model_config = ConfigDict(**Strict, json_schema_extra=ALONE)
     query: str = Field(min_length=1, max_length=QUERY, pattern=WORDS, examples=["how do I read a file line by line"])
     k: int = Field(10, ge=1, le=MOST, description="How many passages.")
-    where: dict[str, JsonValue] | None = Field(
-        None, description='Conditions on metadata: {"suffix": ".md"}, {"year": {"ge": 2020}}, {"$or": [{...}, {...}]}.'
-    )
+    where: Conditions | None = None
     fuse: Literal["none", "rrf"] | Annotated[float, Field(ge=0, le=1)] = Field(
         "none", description="How BM25 counts: not at all, by ranks, or by a share of the score."
     )
@@ -39,13 +84,6 @@ class Query(BaseModel):
     keep: float | None = Field(
         None, gt=0, le=1, description="Rank the 50 best passages again by this share of their stored vectors."
     )
-
-    @field_validator("where")
-    @classmethod
-    def _known(cls, value: Any) -> Any:
-        if value is not None:
-            check(value)
-        return value
 
     @field_validator("k", "offset", mode="before")
     @classmethod

@@ -6,9 +6,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tokensieve.extras import install
+from tokensieve.sites.model.compatibility import GenerationConfig
 
 
 def require() -> None:

@@ -9,13 +9,14 @@ from pathlib import Path
 from torch import Tensor
 from tqdm import tqdm
 from transformers import (
-    GenerationConfig,
     WhisperConfig,
     WhisperFeatureExtractor,
     WhisperForConditionalGeneration,
     WhisperProcessor,
     WhisperTokenizer,
 )
+
+from tokensieve.sites.model.compatibility import GenerationConfig
 
 from .ctranslate2 import read
 
