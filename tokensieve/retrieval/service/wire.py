@@ -13,7 +13,8 @@ from tokensieve.retrieval.index.results import SearchResult
 
 QUERY, MANY, MOST, TEXT, NAME = 10_000, 64, 100, 1_000_000, 512
 """Characters of a query, queries of a request, passages of an answer, characters of a document and of its id."""
-WORDS = r"\S"
+WORDS = r"[^\s\x1c-\x1f\x85\uFEFF]"
+"""At least one of it must be there: what is blank to one dialect of patterns or another, does not count."""
 
 FREE: Any = {"propertyNames": {"not": {"anyOf": [{"enum": sorted(marks.OWN)}, {"pattern": "^\\$"}]}}}
 Strict = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
