@@ -16,7 +16,7 @@ from tests.test_shards import TEXTS, rounded
 from tokensieve.cli.main import app
 from tokensieve.retrieval import Incompatible, IndexProblem
 from tokensieve.retrieval.encoders import loading
-from tokensieve.retrieval.index import library
+from tokensieve.retrieval.index import put
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.sync import mirror as mirror_whole
@@ -95,7 +95,7 @@ def by_words(work, diary: Path, dies=lambda job: False):
     def done(job):
         build._encoder.cache_clear()
         loading.load_encoder = lambda source=None, **_: Words()
-        library.COMMIT = 4
+        put.COMMIT = 4
         with open(diary, "a") as file:
             file.write(f"{job.number} {os.getpid()}\n")
         if not dies(job):
