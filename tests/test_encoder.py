@@ -154,6 +154,8 @@ def test_an_encoder_that_is_told_where_tokens_stand_is_refused(which):
 
 
 def test_an_encoder_that_makes_visual_tokens_itself_is_refused():
+    if "granite_docling" not in tiny_models.names():
+        pytest.skip("this release of transformers has no Granite-Docling")
     model = tiny_models.model("granite_docling")
     with pytest.raises(
         ValueError, match="makes its visual tokens inside the encoder, of all patches; use site='handoff'"
