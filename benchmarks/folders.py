@@ -18,11 +18,12 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import torch
 
+from tokensieve.bench.paired import interval
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
@@ -31,7 +32,7 @@ from tokensieve.retrieval.index.sync import mirror
 OUT = Path("out/folders")
 RUST = Path.home() / ".rustup/toolchains"
 CMAKE = Path("/usr/share")
-KS, HELD, SEED, DRAWS = (1, 10, 50, 100), 240, 0, 2000
+KS, HELD, SEED = (1, 10, 50, 100), 240, 0
 MODULES = (
     "argparse asyncio/queues asyncio/locks base64 bisect calendar cmd collections/__init__ "
     "concurrent/futures/thread configparser contextlib copy csv dataclasses difflib email/message fileinput fnmatch "
@@ -199,17 +200,15 @@ def measure(name: str, out: Path = OUT, index: Path | None = None) -> dict[str, 
                 found = {hit.id for hit in library.index.search(vectors[i], k)}
                 recalls[k].append(len(best & found) / max(len(best), 1))
         row[kind] = {
-            "queries": len(queries), "right file first": interval(first), "mrr of files": interval(reciprocal),
-            **{f"recall of exact's top {k}": interval(r) for k, r in recalls.items()},
+            "queries": len(queries), "right file first": told(first), "mrr of files": told(reciprocal),
+            **{f"recall of exact's top {k}": told(r) for k, r in recalls.items()},
         }  # fmt: skip
     return row
 
 
-def interval(values: list[Any]) -> list[float]:
-    """The mean, and its 95% bootstrap interval."""
-    x = np.array(values, dtype=float)
-    draws = np.random.default_rng(SEED).choice(x, (DRAWS, len(x))).mean(1)
-    return [round(float(v), 4) for v in (x.mean(), *np.percentile(draws, (2.5, 97.5)))]
+def told(values: list[Any]) -> list[float]:
+    """The mean, and its 95% bootstrap interval; the mean alone of very few."""
+    return [round(float(v), 4) for v in (mean(values), *(interval(values, SEED) or ()))]
 
 
 def broken(texts: list[str]) -> dict[str, float]:

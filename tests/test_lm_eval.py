@@ -8,6 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 import tokensieve as ts
+from tests.pictured import questions
 from tokensieve import testbed
 from tokensieve.cli.main import app
 from tokensieve.testbed import lm
@@ -177,11 +178,7 @@ def opened(doc):
 
 @pytest.mark.slow
 def test_a_vision_language_model_answers_under_a_plan(tmp_path):
-    rows = []
-    for i, item in enumerate(testbed.test_set(10, 1)):
-        item.image.save(tmp_path / f"{i}.png")
-        rows.append({"image": str(tmp_path / f"{i}.png"), "question": item.question.text, "answer": item.answer})
-    (tmp_path / "looks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions(tmp_path, "looks.jsonl")
     (tmp_path / "look.yaml").write_text(PICTURED.format(folder=tmp_path))
     (tmp_path / "pictures.py").write_text(OPENED)
 

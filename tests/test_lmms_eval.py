@@ -20,6 +20,7 @@ from lmms_eval.models import MODEL_REGISTRY_V2
 from typer.testing import CliRunner
 
 import tokensieve as ts
+from tests.pictured import questions
 from tests.test_loading import picture_folder  # noqa: F401 (a fixture)
 from tokensieve import testbed
 from tokensieve.bench.compat import tiny_models
@@ -61,11 +62,7 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def task(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    rows = []
-    for i, item in enumerate(testbed.test_set(10, 1)):
-        item.image.save(folder / f"{i}.png")
-        rows.append({"image": str(folder / f"{i}.png"), "question": item.question.text, "answer": item.answer})
-    (folder / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    questions(folder, "questions.jsonl")
     (folder / "scenes.yaml").write_text(TASK.format(folder=folder))
     (folder / "scenes_pictures.py").write_text(PICTURES)
     return folder

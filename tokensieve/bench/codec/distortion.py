@@ -40,15 +40,6 @@ def ssim(test: Tensor, back: Tensor) -> Tensor:
     return like.flatten(1).mean(1).double()
 
 
-def interval(values: Tensor, seed: int = 0) -> tuple[float, float]:
-    """The 95% bootstrap interval of a mean."""
-    draw = torch.randint(len(values), (ROUNDS, len(values)), generator=torch.Generator().manual_seed(seed))
-    low, high = torch.quantile(
-        values.double()[draw].mean(1), torch.tensor([0.025, 0.975], dtype=torch.float64)
-    ).tolist()
-    return low, high
-
-
 def kernel_distance(x: Tensor, y: Tensor, seed: int = 0) -> tuple[float, float, float]:
     """Unbiased kernel distance of features ``(n, D)`` of originals and of their reconstructions, and its 95% bootstrap interval.
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from tokensieve.bench.codec import coded
-from tokensieve.bench.codec.distortion import interval, kernel_distance, psnr, ssim
+from tokensieve.bench.codec.distortion import kernel_distance, psnr, ssim
 from tokensieve.bench.codec.signals import SignalSet
+from tokensieve.bench.paired import interval
 from tokensieve.codec import Codes, Tokenizer
 
 BATCH = 16
@@ -47,7 +48,7 @@ class Judge:
         found = [v for v in each if v is not None]
         near, low, high = kernel_distance(self.originals[kept], self.features(back), self.seed)
         return {
-            "psnr": sum(found) / len(found), "psnr_each": each, "psnr_interval": interval(torch.tensor(found), self.seed),
+            "psnr": sum(found) / len(found), "psnr_each": each, "psnr_interval": interval(found, self.seed),
             "ssim": float(ssim(test, back).mean()) if self.signals.kind == "images" else None,
             "feature": near, "feature_interval": (low, high),
         }  # fmt: skip
