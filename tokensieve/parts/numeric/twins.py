@@ -77,10 +77,11 @@ def within(first: Tensor | None, place: Tensor) -> Tensor | None:
 
 
 def _lead(x: Tensor) -> Tensor:
-    """``(B, N)``: a number for each token that identical ones share: the bits of its first values, as they are."""
-    first = x.detach()[..., :1] if x.dtype == torch.float64 or x.shape[2] < 2 else x.detach()[..., :2].float()
-    first = first + 0.0  # both zeros are one number
-    return first.contiguous().view(torch.int64)[..., 0] if first[0, 0].nbytes == 8 else first[..., 0]
+    """``(B, N)``: a number for each token that identical ones share: its first value; the bits of two where one has few."""
+    first = x.detach()
+    if x.dtype in (torch.float32, torch.float64) or x.shape[2] < 2:
+        return first[..., 0]
+    return (first[..., :2].float() + 0.0).contiguous().view(torch.int64)[..., 0]  # + 0.0: both zeros are one number
 
 
 def _key(x: Tensor) -> Tensor:

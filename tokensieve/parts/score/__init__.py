@@ -20,7 +20,7 @@ from tokensieve.parts.numeric import twins
 def attention(s: Signals, need: Need) -> Tensor:
     """Attention paid to each token, averaged over heads and over the layers of the need."""
     rows = [per_token(s.get(need, layer)[1]) for layer in need.layers or (None,)]
-    return torch.stack(rows, 1).mean(1, dtype=torch.float64).to(rows[0].dtype)
+    return rows[0] if len(rows) == 1 else torch.stack(rows, 1).mean(1, dtype=torch.float64).to(rows[0].dtype)
 
 
 def per_token(a: Tensor) -> Tensor:
