@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers pins mutants benchmark kvpress lmms vllm vllm-all docs release clean
+.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers pins mutants benchmark kvpress byte-peer lmms vllm vllm-all docs release clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -69,6 +69,17 @@ out/kvpress/.venv/.made:
 
 kvpress: $(MADE) out/kvpress/.venv/.made
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.kvpress
+
+# What genlm-bytes imports beside torch and transformers, in a folder that nothing else sees.
+out/byte-peer/.made:
+	mkdir -p out/byte-peer
+	$(BIN)/pip install --quiet --disable-pip-version-check --target out/byte-peer numba==0.68.1 ipython==9.18.1
+	$(BIN)/pip install --quiet --disable-pip-version-check --target out/byte-peer --no-deps genlm-bytes==0.2.0 \
+		genlm-backend==0.3.1 arsenal==3.1.3
+	touch $@
+
+byte-peer: $(MADE) out/byte-peer/.made
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.byte_peer
 
 # vLLM has an environment of its own, with the transformers that it pins; of other releases (make vllm VLLM=0.31.0, VLLM=newest)
 # the packaged LLaVA is asked.

@@ -147,6 +147,27 @@ def test_next_bytes_of_a_vocabulary_with_a_space_before_the_text(prefix):
     assert torch.allclose(found.log_probs.exp(), enumerated(model, tokenizer, prefix, lead=b" "), atol=1e-6)
 
 
+def with_added():
+    """As :func:`bpe`, with an added token of text that nothing marks as special."""
+    tokenizer = bpe()
+    tokenizer.add_tokens(["baab"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("prefix", [b"", b"ba", b"aba", b"abaab", b"baaba"])
+def test_added_tokens_match_as_text(prefix):
+    tokenizer = with_added()
+    model = lm(20)
+    added = tokenizer.token_to_id("baab")
+    b = ts.byte_model(model, tokenizer)
+    assert added not in b.spelling.special
+    assert torch.allclose(b.next(prefix).log_probs.exp(), enumerated(model, tokenizer, prefix), atol=1e-6)
+    aligned = b.align("a baab", back=1)
+    assert aligned.removed == (b"baab",)
+    passed = aligned.inputs["logits_processor"][0](aligned.inputs["input_ids"], torch.zeros(1, 20)).isfinite()[0]
+    assert {i for i, ok in enumerate(passed.tolist()) if ok} == {added, tokenizer.token_to_id("b")}
+
+
 def test_rows_that_are_not_proper_are_outside():
     """Of the covers of "ab" the row a, b is one the tokenizer never writes."""
     tokenizer, model = bpe(), lm(20)
@@ -172,6 +193,20 @@ def test_a_prefix_that_goes_on_reads_only_what_is_new():
     went_on = b.next(text + " t").log_probs
     assert sum(read) < whole / 2
     assert torch.allclose(went_on, ts.byte_model(model, tokenizer).next(text + " t").log_probs, atol=1e-4)
+
+
+def test_a_prefix_that_parts_from_the_last_reads_only_what_is_new():
+    tokenizer, model = trained(vocab=400).tokenizer, lm(400)
+    b = ts.byte_model(model, tokenizer)
+    read = []
+    model.register_forward_pre_hook(lambda m, a, k: read.append(k["input_ids"].numel()), with_kwargs=True)
+    text = "the statement returns a list of strings, and the next of them is"
+    b.next(text + " not the one that was asked for")
+    for end in (" the", "", " a list of the other kind", " a list"):
+        whole = ts.byte_model(model, tokenizer).next(text + end).log_probs
+        read.clear()
+        assert torch.allclose(b.next(text + end).log_probs, whole, atol=1e-4)
+        assert sum(read) < len(tokenizer.encode(text).ids)
 
 
 def test_answers_are_valid_and_stop():

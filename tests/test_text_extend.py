@@ -161,6 +161,39 @@ def test_tuning_new_rows_leaves_all_others_bit_for_bit():
             assert not own or not torch.equal(now[400:], before[name][400:])
 
 
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("all_weights", [False, True])
+def test_tuning_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, all_weights):
+    monkeypatch.setattr(adapt, "KEPT", 2)
+    held, file = [texts(4_000, at=50)[0][:1000]], tmp_path / "new.tuning"
+
+    def run(stop=None, kept=file, steps=6):
+        made = extend(trained(vocab=400).tokenizer, texts(), 40)
+        model = adapt.extended(small(400), made)
+
+        def step(what, done, of):
+            if done == stop:
+                raise Stop
+
+        fresh = None if all_weights else made.added
+        return model, adapt.recovery(model, made.tokenizer, texts(), held, steps, fresh, 3, step, kept=kept)
+
+    model, curve = run(kept=None)
+    with pytest.raises(Stop):
+        run(stop=5)
+    with pytest.raises(ValueError, match="an interrupted run of another model, other texts or other options"):
+        run(steps=7)
+    made, step = [], adapt.Tuning.step
+    monkeypatch.setattr(adapt.Tuning, "step", lambda self: made.append(self.done) or step(self))
+    again, same = run()
+    assert same == curve
+    assert made == [4, 5]  # the run was put down behind 4 steps
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
 def test_bits_per_byte_is_the_sum_over_tokens():
     model, tokenizer = small(400), trained(vocab=400).tokenizer
     text = "with the list of all names"
@@ -304,6 +337,7 @@ def test_extending_says_what_is_saved_beside_what_is_lost(folder):
     assert facts["bits"][1]["tokens"] < facts["bits"][0]["tokens"]
     assert [p["trained"] for p in facts["curve"]][-1] == 2 * 1024
     assert (out / "recovery.png").stat().st_size > 1000
+    assert not (folder / "more.tuning").exists()
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)
     assert model.get_input_embeddings().weight.shape[0] == 464
     assert tokenizer.decode(tokenizer(ODD)["input_ids"]) == ODD

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tokensieve.retrieval.storage import list_formats, register_format
     from tokensieve.sites.cache.evicted_layer import cache_bytes
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
+    from tokensieve.sites.cache.reading import fit_probes, reading
     from tokensieve.sites.cost import cost
     from tokensieve.sites.loading import load_model
     from tokensieve.sites.sieve import Sieve, attached, sieve
@@ -62,6 +63,7 @@ _NAMES = {
     "retrieval.storage": ("list_formats", "register_format"),
     "sites.cache.evicted_layer": ("cache_bytes",),
     "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
+    "sites.cache.reading": ("fit_probes", "reading"),
     "sites.loading": ("load_model",),
     "sites.sieve": ("Sieve", "attached", "sieve"),
     "text.decoding": ("byte_model", "mix_bytes"),
@@ -112,6 +114,7 @@ __all__ = [
     "byte_model",
     "cache_bytes",
     "cost",
+    "fit_probes",
     "get_method",
     "list_formats",
     "list_methods",
@@ -126,6 +129,7 @@ __all__ = [
     "plan",
     "prefill",
     "quantizer",
+    "reading",
     "reduce",
     "register_format",
     "register_method",

@@ -32,16 +32,16 @@ def packaged() -> tuple[Any, Any, ByteModel]:
 
 
 @cache
-def cut_prompts(count: int) -> list[tuple[str, str, str]]:
+def cut_prompts(count: int, context: int = CONTEXT) -> list[tuple[str, str, str]]:
     """Held-out Python: text up to a word that it holds before, the word, and where the word is cut: each offset in turn."""
     texts = [d.text for d in itertools.chain(standard_library(), guide()) if is_held_out(d) and len(d.text) > 2000]
     generator, out = random.Random(0), []
     generator.shuffle(texts)
     for text in itertools.cycle(texts):
-        found = [m for m in re.finditer(r"(?<=[ (.])[a-z_]{5,12}(?=\W)", text) if m.start() > CONTEXT]
+        found = [m for m in re.finditer(r"(?<=[ (.])[a-z_]{5,12}(?=\W)", text) if m.start() > context]
         generator.shuffle(found)
         for m in found[:2]:
-            before = text[m.start() - CONTEXT : m.start()]
+            before = text[m.start() - context : m.start()]
             if m[0] in before:
                 out += [(before, m[0], m[0][:n]) for n in range(1, len(m[0]))]
         if len(out) >= count:

@@ -19,6 +19,7 @@ from tokensieve.text import adapt, donors, models
 from tokensieve.text.audit import audit, likeness
 from tokensieve.text.config import TokenizerConfig
 from tokensieve.text.rows import INITS
+from tokensieve.text.tuning import Tuning
 from tokensieve.text.vocabulary import Vocabulary
 
 WITHHELD = 50
@@ -57,8 +58,9 @@ def small(vocab: int, kind: str = "both", seed: int = 0, withhold: bool = False)
         num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=0, eos_token_id=0, max_position_embeddings=1024,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    for _loss in models.tune(model, ids.tolist(), STEPS, None, rate=3e-3, length=128, batch=8, seed=seed):
-        pass
+    with Tuning(model, ids.tolist(), None, rate=3e-3, length=128, batch=8, seed=seed) as tuning:
+        for _ in range(STEPS):
+            tuning.step()
     return Small(model.eval(), tokenizer, withheld, counts)
 
 

@@ -112,7 +112,9 @@ def extend(
         curve = []
         if tune:
             fresh = None if tune_all else grown.added
-            curve = adapt.recovery(opened, grown.tokenizer, learned, held, tune, fresh, step=steps.step)
+            curve = adapt.recovery(
+                opened, grown.tokenizer, learned, held, tune, fresh, step=steps.step, kept=_put_down(out)
+            )
     models.save(opened, grown.tokenizer, model, out)
     facts = {"added": len(grown.added), "first": grown.added[0], **_told([before, after], curve)}
     _finish(out, facts, [before, after], curve, json_)
@@ -169,7 +171,7 @@ def transplant(
         curve = []
         if tune:
             fresh = None if tune_all else gaps[0].missing.tolist()
-            curve = adapt.recovery(opened, new, learned, held, tune, fresh, step=steps.step)
+            curve = adapt.recovery(opened, new, learned, held, tune, fresh, step=steps.step, kept=_put_down(out))
     models.save(opened, new, tokenizer, out, settings)
     facts = {"shared": len(gaps[0].shared_new), "missing": len(gaps[0].missing), "init": init, **_told(rows, curve)}
     if lost:
@@ -201,12 +203,19 @@ def _donor(donor: str, new: Any, texts: Sequence[str]) -> Any:
     return models.embeddings(models.open_model(donor))[0]
 
 
+def _put_down(out: Path) -> Path:
+    """Where an interrupted run keeps what it tuned."""
+    return out.with_name(out.name + ".tuning")
+
+
 def _refuse(out: Path) -> None:
     if out.exists():
         raise ValueError(f"--out {out} exists; give a folder that does not, so that nothing is written over")
     from tokensieve.text.train import check_writable
 
     check_writable(out)
+    if _put_down(out).exists():
+        typer.echo(f"{_put_down(out)}: an interrupted run, whose tuning is taken up", err=True)
 
 
 def _told(rows: Sequence[Bits], curve: Sequence[Point]) -> dict[str, Any]:
@@ -218,6 +227,7 @@ def _finish(out: Path, facts: dict[str, Any], rows: Sequence[Bits], curve: Seque
     from tokensieve.core.files import write_json
 
     write_json(out / "vocabulary.json", facts)
+    _put_down(out).unlink(missing_ok=True)
     if curve:
         from tokensieve.text.curve import draw
 

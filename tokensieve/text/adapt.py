@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,9 +18,12 @@ from tokensieve.text.corpus import Document
 from tokensieve.text.extend import Extended
 from tokensieve.text.rows import INITS, Gap
 from tokensieve.text.transplant import gap, transplanted
+from tokensieve.text.tuning import Tuning, facts_of
 
 EXCERPT = 2048
 """Bytes of an excerpt that bits are counted on, at least where a text has them."""
+KEPT = 20
+"""Steps after which a run is put down."""
 Step = Callable[[str, int, int], object]
 
 
@@ -150,12 +155,18 @@ def recovery(
     points: int = 6,
     step: Step = lambda what, done, of: None,
     most: int = 2_000_000,
+    kept: Path | None = None,
 ) -> list[Point]:
     """Tune a model in place and measure it on held-out texts on the way; the first point is before.
 
     Args:
         learned: texts to tune on, at most ``most`` characters of them; fresh: rows to train alone; all weights if None.
         points: measurements, the first and the last among them.
+        kept: a file in which the run is put down every 20 steps and at each point, and from which it is taken up where it
+            stands there already; who asks deletes it. None keeps nothing.
+
+    Raises:
+        ValueError: the file is of another run.
     """
     ids: list[int] = []
     size = 0
@@ -164,14 +175,32 @@ def recovery(
         size += len(text)
         if size > most:
             break
-    length, batch = min(256, len(ids) - 1), 4
-    out = [Point(0, models.bits_per_byte(model, tokenizer, held))]
     marks = {round(steps * (i + 1) / (points - 1)) for i in range(points - 1)}
     rate = 1e-3 if fresh is not None else 1e-4
-    for i, _ in enumerate(models.tune(model, ids, steps, fresh, rate, length, batch), 1):
-        step("tuning", i, steps)
-        if i in marks:
-            model.eval()
-            out.append(Point(i * length * batch, models.bits_per_byte(model, tokenizer, held)))
-            model.train()
+    with Tuning(model, ids, fresh, rate, min(256, len(ids) - 1)) as tuning:
+        run = "" if kept is None else f"{tuning.digest()} {steps} {points} {_digest(held)}"
+        if kept is not None and kept.exists():
+            facts = facts_of(kept)
+            if facts["run"] != run:
+                raise ValueError(
+                    f"{kept} is what an interrupted run of another model, other texts or other options left; delete it, or give "
+                    "what that run was given"
+                )
+            tuning.take_up(kept)
+            out = [Point(**p) for p in facts["points"]]
+        else:
+            out = [Point(0, models.bits_per_byte(model, tokenizer, held))]
+        while tuning.done < steps:
+            tuning.step()
+            step("tuning", tuning.done, steps)
+            if tuning.done in marks:
+                model.eval()
+                trained = tuning.done * tuning.length * tuning.batch
+                out.append(Point(trained, models.bits_per_byte(model, tokenizer, held)))
+            if kept is not None and (tuning.done in marks or tuning.done % KEPT == 0):
+                tuning.put_down(kept, {"run": run, "points": [asdict(p) for p in out]})
     return out
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()

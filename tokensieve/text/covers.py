@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokensieve.sites.model.compatibility import cache_argument, cache_in
+from tokensieve.sites.model.compatibility import DynamicLayer, cache_argument, cache_in
 from tokensieve.text.prefixes import NONE, Prefixes
 from tokensieve.text.proper import Frame, Ids
 
@@ -81,9 +81,20 @@ class Reader:
         """
         if ids == self._held and self._last is not None:
             return self._last
-        if not self._held or ids[: len(self._held)] != self._held:
-            self._held, self._cache = (), None
+        same = next((k for k, (a, b) in enumerate(zip(ids, self._held, strict=False)) if a != b), len(self._held))
+        self._keep(min(same, len(ids) - 1))
         return self._forward(ids, self._few)[-1]
+
+    def _keep(self, count: int) -> None:
+        """Forget what was read behind so many tokens; all of it, where the cache cannot be cut."""
+        if count == len(self._held):
+            return
+        layers = getattr(self._cache, "layers", None)
+        if count and layers and all(type(layer) is DynamicLayer for layer in layers):
+            self._cache.crop(count - len(self._held))
+            self._held = self._held[:count]
+        else:
+            self._held, self._cache = (), None
 
     def spoken(self, ids: Ids, given: int) -> float:
         """The log-probability (nats) of a row of tokens behind the first ``given`` of them; it is read then."""

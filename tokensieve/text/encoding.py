@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,17 @@ class Coded:
     """Encoded texts.
 
     Attributes:
-        ids: of each text.
-        exact: the byte at which each token starts, where the tokens' bytes are those of the text; None where they are not.
+        ids: of all texts, one behind the other; counts: how many of them each text has.
+        starts: the byte at which each token of an exact text starts, of the texts laid out with one byte behind each.
+        exact: whether the tokens of each text stand for its bytes, but for a space put before them.
         returns: whether decoding gives each text back.
     """
 
-    ids: list[NDArray[np.int64]]
-    exact: list[NDArray[np.int64] | None]
-    returns: list[bool]
+    ids: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    exact: NDArray[np.bool_]
+    returns: NDArray[np.bool_]
     _encodings: dict[int, Any]
 
     def offsets(self, i: int) -> NDArray[np.int64]:
@@ -57,8 +61,10 @@ class Coder:
         self.note = "tokenizers"
         self._fast: Any = None
         self._asked = False
-        self._bytes = [b or b"" for b in self.vocabulary.bytes]
-        self._widths = np.array([len(b) for b in self._bytes], np.int64)
+        spelled = [b or b"" for b in self.vocabulary.bytes]
+        self._widths = np.array([len(b) for b in spelled], np.int64)
+        self._from = np.cumsum(self._widths) - self._widths
+        self._spelled = np.frombuffer(b"".join(spelled), np.uint8)
 
     def encode(self, texts: Sequence[str], data: Sequence[bytes]) -> Coded:
         """Encode texts, given as strings and in UTF-8; no special tokens are added."""
@@ -66,26 +72,51 @@ class Coder:
             self._asked = True
             self._fast, self.note = _gigatoken(self.tokenizer, texts[:SAMPLE])
         if self._fast is not None:
-            rows = [row.tolist() for row in self._fast(data)]
+            rows = self._fast(data)
+            ids = np.concatenate([np.asarray(row, np.int64) for row in rows])
         else:
             rows = [e.ids for e in self.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-        ids = [np.array(row, np.int64) for row in rows]
-        exact = [self._starts(row, array, given) for row, array, given in zip(rows, ids, data, strict=True)]
-        inexact = [i for i, starts in enumerate(exact) if starts is None]
+            ids = np.array(list(chain.from_iterable(rows)), np.int64)
+        counts = np.array([len(row) for row in rows], np.int64)
+        exact, starts = self._compared(ids, counts, data)
+        inexact = np.flatnonzero(~exact).tolist()
         again = self.tokenizer.encode_batch([texts[i] for i in inexact], add_special_tokens=False) if inexact else []
-        returns = [starts is not None for starts in exact]
+        returns = exact.copy()
         for i in inexact:
-            returns[i] = self.tokenizer.decode(rows[i], skip_special_tokens=False) == texts[i]
-        return Coded(ids, exact, returns, dict(zip(inexact, again, strict=True)))
+            returns[i] = self.tokenizer.decode(list(rows[i]), skip_special_tokens=False) == texts[i]
+        return Coded(ids, counts, starts, exact, returns, dict(zip(inexact, again, strict=True)))
 
-    def _starts(self, row: list[int], ids: NDArray[np.int64], data: bytes) -> NDArray[np.int64] | None:
-        """Where each token starts in a text, if what the tokens stand for is that text, but for a space put before it."""
-        joined = b"".join(map(self._bytes.__getitem__, row))
-        added = 1 if joined[:1] == b" " and len(joined) == len(data) + 1 else 0
-        if joined[added:] != data:
-            return None
+    def _compared(
+        self, ids: NDArray[np.int64], counts: NDArray[np.int64], data: Sequence[bytes]
+    ) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+        """Whether what the tokens of each text stand for is that text, and where the tokens of those that do start."""
         widths = self._widths[ids]
-        return np.maximum(np.cumsum(widths) - widths - added, 0)
+        ends = np.cumsum(widths)
+        size = np.diff(np.r_[0, ends][np.r_[0, np.cumsum(counts)]])  # bytes of each text's tokens
+        lengths = np.array([len(d) for d in data], np.int64)
+        added = size - lengths
+        exact = (added == 0) | (added == 1)
+        if not exact.all():
+            ids = ids[np.repeat(exact, counts)]
+            widths = self._widths[ids]
+            ends = np.cumsum(widths)
+        some = np.flatnonzero(exact)
+        wanted = b"".join([b" " + data[i] if added[i] else data[i] for i in some.tolist()])
+        starts = ends - widths
+        said = self._spelled[np.repeat(self._from[ids] - starts, widths) + np.arange(len(wanted))]
+        same = said == np.frombuffer(wanted, np.uint8)
+        # From where they start among what was compared to where they start in the texts as laid out.
+        place = np.cumsum(lengths + 1) - lengths - 1
+        before = np.cumsum(size[some]) - size[some]
+        starts += np.repeat(place[some] - before - added[some], counts[some])
+        if added[some].any():
+            starts = np.maximum(starts, np.repeat(place[some], counts[some]))
+        if not same.all():
+            wrong = np.zeros(len(some), bool)
+            wrong[np.searchsorted(np.cumsum(size[some]), np.flatnonzero(~same), side="right")] = True
+            starts = starts[np.repeat(~wrong, counts[some])]
+            exact[some[wrong]] = False
+        return exact, starts
 
 
 def _gigatoken(tokenizer: Tokenizer, sample: Sequence[str]) -> tuple[Any, str]:

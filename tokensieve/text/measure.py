@@ -5,7 +5,6 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -74,7 +73,7 @@ def measure(
     Args:
         step: called with the characters that were measured in all of them since it was last called.
     """
-    tallies = [_Tally(coder) for coder in coders]
+    tallies = [_Tally(coder, len(documents)) for coder in coders]
     cut = []
     kinds = _Kinds()
 
@@ -93,7 +92,7 @@ def measure(
             yield part
 
     for group in batches(texts(), GROUP):
-        here, owners[:] = owners[: len(group)], owners[len(group) :]
+        here, owners[:] = np.array(owners[: len(group)]), owners[len(group) :]
         batch = _Batch.of(group, kinds)
         for tally in tallies:
             tally.add(batch, here)
@@ -101,19 +100,28 @@ def measure(
     return [tally.total(documents, tuple(dict.fromkeys(cut))) for tally in tallies]
 
 
+WORD, NUMBER = 1, 2
+LETTERS = bytes(WORD if chr(b).isalpha() else NUMBER if chr(b).isdigit() else 0 for b in range(128)) + bytes(128)
+
+
 class _Kinds:
-    """What each code point is: 0 other, 1 letter or mark, 2 decimal digit; looked up once each."""
+    """What each character is: a letter or mark of a word, a decimal digit, or 0; looked up once each."""
 
     def __init__(self) -> None:
         self._table: NDArray[np.uint8] = np.full(0x110000, 255, np.uint8)
 
-    def of(self, points: NDArray[Any]) -> NDArray[np.uint8]:
+    def of(self, data: bytes) -> NDArray[np.uint8]:
+        """The kind of each byte of a text in UTF-8."""
+        if data.isascii():
+            return np.frombuffer(data.translate(LETTERS), np.uint8)
+        points = np.frombuffer(data.decode().encode("utf-32-le"), np.uint32)
+        width = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
         found = self._table[points]
         new = np.unique(points[found == 255])
         for point in new.tolist():
             category = unicodedata.category(chr(point))
-            self._table[point] = 1 if category[0] in "LM" else 2 if category == "Nd" else 0
-        return self._table[points] if len(new) else found
+            self._table[point] = WORD if category[0] in "LM" else NUMBER if category == "Nd" else 0
+        return np.repeat(self._table[points] if len(new) else found, width)
 
 
 @dataclass(frozen=True)
@@ -121,46 +129,41 @@ class _Batch:
     """Texts one behind the other, a byte that is none of theirs behind each.
 
     Attributes:
-        texts; data: each in UTF-8; starts: first byte of each; size: bytes of all.
-        chars: the byte at which each character starts, of all texts; first: the index of each text's first character there.
-        words, numbers: first and last byte + 1 of each run, as (n, 2).
+        texts; data: each in UTF-8; size: bytes of all; first: where each starts.
+        words: how many there are; numbers: first and last byte + 1 of each, as (n, 2).
+        in_word, in_number: whether a byte is of one, and not its first.
     """
 
     texts: list[str]
     data: list[bytes]
-    starts: NDArray[np.int64]
     size: int
-    chars: NDArray[np.int64]
     first: NDArray[np.int64]
-    words: NDArray[np.int64]
+    words: int
     numbers: NDArray[np.int64]
+    in_word: NDArray[np.bool_]
+    in_number: NDArray[np.bool_]
 
     @classmethod
     def of(cls, texts: list[str], kinds: _Kinds) -> _Batch:
         data = [t.encode() for t in texts]
-        joined = "\n".join(texts) + "\n"
-        if joined.isascii():
-            points = np.frombuffer(joined.encode(), np.uint8)
-            chars = np.arange(len(points))
-        else:
-            points = np.frombuffer(joined.encode("utf-32-le"), np.uint32)
-            width = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
-            chars = np.cumsum(width) - width
-        kind = kinds.of(points)
-        lengths = np.array([len(d) + 1 for d in data])
-        counts = np.array([len(t) + 1 for t in texts])
+        joined = b"\n".join([*data, b""])
+        kind = kinds.of(joined)
+        follows = kind[1:] == kind[:-1]
+        word, number = kind == WORD, kind == NUMBER
+        in_word, in_number = np.zeros_like(word), np.zeros_like(number)
+        np.logical_and(word[1:], follows, out=in_word[1:])
+        np.logical_and(number[1:], follows, out=in_number[1:])
+        starts, last = np.flatnonzero(number & ~in_number), np.flatnonzero(number[:-1] & ~follows)
+        size = np.array([len(d) + 1 for d in data])
         return cls(
-            texts, data, np.cumsum(lengths) - lengths, int(lengths.sum()), chars, np.cumsum(counts) - counts,
-            chars[_runs(kind == 1)], chars[_runs(kind == 2)],
+            texts, data, len(joined), np.cumsum(size) - size, int(np.count_nonzero(word) - np.count_nonzero(in_word)),
+            np.stack([starts, last + 1], 1), in_word, in_number,
         )  # fmt: skip
 
-
-def _runs(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Start and end of each run of True in a mask that ends in False, as (n, 2)."""
-    edges = np.flatnonzero(mask[1:] != mask[:-1]) + 1
-    if mask[0]:
-        edges = np.r_[0, edges]
-    return edges.reshape(-1, 2)
+    def bytes_of(self, i: int, characters: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where characters of text i start."""
+        data = np.frombuffer(self.data[i], np.uint8)
+        return self.first[i] + np.flatnonzero((data & 0xC0) != 0x80)[characters]
 
 
 @dataclass
@@ -168,44 +171,42 @@ class _Tally:
     """What was counted of one tokenizer so far."""
 
     coder: Coder
-    lengths: dict[int, int] = field(default_factory=dict)
+    documents: int
     words: int = 0
     word_pieces: int = 0
     numbers: int = 0
     number_pieces: int = 0
     lost: set[int] = field(default_factory=set)
+    lengths: NDArray[np.int64] = field(init=False)
     counts: NDArray[np.int64] = field(init=False)
     cuts: dict[int, NDArray[np.int64]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.lengths = np.zeros(self.documents, np.int64)
         self.counts = np.zeros(len(self.coder.vocabulary), np.int64)
 
-    def add(self, batch: _Batch, owners: list[int]) -> None:
+    def add(self, batch: _Batch, owners: NDArray[np.int64]) -> None:
         coded = self.coder.encode(batch.texts, batch.data)
-        flags = np.zeros(batch.size, np.int32)  # 1 where a token starts
-        for i, (ids, exact) in enumerate(zip(coded.ids, coded.exact, strict=True)):
-            self.lengths[owners[i]] = self.lengths.get(owners[i], 0) + len(ids)
-            if not coded.returns[i]:
-                self.lost.add(owners[i])
-            if exact is not None:
-                flags[batch.starts[i] + exact] = 1
-            else:
-                flags[batch.chars[batch.first[i] + coded.offsets(i)]] = 1
-        self.counts += np.bincount(np.concatenate(coded.ids), minlength=len(self.counts))
-        before = np.cumsum(flags, dtype=np.int32)  # tokens that start at or before a byte
-        for name, runs in (("word", batch.words), ("number", batch.numbers)):
-            pieces_of = 1 + before[runs[:, 1] - 1] - before[runs[:, 0]]
-            setattr(self, f"{name}s", getattr(self, f"{name}s") + len(runs))
-            setattr(self, f"{name}_pieces", getattr(self, f"{name}_pieces") + int(pieces_of.sum()))
-        self._cuts(flags, batch.numbers)
+        np.add.at(self.lengths, owners, coded.counts)
+        self.lost.update(owners[~coded.returns].tolist())
+        starts = np.zeros(batch.size, bool)  # True where a token starts
+        starts[coded.starts] = True
+        for i in np.flatnonzero(~coded.exact).tolist():
+            starts[batch.bytes_of(i, coded.offsets(i))] = True
+        self.counts += np.bincount(coded.ids, minlength=len(self.counts))
+        self.words += batch.words
+        self.word_pieces += batch.words + int(np.count_nonzero(starts & batch.in_word))
+        self.numbers += len(batch.numbers)
+        self.number_pieces += len(batch.numbers) + int(np.count_nonzero(starts & batch.in_number))
+        self._cuts(starts, batch.numbers)
 
-    def _cuts(self, flags: NDArray[np.int32], numbers: NDArray[np.int64]) -> None:
+    def _cuts(self, token: NDArray[np.bool_], numbers: NDArray[np.int64]) -> None:
         """How numbers of each length are cut, as a bit for each place between two digits."""
         lengths = numbers[:, 1] - numbers[:, 0]
         for length in range(2, LONGEST + 1):
             starts = numbers[lengths == length, 0]
             if len(starts):
-                code = sum(flags[starts + j].astype(np.int64) << (j - 1) for j in range(1, length))
+                code = sum(token[starts + j].astype(np.int64) << (j - 1) for j in range(1, length))
                 seen = self.cuts.setdefault(length, np.zeros(1 << (length - 1), np.int64))
                 seen += np.bincount(code, minlength=len(seen))
 
@@ -219,7 +220,7 @@ class _Tally:
             documents=len(documents),
             bytes=sum(d.size for d in documents),
             tokens=tokens,
-            lengths=tuple(self.lengths[i] for i in range(len(documents))),
+            lengths=tuple(self.lengths.tolist()),
             words=self.words,
             word_pieces=self.word_pieces,
             numbers=self.numbers,

@@ -124,69 +124,6 @@ def _bits(model: Any, ids: list[int]) -> float:
     return float(nn.functional.cross_entropy(logits, given[0, 1:], reduction="sum")) / math.log(2)
 
 
-# ---- tuning ---------------------------------------------------------------------------------------------------------------
-
-
-def tune(
-    model: Any,
-    ids: Sequence[int],
-    steps: int,
-    fresh: Sequence[int] | None,
-    rate: float = 1e-3,
-    length: int = 256,
-    batch: int = 4,
-    seed: int = 0,
-) -> Any:
-    """Train a model on a row of ids, by AdamW without decay; yields the loss (nats a token) of each step.
-
-    Args:
-        fresh: ids of rows to train alone, all others stay bit for bit; all weights if None.
-        length, batch: of the windows, drawn at random.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    stream = torch.tensor(ids)
-    length = min(length, len(stream) - 1)
-    if length < 1:
-        raise ValueError(f"{len(stream)} tokens are too few to tune on; give more text")
-    weights = list(model.parameters())
-    if fresh is not None:
-        weights = list({id(w): w for w in (_input(model), _output(model)) if w is not None}.values())
-    before = {id(p): p.requires_grad for p in model.parameters()}
-    for p in model.parameters():
-        p.requires_grad_(any(p is w for w in weights))
-    old = torch.ones(len(_input(model)), dtype=torch.bool)
-    if fresh is not None:
-        old[list(fresh)] = False
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
-    model.train()
-    try:
-        for _ in range(steps):
-            at = torch.randint(len(stream) - length, (batch,), generator=generator)
-            rows = torch.stack([stream[a : a + length + 1] for a in at]).to(model.device)
-            logits = model(input_ids=rows[:, :-1]).logits.float()
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
-            optimizer.zero_grad()
-            loss.backward()
-            if fresh is not None:
-                for w in weights:
-                    w.grad[old] = 0.0  # AdamW without decay then leaves these rows as they are
-            optimizer.step()
-            yield float(loss.detach())
-    finally:
-        model.eval()
-        for p in model.parameters():
-            p.requires_grad_(before[id(p)])
-
-
-def _input(model: Any) -> nn.Parameter:
-    return model.get_input_embeddings().weight
-
-
-def _output(model: Any) -> nn.Parameter | None:
-    head = model.get_output_embeddings()
-    return None if head is None else head.weight
-
-
 # ---- saving ---------------------------------------------------------------------------------------------------------------
 
 
