@@ -76,10 +76,13 @@ def folder(path: Path, size: int, limit: int | None = None) -> SignalSet:
         name = str(file.relative_to(path))
         try:
             if speech:
-                rates[name], wave = _wave(file)
+                rate, wave = _wave(file)
                 pieces = wave[: len(wave) // LENGTH * LENGTH].reshape(-1, 1, 1, LENGTH)
                 if not len(pieces):
                     raise ValueError(f"{len(wave)} samples; a piece is {LENGTH}")
+                if not np.isfinite(pieces).all():
+                    raise ValueError("samples that are not finite")
+                rates[name] = rate
                 read += list(torch.from_numpy(pieces))
                 held += [f"{name} {i}" if len(pieces) > 1 else name for i in range(len(pieces))]
             else:
