@@ -116,7 +116,10 @@ def coded_by(
     Raises:
         ValueError: it decodes to another shape, gives codes of several shapes, or takes none.
     """
-    backs, codes, kept, skipped = [], [], [], {}
+    backs: list[Tensor] = []
+    codes: list[Tensor | None] = []
+    kept: list[bool] = []
+    skipped: dict[str, str] = {}
 
     def one(part: Tensor) -> None:
         held = made.encode(part)
