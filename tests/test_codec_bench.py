@@ -64,6 +64,26 @@ def test_a_folder_is_read_cut_square_split_and_labelled(photos):
     assert again.mark == held.mark != signals.folder(photos, 8).mark
 
 
+def test_sixteen_bits_are_not_cut_off_and_orientation_is_kept(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
+    for i in range(10):
+        Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / f"{i}.png")
+    turned = Image.fromarray((ramp / 257).astype(np.uint8)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    held = signals.folder(tmp_path, 32)
+    every = torch.cat([held.train, held.test])
+    assert list(held.skipped) == ["float.tif"]
+    assert "range is not known" in held.skipped["float.tif"]
+    assert float(every.mean()) == pytest.approx(0.5, abs=0.01)
+    upright = torch.tensor(ramp / 65535, dtype=torch.float32)
+    apart = [float((image[0] - upright).abs().max()) for image in every]
+    assert sum(a < 0.01 for a in apart) == 10
+    assert sum(float((image[0] - upright.flip(0, 1)).abs().max()) < 0.01 for image in every) == 1
+
+
 def wave(file, rate, seconds=2.0, dtype=np.int16):
     t = np.arange(int(rate * seconds)) / rate
     wavfile.write(file, rate, (0.5 * np.sin(2 * np.pi * 200 * t) * np.iinfo(dtype).max).astype(dtype))
@@ -72,7 +92,11 @@ def wave(file, rate, seconds=2.0, dtype=np.int16):
 def test_speech_is_cut_into_pieces_and_all_of_a_file_is_on_one_side(tmp_path):
     for i in range(8):
         wave(tmp_path / f"{i}.wav", 16000, 3.2)
+    wavfile.write(tmp_path / "silent.wav", 16000, np.full(20000, np.nan, dtype=np.float32))
+    wavfile.write(tmp_path / "short.wav", 16000, np.zeros(100, dtype=np.int16))
     held = signals.folder(tmp_path, 64)
+    assert "samples that are not finite" in held.skipped["silent.wav"]
+    assert "100 samples; a piece is 16384" in held.skipped["short.wav"]
     assert (held.kind, held.rate, held.train.shape[1:]) == ("speech", 16000, (1, 1, signals.LENGTH))
     assert len(held.train) + len(held.test) == 8 * 3
     assert float(held.train.abs().max()) == pytest.approx(0.5, abs=0.01)
@@ -393,6 +417,20 @@ def test_a_tokenizer_that_raises_on_one_image_loses_only_that(photos, tmp_path, 
     row = run.run(small(photos, tmp_path / "out", "my_tokenizers:make"))["rows"]["my_tokenizers:make@own"]
     assert row["skipped"] == {held.names[2]: "RuntimeError: not this one"}
     assert [p is None for p in row["psnr_each"]] == [False, False, True, False]
+
+
+def test_codes_survive_where_what_they_decode_to_is_taken_again():
+    class Once(Half):
+        def encode(self, x):
+            if float(x.max()) > 0.5:
+                raise RuntimeError("too bright")
+            return super().encode(x)
+
+    made = Once()
+    back = torch.stack([torch.full((3, 16, 16), level / 7) for level in (1, 2, 6)])
+    codes = torch.tensor([1, 3, 6]).view(3, 1, 1).expand(3, 4, 1)
+    assert judge._survival(made, back, codes, "once") == 0.5
+    assert judge._survival(made, back[2:], codes[2:], "once") is None
 
 
 def test_a_tokenizer_that_is_none_or_contradicts_itself_is_refused(photos, tmp_path, plain, monkeypatch):

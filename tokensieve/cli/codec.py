@@ -48,11 +48,6 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of training, and of what is drawn.")] = 0,
 ) -> None:
     """Compare tokenizers at equal budgets: rate, distortion, usage, and always PCA, bicubic, VQ, JPEG and WebP; resumes."""
-    from tokensieve.bench.codec.page import page
-    from tokensieve.bench.codec.run import Config, run
-    from tokensieve.bench.codec.table import about_features, said, table
-    from tokensieve.bench.codec.verdict import budgets, verdict
-
     try:
         counts = tuple(int(t) for t in tokens.split(","))
     except ValueError as problem:
@@ -60,11 +55,15 @@ def bench(
     if min(counts) < 1:
         raise ValueError(f"--tokens {tokens!r}: each must be at least 1")
     asked = tuple(tokenizer or DEFAULT)
-    config = Config(data, asked, counts, out, size, steps, seed, limit, save)
 
     def work() -> None:
-        with _Bar() as bar:
-            results = run(config, bar.step)
+        with _Bar() as bar:  # before anything heavy is imported
+            from tokensieve.bench.codec.page import page
+            from tokensieve.bench.codec.run import Config, run
+            from tokensieve.bench.codec.table import about_features, said, table
+            from tokensieve.bench.codec.verdict import budgets, verdict
+
+            results = run(Config(data, asked, counts, out, size, steps, seed, limit, save), bar.step)
         heads, cells, _ = table(results["rows"], results["test"])
         print_table(heads, cells)
         typer.echo(about_features(results))

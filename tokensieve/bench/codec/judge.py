@@ -82,8 +82,7 @@ class Judge:
         row |= {"tokens": indices.shape[1], "bits": indices.shape[1] * sum(math.log2(n) for n in levels)}
         row |= coded.described(train, indices, levels, self.seed)
         test = self.signals.test[kept]
-        again = coded_by(made, back.detach(), None, name)[1]
-        row["survival"] = float((again == indices).all(-1).float().mean()) if again is not None else None
+        row["survival"] = _survival(made, back, indices, name)
         if hasattr(made, "neighbours"):
             moved = coded.swapped(indices, made.neighbours, self.seed)
             worse = torch.cat([_decoded(made, part, without_components(made, test[:1])) for part in moved.split(BATCH)])
@@ -164,6 +163,18 @@ def coded_by(
 
 class Misshapen(ValueError):
     """A tokenizer decodes to another shape, or its codes are of several."""
+
+
+def _survival(made: Tokenizer, back: Tensor, indices: Tensor, who: str) -> float | None:
+    """Share of codes that are the same when what they decode to is encoded again; None where it is not taken."""
+    try:
+        _, again, there, _ = coded_by(made, back, None, who)
+    except Misshapen:
+        raise
+    except ValueError:
+        return None
+    assert again is not None
+    return float((again == indices[there]).all(-1).float().mean())
 
 
 def _check_codes(train: Tensor, test: Tensor, levels: tuple[int, ...], who: str) -> None:
