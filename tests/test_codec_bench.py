@@ -64,6 +64,26 @@ def test_a_folder_is_read_cut_square_split_and_labelled(photos):
     assert again.mark == held.mark != signals.folder(photos, 8).mark
 
 
+def test_sixteen_bits_are_not_cut_off_and_orientation_is_kept(tmp_path):
+    ramp = np.linspace(0, 65535, 32 * 32).reshape(32, 32)
+    for i in range(10):
+        Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / f"{i}.png")
+    turned = Image.fromarray((ramp / 257).astype(np.uint8)).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(ramp.astype(np.float32)).save(tmp_path / "float.tif")
+    held = signals.folder(tmp_path, 32)
+    every = torch.cat([held.train, held.test])
+    assert list(held.skipped) == ["float.tif"]
+    assert "range is not known" in held.skipped["float.tif"]
+    assert float(every.mean()) == pytest.approx(0.5, abs=0.01)
+    upright = torch.tensor(ramp / 65535, dtype=torch.float32)
+    apart = [float((image[0] - upright).abs().max()) for image in every]
+    assert sum(a < 0.01 for a in apart) == 10
+    assert sum(float((image[0] - upright.flip(0, 1)).abs().max()) < 0.01 for image in every) == 1
+
+
 def wave(file, rate, seconds=2.0, dtype=np.int16):
     t = np.arange(int(rate * seconds)) / rate
     wavfile.write(file, rate, (0.5 * np.sin(2 * np.pi * 200 * t) * np.iinfo(dtype).max).astype(dtype))
@@ -72,7 +92,11 @@ def wave(file, rate, seconds=2.0, dtype=np.int16):
 def test_speech_is_cut_into_pieces_and_all_of_a_file_is_on_one_side(tmp_path):
     for i in range(8):
         wave(tmp_path / f"{i}.wav", 16000, 3.2)
+    wavfile.write(tmp_path / "silent.wav", 16000, np.full(20000, np.nan, dtype=np.float32))
+    wavfile.write(tmp_path / "short.wav", 16000, np.zeros(100, dtype=np.int16))
     held = signals.folder(tmp_path, 64)
+    assert "samples that are not finite" in held.skipped["silent.wav"]
+    assert "100 samples; a piece is 16384" in held.skipped["short.wav"]
     assert (held.kind, held.rate, held.train.shape[1:]) == ("speech", 16000, (1, 1, signals.LENGTH))
     assert len(held.train) + len(held.test) == 8 * 3
     assert float(held.train.abs().max()) == pytest.approx(0.5, abs=0.01)
@@ -395,17 +419,48 @@ def test_a_tokenizer_that_raises_on_one_image_loses_only_that(photos, tmp_path, 
     assert [p is None for p in row["psnr_each"]] == [False, False, True, False]
 
 
-def test_a_tokenizer_that_decodes_to_another_shape_is_refused(photos, tmp_path, plain, monkeypatch):
+def test_codes_survive_where_what_they_decode_to_is_taken_again():
+    class Once(Half):
+        def encode(self, x):
+            if float(x.max()) > 0.5:
+                raise RuntimeError("too bright")
+            return super().encode(x)
+
+    made = Once()
+    back = torch.stack([torch.full((3, 16, 16), level / 7) for level in (1, 2, 6)])
+    codes = torch.tensor([1, 3, 6]).view(3, 1, 1).expand(3, 4, 1)
+    assert judge._survival(made, back, codes, "once") == 0.5
+    assert judge._survival(made, back[2:], codes[2:], "once") is None
+
+
+def test_a_tokenizer_that_is_none_or_contradicts_itself_is_refused(photos, tmp_path, plain, monkeypatch):
     class Short(Half):
         def decode(self, codes):
             return super().decode(codes)[..., :8]
 
-    own(monkeypatch, make=Short, nothing=lambda: 3, broken=type("Broken", (Half,), {"encode": lambda self, x: 1 / 0}))
+    def changed(**methods):
+        return type("Changed", (Half,), methods)
+
+    own(
+        monkeypatch, make=Short, nothing=lambda: 3, broken=changed(encode=lambda self, x: 1 / 0),
+        blank=changed(decode=lambda self, codes: Half.decode(self, codes) / 0), many=changed(levels=(4,)),
+        none=changed(encode=lambda self, x: Half.encode(self, x) * 0 - 1), parts=changed(levels=(8, 8)),
+        uneven=changed(
+            encode=lambda self, x: Half.encode(self, x)[:, : 4 if len(x) > 1 else 3],
+            decode=lambda self, codes: torch.zeros(len(codes), 3, 16, 16),
+        ),
+    )  # fmt: skip
+    monkeypatch.setattr(judge, "BATCH", 3)
     for name, said in (
-        ("make", r"decodes \(4, 3, 16, 16\) to \(4, 3, 16, 8\)"),
+        ("make", r"decodes \(3, 3, 16, 16\) to \(3, 3, 16, 8\)"),
         ("nothing", "gives int, which lacks encode or decode"),
         ("broken", "raises on every signal"),
         ("absent", "has no attribute 'absent'"),
+        ("blank", "raises on every signal; .*what it decodes is not finite"),
+        ("many", r"my_tokenizers:many: indices\[.*component 0 has codes 0 to 3"),
+        ("parts", r"my_tokenizers:parts: indices of .* must be int64 \(\.\.\., 2\)"),
+        ("none", "my_tokenizers:none gives -1, no token"),
+        ("uneven", r"my_tokenizers:uneven gives codes \(4, 1\) for one signal and \(3, 1\) for another"),
     ):
         with pytest.raises(ValueError, match=said):
             run.run(small(photos, tmp_path / "out", f"my_tokenizers:{name}"))
@@ -421,7 +476,7 @@ def test_a_tokenizer_without_codes_has_dashes(photos, tmp_path, plain, monkeypat
 
     own(monkeypatch, make=Same)
     rows = run.run(small(photos, tmp_path / "out", "my_tokenizers:make"))["rows"]
-    heads, cells = table.table(rows)
+    heads, cells, _ = table.table(rows, 4)
     line = dict(zip(heads, cells[list(rows).index("my_tokenizers:make@own")], strict=True))
     assert {line[h] for h in ("tokens", "bits", "bytes", "used", "Zipf", "LM", "survive")} == {"-"}
     assert line[""] == "own rate"
@@ -476,7 +531,10 @@ def test_the_verdict_counts_only_sure_differences_and_files_that_fit():
     assert "It is below PCA (448 bytes): -1.00 dB (-1.00 to -1.00)." in said
     assert "It beats WebP (438 bytes): +2.00 dB (+2.00 to +2.00)." in said
     assert "JPEG: its smallest files have 600 bytes, more than 448; not compared." in said
-    heads, cells = table.table(rows)
+    heads, cells, meanings = table.table(rows, 40)
+    assert len(meanings) == len(heads)
+    assert "feature distance (of 40: few)" in heads
+    assert "feature distance" in table.table(rows, 200)[0]
     notes = [line[-1] for line in cells]
     assert heads[-1] == ""
     assert notes[0] == "below PCA"
@@ -497,15 +555,18 @@ def test_rates_within_a_hundredth_are_one():
 
 def test_the_command_says_which_to_take_and_writes_a_page(photos, tmp_path, plain):
     out = tmp_path / "out"
-    asked = ["codec", "bench", str(photos), "--tokenizer", "fsq:5,5", "--tokenizer", "lfq:5", "--tokens", "16"]
+    asked = ["codec", "bench", str(photos), "--tokenizer", "fsq:5,5", "--tokenizer", "vq:300", "--tokens", "16"]
     done = CliRunner().invoke(app, [*asked, "--size", "16", "--steps", "20", "--out", str(out)])
     assert done.exit_code == 0, done.output
-    assert re.search(r"At up to 10 bytes a signal \(16 tokens of 5 bits\):", done.output)
-    assert "feature distance of 4 held-out signals: below 200 it says little" in done.output
+    assert re.search(r"At up to 16 bytes a signal \(16 tokens of 8\.229 bits\):", done.output)
+    assert "Feature distance: unbiased kernel distance on mean colours" in done.output
+    assert "Of 4 signals only: below 200 it says little" in done.output
+    assert "while fitting vq:300@16: 256 vectors" in done.output
     html = (out / "report.html").read_text()
     assert html.count("data:image/png;base64,") > 8
     assert "broken.png" in html
     assert "<svg" in html
+    assert "While fitting vq:300@16: 256 vectors" in html
     for wrong, said in (
         (["--tokens", "x"], "numbers, with commas"),
         (["--tokens", "0"], "at least 1"),

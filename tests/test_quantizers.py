@@ -45,7 +45,6 @@ CASES = {
 }  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:.*different, start.*:RuntimeWarning")
 @pytest.mark.parametrize(("name", "options"), [(n, o) for n, several in CASES.items() for o in several])
 def test_the_contract_holds(name, options):
     ts.testing.check_quantizer(ts.quantizer(name, **options))

@@ -91,6 +91,20 @@ def _inert(home: ModuleType, option: str) -> Iterator[None]:
             del cls.__init__
 
 
+@contextmanager
+def alive(home: ModuleType, tree: ast.Module, file: str) -> Iterator[None]:
+    """All functions of a module have the code of a changed tree of its file."""
+    code, found = compile(tree, file, "exec"), functions(home)
+    before = {function: function.__code__ for function in found.values()}
+    for (name, line), function in found.items():
+        function.__code__ = _find(code, name, line, function.__code__)
+    try:
+        yield
+    finally:
+        for function, old in before.items():
+            function.__code__ = old
+
+
 def _find(code: CodeType, name: str, line: int, default: Any = ...) -> Any:
     for const in code.co_consts:
         if isinstance(const, CodeType):

@@ -1,25 +1,29 @@
 """`python -m benchmarks.mutants.quantizers`: quantizers broken on purpose, and whether `check_quantizer` notices.
 
-Comparisons and arithmetic are swapped, and calls whose results nobody takes are left out, one at a time. A change is checked with
-every quantizer that the file has a class of. An interrupted run goes on.
+Comparisons, arithmetic and conditions are turned around, and calls whose results nobody takes are left out, one at a time, in the
+quantizers and in what they all stand on. A change is checked with every quantizer that the file has a class of (what all stand
+on, with a few); what the contract does not notice is shown to the tests of quantizers. An interrupted run goes on.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
 import json
+import signal
 import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.progress import track
 
-from benchmarks.mutants.patched import ROOT
+from benchmarks.mutants.patched import ROOT, alive, module
 from benchmarks.pages import fill, table
 from tests.test_quantizers import CASES
 from tokensieve.codec import QUANTIZERS, quantizer
@@ -27,11 +31,30 @@ from tokensieve.core.files import write_json
 from tokensieve.testing import check_quantizer
 
 OUT = ROOT / "out" / "mutants" / "quantizers.json"
-HOME = ROOT / "tokensieve" / "codec" / "quantizers"
-PASSED = ("losses", "__init__", "neighbours", "counts", "members", "set_bits", "follow")
-"""Functions that no contract can know, and tests of their own hold: weights of losses, options, what one class alone has."""
-SWAPS: dict[type, type] = {ast.Gt: ast.LtE, ast.Lt: ast.GtE, ast.GtE: ast.Lt, ast.LtE: ast.Gt}
+CODEC = ROOT / "tokensieve" / "codec"
+HOME = CODEC / "quantizers"
+BASE = [CODEC / f"{name}.py" for name in ("quantizer", "packing", "search")]
+BROAD = ("fsq", "lfq", "vq", "joint", "quantile", "residual", "product", "channels")
+"""What stands on all of the base."""
+TESTS = ["tests/test_quantizers.py", "tests/test_parity_quantizers.py"]
+SECONDS = 60
+"""After which a check counts as failed: a swapped comparison may never end."""
+PASSED = ("losses", "__init__", "_short")
+"""Functions that are left alone: weights of losses and options, which no contract knows, and words."""
+SWAPS: dict[type, type] = {
+    ast.Gt: ast.LtE,
+    ast.Lt: ast.GtE,
+    ast.GtE: ast.Lt,
+    ast.LtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+}
 SIGNS: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
+KINDS = ("comparison swapped", "arithmetic swapped", "condition negated", "call left out")
+
+
+class Hangs(BaseException):
+    """A check takes too long."""
 
 
 def changes(source: str) -> Iterator[tuple[str, str, ast.Module]]:
@@ -40,18 +63,29 @@ def changes(source: str) -> Iterator[tuple[str, str, ast.Module]]:
     for at in range(count):
         tree = ast.parse(source)
         node = list(ast.walk(tree))[at]
-        if _function(tree, node) in (None, *PASSED):
+        if _function(tree, node) in (None, *PASSED) or _in_words(tree, node):
             continue
         where = f"{getattr(node, 'lineno', 0)}: {ast.unparse(node)[:60]}"
-        if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
-            node.ops[0] = SWAPS[type(node.ops[0])]()
-            yield "comparison swapped", where, tree
-        elif isinstance(node, ast.BinOp) and type(node.op) in SIGNS:
-            node.op = SIGNS[type(node.op)]()
-            yield "arithmetic swapped", where, tree
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            node.value = ast.Constant(None)
-            yield "call left out", where, tree
+        kind = _changed(node)
+        if kind:
+            yield kind, where, ast.fix_missing_locations(tree)
+
+
+def _changed(node: Any) -> str:
+    """Change a node, and say how; "" where there is nothing to change."""
+    if isinstance(node, ast.Compare) and type(node.ops[0]) in SWAPS:
+        node.ops[0] = SWAPS[type(node.ops[0])]()
+        return KINDS[0]
+    if isinstance(node, ast.BinOp) and type(node.op) in SIGNS:
+        node.op = SIGNS[type(node.op)]()
+        return KINDS[1]
+    if isinstance(node, (ast.If, ast.IfExp)) and not isinstance(node.test, ast.Compare):
+        node.test = ast.UnaryOp(ast.Not(), node.test)
+        return KINDS[2]
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        node.value = ast.Constant(None)
+        return KINDS[3]
+    return ""
 
 
 def _function(tree: ast.Module, node: ast.AST) -> str | None:
@@ -61,47 +95,41 @@ def _function(tree: ast.Module, node: ast.AST) -> str | None:
     return None
 
 
+def _in_words(tree: ast.Module, node: ast.AST) -> bool:
+    """Whether a node is a part of a message."""
+    words = (n for n in ast.walk(tree) if isinstance(n, (ast.Raise, ast.JoinedStr)))
+    return any(inner is node for word in words for inner in ast.walk(word))
+
+
 def killer(file: Path, tree: ast.Module, names: list[str]) -> str:
-    """The quantizer and the check that notice a change; "" where none does."""
-    module: Any = import_module(f"tokensieve.codec.quantizers.{file.stem}")
-    before = {
-        k: (v, dict(vars(v)))
-        for k, v in vars(module).items()
-        if isinstance(v, type) and v.__module__ == module.__name__
-    }
-    space = dict(vars(module))
-    space["register_quantizer"] = lambda *a, **k: lambda cls: cls
-    exec(compile(ast.fix_missing_locations(tree), str(file), "exec"), space)
-    try:
-        for name, (cls, _) in before.items():
-            for member, value in vars(space[name]).items():
-                if callable(value) and member in vars(cls) and member not in ("__init__", "__doc__"):
-                    setattr(cls, member, _at_home(value, cls, module))
+    """What notices a change: "contract: ..." or "tests: ..."; "" where nothing does."""
+    home = str(file.relative_to(ROOT))
+    with alive(module(home), tree, home):
         for name in names:
             for options in CASES[name]:
                 try:
-                    check_quantizer(quantizer(name, **options))
-                except Exception as problem:
-                    return f"{name}: {problem}"[:160]
+                    with _limited():
+                        check_quantizer(quantizer(name, **options))
+                except (Exception, Hangs) as problem:
+                    return f"contract: {name}: {problem!r}"[:160]
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            code = pytest.main(["-xq", "-p", "no:cacheprovider", "-k", "not contract_holds and not importing", *TESTS])
+        failed = next((line for line in said.getvalue().splitlines() if line.startswith("FAILED")), "")
+        return f"tests: {failed}"[:160] if code == pytest.ExitCode.TESTS_FAILED else ""
+
+
+@contextlib.contextmanager
+def _limited() -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise Hangs
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
     finally:
-        for cls, members in before.values():
-            for member, value in members.items():
-                if callable(value) and member not in ("__class__", "__init__"):
-                    setattr(cls, member, value)
-    return ""
-
-
-def _at_home(value: Any, cls: type, module: Any) -> Any:
-    """A function whose ``super()`` and globals are those of the class that stands in the package."""
-    import types
-
-    cells = None
-    if value.__closure__:
-        cells = tuple(
-            types.CellType(cls) if n == "__class__" else c
-            for n, c in zip(value.__code__.co_freevars, value.__closure__, strict=True)
-        )
-    return types.FunctionType(value.__code__, vars(module), value.__name__, value.__defaults__, cells)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def main() -> None:
@@ -110,9 +138,10 @@ def main() -> None:
     held: dict[str, str] = json.loads(OUT.read_text()) if OUT.is_file() else {}
     OUT.parent.mkdir(parents=True, exist_ok=True)
     work = []
-    for file in sorted(HOME.glob("[a-z]*.py")):
+    for file in [*sorted(HOME.glob("[a-z]*.py")), *BASE]:
         home = f"tokensieve.codec.quantizers.{file.stem}"
-        names = [n for n in QUANTIZERS.names() if any(c.__module__ == home for c in QUANTIZERS.get(n).__mro__)]
+        own = [n for n in QUANTIZERS.names() if any(c.__module__ == home for c in QUANTIZERS.get(n).__mro__)]
+        names = list(BROAD) if file in BASE else own
         work += [(file, kind, where, tree, names) for kind, where, tree in changes(file.read_text())]
     for file, kind, where, tree, names in track(work, description="mutants"):
         key = f"{file.stem} {kind} {where}"
@@ -120,13 +149,15 @@ def main() -> None:
             held[key] = killer(file, tree, names)
             write_json(OUT, held)
     rows, left = [], []
-    for kind in ("comparison swapped", "arithmetic swapped", "call left out"):
-        found = Counter(bool(held[f"{f.stem} {k} {w}"]) for f, k, w, _, _ in work if k == kind)
-        rows.append([kind, str(found.total()), str(found[True]), f"{found[True] / max(1, found.total()):.0%}"])
-        left += [
-            f"`{f.stem}` {w.replace('|', '/')}" for f, k, w, _, _ in work if k == kind and not held[f"{f.stem} {k} {w}"]
-        ]
-    text = table(["change", "made", "noticed", "share"], rows)
+    for kind in KINDS:
+        found = {f"`{f.stem}` {w}": held[f"{f.stem} {k} {w}"] for f, k, w, _, _ in work if k == kind}
+        by = Counter(said.partition(":")[0] for said in found.values())
+        count = max(1, len(found))
+        rows.append(
+            [kind, str(len(found)), str(by["contract"]), str(by["tests"]), str(by[""]), f"{1 - by[''] / count:.0%}"]
+        )
+        left += [what.replace("|", "/") for what, said in found.items() if not said]
+    text = table(["change", "made", "by the contract", "by tests alone", "not noticed", "noticed"], rows)
     fill(ROOT / "docs/measured/quantizers.md", "mutants", f"{text}\n\nNot noticed: {'; '.join(left) or 'none'}.")
 
 

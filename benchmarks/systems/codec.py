@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from typing import Any
 
 import torch
 from sklearn.datasets import load_sample_image
 from sklearn.decomposition import PCA
+from torch import Tensor
 
+from benchmarks.reference import magvit2_208, tokenbridge_237, wetok_72
 from benchmarks.systems import small
 from benchmarks.systems.bed import CheckContext, Outcome, check
 from benchmarks.systems.codec_bed import (
@@ -17,12 +21,15 @@ from benchmarks.systems.codec_bed import (
     SEEDS,
     digits,
     fitted,
+    kept,
     numbers,
     several,
     told,
+    trained,
     whole,
     wins,
 )  # fmt: skip
+from tokensieve.bench.codec.distortion import kernel_distance
 from tokensieve.codec import QUANTIZERS, quantizer, sign_entropy, usage
 from tokensieve.codec.registry import KINDS
 from tokensieve.codec.search import kmeans, nearest
@@ -35,21 +42,42 @@ from tokensieve.testing.memory import Live
 @check(208)
 def magvit2(bed: CheckContext) -> Outcome:
     """Digits, 16 tokens of 10 bits, equal steps, three seeds: LFQ uses more codes than default VQ and has a lower error;
-    beside revived VQ."""
+    beside revived VQ. Beside it clips of moving digits under a causal encoder: an image has the codes of a clip's first frame;
+    and the rows of a table of 18-bit tokens in two groups of bits, over those in one."""
     rows = {
         "lfq": several({"name": "lfq", "bits": 10}), "vq, default": several(PUBLISHED), "vq, revived": several(REVIVED)
     }  # fmt: skip
     n: dict[str, Any] = {f"{name} {key}": told(row, key) for name, row in rows.items() for key in ("mse", "codes")}
     more = wins(n["vq, default codes"], n["lfq codes"])
     nearer = wins(n["lfq mse"], n["vq, default mse"])
-    n |= {"seeds with more codes": more, "seeds with lower error": nearer}
-    return whole(rows["lfq"]) and more == nearer == len(SEEDS), n
+    n |= {"seeds with more codes": more, "seeds with lower error": nearer} | clips()
+    n["18 bits in 2 groups, share of rows"] = 2 * 2**9 / 2**18
+    return whole(rows["lfq"]) and n["images with a clip's first codes"] == 1 and more == nearer == len(SEEDS), n
+
+
+def clips() -> dict[str, Any]:
+    """A causal tokenizer of digits that move, seed 0."""
+    torch.manual_seed(0)
+    train, test = (torch.stack([images.roll(i, 3) for i in range(5)], 2) for images in digits()[:2])
+    model = magvit2_208.CausalTokenizer(1, 2, quantizer("lfq", bits=10, dim=LATENT))
+    trained(model, lambda rows, draw: model.loss(train[rows], draw), 0)
+    with torch.no_grad():
+        codes, grid = model.encode(test)
+        alone, _ = model.encode(test[:, :, :1])
+        error = float((model.decode(codes.values, grid) - test).square().mean())
+        still = float((test[:, :, :1] - test).square().mean())
+    same = (alone.indices == codes.indices[:, : alone.indices.shape[1]]).all(2).float().mean()
+    return {
+        "images with a clip's first codes": round(float(same), 5), "grids of 5 frames": grid[0], "clips mse": round(error, 5),
+        "first frame held, mse": round(still, 5),
+    }  # fmt: skip
 
 
 @check(72)
 def wetok(bed: CheckContext) -> Outcome:
     """Digits, 16 tokens of 10 bits in 2 groups: error below VQ, default and revived; the naive entropy's memory grows
-    linearly with groups of 2 bits and doubles a bit without. The noise decoder is not delivered."""
+    linearly with groups of 2 bits and doubles a bit without. Beside it 2 tokens of 6 bits: kernel distance x 1000 of pixels of
+    what a decoder with noise draws, and of what its deterministic twin of as many steps tells."""
     rows = {
         "grouped": several({"name": "lfq", "bits": 10, "groups": 2}), "vq, default": several(PUBLISHED),
         "vq, revived": several(REVIVED),
@@ -69,7 +97,34 @@ def wetok(bed: CheckContext) -> Outcome:
     doubles = n["naive, 14 bits, KB"] > 10 * n["naive, 10 bits, KB"]
     linear = n["groups, 14 bits, KB"] < 2 * n["groups, 10 bits, KB"]
     below = all(wins(n["grouped mse"], n[f"vq, {v} mse"]) == len(SEEDS) for v in ("default", "revived"))
+    drawn = [kept("72 drawn", seed, partial(generative, seed), wetok_72) for seed in SEEDS]
+    n |= {key: told(drawn, key) for key in drawn[0]}
     return whole(rows["grouped"]) and doubles and linear and below, n
+
+
+def generative(seed: int) -> dict[str, float]:
+    """A decoder with noise and a deterministic one over the same few codes, both trained on from the same autoencoder."""
+    train, test, _, _ = digits()
+    made = fitted({"name": "lfq", "bits": 6, "groups": 2}, seed, tokens=2)
+    model = wetok_72.Generative(made)
+    trained(model, lambda rows, draw: model.loss(train[rows], draw), seed, rate=2e-3)
+    made.decoder.requires_grad_(True)
+
+    def error(rows: Tensor, draw: torch.Generator) -> Tensor:
+        return (made.signals(made.encode(train[rows]).values) - train[rows]).square().mean()  # type: ignore[union-attr]
+
+    trained(made.decoder, error, seed, rate=2e-3)
+    with torch.no_grad():
+        values = made.encode(test).values  # type: ignore[union-attr]
+        backs = {
+            "drawn": model.decode(values, torch.Generator().manual_seed(seed)),
+            "deterministic": made.signals(values),
+        }
+    out = {}
+    for name, back in backs.items():
+        out[f"{name} mse"] = float((back - test).square().mean())
+        out[f"{name} kernel distance"] = kernel_distance(test.flatten(1), back.flatten(1))[0]
+    return out
 
 
 @check(209)
@@ -89,18 +144,6 @@ def gsq(bed: CheckContext) -> Outcome:
     falls = wins(n["2 groups mse"], n["1 groups mse"]) == wins(n["4 groups mse"], n["2 groups mse"]) == len(SEEDS)
     more = wins(n["vq, default codes"], n["1,024 codes"]) == len(SEEDS)
     return whole(*rows.values()) and falls and more, n
-
-
-@check(193)
-def unitok(bed: CheckContext) -> Outcome:
-    """Digits at 12 equal bits, three seeds: error and usage of 4 sub-codebooks against one large codebook, default and
-    revived. The text contrast is not delivered."""
-    rows = {
-        "4 of 8": several({"name": "product", "of": "vq", "groups": 4, "dim": LATENT, "codes": 8}),
-        "default": several(PUBLISHED | {"codes": 4096}), "revived": several(REVIVED | {"codes": 4096}),
-    }  # fmt: skip
-    n: dict[str, Any] = {f"{name} {key}": told(row, key) for name, row in rows.items() for key in ("mse", "codes")}
-    return False, n | {"seeds below revived": wins(n["4 of 8 mse"], n["revived mse"])}
 
 
 @check(165)
@@ -132,7 +175,8 @@ def global_codes(bed: CheckContext) -> Outcome:
 @check(237)
 def tokenbridge(bed: CheckContext) -> Outcome:
     """Digits, a continuous autoencoder quantized afterwards, three seeds: 16 levels keep the error within 5% of continuous
-    and below revived VQ of the same latent; 8 to 64 levels told."""
+    and below revived VQ of the same latent; 8 to 64 levels told. Beside it bits of a dimension (16 levels) from the token to the
+    left, one dimension after another and all at once."""
     n: dict[str, Any] = {}
     ratios: dict[int, list[float]] = {bins: [] for bins in (8, 16, 32, 64)}
     errors = []
@@ -147,25 +191,30 @@ def tokenbridge(bed: CheckContext) -> Outcome:
                 found.append(round(error / plain, 3))
                 errors += [error] if bins == 16 else []
     n |= {f"{bins} levels, error over continuous": found for bins, found in ratios.items()}
-    n |= {"16 levels mse": [round(e, 5) for e in errors], "vq, revived mse": told(several(REVIVED), "mse")}
+    n |= {"16 levels mse": [round(e, 5) for e in errors], "vq, revived mse": told(several(REVIVED), "mse"),
+          "vq, default mse": told(several(PUBLISHED), "mse")}  # fmt: skip
+    for name, chain in (("one after another", True), ("all at once", False)):
+        found = [kept(f"237 {name}", seed, partial(dimensions, chain, seed), tokenbridge_237) for seed in SEEDS]
+        n[f"bits of a dimension, {name}"] = told(found, "bits", 3)
     return max(ratios[16]) <= 1.05 and wins(n["16 levels mse"], n["vq, revived mse"]) == len(SEEDS), n
 
 
-@check(211)
-def unicode(bed: CheckContext) -> Outcome:
-    """Digits, three seeds: residual depth 4 halves the error of depth 1, default and revived VQ; a codebook that follows a
-    table which moves at random keeps a cosine above 0.9 to it. No language model is trained with it here."""
-    four = several({"name": "residual", "of": "vq", "stages": 4, "dim": LATENT, "codes": 1024})
-    n: dict[str, Any] = {"depth 4 mse": told(four, "mse"), "depth 1, revived mse": told(several(REVIVED), "mse"),
-                         "depth 1, default mse": told(several(PUBLISHED), "mse")}  # fmt: skip
-    draw = torch.Generator().manual_seed(0)
-    q, table = quantizer("tied", codes=256, dim=LATENT), torch.randn(256, LATENT, generator=draw)
-    for _ in range(1000):
-        table = table + 0.003 * torch.randn(table.shape, generator=draw)
-        q.follow(table)  # type: ignore[operator]
-    n["cosine"] = round(float(torch.cosine_similarity(q.codebook, table).mean()), 4)  # type: ignore[arg-type]
-    halves = all(2 * a < b for a, b in zip(n["depth 4 mse"], n["depth 1, revived mse"], strict=True))
-    return False, n | {"halves": halves}
+def dimensions(chain: bool, seed: int) -> dict[str, float]:
+    """Bits of a held-out dimension at 16 levels, given the values of the token to the left."""
+    made = fitted(None, seed)
+    with torch.no_grad():
+        train, test = (made.latents(images) for images in digits()[:2])
+        q = quantizer("quantile", bins=16, dim=LATENT).fit(train).eval()
+        pairs = [
+            (codes.values[:, :-1].flatten(0, 1), codes.indices[:, 1:].flatten(0, 1)) for codes in (q(train), q(test))
+        ]
+    (states, indices), held = pairs
+    model = tokenbridge_237.Dimensions(16, LATENT, LATENT, chain)
+    trained(
+        model, lambda rows, draw: model.loss(states[rows], indices[rows]), seed, batch=256, rate=3e-3, rows=len(states)
+    )
+    with torch.no_grad():
+        return {"bits": float(model.loss(*held)) / math.log(2)}
 
 
 @check(151)
@@ -239,35 +288,3 @@ def language_of_codes(bed: CheckContext) -> Outcome:
         }
     fuller = n["codes: entropy, share of most"] > n["text: entropy, share of most"]
     return fuller and n["codes: compression"] < n["text: compression"], n
-
-
-@check(168)
-def token_set(bed: CheckContext) -> Outcome:
-    """Sets of 16 codes: counts and back exact for held-out digits, totals 16, whatever the order. The diffusion sampler that
-    keeps the total is not delivered."""
-    made = fitted({"name": "set", "codes": 256, "dim": LATENT}, 0)
-    q, indices = made.quantizer, made.encode(digits()[1]).indices  # type: ignore[union-attr]
-    assert q is not None
-    counts = q.counts(indices)  # type: ignore[operator]
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    again = q.counts(q.members(counts))  # type: ignore[operator]
-    n = {
-        "round trip": bool(torch.equal(again, counts)), "totals": sorted(set(counts.sum(1).tolist())),
-        "order": bool(torch.equal(q.counts(indices[:, order]), counts)),  # type: ignore[operator]
-        "bits of a set": round(q.set_bits(16), 1), "bits of a sequence": 16 * q.bits,  # type: ignore[operator]
-    }  # fmt: skip
-    return False, n
-
-
-@check(95)
-def instella(bed: CheckContext) -> Outcome:
-    """Digits, three seeds, 16 tokens each: 14 sign bits against one-hot codes of 1,024 (10 bits) and of 16,384 (equal bits),
-    revived; the least used bit's entropy above 0.9. Tokens stand on the grid: the one-dimensional shape is not
-    delivered."""
-    rows = {
-        "binary": several({"name": "lfq", "bits": 14}), "one-hot, 10 bits": several(REVIVED),
-        "one-hot, default": several(PUBLISHED),
-    }  # fmt: skip
-    n: dict[str, Any] = {f"{name} mse": told(row, "mse") for name, row in rows.items()}
-    n["least bit's entropy"] = told(rows["binary"], "least bit", 3)
-    return False, n | {"seeds below one-hot": wins(n["binary mse"], n["one-hot, 10 bits mse"])}

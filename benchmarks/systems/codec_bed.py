@@ -6,15 +6,17 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 from sklearn.datasets import load_digits
-from torch import Tensor
+from torch import Generator, Tensor, nn
 
 import tokensieve
+from tokensieve.bench.codec import coded
 from tokensieve.bench.codec.autoencoder import Autoencoder
 from tokensieve.codec import quantizer, usage
 from tokensieve.core.files import write_json
@@ -24,6 +26,10 @@ TRAIN = 1400
 FILE = Path("out/systems/codec.json")
 PUBLISHED = {"name": "vq", "codes": 1024, "dim": LATENT, "kmeans": False, "revive": 0.0}
 REVIVED = {"name": "vq", "codes": 1024, "dim": LATENT}
+BASELINES = {"default": {"kmeans": False, "revive": 0.0}, "revived": {}}
+"""Options of ``vq``: as it was published, and with k-means start and revival."""
+FEATURES = 32
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @functools.cache
@@ -46,25 +52,76 @@ def fitted(options: dict[str, Any] | None, seed: int, tokens: int = TOKENS) -> A
     return out
 
 
+@torch.enable_grad()
+def trained(
+    model: Model, loss: Callable[[Tensor, Generator], Tensor], seed: int, steps: int = STEPS, batch: int = 16,
+    rate: float = 5e-3, rows: int = TRAIN,
+) -> Model:  # fmt: skip
+    """A model trained for so many steps by a loss of drawn rows ``(batch,)``; what it calls may draw from the generator."""
+    draw = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(torch.randint(rows, (batch,), generator=draw), draw).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
 @functools.cache
-def _mark() -> str:
+def teacher() -> tuple[Tensor, Tensor]:
+    """Features ``(n, 16, 32)`` at the 4 x 4 places of training and test digits, by a small classifier trained on the former."""
+    torch.manual_seed(0)
+    train, test, labels, _ = digits()
+    body = nn.Sequential(
+        nn.Conv2d(1, FEATURES, 3, padding=1), nn.GELU(), nn.Conv2d(FEATURES, FEATURES, 2, 2), nn.GELU(),
+        nn.Conv2d(FEATURES, FEATURES, 3, padding=1), nn.GELU(),
+    )  # fmt: skip
+    net = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(FEATURES, 10))
+    trained(net, lambda rows, draw: nn.functional.cross_entropy(net(train[rows]), labels[rows]), 0, batch=64)
+    with torch.no_grad():
+        one, two = (body(images).flatten(2).transpose(1, 2) for images in (train, test))
+    return one, two
+
+
+def probe(train: Tensor, test: Tensor) -> float:
+    """Accuracy of a linear probe of labels on what stands for digits, ``(n, ...)``."""
+    return coded.probe(train.flatten(1), test.flatten(1), digits()[2:])
+
+
+@functools.cache
+def mark(*more: str) -> str:
     """Of all code that decides a number here."""
     root = Path(tokensieve.__file__).parent
-    files = [*sorted((root / "codec").rglob("*.py")), root / "bench/codec/autoencoder.py", Path(__file__)]
+    files = [
+        *sorted((root / "codec").rglob("*.py")),
+        root / "bench/codec/autoencoder.py",
+        Path(__file__),
+        *map(Path, more),
+    ]
     return hashlib.sha256("".join(f.read_text(encoding="utf-8") for f in files).encode()).hexdigest()[:16]
 
 
 def measured(options: dict[str, Any] | None, seed: int, tokens: int = TOKENS) -> dict[str, float]:
-    """Error and usage on held-out digits, from an earlier run of the same code where there was one.
+    """Error and usage on held-out digits of an autoencoder with a quantizer, or with none."""
+    return kept(f"{json.dumps(options, sort_keys=True)} {tokens}", seed, lambda: numbers(fitted(options, seed, tokens)))
 
-    Raises:
-        ValueError: it collapsed: fewer than 5% of the codes that it could use, or no better than the mean digit.
+
+def kept(name: str, seed: int, work: Callable[[], dict[str, Any]], *modules: ModuleType) -> dict[str, Any]:
+    """What ``work`` gives, from an earlier run of the same code where there was one.
+
+    Args:
+        name: of what is measured, with all its options.
+        modules: whose code decides it too.
     """
-    key = f"{_mark()} {json.dumps(options, sort_keys=True)} {seed} {tokens}"
+    key = f"{mark(*(str(m.__file__) for m in modules))} {name} {seed}"
     held = json.loads(FILE.read_text()) if FILE.is_file() else {}
     if key not in held:
-        made = fitted(options, seed, tokens)
-        held[key] = numbers(made)
+        torch.manual_seed(seed)
+        held[key] = work()
         FILE.parent.mkdir(parents=True, exist_ok=True)
         write_json(FILE, held)
     return held[key]
@@ -76,13 +133,20 @@ def numbers(made: Autoencoder) -> dict[str, float]:
     train, test, _, _ = digits()
     encoded = made.encode(test)
     error = float((made.decode(encoded) - test).square().mean())
-    blank = float((train.mean(0) - test).square().mean())
     if isinstance(encoded, Tensor):
-        return {"mse": error, "blank": blank}
-    seen = usage(torch.cat([made.encode(train).indices, encoded.indices]), encoded.levels)  # type: ignore[union-attr]
-    most = min(math.prod(encoded.levels), seen.tokens)
+        return {"mse": error}
+    return described(torch.cat([made.encode(train).indices, encoded.indices]), encoded.levels, error)  # type: ignore[union-attr]
+
+
+def described(indices: Tensor, levels: tuple[int, ...], error: float) -> dict[str, float]:
+    """Usage of indices ``(n, N, C)`` of all digits beside the error on the test part, and whether it collapsed: fewer than 5%
+    of the codes that it could use (of the first 1,024), or no better than the mean digit."""
+    train, test, _, _ = digits()
+    blank = float((train.mean(0) - test).square().mean())
+    seen = usage(indices, levels)
+    most = min(math.prod(levels), seen.tokens)
     return {
-        "mse": error, "blank": blank, "codes": seen.distinct, "used": seen.distinct / most, "entropy": seen.entropy,
+        "mse": error, "codes": seen.distinct, "used": seen.distinct / most, "entropy": seen.entropy,
         "least bit": min(part.entropy for part in seen.parts),
         "collapsed": float(seen.distinct < 0.05 * min(most, 1024) or error >= blank),
     }  # fmt: skip

@@ -11,6 +11,9 @@ from tokensieve.cli.common import measured, print_table
 
 codec = typer.Typer(no_args_is_help=True, help="Discrete tokenizers: which one, at what cost, on your data.")
 
+DEFAULT = ("vq:16384", "fsq:8,8,8,6,5", "lfq:14", "bsq:14")
+"""Four ways to about 14 bits a token."""
+
 
 def add(app: typer.Typer) -> None:
     """Make these commands part of an application."""
@@ -31,7 +34,7 @@ def bench(
         list[str] | None,
         typer.Option(
             help="A quantizer (vq:16384, fsq:8,5,5,5, lfq:14), a folder that --save wrote, diffusers:PATH, transformers:PATH, or "
-            "module:function of your own. Repeat it."
+            "module:function of your own. Repeat it. Of 14 bits if not given: vq:16384, fsq:8,8,8,6,5, lfq:14, bsq:14."
         ),
     ] = None,
     tokens: Annotated[str, typer.Option(help="Comma-separated budgets: tokens of a signal.")] = "64,128,256",
@@ -45,33 +48,33 @@ def bench(
     seed: Annotated[int, typer.Option(help="Of training, and of what is drawn.")] = 0,
 ) -> None:
     """Compare tokenizers at equal budgets: rate, distortion, usage, and always PCA, bicubic, VQ, JPEG and WebP; resumes."""
-    from tokensieve.bench.codec.page import page
-    from tokensieve.bench.codec.run import Config, run
-    from tokensieve.bench.codec.table import table
-    from tokensieve.bench.codec.verdict import budgets, verdict
-
     try:
         counts = tuple(int(t) for t in tokens.split(","))
     except ValueError as problem:
         raise ValueError(f"--tokens {tokens!r}: numbers, with commas between them") from problem
     if min(counts) < 1:
         raise ValueError(f"--tokens {tokens!r}: each must be at least 1")
-    asked = tuple(tokenizer or ("vq:16384", "fsq:8,5,5,5", "lfq:14"))
-    config = Config(data, asked, counts, out, size, steps, seed, limit, save)
+    asked = tuple(tokenizer or DEFAULT)
 
     def work() -> None:
-        with _Bar() as bar:
-            results = run(config, bar.step)
-        heads, cells = table(results["rows"])
+        with _Bar() as bar:  # before anything heavy is imported
+            from tokensieve.bench.codec.page import page
+            from tokensieve.bench.codec.run import Config, run
+            from tokensieve.bench.codec.table import about_features, said, table
+            from tokensieve.bench.codec.verdict import budgets, verdict
+
+            results = run(Config(data, asked, counts, out, size, steps, seed, limit, save), bar.step)
+        heads, cells, _ = table(results["rows"], results["test"])
         print_table(heads, cells)
+        typer.echo(about_features(results))
+        for line in said(results["rows"]):
+            typer.echo(f"while fitting {line}")
         for name, why in list(results["skipped"].items())[:5]:
             typer.echo(f"left out: {name}: {why}", err=True)
         for bits, what in sorted(budgets(results["rows"]).items()):
             typer.echo(f"\nAt up to {bits / 8:.0f} bytes a signal ({what}):")
             for line in verdict(results["rows"], bits):
                 typer.echo(f"  {line}")
-        if results["test"] < 200:
-            typer.echo(f"\nfeature distance of {results['test']} held-out signals: below 200 it says little")
         typer.echo(f"\n{page(results, out)}")
 
     measured(work, out)

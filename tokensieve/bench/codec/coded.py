@@ -57,7 +57,7 @@ def modelled(train: Tensor, test: Tensor, count: int, seed: int) -> float:
         torch.manual_seed(seed)
         config = LlamaConfig(
             vocab_size=1, hidden_size=HIDDEN, intermediate_size=2 * HIDDEN, num_hidden_layers=2, num_attention_heads=4,
-            max_position_embeddings=train.shape[1] + 1,
+            max_position_embeddings=train.shape[1] + 1, bos_token_id=None, eos_token_id=None,
         )  # fmt: skip
         body, table = LlamaModel(config), torch.nn.Embedding(count + 1, HIDDEN)
         head = torch.nn.Linear(HIDDEN, count)

@@ -17,6 +17,7 @@ from tokensieve.bench.codec.distortion import kernel_distance, psnr, ssim
 from tokensieve.bench.codec.signals import SignalSet
 from tokensieve.bench.paired import interval
 from tokensieve.codec import Codes, Tokenizer
+from tokensieve.codec.packing import check_indices
 
 BATCH = 16
 ROUNDS = 3
@@ -61,7 +62,8 @@ class Judge:
         """The row of a tokenizer, and what it made of the first test signals.
 
         Raises:
-            ValueError: it takes another sampling rate, decodes to another shape, or raises on every signal.
+            ValueError: it takes another sampling rate, decodes to another shape, raises on every signal, or has codes that its
+            levels do not allow.
         """
         rate = getattr(made, "rate", None)
         if self.signals.kind == "speech" and rate not in (None, self.signals.rate):
@@ -76,11 +78,11 @@ class Judge:
             return row | {"tokens": None if indices is None else indices.shape[1], "bits": bits}, shown
         _, train, trained, _ = coded_by(made, self.signals.train, None, name)
         assert train is not None
+        _check_codes(train, indices, levels, name)
         row |= {"tokens": indices.shape[1], "bits": indices.shape[1] * sum(math.log2(n) for n in levels)}
         row |= coded.described(train, indices, levels, self.seed)
         test = self.signals.test[kept]
-        again = coded_by(made, back.detach(), None, name)[1]
-        row["survival"] = float((again == indices).all(-1).float().mean()) if again is not None else None
+        row["survival"] = _survival(made, back, indices, name)
         if hasattr(made, "neighbours"):
             moved = coded.swapped(indices, made.neighbours, self.seed)
             worse = torch.cat([_decoded(made, part, without_components(made, test[:1])) for part in moved.split(BATCH)])
@@ -111,9 +113,12 @@ def coded_by(
     others.
 
     Raises:
-        ValueError: it decodes to another shape, or takes none.
+        ValueError: it decodes to another shape, gives codes of several shapes, or takes none.
     """
-    backs, codes, kept, skipped = [], [], [], {}
+    backs: list[Tensor] = []
+    codes: list[Tensor | None] = []
+    kept: list[bool] = []
+    skipped: dict[str, str] = {}
 
     def one(part: Tensor) -> None:
         held = made.encode(part)
@@ -122,8 +127,13 @@ def coded_by(
             raise Misshapen(
                 f"{who} decodes {tuple(part.shape)} to {tuple(back.shape)}; it must give the shape that it was given"
             )
+        if not bool(back.isfinite().all()):
+            raise ValueError("what it decodes is not finite")
+        indices = indices_of(held)
+        if indices is not None and codes and codes[0] is not None:
+            _check_even(codes[0], indices, who)
         backs.append(back.detach())
-        codes.append(indices_of(held))
+        codes.append(indices)
 
     for start in range(0, len(signals), BATCH):
         part = signals[start : start + BATCH]
@@ -152,7 +162,38 @@ def coded_by(
 
 
 class Misshapen(ValueError):
-    """A tokenizer decodes to another shape."""
+    """A tokenizer decodes to another shape, or its codes are of several."""
+
+
+def _survival(made: Tokenizer, back: Tensor, indices: Tensor, who: str) -> float | None:
+    """Share of codes that are the same when what they decode to is encoded again; None where it is not taken."""
+    try:
+        _, again, there, _ = coded_by(made, back, None, who)
+    except Misshapen:
+        raise
+    except ValueError:
+        return None
+    assert again is not None
+    return float((again == indices[there]).all(-1).float().mean())
+
+
+def _check_codes(train: Tensor, test: Tensor, levels: tuple[int, ...], who: str) -> None:
+    _check_even(train, test, who)
+    for indices in (train, test):
+        try:
+            check_indices(indices, levels)
+        except ValueError as problem:
+            raise ValueError(f"{who}: {problem}") from problem
+        if bool((indices < 0).any()):
+            raise ValueError(f"{who} gives -1, no token; what is compared has as many tokens for each signal")
+
+
+def _check_even(one: Tensor, other: Tensor, who: str) -> None:
+    if one.shape[1:] != other.shape[1:]:
+        raise Misshapen(
+            f"{who} gives codes {tuple(one.shape[1:])} for one signal and {tuple(other.shape[1:])} for another; "
+            "what is compared has as many for each"
+        )
 
 
 def indices_of(held: Any) -> Tensor | None:

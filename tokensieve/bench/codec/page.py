@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tokensieve.bench.codec import pictures
-from tokensieve.bench.codec.distortion import FEW
 from tokensieve.bench.codec.run import file_name
-from tokensieve.bench.codec.table import COLUMNS, table
+from tokensieve.bench.codec.table import about_features, said, table
 from tokensieve.bench.codec.verdict import below_pca, budgets, verdict
 from tokensieve.core.files import write_text
 
@@ -19,16 +18,16 @@ def page(results: dict[str, Any], folder: Path) -> Path:
     from jinja2 import Environment, PackageLoader
 
     rows = results["rows"]
-    heads, cells = table(rows)
+    heads, cells, meanings = table(rows, results["test"])
     template = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("codec.html")
     html = template.render(
-        data=results, few=FEW, heads=heads, plot=pictures.plot(results),
+        data=results, heads=heads, plot=pictures.plot(results), features=about_features(results), said=said(rows),
         verdicts=[(bits, what, verdict(rows, bits)) for bits, what in sorted(budgets(rows).items())],
         lines=[
             (row["role"], bool(row.get("collapsed") or below_pca(rows, row)), line)
             for row, line in zip(rows.values(), cells, strict=True)
         ],
-        meanings=[(head or "(last)", COLUMNS[head][1]) for head in heads],
+        meanings=[(head or "(last)", meaning) for head, meaning in zip(heads, meanings, strict=True)],
         shown=_strips(rows, folder),
         histograms=[
             (key, f"{row['distinct']:,} codes used, {row['used']:.1%}", pictures.histogram(row["histogram"]))

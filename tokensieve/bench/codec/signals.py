@@ -76,10 +76,13 @@ def folder(path: Path, size: int, limit: int | None = None) -> SignalSet:
         name = str(file.relative_to(path))
         try:
             if speech:
-                rates[name], wave = _wave(file)
+                rate, wave = _wave(file)
                 pieces = wave[: len(wave) // LENGTH * LENGTH].reshape(-1, 1, 1, LENGTH)
                 if not len(pieces):
                     raise ValueError(f"{len(wave)} samples; a piece is {LENGTH}")
+                if not np.isfinite(pieces).all():
+                    raise ValueError("samples that are not finite")
+                rates[name] = rate
                 read += list(torch.from_numpy(pieces))
                 held += [f"{name} {i}" if len(pieces) > 1 else name for i in range(len(pieces))]
             else:
@@ -122,10 +125,17 @@ def _split(
 
 
 def _read_image(file: Path, size: int) -> Tensor:
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     with Image.open(file) as opened:
-        return _pixels(opened.convert("RGB"), size)
+        image = ImageOps.exif_transpose(opened)
+        if image.mode.startswith(("I", "F")):
+            # Pillow would cut these off at 255.
+            values = np.asarray(image, dtype=np.float32)
+            if image.mode == "F" or not 0 <= values.min() <= values.max() <= 65535:
+                raise ValueError(f"pixels of mode {image.mode} whose range is not known; bring them to 8 or 16 bits")
+            image = Image.fromarray((values / 65535 * 255).round().astype(np.uint8))
+        return _pixels(image.convert("RGB"), size)
 
 
 def _pixels(image: Any, size: int) -> Tensor:

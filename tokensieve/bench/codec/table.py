@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from tokensieve.bench.codec.distortion import FEW
 from tokensieve.bench.codec.verdict import below_pca
 
 Row = dict[str, Any]
@@ -82,10 +83,37 @@ COLUMNS: dict[str, tuple[Cell, str]] = {
 """Head -> the cell, and what it means."""
 
 
-def table(rows: dict[str, Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads, and cells of all rows; what does not apply is "-". Columns that no row has are left out."""
+def heads(test: int) -> list[str]:
+    """Of all columns; that of the feature distance says so where there are few held-out signals."""
+    return [f"{h} (of {test}: few)" if h == "feature distance" and test < FEW else h for h in COLUMNS]
+
+
+def table(rows: dict[str, Row], test: int) -> tuple[list[str], list[list[str]], list[str]]:
+    """Heads, cells of all rows, and what each column means; what does not apply is "-". Columns that no row has are left out.
+
+    Args:
+        test: how many signals are held out.
+    """
     cells = [[cell(row, rows) for cell, _ in COLUMNS.values()] for row in rows.values()]
     shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in cells)]
-    return [list(COLUMNS)[i] for i in shown], [
-        ["-" if line[i] is None else str(line[i]) for i in shown] for line in cells
-    ]
+    named, meant = heads(test), [meaning for _, meaning in COLUMNS.values()]
+    lines = [["-" if line[i] is None else str(line[i]) for i in shown] for line in cells]
+    return [named[i] for i in shown], lines, [meant[i] for i in shown]
+
+
+def about_features(results: dict[str, Any]) -> str:
+    """What the feature distance is of, and what chance alone gives."""
+    return (
+        f"Feature distance: unbiased kernel distance on {results['features']}, held-out originals against reconstructions; "
+        f"halves of the originals differ by up to {results['noise_floor']:.3g} by chance."
+        + (f" Of {results['test']} signals only: below {FEW} it says little." if results["test"] < FEW else "")
+    )
+
+
+def said(rows: dict[str, Row]) -> list[str]:
+    """What was warned of while a tokenizer was fitted, each with those it was said of."""
+    found: dict[str, list[str]] = {}
+    for key, row in rows.items():
+        for note in row.get("notes") or ():
+            found.setdefault(note, []).append(key)
+    return [f"{', '.join(keys)}: {note}" for note, keys in found.items()]

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tokensieve.codec import search
 from tokensieve.codec.quantizers.nearest import VQ
 from tokensieve.codec.registry import register_quantizer
 
@@ -37,6 +36,4 @@ class Cascade(VQ):
         return super().losses(u, values) | {"codebook": F.mse_loss(values, u.detach())}
 
     def learn(self, u: Tensor, indices: Tensor, values: Tensor, generator: torch.Generator | None) -> None:
-        """Anchors stay; how often they are used is counted."""
-        used, _ = search.sums(u, indices[:, 0], self.codes)
-        self.size.lerp_(used.to(self.size.dtype), 1 - self.decay)
+        """Nothing: anchors stay."""

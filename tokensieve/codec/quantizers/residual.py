@@ -41,6 +41,7 @@ class Residual(Several):
         if made[0].width != whole("dim", dim):
             raise ValueError(f"dim={dim}; {of} of these options has {made[0].width}")
         super().__init__(made * count if shared else made, dim)
+        self.shared = shared
         self.gain = number("gain", gain)
         if not gain:
             raise ValueError("gain=0; it must be above 0")
@@ -72,10 +73,13 @@ class Residual(Several):
         packing.check_indices(indices, self.levels[:width])
 
     def set_from(self, u: Tensor, generator: Generator | None) -> None:
+        seen: list[Tensor] = []
         for i, one in enumerate(self.stages()):
             scale = self.gain**i
             v = one.squash(u * scale)
-            one.set_from(v, generator)
+            # What all stages share is set from what each of them sees.
+            seen = [*seen, v] if self.shared else [v]
+            one.set_from(torch.cat(seen), generator)
             u = u - one.restore(one.table(one.nearest(v))) / scale
 
     def _stages_in(self, indices: Tensor) -> int:

@@ -36,9 +36,9 @@ class Scales(Rearranged):
         super().__init__(made, places=sides[-1] ** 2, codes=sum(s * s for s in sides), dim=dim)
 
     def assign_rows(self, x: Tensor, generator: Generator | None) -> Found:
-        if self.training:
-            with torch.no_grad():  # from all that there is, not from the first scale's few
-                self.made.start(self.made.squash(x.detach().flatten(0, 1)), generator)
+        if self.training and not getattr(self.made, "started", True):
+            with torch.no_grad():
+                self.made.start(self.made.squash(self._seen(x.detach())), generator)
         total, found = torch.zeros_like(x), []
         for side in self.sides:
             small = resized(x - total, side, "area").flatten(0, 1)
@@ -54,7 +54,16 @@ class Scales(Rearranged):
         return torch.stack([resized(part, self.sides[-1], "bicubic") for part in parts]).sum(0)
 
     def set_rows(self, x: Tensor, generator: Generator | None) -> None:
-        self.made.set_from(self.made.squash(x.flatten(0, 1)), generator)
+        self.made.set_from(self.made.squash(self._seen(x)), generator)
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """``(T, D)``: what all scales would see if each were quantized without error, not the first one's few alone."""
+        total, out = torch.zeros_like(x), []
+        for side in self.sides:
+            small = resized(x - total, side, "area")
+            out.append(small.flatten(0, 1))
+            total = total + resized(small, self.sides[-1], "bicubic")
+        return torch.cat(out)
 
 
 def resized(x: Tensor, side: int, mode: str) -> Tensor:
