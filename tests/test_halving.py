@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tokensieve.planner import halving, told
-from tokensieve.planner.halving import FULL, Terms, Replies, search
+from tokensieve.planner.halving import FULL, Replies, Terms, search
 from tokensieve.planner.kept import fewest, kept, sure
 from tokensieve.planner.told import hopes
 

@@ -36,9 +36,9 @@ from pathlib import Path
 from time import perf_counter
 
 from tokensieve.planner.kept import fewest
-from tokensieve.planner.told import FULL, NEAR, Answered, Standing, Terms, Replies
+from tokensieve.planner.told import FULL, NEAR, Answered, Replies, Standing, Terms
 
-__all__ = ["FULL", "Ask", "Outcome", "Standing", "Terms", "Replies", "search"]
+__all__ = ["FULL", "Ask", "Outcome", "Replies", "Standing", "Terms", "search"]
 
 FIRST = 8
 """Items that every candidate is asked."""
