@@ -38,7 +38,7 @@ from time import perf_counter
 from tokensieve.planner.kept import fewest
 from tokensieve.planner.told import FULL, NEAR, Answered, Replies, Standing, Terms
 
-__all__ = ["FULL", "Ask", "Outcome", "Replies", "Standing", "Terms", "search"]
+__all__ = ["FULL", "Ask", "Outcome", "Replies", "Standing", "Terms", "needed", "search"]
 
 FIRST = 8
 """Items that every candidate is asked."""
@@ -114,6 +114,12 @@ def search(
     return _Search(candidates, items, ask, terms, file, step).run()
 
 
+def needed(items: int, terms: Terms) -> int:
+    """How many items it takes to tell anything, where so many are too few; 0 where they are not."""
+    least = terms.least or fewest(terms.goal)
+    return 0 if items - _finding(items) >= least else next(n for n in count() if n - _finding(n) >= least)
+
+
 def _finding(items: int) -> int:
     """How many of so many items find candidates."""
     return max(FIRST, round(SEARCHED * items))
@@ -131,8 +137,8 @@ class _Search:
         self.asked: list[str] = []
 
     def run(self) -> Outcome:
-        if len(self.items) - self.found < self.least:
-            return self._end("few", needed=next(n for n in count() if n - _finding(n) >= self.least))
+        if few := needed(len(self.items), self.terms):
+            return self._end("few", needed=few)
         self._tell(self.items[:FIRST], [])
         if self.told.worthless(self.items[:FIRST]):
             self._tell(self.items, [])

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -190,6 +191,11 @@ def hopes(standing: Mapping[str, tuple[float, float]]) -> dict[str, float]:
             left *= 1 - standing[key][1]
         start = end
     return out
+
+
+def mark(value: Any) -> str:
+    """A fingerprint of a value that JSON can hold."""
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _opened(file: Path, terms: dict[str, Any]) -> dict[str, Any]:
