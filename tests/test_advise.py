@@ -15,7 +15,7 @@ from tokensieve.cli.main import app
 from tokensieve.planner import advise as module
 from tokensieve.planner.advise import advise
 from tokensieve.planner.advise_config import AdviseConfig
-from tokensieve.planner.candidates import pool
+from tokensieve.planner.candidates import candidates_of
 from tokensieve.planner.runtimes import RUNTIMES
 
 COMMON = {
@@ -256,7 +256,7 @@ class _Letters:
 
 def named(subject, sites, methods=None, runtime="transformers", keep=(0.5,)):
     served = RUNTIMES.get(runtime)(subject.model)
-    return pool(subject.model, subject.processor.tokenizer, sites, methods, keep, Shape(64, 11), served)
+    return candidates_of(subject.model, subject.processor.tokenizer, sites, methods, keep, Shape(64, 11), served)
 
 
 def test_sites_limit_what_is_tried(subject):

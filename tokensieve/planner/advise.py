@@ -26,7 +26,7 @@ from tokensieve.core.plan import Plan
 from tokensieve.planner import advice, asking, page
 from tokensieve.planner.advice import Advice
 from tokensieve.planner.advise_config import AdviseConfig
-from tokensieve.planner.candidates import Candidates, pool
+from tokensieve.planner.candidates import Candidates, candidates_of
 from tokensieve.planner.halving import Outcome, needed, search
 from tokensieve.planner.runtimes import RUNTIMES
 
@@ -39,7 +39,7 @@ class Setup:
 
     measuring: Measuring
     score: asking.Score
-    pool: Candidates
+    candidates: Candidates
 
 
 def advise(
@@ -103,11 +103,11 @@ def _advise(asked: AdviseConfig, step: Any) -> Advice:
     if (asked.out / PLAN).exists() and not (asked.out / SEARCH).exists():
         raise ValueError(f"{asked.out / PLAN} is of another search; move it, or choose another --out")
     cost = asking.COSTS[asked.target]
-    ask = asking.Asking(work.measuring, work.pool.cells, items, work.score, cost, asked.out / ANSWERS)
-    outcome = search(list(work.pool.cells), [i.name for i in items], ask, terms, asked.out / SEARCH, step)
-    outcome = replace(outcome, left={**work.pool.left, **outcome.left})
+    ask = asking.Asking(work.measuring, work.candidates.cells, items, work.score, cost, asked.out / ANSWERS)
+    outcome = search(list(work.candidates.cells), [i.name for i in items], ask, terms, asked.out / SEARCH, step)
+    outcome = replace(outcome, left={**work.candidates.left, **outcome.left})
     step(len(items), len(items), "drawing")
-    return _done(asked, outcome, work.pool.cells, ask, items, found)
+    return _done(asked, outcome, work.candidates.cells, ask, items, found)
 
 
 # ---- what is asked ------------------------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def _work(asked: AdviseConfig, loaded: Any, items: Sequence[Any]) -> Setup:
         if asked.images is not None:
             score = asking.of_images
     served = RUNTIMES.get(asked.runtime)(model)
-    return Setup(measuring, score, pool(model, tokenizer, asked.at, asked.methods, asked.keep, shape, served))
+    return Setup(measuring, score, candidates_of(model, tokenizer, asked.at, asked.methods, asked.keep, shape, served))
 
 
 # ---- what comes of it ---------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ class Candidates:
     left: dict[str, str]
 
 
-def pool(
+def candidates_of(
     model: nn.Module,
     tokenizer: Any,
     sites: Sequence[str],
