@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tokensieve.core.reduction import Reduction
     from tokensieve.core.signals import MissingSignal, Signals, register_signal
     from tokensieve.core.stage import Stage, stage
+    from tokensieve.prompt.compress import Compressor, compress
     from tokensieve.retrieval.encoders.loading import load_encoder
     from tokensieve.retrieval.index.index import Index
     from tokensieve.retrieval.index.library import Library
@@ -54,6 +55,7 @@ _NAMES = {
     "core.reduction": ("Reduction",),
     "core.signals": ("MissingSignal", "Signals", "register_signal"),
     "core.stage": ("Stage", "stage"),
+    "prompt.compress": ("Compressor", "compress"),
     "retrieval.encoders.loading": ("load_encoder",),
     "retrieval.index.index": ("Index",),
     "retrieval.index.library": ("Library",),
@@ -76,6 +78,7 @@ _ROOMS = (
     "methods",
     "parts",
     "planner",
+    "prompt",
     "retrieval",
     "sites",
     "testbed",
@@ -92,6 +95,7 @@ _OLD = {
 
 __all__ = [
     "CacheMethod",
+    "Compressor",
     "Focus",
     "FocusMethod",
     "Index",
@@ -111,6 +115,7 @@ __all__ = [
     "attached",
     "byte_model",
     "cache_bytes",
+    "compress",
     "cost",
     "get_method",
     "list_formats",
