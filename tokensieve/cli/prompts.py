@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from tokensieve.cli.common import Json, budget, console, measured
+from tokensieve.cli.common import Json, budget, console, measured, print_table
+from tokensieve.cli.progress import Steps
 
 
 def add(app: typer.Typer) -> None:
@@ -72,7 +73,9 @@ def compress(
         typer.echo(json.dumps(facts | {"spans": made.spans, "dropped": made.dropped, "notes": made.notes}))
         return
     if show:
-        console().print(shown.terminal(made))
+        screen = console()
+        # Where there are no colours, brackets hold what left.
+        screen.print(shown.terminal(made) if screen.is_terminal else shown.bracketed(made), markup=False, highlight=False)
     elif out is None:
         typer.echo(made.text)
     share = made.after / made.before if made.before else 1.0
@@ -98,3 +101,52 @@ def _model(name: str | None) -> tuple[object, object] | None:
     from tokensieve.bench.loading import language_model
 
     return language_model(name, "cpu", "float32")
+
+
+def bench_prompts(
+    data: Annotated[
+        Path,
+        typer.Option(help='JSON lines of {"question": .., "answer": .. or [..], "context": text or list, "kind": .., "system": ..}.'),
+    ],
+    model: Annotated[str, typer.Option(help="Who answers: smollm2, testbed, or a causal language model.")],
+    keep: Annotated[str, typer.Option(help="Comma-separated budgets: tokens, or shares.")] = "0.5,0.25,0.1",
+    methods: Annotated[
+        str, typer.Option(help="Comma-separated names, with a unit where it is not the method's own: question,surprisal:sentence.")
+    ] = "question",
+    plan: Annotated[list[Path] | None, typer.Option(help="A saved plan with a prompt stage; may be given again.")] = None,
+    out: Annotated[Path, typer.Option(help="Where results go; a second run goes on there.")] = Path("tokensieve-prompts"),
+    limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 24,
+    encoder: Annotated[str | None, typer.Option(help="A folder or hub name of an encoder of sentences. [MiniLM]")] = None,
+    lm: Annotated[str | None, typer.Option(help="For surprisal; the model that answers if not given.")] = None,
+    seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
+) -> None:
+    """Measure what a model still answers from compressed text, what survived, and from which length on it pays; resumes."""
+    from tokensieve.bench.context import page, rows, table
+    from tokensieve.bench.context.run import PromptConfig, run
+
+    names = [n.strip() for n in methods.split(",") if n.strip()]
+    asked = PromptConfig(
+        model, data, names, [budget(k) for k in keep.split(",")], out, tuple(plan or ()), limit, new_tokens, seed, dtype, device,
+        encoder, lm,
+    )  # fmt: skip
+
+    def work() -> None:
+        with Steps(False) as bar:
+            results = run(asked, lambda what, done, of: bar.step("answers", done, of))
+        made = results.data["rows"]
+        print_table(*table.table(made))
+        for line in rows.verdicts(made):
+            typer.echo(line)
+        for note in results.data["notes"]:
+            typer.echo(f"note: {note}", err=True)
+        for line in results.data["skipped"][:8]:
+            typer.echo(f"skipped: {line}", err=True)
+        typer.echo(f"\n{page.page(results.data, out)}")
+
+    try:
+        measured(work, out)
+    except ImportError as error:
+        raise ValueError(str(error)) from error

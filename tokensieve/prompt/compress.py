@@ -84,6 +84,10 @@ class Compressor:
         """The tokens of a text, by the target's tokenizer."""
         return self._counter(text)
 
+    def forget(self) -> None:
+        """Forget what was read, so that the next text costs what a new one does."""
+        self._memory.forget()
+
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def _each(

@@ -27,6 +27,11 @@ def terminal(made: Compressed) -> Any:
     return out
 
 
+def bracketed(made: Compressed) -> str:
+    """The text, with what left in brackets."""
+    return "".join(text if stays or not text.strip() else f"[-{text}-]" for text, stays in stretches(made))
+
+
 def page(made: Compressed, question: str, path: str | Path) -> None:
     """Write an HTML page, self-contained (whole or not at all): what left is grey, and the notes stand above."""
     from jinja2 import Environment, PackageLoader

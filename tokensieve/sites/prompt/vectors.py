@@ -38,6 +38,10 @@ class Memory:
             del self._known[old]
         return out
 
+    def forget(self) -> None:
+        """Forget all texts."""
+        self._known.clear()
+
 
 def encoded(embed: Embed, texts: Sequence[str]) -> Tensor:
     """``(n, D)``: the vectors of texts, read in groups of texts of like length."""
