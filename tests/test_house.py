@@ -18,11 +18,11 @@ NAME = PACKAGE.name
 
 CHAPTERS = ("codec", "retrieval", "text")
 FLOORS = (
-    ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("testbed",), ("bench",), ("planner",),
+    ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("prompt",), ("testbed",), ("bench",), ("planner",),
     ("catalog",), ("integrations",), ("testing",), ("cli",),
 )  # fmt: skip
 INSIDE = {
-    "sites": (("model",), ("cache",), ("visual",), ("table", "cost"), ("sieve",), ("loading",)),
+    "sites": (("model",), ("cache",), ("visual",), ("prompt",), ("table", "cost"), ("sieve",), ("loading",)),
 }
 """Floors inside a folder, likewise."""
 

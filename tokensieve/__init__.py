@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tokensieve.core.signals import MissingSignal, Signals, register_signal
     from tokensieve.core.stage import Stage, stage
     from tokensieve.planner.advise import advise
+    from tokensieve.prompt.compress import Compressor, compress
     from tokensieve.retrieval.encoders.loading import load_encoder
     from tokensieve.retrieval.index.index import Index
     from tokensieve.retrieval.index.library import Library
@@ -57,6 +58,7 @@ _NAMES = {
     "core.signals": ("MissingSignal", "Signals", "register_signal"),
     "core.stage": ("Stage", "stage"),
     "planner.advise": ("advise",),
+    "prompt.compress": ("Compressor", "compress"),
     "retrieval.encoders.loading": ("load_encoder",),
     "retrieval.index.index": ("Index",),
     "retrieval.index.library": ("Library",),
@@ -80,6 +82,7 @@ _ROOMS = (
     "methods",
     "parts",
     "planner",
+    "prompt",
     "retrieval",
     "sites",
     "testbed",
@@ -96,6 +99,7 @@ _OLD = {
 
 __all__ = [
     "CacheMethod",
+    "Compressor",
     "Focus",
     "FocusMethod",
     "Index",
@@ -116,6 +120,7 @@ __all__ = [
     "attached",
     "byte_model",
     "cache_bytes",
+    "compress",
     "cost",
     "fit_probes",
     "get_method",

@@ -14,7 +14,7 @@ from PIL import Image
 
 from tokensieve.bench.data import Found, read_image
 
-KEYS = ("image", "question", "answer", "choices", "kind", "system", "id")
+KEYS = ("image", "question", "answer", "choices", "kind", "system", "id", "context")
 """What a line may say; ``question`` and ``answer`` it must."""
 
 
@@ -27,6 +27,7 @@ class Question:
         images: files, opened when they are needed.
         answers: all that are right; choices: of which the likeliest is taken for the answer; none where it is written freely.
         mark: a fingerprint of the images.
+        context: passages of text that it is to be answered from, in front of it.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Question:
     kind: str = "all"
     system: str = ""
     mark: str = ""
+    context: tuple[str, ...] = ()
 
     def pictures(self) -> list[Image.Image]:
         """The images, in RGB."""
@@ -47,7 +49,7 @@ class Question:
         return {
             "name": self.name, "question": self.question, "answer": " | ".join(self.answers), "kind": self.kind,
             "choices": list(self.choices), "system": self.system, "image": self.mark,
-        }  # fmt: skip
+        } | ({"context": sha256("\n\n".join(self.context).encode()).hexdigest()[:16]} if self.context else {})  # fmt: skip
 
 
 class Fault(ValueError):
@@ -58,8 +60,8 @@ def read_questions(file: Path, limit: int | None = None, seen: Callable[[int], N
     """The questions of a file of JSON lines.
 
     A line is ``{"image": "a.png" or ["a.png", "b.png"] or null, "question": "..", "answer": ".." or [..], "choices": [..],
-    "kind": "..", "system": "..", "id": ".."}``; the last four are optional, and images are relative to the file. Line ends of
-    all systems, a byte order mark and empty lines are fine. Every image is opened once.
+    "kind": "..", "system": "..", "id": "..", "context": ".." or [".."]}``; the last five are optional, and images are relative to
+    the file. Line ends of all systems, a byte order mark and empty lines are fine. Every image is opened once.
 
     Args:
         limit: at most so many questions.
@@ -142,7 +144,7 @@ def _question(data: dict[str, Any], name: str, folder: Path) -> Question:
     kind, system = data.get("kind"), data.get("system")
     return Question(
         name, question, answers, files, choices, "all" if kind is None else str(kind), "" if system is None else str(system),
-        marks.hexdigest()[:16] if files else "",
+        marks.hexdigest()[:16] if files else "", _texts(data.get("context"), "context"),
     )  # fmt: skip
 
 

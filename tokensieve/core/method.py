@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tokensieve.core import budget, old_hooks
 from tokensieve.core.needs import Need
-from tokensieve.core.options import check_options
+from tokensieve.core.options import check_options, option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
-from tokensieve.core.topk import top
+from tokensieve.core.topk import ranks, top
 
 if TYPE_CHECKING:
     from tokensieve.core.focus import Focus
@@ -180,6 +180,45 @@ class CacheMethod(Method):
             ``(B, H, n - g)``.
         """
         raise NotImplementedError
+
+
+UNITS = ("passage", "sentence", "line", "word")
+"""What a prompt's text may be cut into."""
+
+
+@dataclass(frozen=True)
+class PromptMethod(Method):
+    """A method that runs at ``site="prompt"``, on units of text in front of a model: it says in which order they enter the
+    prompt, for as long as a budget of the model's tokens lasts.
+
+    There the features of :class:`Signals` are the units' vectors, by an encoder of sentences.
+
+    Attributes:
+        vectors: whether it reads these; where it does not, features are any numbers that tell units apart.
+    """
+
+    site: ClassVar[str] = "prompt"
+    sites: ClassVar[tuple[str, ...]] = ("prompt",)
+    inert: ClassVar[Mapping[str, str]] = {"unit": "an array holds units that are cut already"}
+    vectors: ClassVar[bool] = True
+    unit: str = option("sentence", "what the text is cut into", choices=UNITS)
+
+    def order(self, s: Signals, most: Tensor) -> Tensor:
+        """``(B, N)`` long: the place of each unit in the order in which they enter, 0 for the first; -1 for those that never do.
+
+        By default that of their scores.
+
+        Args:
+            most: ``(B,)``, how many can enter at most: behind them the order need not be the method's best.
+        """
+        score = self.score(s)
+        if score is None:
+            raise NotImplementedError(f"{self.name} has neither a score nor an order of its own")
+        return ranks(score, s.valid)
+
+    def reduce(self, s: Signals, keep: Tensor) -> Reduction:
+        order = self.order(s, keep)
+        return Reduction.keep((order >= 0) & (order < keep[:, None]))
 
 
 @dataclass(frozen=True)

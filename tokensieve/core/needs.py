@@ -149,6 +149,15 @@ Rarity = Need("idf")
 StopWords = Need("stop")
 """Which tokens belong to words that say little on their own: function words and punctuation."""
 
+Passages = Need("passage")
+"""Which passage of a prompt each unit of text is of."""
+
+Shift = Need("shift")
+"""How far a sentence's vector moves where a unit is left out of it."""
+
+Surprisal = Need("surprisal")
+"""How unlikely a unit of text is to a language model."""
+
 Words = Need("word")
 """Which word of its text each token belongs to."""
 

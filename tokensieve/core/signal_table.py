@@ -137,7 +137,10 @@ TABLE = {
             "rows of attention of Q text tokens (the last of the T) over the text tokens, averaged over heads",
             sites=("focus",), values="share",
         ),
-        Signal("text", "(B, T, D)", "the text tokens, in the space of the features", sites=("handoff", "prefill")),
+        Signal(
+            "text", "(B, T, D)", "the text tokens, in the space of the features; of units of a prompt, the question",
+            sites=("handoff", "prefill", "prompt"),
+        ),
         Signal("keys", KEYS, "attention keys", True, ("features",), ("encoder", "handoff", "prefill", "cache")),
         Signal("values", KEYS, "attention values", True, ("features",), ("encoder", "handoff", "prefill", "cache")),
         Signal(
@@ -211,7 +214,18 @@ TABLE = {
         ),
         Signal(
             "features", "(B, N, D)", "the tokens themselves",
-            sites=(*TEXT_SITES, "encoder", "cache", "vectors"), passed="x, of shape (B, N, D)",
+            sites=(*TEXT_SITES, "encoder", "cache", "vectors", "prompt"), passed="x, of shape (B, N, D)",
+        ),
+        Signal(
+            "passage", "(B, N)", "long, which passage of the prompt each unit of text is of, from 0", sites=("prompt",),
+            values="part",
+        ),
+        Signal(
+            "shift", "(B, N)", "how far the vector of a sentence moves, as one minus the cosine, where the unit is left out of it",
+            sites=("prompt",),
+        ),
+        Signal(
+            "surprisal", "(B, N)", "nats of the unit's tokens under a language model, on average", sites=("prompt",)
         ),
     )
 }  # fmt: skip

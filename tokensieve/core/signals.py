@@ -67,6 +67,9 @@ class Signals:
     head: Tensor | None = None
     frame: Tensor | None = None
     spot: Tensor | None = None
+    passage: Tensor | None = None
+    shift: Tensor | None = None
+    surprisal: Tensor | None = None
     seed: int = 0
     """For methods that draw."""
     more: Mapping[str, LayerTensor] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from tokensieve.core.method_registry import check_names, get_method
 from tokensieve.core.needs import Need, with_reads
 
 POLICIES = ("original", "compact")
-SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors")
+SITES = ("prompt", "encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors")
 WHERE = ("site", "layers", "positions", "every", "prefill")
 """Keywords of a stage that may stand among the options of its method."""
 

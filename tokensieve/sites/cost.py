@@ -17,6 +17,7 @@ from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.budget import flops
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.decoder import decoder
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.structure import Anatomy, find
 from tokensieve.sites.visual.focus_site import FocusSite
@@ -62,6 +63,9 @@ def cost(
 ) -> Cost:
     """The cost of a plan for ``tokens`` visual and ``text`` text tokens, exact for budgets that are counts or shares.
 
+    Stages at site="prompt" are taken to compress all of the text; with no others but the cache's, a language model without a
+    visual part will do, and ``tokens`` are none.
+
     Args:
         patches: tokens of each of the images (crops, tiles) that the encoder is given for this prompt. By default one image,
             and as many patches for each visual token as the config says.
@@ -69,16 +73,23 @@ def cost(
     Raises:
         ValueError: the model has no language model.
     """
-    anatomy = find(model)
+    stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
+    try:
+        anatomy = find(model)
+    except ValueError:
+        if not stages or any(s.site not in ("prompt", "cache") for s in stages):
+            raise
+        return _of_text(decoder(model), stages, text)
     if anatomy.language is None:
         raise ValueError(f"{type(model).__name__} has no language model; cost() speaks of vision-language models")
-    stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
-    depth, now, entered = len(anatomy.language.layers), tokens, tokens
+    depth, now, entered, written = len(anatomy.language.layers), tokens, tokens, text
     given = [tokens * merged(anatomy)] if patches is None else list(patches)
     in_encoder = [[float(n)] * (len(anatomy.vision.layers) if anatomy.vision else 0) for n in given]
     per_layer: list[float] = []
     for stage in stages:
-        if stage.site == "encoder":
+        if stage.site == "prompt":
+            text = _count(stage.keep, text) if text else 0
+        elif stage.site == "encoder":
             now = entered = _count(stage.keep, tokens)
             in_encoder = [encoder_tokens(anatomy, stage, tokens, now)]
         elif stage.site == "handoff":
@@ -96,7 +107,18 @@ def cost(
         - _seen(anatomy.language.config, here, round(per_layer[i]), text)
         for i, here in limited.items()
     )
-    return replace(made, seen_flops=made.flops - hidden)
+    whole = made if text == written else of_tokens(anatomy, per_layer, in_encoder, tokens, written)
+    full = {"full_flops": whole.full_flops, "full_kv_bytes": whole.full_kv_bytes}
+    return replace(made, seen_flops=made.flops - hidden, **full)
+
+
+def _of_text(stack: Stack, stages: Sequence[Stage], text: int) -> Cost:
+    """Of a prompt of text alone."""
+    left = text
+    for stage in stages:
+        left = _count(stage.keep, left) if stage.site == "prompt" else left
+    (computed, held), (full, full_held) = text_cost(stack.config, [left]), text_cost(stack.config, [text])
+    return Cost(computed, full, 0.0, 0.0, held, full_held, 0.0, 0.0, computed)
 
 
 def text_cost(config: Any, lengths: Iterable[int]) -> tuple[float, float]:

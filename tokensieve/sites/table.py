@@ -69,6 +69,14 @@ def _vectors(work: Work) -> Site:
     )
 
 
+def _prompt(work: Work) -> Site:
+    names = ", ".join(s.method.name for s in work.own)
+    raise ValueError(
+        f"{names} at site='prompt' takes text away in front of any model: use tokensieve.compress(text, plan=plan), and give "
+        "tokensieve.sieve the plan's other stages"
+    )
+
+
 def _cross(work: Work) -> Site:
     return CrossSite(work.model, work.own[0], work.clock, work.ledger, work.scores)
 
@@ -134,6 +142,7 @@ class SiteKind:
 
 READS = "{method}, which reads a whole cache, stands alone"
 TABLE = (
+    SiteKind(lambda s: s.site == "prompt", _prompt),
     SiteKind(lambda s: s.site == "vectors", _vectors),
     SiteKind(lambda s: s.site == "cross", _cross, "a stage at site='cross' stands alone: use one of them"),
     SiteKind(lambda s: s.site == "cache" and s.cache_method.query_block_size > 0, _sparse_prefill, READS),

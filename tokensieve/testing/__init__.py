@@ -1,8 +1,8 @@
 """Testing: the contracts of what can be added, for authors outside this project too.
 
 One line checks a method: ``tokensieve.testing.check_method(MyMethod)``. With pytest, :func:`parametrize_with_checks` makes a
-case of every check. Signals, vector formats, sketches, stores, encoders, quantizers, row initialisations, and a bench's columns
-and blocks have a check of their own each.
+case of every check. Signals, vector formats, sketches, stores, encoders, quantizers, methods of prompts, row initialisations, and a
+bench's columns and blocks have a check of their own each.
 """
 
 from importlib import import_module
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from tokensieve.testing.encoders import check_encoder
     from tokensieve.testing.formats import check_format
     from tokensieve.testing.initialisations import check_initialisation
+    from tokensieve.testing.prompts import check_prompt_method
     from tokensieve.testing.quantizers import check_quantizer
     from tokensieve.testing.sketches import check_sketch
     from tokensieve.testing.stores import check_store
@@ -32,6 +33,7 @@ __all__ = [
     "check_format",
     "check_initialisation",
     "check_method",
+    "check_prompt_method",
     "check_quantizer",
     "check_signal",
     "check_sketch",
@@ -51,6 +53,7 @@ _LATER = {
     "check_encoder": "encoders",
     "check_format": "formats",
     "check_initialisation": "initialisations",
+    "check_prompt_method": "prompts",
     "check_quantizer": "quantizers",
     "check_sketch": "sketches",
     "check_store": "stores",

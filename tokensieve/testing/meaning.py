@@ -66,12 +66,15 @@ MEASURES: dict[str, Callable[[Signals], Tensor]] = {
             "ranking",
             "entropy",
             "idf",
+            "shift",
+            "surprisal",
         )
     },
     "stop": lambda s: -_given("stop")(s),
     "text": _text,
     "neurons": _neurons,
     "early": lambda s: -torch.arange(s.n, dtype=s.features.dtype).expand(s.batch, -1),
+    "late": lambda s: torch.arange(s.n, dtype=s.features.dtype).expand(s.batch, -1),
     "long": lambda s: s.features.norm(dim=-1),
     "unlike": _unlike,
 }

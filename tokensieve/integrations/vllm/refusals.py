@@ -33,6 +33,7 @@ SITES = {
     "cross": "tokens that a model attends to by cross-attention do not stand in the prompt",
     "cache": f"stages at the cache: {TABLES}",
     "vectors": "it is for stored vectors",
+    "prompt": "it takes text away before a prompt is sent; use tokensieve.compress",
 }
 ADVISE = "tokensieve.cli.advise"
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tokensieve._moved import below
-from tokensieve.core.topk import ranked, top
+from tokensieve.core.topk import ranked, ranks, top
 
-__all__ = ["ranked", "top"]
+__all__ = ["ranked", "ranks", "top"]
 
 
 def compact(candidates: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,14 +32,6 @@ def take(x: Tensor, place: Tensor) -> Tensor:
     # Whole vectors move several times as fast as single elements.
     row = torch.arange(len(x), device=x.device)[:, None] * x.shape[1]
     return x.flatten(0, 1).index_select(0, (place + row).flatten()).view(*place.shape, x.shape[2])
-
-
-def ranks(score: Tensor, candidates: Tensor) -> Tensor:
-    """``(B, N)`` long: each candidate's place in the order of scores, 0 for the highest; -1 elsewhere."""
-    count = candidates.sum(1)
-    order, valid = ranked(score, count, candidates)
-    place = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.full_like(candidates, -1, dtype=torch.long).scatter_(1, order, torch.where(valid, place, -1))
 
 
 def union(score: Tensor, candidates: Tensor) -> Tensor:

@@ -33,7 +33,17 @@ def calibrated(like: Rows, sharpness: Tensor, weight: Tensor, candidates: Tensor
 def cover(
     reach: Rows, count: Tensor, candidates: Tensor, scale: Tensor | None = None, bonus: Tensor | None = None
 ) -> Tensor:
-    """Greedy facility location: each pick is the candidate that adds most to how well all targets are covered.
+    """``(B, N)`` bool: the picks of :func:`covering`."""
+    return covering(reach, count, candidates, scale, bonus) >= 0
+
+
+@torch.no_grad()
+def covering(
+    reach: Rows, count: Tensor, candidates: Tensor, scale: Tensor | None = None, bonus: Tensor | None = None
+) -> Tensor:
+    """``(B, N)`` long, each pick's place in the order of picks, 0 for the first, and -1 elsewhere.
+
+    Greedy facility location: each pick is the candidate that adds most to how well all targets are covered.
 
     A target is covered as well as by the best of the picks, and by nothing below 0. Gains only fall as picks are made,
     so one known from before is a bound: only candidates whose bounds lead are looked at again, and the picks are those of
@@ -53,7 +63,8 @@ def cover(
     bound = torch.cat([gain(place, covered) for place in similarity.blocks(candidates)], 1).masked_fill_(
         ~candidates, -torch.inf
     )
-    left, chosen, fresh = count.minimum(candidates.sum(1)), torch.zeros_like(candidates), torch.ones_like(candidates)
+    left, fresh = count.minimum(candidates.sum(1)), torch.ones_like(candidates)
+    order = torch.full_like(candidates, -1, dtype=torch.long)
     for step in range(int(left.max())):
         lead, width = bound.argmax(1, keepdim=True), POOL
         while not bool(fresh.gather(1, lead).all()):
@@ -63,11 +74,11 @@ def cover(
             fresh.scatter_(1, place, True)
             lead, width = bound.argmax(1, keepdim=True), min(2 * width, similarity.ROWS)
         on = (step < left)[:, None]
-        chosen |= torch.zeros_like(chosen).scatter_(1, lead, on)
+        order.scatter_(1, lead, torch.where(on, step, order.gather(1, lead)))
         bound.scatter_(1, lead, -torch.inf)
         covered = torch.maximum(reach(lead), covered)
         fresh.zero_()
-    return chosen
+    return order
 
 
 def covered(reach: Rows, chosen: Tensor) -> Tensor:

@@ -1,0 +1,180 @@
+"""Run: every question under every line, written down as it goes, so that a second run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tokensieve.bench.loading import device_of, dtype_of, language_model
+from tokensieve.bench.metrics import METRICS
+from tokensieve.bench.context.asking import PromptAsker, timed
+from tokensieve.bench.context.cells import NONE, PromptCell, cells
+from tokensieve.bench.context.rows import rows_of
+from tokensieve.bench.questions import Question, read_questions
+from tokensieve.bench.results import Results, Settings
+from tokensieve.prompt.compress import Compressor
+from tokensieve.prompt.compressed import Compressed
+from tokensieve.retrieval.encoders.loading import MINILM, load_encoder
+
+Step = Callable[[str, int, int], None]
+SHOWN = 3
+"""Questions of which the page shows what each line left."""
+
+
+@dataclass(frozen=True)
+class PromptSettings(Settings):
+    """Those of a bench of prompts.
+
+    Attributes:
+        encoder, lm: what texts are read by, besides the model that answers.
+    """
+
+    encoder: str = ""
+    lm: str = ""
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """The arguments of a bench of prompts.
+
+    Attributes:
+        data: the file of questions, with contexts; plans: files of saved plans, which run beside the methods.
+        encoder: a sentence encoder; None for the embedded one. lm: a language model for surprisal; None for the one that answers.
+    """
+
+    model: str
+    data: Path
+    methods: Sequence[str]
+    budgets: Sequence[int | float]
+    out: Path
+    plans: Sequence[Path] = ()
+    limit: int | None = None
+    new_tokens: int = 24
+    seed: int = 0
+    dtype: str = "auto"
+    device: str = "auto"
+    encoder: str | None = None
+    lm: str | None = None
+
+    def settings(self, items: int) -> PromptSettings:
+        """What decides the numbers."""
+        device = device_of(self.device)
+        return PromptSettings(
+            model=self.model, data=str(self.data), question="", samples=items, seed=self.seed, batch=1,
+            new_tokens=self.new_tokens, dtype=str(dtype_of(self.dtype, device)).removeprefix("torch."), device=device,
+            encoder=self.encoder or MINILM, lm=self.lm or self.model,
+        )  # fmt: skip
+
+
+@dataclass
+class _Work:
+    """What a run works with."""
+
+    asker: PromptAsker
+    compressor: Compressor
+    made: Sequence[PromptCell]
+    notes: list[str] = field(default_factory=list)
+
+
+def run(asked: PromptConfig, step: Step) -> Results:
+    """Ask every question under every line; rows and records are in the results, which are on disk after every question.
+
+    Args:
+        step: told what is being done, how many answers there are, and of how many.
+
+    Raises:
+        ValueError, FileNotFoundError: what was asked for cannot be done; the message says why.
+    """
+    made = cells(asked.methods, asked.budgets, asked.plans)
+    step("reading the questions", 0, 1)
+    found = read_questions(asked.data)
+    with_text = [q for q in found.items if q.context and not q.images and not q.choices]
+    bare = len(found.items) - len(with_text)
+    if not with_text:
+        raise ValueError(f"--data {asked.data}: no line has a context, text to answer from: \"context\": \"..\" or [\"..\"]")
+    items = with_text[: asked.limit]
+    step("loading the model", 0, 1)
+    model, tokenizer = language_model(asked.model, asked.device, asked.dtype)
+    lm = (model, tokenizer) if asked.lm is None else language_model(asked.lm, asked.device, asked.dtype)
+    encoder = None if asked.encoder is None else load_encoder(asked.encoder)
+    work = _Work(
+        PromptAsker(model, tokenizer, asked.new_tokens, asked.seed),
+        Compressor(tokenizer, encoder=encoder, lm=lm, seed=asked.seed), made, list(found.notes),
+    )  # fmt: skip
+    if bare:
+        work.notes.append(f"{bare} lines have no context, or images or choices, and were left out")
+    results = Results.open(asked.out, asked.settings(len(items)), found.skipped, [q.to_json() for q in items])
+    _measured(results, work, items, step)
+    data = results.data
+    data["notes"] = list(dict.fromkeys([*data.get("notes", []), *work.notes]))
+    kinds = {q.name: q.kind for q in items}
+    data["rows"] = rows_of(data["records"], made, kinds)
+    data["shown"] = _shown(work, items)
+    results.write()
+    return results
+
+
+def _measured(results: Results, work: _Work, items: Sequence[Question], step: Step) -> None:
+    records = results.data.setdefault("records", {})
+    of = len(items) * len(work.made)
+    done = sum(q.name in records.get(c.key, {}) for c in work.made for q in items)
+    warm = False
+    for item in items:
+        left = [c for c in work.made if item.name not in records.get(c.key, {})]
+        for cell in left:
+            if not warm:  # what loads at the first call is in no measured time
+                _answered(work, cell, item)
+                warm = True
+            records.setdefault(cell.key, {})[item.name] = _answered(work, cell, item)
+            done += 1
+            step(f"{cell.key}: {item.name}", done, of)
+        if left:
+            results.write()
+
+
+def compressed(compressor: Compressor, cell: PromptCell, item: Question) -> Compressed:
+    """What a line leaves of a question's text; every unit is read anew, as a text that comes for the first time is."""
+    compressor.forget()
+    return compressor(item.context, item.question, plan=cell.plan)
+
+
+def _answered(work: _Work, cell: PromptCell, item: Question) -> dict[str, Any]:
+    """The record of one answer."""
+    whole, seconds = "\n\n".join(item.context), 0.0
+    context = "" if cell.key == NONE else whole
+    if cell.plan is not None:
+        made, seconds = timed(lambda: compressed(work.compressor, cell, item))
+        context = made.text
+        work.notes += [f"{cell.key}: {note}" for note in made.notes if "unit" not in note]
+    reply = work.asker.ask(context, item.question, item.system, cell.inside)
+    return {
+        "said": reply.said, "contained": METRICS.get("contains")(reply.said, item.answers),
+        "exact": METRICS.get("exact")(reply.said, item.answers), "survived": float(survived(context, item.answers)),
+        "tokens": reply.tokens, "context": work.compressor.count(context), "compress": round(seconds, 4),
+        "answer": round(reply.seconds, 4),
+    }  # fmt: skip
+
+
+def survived(context: str, answers: Sequence[str]) -> bool:
+    """Whether one of the answers stands in a text, whatever its blanks and case."""
+    text = " ".join(context.casefold().split())
+    return any(" ".join(a.casefold().split()) in text for a in answers)
+
+
+def _shown(work: _Work, items: Sequence[Question]) -> list[dict[str, Any]]:
+    """What lines leave of the first questions, at their smallest budgets."""
+    least: dict[str, PromptCell] = {}
+    for cell in work.made:
+        if cell.plan is not None and (cell.method not in least or (cell.keep or 0) < (least[cell.method].keep or 0)):
+            least[cell.method] = cell
+    out = []
+    for item in items[:SHOWN]:
+        lines = {c.key: compressed(work.compressor, c, item) for c in least.values()}
+        out.append(
+            {"question": item.question, "answers": list(item.answers), "name": item.name,
+             "lines": {k: {"source": m.source, "starts": m.starts, "spans": m.spans, "before": m.before, "after": m.after,
+                           "counted": m.counted} for k, m in lines.items()}}
+        )  # fmt: skip
+    return out

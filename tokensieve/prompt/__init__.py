@@ -1,0 +1,1 @@
+"""Prompt: text compressed in front of a model, and shown."""
