@@ -17,6 +17,7 @@ from tokensieve.cli.indexes import opened as opened_whole
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
+    from tokensieve.retrieval.index.searching import Searching
     from tokensieve.retrieval.index.sync import SyncReport
     from tokensieve.retrieval.shards import Collection
 
@@ -71,6 +72,16 @@ def opened(at: Path, ray: str | None, encoder: str | None = None) -> Iterator[Co
     _refuse_whole(at)
     made = None if encoder is None else loaded(encoder)
     with _cluster(ray) as cluster, Collection.open(at, cluster.Actors if cluster else Here, made) as collection:
+        yield collection
+
+
+@contextmanager
+def searched(at: Path, ray: str | None, encoder: str | None = None) -> Iterator[Searching]:
+    """What a folder holds, one index or a collection in shards, to be asked."""
+    if ray is None and not sharded(at):
+        yield opened_whole(at, encoder)
+        return
+    with opened(at, ray, encoder) as collection:
         yield collection
 
 
