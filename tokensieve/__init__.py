@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from tokensieve.core.reduction import Reduction
     from tokensieve.core.signals import MissingSignal, Signals, register_signal
     from tokensieve.core.stage import Stage, stage
+    from tokensieve.planner.cost import cost
+    from tokensieve.retrieval.client import Client
     from tokensieve.retrieval.encoders.loading import load_encoder
     from tokensieve.retrieval.index.index import Index
     from tokensieve.retrieval.index.library import Library
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
     from tokensieve.retrieval.storage import list_formats, register_format
     from tokensieve.sites.cache.evicted_layer import cache_bytes
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
-    from tokensieve.sites.cost import cost
     from tokensieve.sites.loading import load_model
     from tokensieve.sites.sieve import Sieve, attached, sieve
     from tokensieve.text.decoding import byte_model, mix_bytes
@@ -42,7 +43,7 @@ __version__ = "0.2.0"
 
 _NAMES = {
     "codec.registry": ("list_quantizers", "quantizer", "register_quantizer"),
-    "sites.cost": ("cost",),
+    "planner.cost": ("cost",),
     "core.budget": ("Keep",),
     "core.focus": ("Focus",),
     "core.method": ("CacheMethod", "FocusMethod", "Method"),
@@ -54,6 +55,7 @@ _NAMES = {
     "core.reduction": ("Reduction",),
     "core.signals": ("MissingSignal", "Signals", "register_signal"),
     "core.stage": ("Stage", "stage"),
+    "retrieval.client": ("Client",),
     "retrieval.encoders.loading": ("load_encoder",),
     "retrieval.index.index": ("Index",),
     "retrieval.index.library": ("Library",),
@@ -92,6 +94,7 @@ _OLD = {
 
 __all__ = [
     "CacheMethod",
+    "Client",
     "Focus",
     "FocusMethod",
     "Index",

@@ -13,6 +13,7 @@ import typer
 
 from tokensieve.cli.indexes import loaded
 from tokensieve.cli.indexes import opened as opened_whole
+from tokensieve.cli.progress import bar
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
@@ -142,10 +143,6 @@ def _cluster(ray: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _bar(count: int, quiet: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-        task = bar.add_task("", total=count)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
+    with bar(quiet, counted=True) as shown:
+        task = shown.add_task("shards", total=count)
+        yield lambda done, of: shown.update(task, completed=done, total=of)
