@@ -19,6 +19,7 @@ from tokensieve.retrieval import Damaged, Document, Hit, Incompatible, Index, Lo
 from tokensieve.retrieval.index import snapshot
 from tokensieve.retrieval.index import writer as writing
 from tokensieve.retrieval.storage import FORMATS, files
+from tokensieve.testing.stores import BAD
 
 DIM = 8
 
@@ -222,29 +223,7 @@ def test_the_second_writer_is_told(tmp_path):
     assert len(index) == 40
 
 
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"vectors": [torch.zeros(2, 3)]}, "3 dimensions"),
-        ({"vectors": [torch.zeros(2, DIM), torch.zeros(0, DIM)]}, "document 1 has no tokens"),
-        ({"vectors": [torch.zeros(2, DIM), torch.full((2, DIM), torch.inf)]}, "document 1 holds NaN"),
-        ({"ids": ["d3"]}, "'d3' is in the index"),
-        ({"ids": [7]}, "not 7"),
-        ({"ids": [None]}, "not None"),
-        ({"ids": "d"}, r"pass \['d'\]"),
-        ({"ids": [""]}, "non-empty"),
-        ({"ids": ["caf\udce9"]}, "Unicode"),
-        ({"vectors": docs(2), "ids": ["x", "x"]}, "'x' is given twice"),
-        ({"ids": ["x", "y"]}, "1 documents, 2 ids"),
-        ({"metadata": []}, "0 metadata"),
-        ({"metadata": [{"a": object()}]}, "metadata of document 0"),
-        ({"metadata": [{"a": float("nan")}]}, "metadata of document 0"),
-        ({"metadata": [{1: 2}]}, "names of fields are strings"),
-        ({"vectors": torch.ones(1, 2, DIM).long()}, "hold torch.int64"),
-        ({"vectors": [torch.ones(2, DIM).to(torch.float8_e4m3fn)]}, "hold torch.float8_e4m3fn"),
-        ({"vectors": [torch.ones(2, DIM).double() * 1e300]}, "document 0 holds NaN or infinite"),
-    ],
-)
+@pytest.mark.parametrize(("change", "says"), BAD)
 def test_a_refused_add_changes_nothing(tmp_path, change, says):
     index, _ = filled(tmp_path)
     before = sorted(p.name for p in index.folder.iterdir())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
+import anyio
 import pytest
 import schemathesis
 from fastapi.testclient import TestClient
@@ -16,8 +18,9 @@ from tests.shelf import Words
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
-from tokensieve.retrieval.service import app as service
-from tokensieve.retrieval.service import application
+from tokensieve.retrieval.service import application, writing
+from tokensieve.retrieval.service.gather import Busy, Gatherer
+from tokensieve.retrieval.service.limits import Limits
 from tokensieve.retrieval.sources.texts import Text
 
 TOKEN = "a secret"
@@ -84,6 +87,7 @@ def test_documents_are_added_replaced_and_deleted(client, shelf):
     got = client.get("/documents", params={"id": "a/b#c é"}).json()
     assert got == {
         "id": "a/b#c é",
+        "of": 1,
         "passages": [
             {"id": "a/b#c é#0", "text": "a new note", "span": [0, 10], "context": "", "place": "line 1", "metadata": {}}
         ],
@@ -100,7 +104,7 @@ def test_documents_are_added_replaced_and_deleted(client, shelf):
 
 
 def test_a_stream_is_written_while_it_arrives(client, shelf, monkeypatch):
-    monkeypatch.setattr(service, "BATCH", 2)
+    monkeypatch.setattr(writing, "BATCH", 2)
     seen = []
 
     def stream():
@@ -114,7 +118,7 @@ def test_a_stream_is_written_while_it_arrives(client, shelf, monkeypatch):
     got = client.post("/documents", content=stream(), headers=LINES).json()
     assert got == {"written": 12, "unchanged": 0, "passages": 15}
     put: list[int] = []
-    monkeypatch.setattr(shelf, "put", lambda texts: put.append(len(texts)) or len(texts))
+    monkeypatch.setattr(shelf, "put", lambda texts, done: put.append(len(texts)) or len(texts))
     client.post("/documents", content=lines(*({"id": str(i), "text": "x"} for i in range(5))), headers=LINES)
     assert put == [2, 2, 1]
 
@@ -157,12 +161,12 @@ def test_a_wrong_line_is_named(client, line, field):
 
 
 def test_limits_of_bodies(shelf, monkeypatch):
-    client = TestClient(application(shelf, hosts=None, most=2000), raise_server_exceptions=False)
+    client = TestClient(application(shelf, hosts=None, limits=Limits(body=2000)), raise_server_exceptions=False)
     assert error(client.post("/search", content=b" " * 2001), 413)["field"] == "body"
     long = (lines({"id": str(i), "text": "x" * 100}).encode() + b"\n" for i in range(100))
     assert error(client.post("/documents", content=long, headers=LINES), 413)["field"] == "body"
     assert client.get("/health").json()["status"] == "ok"
-    monkeypatch.setattr(service, "LINE", 100)
+    monkeypatch.setattr(writing, "LINE", 100)
     assert (
         "a line is longer"
         in error(client.post("/documents", content=(b"x" * 60 for _ in range(9)), headers=LINES), 413)["problem"]
@@ -249,6 +253,204 @@ def test_searches_while_documents_come_and_go(client):
     assert problems == []
 
 
+class Slow(Words):
+    """Waits for an event before it encodes a query, and keeps what it was asked together."""
+
+    def __init__(self):
+        super().__init__()
+        self.go, self.begun, self.batches = threading.Event(), threading.Event(), []
+
+    def queries(self, texts):
+        self.begun.set()
+        assert self.go.wait(60)
+        self.batches.append(list(texts))
+        return super().queries(texts)
+
+
+@pytest.fixture
+def slow(shelf):
+    return Library.open(shelf.index.folder, Slow())
+
+
+def test_searches_that_wait_go_in_one_batch(slow):
+    """And each is answered as if it had been alone, a wrong one too."""
+    gatherer = Gatherer(slow, Limits(together=16))
+    first = gatherer.ask(["cat"], k=1)
+    assert slow.encoder.begun.wait(60)
+    others = [gatherer.ask([text, "cat"], k=1) for text in ("file", "socket", "line")]
+    wrong = gatherer.ask(["\ud800"], k=1)
+    other = gatherer.ask(["file"], k=2)
+    slow.encoder.go.set()
+    assert [[one.results[0].document for one in f.result(60)] for f in others] == [
+        ["read.md", "cat"], ["socket", "cat"], ["read.md", "cat"]
+    ]  # fmt: skip
+    assert first.result(60)[0].results[0].document == "cat"
+    with pytest.raises(ValueError, match="string of Unicode"):
+        wrong.result(60)
+    assert len(other.result(60)[0].results) == 2
+    assert slow.encoder.batches == [
+        ["cat"], ["file", "cat"], ["socket", "cat"], ["line", "cat"], ["file"]
+    ]  # fmt: skip
+    gatherer.close()
+    with pytest.raises(Busy):
+        gatherer.ask(["cat"], k=1)
+
+
+def test_equal_settings_go_together(slow):
+    gatherer = Gatherer(slow, Limits(together=5))
+    waiting = [gatherer.ask(["cat"], k=1)]
+    assert slow.encoder.begun.wait(60)
+    waiting += [gatherer.ask([f"file {i}"], k=1) for i in range(8)]
+    waiting[2].cancel()
+    slow.encoder.go.set()
+    for one in (w for w in waiting if not w.cancelled()):
+        one.result(60)
+    assert [len(b) for b in slow.encoder.batches] == [1, 5, 2]
+    assert (gatherer.batches, gatherer.searched) == (3, 8)
+    gatherer.close()
+
+
+def test_too_many_and_too_long_are_said(slow):
+    app = application(slow, hosts=None, limits=Limits(waiting=1, seconds=0.2))
+    with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/search", json={"query": "cat"})
+        assert slow.encoder.begun.wait(60)
+        assert "took more than 0.2 seconds" in error(first.result(60), 504)["problem"]
+        # What has begun goes on; one may wait behind it.
+        late = pool.submit(client.post, "/search", json={"query": "cat"})
+        got = [client.post("/search", json={"query": "cat"}) for _ in range(2)]
+        assert {g.status_code for g in [*got, late.result(60)]} <= {429, 504}
+        assert any(g.status_code == 429 and g.headers["retry-after"] == "1" for g in [*got, late.result(60)])
+        slow.encoder.go.set()
+
+
+def test_a_body_that_stops_arriving_holds_nobody(shelf):
+    app = application(shelf, hosts=None, limits=Limits(seconds=0.2))
+    messages = iter([{"type": "http.request", "body": b'{"id": "a", "text": "b"}\n', "more_body": True}])
+    sent = []
+
+    async def receive():
+        try:
+            return next(messages)
+        except StopIteration:
+            await anyio.sleep_forever()
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": "http", "method": "POST", "path": "/documents", "raw_path": b"/documents", "query_string": b"",
+        "headers": [(b"content-type", b"application/x-ndjson"), (b"host", b"x")], "http_version": "1.1", "scheme": "http",
+    }  # fmt: skip
+    anyio.run(app, scope, receive, send)
+    assert sent[0]["status"] == 408
+
+
+def test_requests_at_once_are_counted(slow):
+    app = application(slow, hosts=None, limits=Limits(requests=1))
+    with TestClient(app, raise_server_exceptions=False) as client, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(client.post, "/search", json={"query": "cat"})
+        assert slow.encoder.begun.wait(60)
+        assert "1 requests are being answered" in error(client.get("/about"), 429)["problem"]
+        assert client.get("/health").status_code == 200
+        slow.encoder.go.set()
+        assert first.result(60).status_code == 200
+        assert client.get("/about").status_code == 200
+
+
+def test_one_token_reads_and_another_writes(shelf):
+    client = TestClient(application(shelf, TOKEN, hosts=None, reading="look"), raise_server_exceptions=False)
+    look, write = ({"Authorization": f"Bearer {t}"} for t in ("look", TOKEN))
+    for headers in (look, write):
+        assert client.post("/search", json={"query": "cat"}, headers=headers).status_code == 200
+        assert client.get("/about", headers=headers).status_code == 200
+    body = lines({"id": "new", "text": "a note"})
+    for call in (
+        lambda h: client.post("/documents", content=body, headers=LINES | h),
+        lambda h: client.post("/files", params={"id": "x.txt"}, content=b"text", headers=h),
+        lambda h: client.delete("/documents", params={"id": "new"}, headers=h),
+    ):
+        assert "only reads" in error(call(look), 403)["problem"]
+        assert error(call({}), 401)
+        assert call(write).status_code == 200
+    with pytest.raises(ValueError, match="give both"):
+        application(shelf, reading="look")
+
+
+def test_pages_of_other_sites_ask_where_they_are_named(shelf):
+    client = TestClient(application(shelf, hosts=None, origins=["https://a.example"]))
+    asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+    for origin, allowed in (("https://a.example", "https://a.example"), ("https://b.example", None)):
+        got = client.options("/search", headers={"Origin": origin} | asked)
+        assert got.headers.get("access-control-allow-origin") == allowed
+        got = client.post("/search", json={"query": "cat"}, headers={"Origin": origin})
+        assert got.headers.get("access-control-allow-origin") == allowed
+    assert (
+        "access-control-allow-origin"
+        not in TestClient(application(shelf, hosts=None))
+        .get("/health", headers={"Origin": "https://a.example"})
+        .headers
+    )
+    for wrong in ("*", "a.example", "https://a.example/path"):
+        with pytest.raises(ValueError, match="name a site"):
+            application(shelf, origins=[wrong])
+
+
+def test_files_are_put_in_as_index_reads_them(client, shelf):
+    page = "<html><nav>Menu</nav><main><h1>Rivers</h1><p>They flow to the sea.</p></main></html>"
+    got = client.post("/files", params={"id": "rivers.html"}, content=page.encode())
+    assert got.json() == {"written": 1, "unchanged": 0, "passages": 4}
+    assert client.post("/files", params={"id": "rivers.html"}, content=page.encode()).json()["unchanged"] == 1
+    held = shelf.get("rivers.html")
+    assert "Menu" not in held[0]["text"]
+    assert held[0]["metadata"] == {"kind": "file", "suffix": ".html"}
+    for content, why in ((b"\0\1", "binary"), (b"PK\x03\x04", "archive"), (b" ", "no text")):
+        said = error(client.post("/files", params={"id": "x"}, content=content), 422)["problem"]
+        assert said.startswith("x: ")
+        assert why in said or "cannot be opened" in said
+
+
+def test_some_of_a_document(client):
+    client.post("/documents", content=lines({"id": "long", "text": "\n\n".join(["word " * 120] * 6)}), headers=LINES)
+    whole = client.get("/documents", params={"id": "long"}).json()
+    assert whole["of"] == len(whole["passages"]) > 3
+    some = client.get("/documents", params={"id": "long", "first": 1, "count": 2}).json()
+    assert some["passages"] == whole["passages"][1:3]
+
+
+def test_requests_have_ids_and_are_logged_without_what_was_asked(client, caplog):
+    with caplog.at_level("INFO", "tokensieve.service"):
+        got = client.post("/search", json={"query": "a secret wish"}, headers={"X-Request-Id": "mine-7"})
+        other = client.get("/documents", params={"id": "nobody"}, headers={"X-Request-Id": "no id\tat all"})
+    assert got.headers["x-request-id"] == "mine-7"
+    assert len(other.headers["x-request-id"]) == 16
+    first, second = (r.getMessage() for r in caplog.records)
+    assert first.startswith("mine-7 POST /search 200 ")
+    assert second.startswith(other.headers["x-request-id"] + " GET /documents 404 ")
+    assert "secret" not in caplog.text
+    assert "nobody" not in caplog.text
+
+
+def test_prometheus_is_told(client):
+    parser = pytest.importorskip("prometheus_client.parser")
+    client.post("/search", json={"query": "cat"})
+    client.post("/search", json={"query": ""})
+    client.get("/no/such/path")
+    got = client.get("/metrics")
+    assert got.headers["content-type"].startswith("text/plain")
+    found = {}
+    for family in parser.text_string_to_metric_families(got.text):
+        for sample in family.samples:
+            found[sample.name, *sorted(v for k, v in sample.labels.items() if k != "worker")] = sample.value
+    assert found["tokensieve_requests_total", "/search", "200", "POST"] == 1
+    assert found["tokensieve_requests_total", "/search", "422", "POST"] == 1
+    assert found["tokensieve_requests_total", "404", "GET", "other"] == 1
+    assert found["tokensieve_request_seconds_count", "/search"] == 2
+    assert found["tokensieve_request_seconds_bucket", "+Inf", "/search"] == 2
+    assert found["tokensieve_passages",] == 3
+    assert found["tokensieve_searches_total",] == 1
+
+
 # ---- fuzzing
 
 
@@ -260,7 +462,7 @@ def _lines(context, value):
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-@pytest.mark.parametrize("path", ["/", "/health", "/about", "/search", "/documents"])
+@pytest.mark.parametrize("path", ["/", "/health", "/about", "/search", "/searches", "/documents", "/files"])
 def test_no_request_makes_it_fail(shelf, path, mode):
     """Requests that fit the schema are answered as it says, others refused as it says; by the checks of schemathesis."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", application(shelf, TOKEN, hosts=None))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import random
+import shutil
 from dataclasses import replace
 
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from filelock import FileLock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +21,12 @@ from tokensieve.retrieval import Damaged, Hit, Incompatible, Locked
 from tokensieve.retrieval.encoders import loading
 from tokensieve.retrieval.encoders.reading import Size
 from tokensieve.retrieval.encoders.reduce import Frequencies
+from tokensieve.retrieval.errors import Gone
 from tokensieve.retrieval.index import put
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.sync import mirror as mirror_whole
+from tokensieve.retrieval.service import application
 from tokensieve.retrieval.shards import SHARDS, Collection, Shards, build, merged, mirror
 
 QUERIES = ["read a file", "note number 4", "word 7 7 here", "cat"]
@@ -115,6 +120,78 @@ def test_shards_find_what_one_library_finds(tmp_path, docs, recipe):
     equal(whole, shards, keep=0.5)
     assert shards.size["documents"] == len(whole)
     assert shards.size["vectors"] == whole.index.size["vectors"]
+
+
+def test_words_pages_and_documents_are_those_of_one_library(tmp_path):
+    """BM25 counts over the whole collection; no two scores are alike here, so that ranks say all."""
+    draw = random.Random(0)
+    words = [f"{a}{b}" for a in "bdfgklmnprst" for b in ("ato", "eno", "iri", "uma")]
+    texts = {
+        f"t{i:02}.txt": "\n\n".join(" ".join(draw.choices(words, k=90)) + "." for _ in range(3)) for i in range(24)
+    }
+    whole, shards = both(tmp_path, laid(tmp_path / "docs", texts), 3)
+    some = texts["t07.txt"].split()
+    queries = [" ".join(some[20:25]), f'about "{some[40]} {some[41]}" or so', f"{words[0]} {words[9]} nothing"]
+    with Collection.open(shards.folder) as collection:
+        for how in (
+            {"fuse": "rrf"}, {"fuse": 0.4}, {"fuse": 1.0}, {"fuse": "rrf", "offset": 4}, {"per_document": True},
+            {"fuse": "rrf", "per_document": True, "offset": 1}, {"min_score": 2.0}, {"where": {"suffix": ".md"}},
+        ):  # fmt: skip
+            found, wanted = (c.search(queries, 6, rerank=0, **how) for c in (collection, whole))
+            for mine, theirs in zip(found, wanted, strict=True):
+                assert [f.id for f in mine] == [f.id for f in theirs]
+                assert [f.score for f in mine] == pytest.approx([f.score for f in theirs], abs=1e-4)
+                assert all(f.fused == (w.fused and pytest.approx(w.fused)) for f, w in zip(mine, theirs, strict=True))
+        held = collection.search(queries[1], 6)
+        assert held
+        assert all(f"{some[40]} {some[41]}" in f.text for f in held)
+        assert collection.notes("x", {"sufix": 1}) == ("no document has the field 'sufix'",)
+        assert collection.get("t07.txt") == whole.get("t07.txt")
+        assert collection.get("nobody") == []
+        assert sorted(collection.ids()) == sorted(whole.ids())
+        assert collection.metadata(["t07.txt#0", "none"]) == whole.metadata(["t07.txt#0", "none"])
+        assert collection.size["vectors"] == whole.size["vectors"]
+
+
+def test_an_open_collection_follows_what_is_committed(tmp_path, docs):
+    _, shards = both(tmp_path, docs)
+    with Collection.open(shards.folder) as collection:
+        assert collection.search("cat", 1)[0].document == "cat.html"
+        (docs / "cat.html").unlink()
+        mirror(Shards.open(shards.folder), docs)
+        assert collection.search("cat", 1)[0].document != "cat.html"
+        # Made anew in its folder, of other texts in another number of shards.
+        shutil.rmtree(shards.folder)
+        with pytest.raises(Gone, match="is gone"):
+            collection.search("cat")
+        new = Shards.create(shards.folder, Recipe(codec="float32"), 2)
+        with pytest.raises(Incompatible, match="0 of the 2 shards"):
+            collection.search("cat")
+        mirror(new, laid(tmp_path / "new", {"new.txt": "A cat again."}))
+        assert [f.document for f in collection.search("cat")] == ["new.txt"]
+
+
+def test_a_collection_is_measured_and_served(tmp_path, docs):
+    pytest.importorskip("ir_measures")
+    _, shards = both(tmp_path, docs)
+    (tmp_path / "q").write_text('{"query": "read a file", "relevant": "read.md"}')
+    rows = json.loads(call("bench-index", shards.folder, "--queries", tmp_path / "q", "--full", "--json"))
+    assert {r["search"]: r["ndcg"] for r in rows} == dict.fromkeys(
+        ("exact", "exact, all vectors, float32", "as tuned", "rerank 50", "rrf"), 1.0
+    )
+    with Collection.open(shards.folder) as collection, TestClient(application(collection, hosts=None)) as client:
+        asked = {"query": "read a file", "k": 2, "fuse": "rrf"}
+        hits = client.post("/search", json=asked).json()["hits"]
+        assert hits[0]["document"] == "read.md"
+        assert client.get("/about").json()["passages"] == len(collection)
+        assert client.get("/documents", params={"id": "cat.html"}).json()["passages"][0]["text"] == "A cat & a dog."
+        for refused in (
+            client.post("/documents", content="{}"),
+            client.delete("/documents", params={"id": "cat.html"}),
+        ):
+            assert refused.status_code == 405
+            assert "tokensieve index" in refused.json()["error"]["problem"]
+            assert refused.headers["allow"] == "GET"
 
 
 def test_a_text_stays_in_its_shard(tmp_path, docs):
@@ -256,7 +333,6 @@ def test_shards_by_command(tmp_path, docs):
     found = json.loads(call("search", out, "how do I read a FILE", "-k", "2", "--json"))
     assert found[0]["document"] == "read.md"
     assert "line by line" in call("search", out, "read a file", "-k", "1")
-    assert "is in shards" in problem("serve", out)
     whole = tmp_path / "my.index"
     call("index", docs, "--out", whole, *how)
     assert json.loads(call("search", whole, "how do I read a FILE", "-k", "2", "--json")) == found

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from tokensieve.core.signals import MissingSignal, Signals, register_signal
     from tokensieve.core.stage import Stage, stage
     from tokensieve.planner.advise import advise
+    from tokensieve.planner.cost import cost
     from tokensieve.prompt.compress import Compressor, compress
+    from tokensieve.retrieval.client import Client
     from tokensieve.retrieval.encoders.loading import load_encoder
     from tokensieve.retrieval.index.index import Index
     from tokensieve.retrieval.index.library import Library
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from tokensieve.sites.cache.evicted_layer import cache_bytes
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
     from tokensieve.sites.cache.reading import fit_probes, reading
-    from tokensieve.sites.cost import cost
     from tokensieve.sites.loading import load_model
     from tokensieve.sites.sieve import Sieve, attached, sieve
     from tokensieve.text.decoding import byte_model, mix_bytes
@@ -45,7 +46,7 @@ __version__ = "0.2.0"
 
 _NAMES = {
     "codec.registry": ("list_quantizers", "quantizer", "register_quantizer"),
-    "sites.cost": ("cost",),
+    "planner.cost": ("cost",),
     "core.budget": ("Keep",),
     "core.focus": ("Focus",),
     "core.method": ("CacheMethod", "FocusMethod", "Method"),
@@ -59,6 +60,7 @@ _NAMES = {
     "core.stage": ("Stage", "stage"),
     "planner.advise": ("advise",),
     "prompt.compress": ("Compressor", "compress"),
+    "retrieval.client": ("Client",),
     "retrieval.encoders.loading": ("load_encoder",),
     "retrieval.index.index": ("Index",),
     "retrieval.index.library": ("Library",),
@@ -99,6 +101,7 @@ _OLD = {
 
 __all__ = [
     "CacheMethod",
+    "Client",
     "Compressor",
     "Focus",
     "FocusMethod",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tokensieve.cli.common import measured, print_table
+from tokensieve.cli.progress import bar
 
 codec = typer.Typer(no_args_is_help=True, help="Discrete tokenizers: which one, at what cost, on your data.")
 
@@ -84,24 +85,7 @@ class _Bar:
     """Progress of the whole run, with the time that is left."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=Console(stderr=True))
+        self._bar = bar()
         self._task = self._bar.add_task("reading", total=None)
 
     def __enter__(self) -> _Bar:

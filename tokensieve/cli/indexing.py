@@ -12,11 +12,15 @@ import typer
 
 from tokensieve.cli import shards as cli_shards
 from tokensieve.cli.common import Json, budget
-from tokensieve.cli.indexes import At, EncoderPath, Ray, loaded, opened
+from tokensieve.cli.indexes import At, EncoderPath, Ray, loaded, opened, status
+from tokensieve.cli.progress import bar
 
 if TYPE_CHECKING:
+    from tokensieve.retrieval.index.estimate import IndexCost
     from tokensieve.retrieval.index.sync import SyncReport
 
+MUCH = 2 << 20
+"""Bytes of new files from which on it is said beforehand what indexing them will cost."""
 SHOWN = 20
 """Skipped files and folders named on the screen; --json names all."""
 
@@ -53,6 +57,9 @@ def index(
         int | None, typer.Option(min=1, help="Make a collection of so many indexes; one for each CPU with --ray.")
     ] = None,
     ray: Ray = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would cost: passages, bytes, minutes.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """Make an index of a folder, or bring one up to date; only what has changed is encoded.
@@ -67,6 +74,14 @@ def index(
     asked = {k: v for k, v in given.items() if v is not None}
     if sketch is not None:
         asked["sketch"] = None if sketch == "none" else sketch
+    if dry_run or (shards is None and ray is None and not json_):
+        cost = _estimated(docs, out, asked, dry_run)
+        if dry_run:
+            told = json.dumps(asdict(cost) if cost else {}) if json_ else str(cost or "nothing new; nothing to encode")
+            typer.echo(told)
+            return
+        if cost:
+            typer.echo(str(cost), err=True)
     if shards is not None or ray is not None or cli_shards.sharded(out):
         report, size, count = cli_shards.build(docs, out, asked, shards, ray, json_)
         what = f"{count} shards, {report.passages:,} passages"
@@ -164,35 +179,42 @@ def _whole(docs: Path, out: Path, asked: dict[str, Any], quiet: bool) -> tuple[S
     return report, library.index.size
 
 
+def _estimated(docs: Path, out: Path, asked: dict[str, Any], always: bool) -> IndexCost | None:
+    """What files that are not in the index will cost, told where that is much; None where it is little."""
+    from tokensieve.retrieval.index.library import Library
+    from tokensieve.retrieval.index.manifest import MANIFEST
+    from tokensieve.retrieval.index.recipe import Recipe
+    from tokensieve.retrieval.index.sync import indexed_names
+    from tokensieve.retrieval.shards import Shards
+    from tokensieve.retrieval.shards.build import indexed_names as in_shards
+    from tokensieve.retrieval.sources.folder import Folder
+
+    recipe, known = Recipe(**asked), set()
+    if (out / MANIFEST).exists():
+        library = Library.open(out)
+        recipe, known = library.recipe, indexed_names(library)
+    elif cli_shards.sharded(out):
+        held = Shards.open(out)
+        recipe, known = held.recipe, set(in_shards(held))
+    folder = Folder(docs, out, recipe.include, recipe.exclude)
+    new = [f for f in folder.files() if f.relative_to(docs).as_posix() not in known]
+    if not new or (not always and sum(f.stat().st_size for f in new if f.is_file()) < MUCH):
+        return None
+    cli_shards.refuse_nothing(docs, recipe)
+    from tokensieve.retrieval.index.estimate import index_cost
+
+    with status("looking at the files ..."):
+        cost = index_cost(recipe, docs, loaded(recipe.encoder), known)
+    return cost if cost.passages else None
+
+
 class _Progress:
     """A bar of files; the passages encoded so far, tokens per second, and the time left."""
 
     def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("files"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[passages]:,} passages, {task.fields[rate]:,} tokens a second,"),
-        )
-        self._bar = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=quiet,
-        )
-        self._task = self._bar.add_task("", total=None, passages=0, rate=0)
+        said = "{task.fields[passages]:,} passages, {task.fields[rate]:,} tokens a second,"
+        self._bar = bar(quiet, counted=True, said=said)
+        self._task = self._bar.add_task("files", total=None, passages=0, rate=0)
         self._passages, self._begun = 0, time.monotonic()
 
     def __enter__(self) -> _Progress:

@@ -19,6 +19,7 @@ from tokensieve.cli import (
     prompts,
     real,
     retrieval,
+    serving,
     tokenizer,
     upkeep,
     vllm,
@@ -27,7 +28,9 @@ from tokensieve.cli import (
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
-for group in (advise, bench, catalog, codec, doctor, harnesses, indexing, prompts, real, retrieval, tokenizer, upkeep, vllm):
+for group in (
+    advise, bench, catalog, codec, doctor, harnesses, indexing, prompts, real, retrieval, serving, tokenizer, upkeep, vllm,
+):  # fmt: skip
     group.add(app)
 
 

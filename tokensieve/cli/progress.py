@@ -5,6 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 
+def bar(quiet: bool = False, counted: bool = False, said: str | None = None) -> Any:
+    """A bar on stderr: what is done, how far, for how long and how long still.
+
+    Args:
+        counted: show how many of how many, instead of a share.
+        said: more of a task, a template over its fields.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    far = MofNCompleteColumn() if counted else TaskProgressColumn()
+    more = [TextColumn(said)] if said else []
+    time = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), far, *more, *time)
+    return Progress(*columns, console=Console(stderr=True), disable=quiet)
+
+
 class Steps:
     """Bars on stderr, one for each thing that is done.
 
@@ -12,12 +37,8 @@ class Steps:
         quiet: show none.
     """
 
-    def __init__(self, quiet: bool) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, console=Console(stderr=True), disable=quiet)
+    def __init__(self, quiet: bool = False) -> None:
+        self._bar = bar(quiet)
         self._tasks: dict[str, Any] = {}
 
     def __enter__(self) -> Steps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,8 +12,7 @@ import typer
 
 from tokensieve.cli import shards as cli_shards
 from tokensieve.cli.common import Json, budget, console, print_table
-from tokensieve.cli.indexes import At, EncoderPath, Ray, opened, status
-from tokensieve.extras import install
+from tokensieve.cli.indexes import At, EncoderPath, Ray, status
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that tell a terminal what to do; a passage may hold any."""
@@ -22,7 +20,7 @@ CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 def add(app: typer.Typer) -> None:
     """Make these commands part of an application."""
-    for name, command in (("search", search), ("bench-index", bench_index), ("serve", serve)):
+    for name, command in (("search", search), ("bench-index", bench_index)):
         app.command(name)(command)
 
 
@@ -51,21 +49,10 @@ def search(
     """Find passages; words that the query was matched with are highlighted."""
     fewer = None if keep is None else budget(keep)
     conditions = None if where is None else _conditions(where)
-    if ray is not None or cli_shards.sharded(at):
-        if fuse != "none" or per_document or offset or min_score is not None:
-            raise ValueError(
-                "a collection in shards takes no --fuse, --offset, --min-score and --per-document; an index does"
-            )
-        with cli_shards.opened(at, ray, encoder) as collection:
-            found, damaged = collection.search(query, k, conditions, fewer), collection.damaged
-            notes = collection.notes(query)
-    else:
-        with status("loading ..."):
-            library = opened(at, encoder)
-            how: dict[str, Any] = {"fuse": _fuse(fuse), "offset": offset, "min_score": min_score}
-            found = library.search(query, k, where=conditions, keep=fewer, per_document=per_document, **how)
-            damaged = library.index.damaged
-            notes = library.notes(query, conditions)
+    how: dict[str, Any] = {"fuse": _fuse(fuse), "offset": offset, "min_score": min_score, "per_document": per_document}
+    with status("loading ..."), cli_shards.searched(at, ray, encoder) as library:
+        found = library.search(query, k, where=conditions, keep=fewer, **how)
+        damaged, notes = library.damaged, library.notes(query, conditions)
     _warn(damaged)
     for note in notes:
         typer.echo(note, err=True)
@@ -92,67 +79,31 @@ def bench_index(
     full: Annotated[
         bool, typer.Option("--full", help="Encode all passages again and compare with all their vectors.")
     ] = False,
+    qrels: Annotated[
+        Path | None, typer.Option(help="Judgements in TREC form, by the `id` of queries; instead of `relevant`.")
+    ] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="What another system found, in TREC form; measured beside. Repeat it.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder: write what each way finds, in TREC form.")] = None,
     encoder: EncoderPath = None,
+    ray: Ray = None,
     json_: Json = False,
 ) -> None:
     """Measure an index: nDCG, MRR, recall, bytes and latency, against exact search."""
+    from tokensieve.retrieval.evaluation import trec
     from tokensieve.retrieval.evaluation.measure import measure, read_queries
 
-    library = opened(at, encoder)
-    rows = measure(library, read_queries(queries), full)
-    _warn(library.index.damaged)
+    questions, judged = read_queries(queries), None if qrels is None else trec.read_judged(qrels)
+    runs = {file.stem: trec.read_run(file) for file in run or ()}
+    with cli_shards.searched(at, ray, encoder) as library:
+        rows = measure(library, questions, full, judged=judged, runs=runs, out=out)
+        _warn(library.damaged)
     if json_:
         typer.echo(json.dumps([asdict(r) for r in rows], indent=2))
         return
     head = ("search", "vectors", "MB", "recall@10 of exact", "nDCG@10", "MRR", "recall@100", "ms, median", "ms, 95%")
     print_table(head, [r.cells for r in rows])
-
-
-def serve(
-    at: At,
-    host: Annotated[
-        str,
-        typer.Option(
-            help="The address to listen at; at 127.0.0.1 only this machine reaches it, at 0.0.0.0 others too."
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen at.")] = 8000,
-    token_file: Annotated[
-        Path | None, typer.Option(help="A file that holds a token; requests must then carry it.")
-    ] = None,
-    body: Annotated[int, typer.Option(min=1, help="MB of a request's body at most.")] = 64,
-    encoder: EncoderPath = None,
-) -> None:
-    """Serve an index over HTTP, with a page to search it by."""
-    try:
-        import uvicorn
-
-        from tokensieve.retrieval.service import application
-        from tokensieve.retrieval.service.guard import LOOPBACK
-    except ImportError as error:
-        raise ValueError(f"{error.name} is not installed; {install('serve')}") from None
-
-    token = token_file.read_text(encoding="utf-8").strip() if token_file else None
-    if token == "" or (token is None and host not in LOOPBACK):
-        raise ValueError(f"--host {host} is seen by other machines: give a --token-file that holds a token" if token is None
-                         else f"{token_file} is empty; it must hold a token")  # fmt: skip
-    # What cannot be listened at is said before anything is loaded, and before an address is shown.
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as problem:
-        raise ValueError(
-            f"--port {port} of {host} cannot be listened at: {problem.strerror}; choose another"
-        ) from problem
-    with status("loading ..."):
-        library = opened(at, encoder)
-        app = application(library, token, LOOPBACK if host in LOOPBACK else None, body << 20)
-        assert library.encoder is not None
-    shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"http://{shown}:{listening.getsockname()[1]}  (stop with Ctrl-C)")
-    config = uvicorn.Config(app, log_level="warning", server_header=False, limit_concurrency=100)
-    uvicorn.Server(config).run(sockets=[listening])
 
 
 def _fuse(text: str) -> Any:

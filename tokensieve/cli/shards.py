@@ -13,10 +13,12 @@ import typer
 
 from tokensieve.cli.indexes import loaded
 from tokensieve.cli.indexes import opened as opened_whole
+from tokensieve.cli.progress import bar
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.index.library import Library
     from tokensieve.retrieval.index.recipe import Recipe
+    from tokensieve.retrieval.index.searching import Searching
     from tokensieve.retrieval.index.sync import SyncReport
     from tokensieve.retrieval.shards import Collection
 
@@ -71,6 +73,16 @@ def opened(at: Path, ray: str | None, encoder: str | None = None) -> Iterator[Co
     _refuse_whole(at)
     made = None if encoder is None else loaded(encoder)
     with _cluster(ray) as cluster, Collection.open(at, cluster.Actors if cluster else Here, made) as collection:
+        yield collection
+
+
+@contextmanager
+def searched(at: Path, ray: str | None, encoder: str | None = None) -> Iterator[Searching]:
+    """What a folder holds, one index or a collection in shards, to be asked."""
+    if ray is None and not sharded(at):
+        yield opened_whole(at, encoder)
+        return
+    with opened(at, ray, encoder) as collection:
         yield collection
 
 
@@ -131,10 +143,6 @@ def _cluster(ray: str | None) -> Iterator[Any]:
 
 @contextmanager
 def _bar(count: int, quiet: bool) -> Iterator[Any]:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("shards"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as bar:
-        task = bar.add_task("", total=count)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
+    with bar(quiet, counted=True) as shown:
+        task = shown.add_task("shards", total=count)
+        yield lambda done, of: shown.update(task, completed=done, total=of)

@@ -128,6 +128,7 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"vectors": [torch.zeros(2, 3)]}, "3 dimensions"),
     ({"vectors": [torch.ones(1, DIM), torch.zeros(0, DIM)]}, "document 1 has no tokens"),
     ({"vectors": [torch.full((2, DIM), torch.nan)]}, "document 0 holds NaN"),
+    ({"vectors": [torch.ones(2, DIM), torch.full((2, DIM), torch.inf)]}, "document 1 holds NaN"),
     ({"ids": ["d3"]}, "'d3' is in the index"),
     ({"ids": [7]}, "not 7"),
     ({"ids": [None]}, "not None"),
@@ -136,6 +137,7 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"ids": ["caf\udce9"]}, "Unicode"),
     ({"vectors": [torch.ones(1, DIM)] * 2, "ids": ["x", "x"]}, "'x' is given twice"),
     ({"ids": ["x", "y"]}, "1 documents, 2 ids"),
+    ({"metadata": []}, "0 metadata"),
     ({"metadata": [{"a": object()}]}, "metadata of document 0"),
     ({"metadata": [{"a": float("nan")}]}, "metadata of document 0"),
     ({"metadata": [{1: 2}]}, "names of fields are strings"),
@@ -143,7 +145,8 @@ BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"vectors": [torch.ones(2, DIM).to(torch.float8_e4m3fn)]}, "hold torch.float8_e4m3fn"),
     ({"vectors": [torch.ones(2, DIM).double() * 1e300]}, "document 0 holds NaN or infinite"),
 )
-"""What `add` refuses, and what the error says; `tokensieve.retrieval.stores.adapter.Adapter` has all of it."""
+"""What `add` of a store and of an index refuses, and what the error says;
+`tokensieve.retrieval.stores.adapter.Adapter` has all of it."""
 
 
 def check_a_refused_add_changes_nothing(store: Store) -> None:

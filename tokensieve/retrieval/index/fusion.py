@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from tokensieve.retrieval.index import search
-from tokensieve.retrieval.index.lexical import bm25
+from tokensieve.retrieval.index.lexical import WordCounts, bm25
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.index.snapshot import Snapshot
 from tokensieve.retrieval.scoring.ragged import Ragged, bounds
@@ -29,41 +30,66 @@ def check_fuse(fuse: Fuse) -> None:
         raise ValueError(f"fuse={fuse!r}; it is 'none', 'rrf' or a share of the score for words, from 0 to 1")
 
 
-def fused(
-    state: Snapshot, query: Ragged, text: str, scores: Sequence[Tensor], admitted: Sequence[Tensor], k: int, fuse: Fuse
-) -> list[Hit]:
-    """The k best documents for one query.
+@dataclass(frozen=True)
+class Candidate:
+    """A document that may be among the best of a collection: its MaxSim, its BM25, and whether MaxSim found it."""
+
+    id: str
+    sense: float
+    words: float
+    sensed: bool
+
+
+def depth(k: int) -> int:
+    """Candidates of each ranking, where k documents are asked for."""
+    return max(POOL, 2 * k)
+
+
+def candidates(
+    state: Snapshot, query: Ragged, text: str, scores: Sequence[Tensor], admitted: Sequence[Tensor], most: int,
+    counts: WordCounts | None = None,
+) -> list[Candidate]:  # fmt: skip
+    """What may be among the best of a collection for one query: the first of each ranking.
 
     Args:
         scores: MaxSim, ``(D,)`` for each view; minus infinity where it is not known.
         text: the query's words.
+        most: of each ranking.
+        counts: words of the whole collection, where this is a part of it.
     """
+    if not scores:
+        return []
     starts = bounds([len(s) for s in scores]).tolist()
-    like = torch.cat(list(scores)) if scores else torch.empty(0)
-    words = torch.cat(bm25(state.views, text, admitted)) if scores else torch.empty(0)
-    depth = max(POOL, 2 * k)
-    by_sense = _first(state, starts, like, like > -torch.inf, depth)
-    by_words = _first(state, starts, words, words > 0, depth)
-    pool = sorted({*by_sense, *by_words})
+    like, words = torch.cat(list(scores)), torch.cat(bm25(state.views, text, admitted, counts))
+    by_sense = set(_first(state, starts, like, like > -torch.inf, most))
+    pool = sorted({*by_sense, *_first(state, starts, words, words > 0, most)})
+    like = _known(state, query, like, starts, pool)
+    out = []
+    for place in pool:
+        name = _id(state, starts, place)
+        out.append(Candidate(name, float(like[place]), float(words[place]), place in by_sense))
+    return out
+
+
+def fused(found: Sequence[Candidate], k: int, fuse: Fuse) -> list[Hit]:
+    """The k best of all candidates of a collection, without their metadata."""
+    by_sense = sorted((c for c in found if c.sensed), key=lambda c: (-c.sense, c.id))[: depth(k)]
+    by_words = sorted((c for c in found if c.words > 0), key=lambda c: (-c.words, c.id))[: depth(k)]
+    pool = list({c.id: c for c in (*by_sense, *by_words)}.values())
     if not pool:
         return []
-    like = _known(state, query, like, starts, pool)
     if fuse == "rrf":
-        value = dict.fromkeys(pool, 0.0)
+        value = dict.fromkeys((c.id for c in pool), 0.0)
         for ranking in (by_sense, by_words):
-            for rank, place in enumerate(ranking, 1):
-                value[place] += 1 / (RANK + rank)
+            for rank, one in enumerate(ranking, 1):
+                value[one.id] += 1 / (RANK + rank)
     else:
         share = float(fuse)
-        sense, said = _even(like[pool]), _even(words[pool])
-        value = dict(zip(pool, ((1 - share) * sense + share * said).tolist(), strict=True))
+        even = (1 - share) * _even([c.sense for c in pool]) + share * _even([c.words for c in pool])
+        value = dict(zip((c.id for c in pool), even.tolist(), strict=True))
     # What can no longer be read has no score.
-    held = [(-value[p], _id(state, starts, p), p) for p in pool if like[p] > -torch.inf]
-    out = []
-    for low, name, place in sorted(held)[:k]:
-        v, doc = _at(starts, place)
-        out.append(Hit(name, float(like[place]), state.views[v].segment.metadata(doc), -low))
-    return out
+    held = sorted((c for c in pool if c.sense > -torch.inf), key=lambda c: (-value[c.id], c.id))
+    return [Hit(c.id, c.sense, {}, value[c.id]) for c in held[:k]]
 
 
 def _first(state: Snapshot, starts: list[int], scores: Tensor, open_: Tensor, depth: int) -> list[int]:
@@ -91,10 +117,11 @@ def _known(state: Snapshot, query: Ragged, like: Tensor, starts: list[int], pool
     return like
 
 
-def _even(x: Tensor) -> Tensor:
+def _even(scores: Sequence[float]) -> Tensor:
     """Scores from 0 to 1."""
-    low = x[x > -torch.inf].min() if bool((x > -torch.inf).any()) else torch.tensor(0.0)
-    x = x.clamp(min=float(low)).double()
+    x = torch.tensor(scores, dtype=torch.double)
+    known = x[x > -torch.inf]
+    x = x.clamp(min=float(known.min()) if len(known) else 0.0)
     return (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
 
 

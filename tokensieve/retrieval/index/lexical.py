@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import blake2b
 
 import numpy as np
@@ -71,24 +72,62 @@ def joined(parts: Sequence[tuple[Segment, Tensor]], order: Tensor) -> dict[str, 
     return _laid(np.concatenate(keys), rank[np.concatenate(docs)], np.concatenate(counts), every)
 
 
-def bm25(views: Sequence[View], query: str, admitted: Sequence[Tensor]) -> list[Tensor]:
-    """BM25 of all admitted documents, ``(D,)`` for each view; 0 for those that hold no word of the query."""
-    wanted = sorted({_key(term) for term in terms(query, query=True)})
-    out = [np.zeros(len(mask)) for mask in admitted]
-    read = [(v, view) for v, view in enumerate(views) if view.segment.worded()]
-    alive = [view.alive.numpy() for _, view in read]
-    lengths = [view.segment.get(LENGTHS).numpy() for _, view in read]
-    held = sum(int(a.sum()) for a in alive)
-    if not held:
-        return [torch.from_numpy(x) for x in out]
-    mean = max(sum(float(n[a].sum()) for n, a in zip(lengths, alive, strict=True)) / held, 1.0)
-    for key in wanted:
-        found = [_entries(view.segment, key) for _, view in read]
-        holding = sum(int(a[docs].sum()) for a, (docs, _) in zip(alive, found, strict=True))
-        idf = np.log(1 + (held - holding + 0.5) / (holding + 0.5))
-        for (v, _), n, (docs, counts) in zip(read, lengths, found, strict=True):
-            out[v][docs] += idf * counts * (K1 + 1) / (counts + K1 * (1 - B + B * n[docs] / mean))
-    return [torch.from_numpy(np.where(mask.numpy(), x, 0.0)) for x, mask in zip(out, admitted, strict=True)]
+@dataclass(frozen=True)
+class WordCounts:
+    """What BM25 counts over a collection: its documents, all their terms, and how many documents hold each of some words (by
+    their hashes)."""
+
+    documents: int = 0
+    terms: int = 0
+    holding: Mapping[int, int] = field(default_factory=dict)
+
+    def __add__(self, other: WordCounts) -> WordCounts:
+        both = Counter(self.holding) + Counter(other.holding)
+        return WordCounts(self.documents + other.documents, self.terms + other.terms, both)
+
+
+def word_counts(views: Sequence[View], query: str) -> WordCounts:
+    """Counts of a query's words over living documents."""
+    documents, total, holding = 0, 0, Counter[int]()
+    for view in _worded(views):
+        alive = view.alive.numpy()
+        documents += int(alive.sum())
+        total += int(view.segment.get(LENGTHS).numpy()[alive].sum(dtype=np.int64))
+        for key in _wanted(query):
+            holding[key] += int(alive[_entries(view.segment, key)[0]].sum())
+    return WordCounts(documents, total, holding)
+
+
+def bm25(
+    views: Sequence[View], query: str, admitted: Sequence[Tensor], counts: WordCounts | None = None
+) -> list[Tensor]:
+    """BM25 of all admitted documents, ``(D,)`` for each view; 0 for those that hold no word of the query.
+
+    Args:
+        counts: those of the collection that the views are a part of; by default they are all of it.
+    """
+    counts = counts or word_counts(views, query)
+    mean = max(counts.terms / max(counts.documents, 1), 1.0)
+    out = []
+    for view, mask in zip(views, admitted, strict=True):
+        score = np.zeros(len(mask))
+        if view.segment.worded():
+            lengths = view.segment.get(LENGTHS).numpy()
+            for key in _wanted(query):
+                docs, n = _entries(view.segment, key)
+                held = counts.holding.get(key, 0)
+                idf = np.log(1 + (counts.documents - held + 0.5) / (held + 0.5))
+                score[docs] += idf * n * (K1 + 1) / (n + K1 * (1 - B + B * lengths[docs] / mean))
+        out.append(torch.from_numpy(np.where(mask.numpy(), score, 0.0)))
+    return out
+
+
+def _worded(views: Sequence[View]) -> list[View]:
+    return [view for view in views if view.segment.worded()]
+
+
+def _wanted(query: str) -> list[int]:
+    return sorted({_key(term) for term in terms(query, query=True)})
 
 
 def holding(view: View, phrases: Sequence[str]) -> Tensor:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,28 +18,18 @@ from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.fusion import Fuse
 from tokensieve.retrieval.index.index import Index
-from tokensieve.retrieval.index.manifest import MANIFEST, read_manifest
+from tokensieve.retrieval.index.manifest import MANIFEST, read_manifest, stamp
 from tokensieve.retrieval.index.put import COUNTS, Putting
 from tokensieve.retrieval.index.recipe import Recipe
-from tokensieve.retrieval.index.results import (
-    CANDIDATES,
-    Asked,
-    asked,
-    firsts,
-    notes,
-    question,
-    rank_results,
-    with_vectors,
-)
+from tokensieve.retrieval.index.results import with_vectors
 from tokensieve.retrieval.index.search import Hit
-from tokensieve.retrieval.index.validation import whole
-from tokensieve.retrieval.scoring.words import phrases, unquoted
+from tokensieve.retrieval.index.searching import Searching
 from tokensieve.retrieval.storage.files import read_json, write_json
 
 RECIPE = "library.json"
 
 
-class Library(Putting):
+class Library(Searching, Putting):
     """Texts in an index, cut into passages; ids of passages are ``name#0``, ``name#1``, ...
 
     Threads may share one; the writing calls take turns. The encoder is loaded when it is first needed.
@@ -61,7 +49,7 @@ class Library(Putting):
         self.load: Callable[[str | None], Encoder] = lambda source: loading.load_encoder(source)
         self.read, self.unknown = Counter(), Counter()
         self._writing = threading.RLock()
-        self._seen = self._stamp()
+        self._seen = stamp(self.index.folder)
 
     @classmethod
     def create(
@@ -128,52 +116,35 @@ class Library(Putting):
             self.recipe = recipe
             write_json(self.index.folder / RECIPE, asdict(self.recipe))
 
-    def search(self, query: str | Sequence[str], k: int = 10, where: Where | None = None,
-        keep: int | float | None = None, rerank: int | None = None, *, fuse: Fuse = "none", offset: int = 0,
-        min_score: float | None = None, per_document: bool = False,
-    ) -> list[Any]:  # fmt: skip
-        """The passages of the highest MaxSim, and what each token of the query was matched with; of many queries, a list of such
-        lists. What stands in double quotes must stand in a passage.
+    def hits(
+        self, vectors: Sequence[Tensor], k: int, where: Where | None = None, rerank: int | None = None, *,
+        words: Sequence[str] | None = None, fuse: Fuse = "none", min_score: float | None = None,
+    ) -> list[list[Hit]]:  # fmt: skip
+        return self.index.search(vectors, k, where, rerank, words=words, fuse=fuse, min_score=min_score)
 
-        Args:
-            where: conditions on metadata (see ``filters.Where``).
-            keep: show the effect of fewer vectors: the 50 best passages (or ``k``, if more) are ranked again by so many of
-                their stored vectors.
-            rerank, fuse, offset, min_score: see :meth:`IndexReader.search`.
-            per_document: only the best passage of each document.
+    def stored(self, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
+        return with_vectors(self.index, hits)
 
-        Raises:
-            ValueError: a query is empty, or a budget or filter is out of range.
-        """
-        self.refresh()
-        whole("offset", offset, 0)
-        texts = [question(q) for q in ([query] if isinstance(query, str) or not isinstance(query, Sequence) else query)]
-        if keep is not None and (fuse != "none" or offset or per_document):
-            raise ValueError(f"keep={keep!r} ranks the best by MaxSim again; leave out fuse, offset and per_document")
-        encoded = self.encoder.queries([unquoted(q) for q in texts])
-        out = []
-        for i, text in enumerate(texts):
-            tokens = asked(encoded.rows([i]), self.notes(text, where))
+    def unknown_fields(self, where: Where) -> list[str]:
+        return self.index.unknown_fields(where)
 
-            def ranked(most: int, tokens: Asked = tokens, text: str = text) -> list[Hit]:
-                words = text if fuse != "none" or phrases(text) else None
-                return self.index.search(
-                    tokens.vectors, most, where, rerank, words=words, fuse=fuse, min_score=min_score
-                )
+    def ids(self) -> Iterator[str]:
+        return self.index.ids()
 
-            if per_document:
-                hits = firsts(ranked, k + offset)[offset:]
-            else:
-                hits = ranked(k + offset if keep is None else max(k, CANDIDATES))[offset:]
-            out.append(rank_results(tokens, with_vectors(self.index, hits), k, keep, self.recipe))
-        return out[0] if isinstance(query, str) else out
+    def metadata(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
+        return self.index.metadata(ids)
 
-    def notes(self, query: str, where: Where | None = None) -> tuple[str, ...]:
-        """What of a query is of no effect, in words: an end that the encoder cuts off, words that it does not know, fields that
-        no document has."""
-        return notes(self.encoder, unquoted(query)) + tuple(
-            f"no document has the field {field!r}" for field in self.index.unknown_fields(where or {})
-        )
+    @property
+    def folder(self) -> Path:
+        return self.index.folder
+
+    @property
+    def size(self) -> dict[str, int]:
+        return self.index.size
+
+    @property
+    def damaged(self) -> list[str]:
+        return self.index.damaged
 
     def names(self) -> set[str]:
         """The names of all texts."""
@@ -209,15 +180,15 @@ class Library(Putting):
             Incompatible: it was made anew with another encoder.
             Gone: there is none any more.
         """
-        stamp = self._stamp()
-        if stamp != self._seen and self._writing.acquire(blocking=False):
+        now = stamp(self.index.folder)
+        if now != self._seen and self._writing.acquire(blocking=False):
             try:
                 before = self.index.identity
                 self.index.refresh()
                 if self.index.identity != before:
                     self.recipe = Recipe.read(read_json(self.index.folder / RECIPE), self.index.folder)
                     self.__dict__.pop("_frequencies", None)
-                self._seen = stamp
+                self._seen = now
             finally:
                 self._writing.release()
 
@@ -230,15 +201,7 @@ class Library(Putting):
         return len(self.index)
 
     def _written(self) -> None:
-        self._seen = self._stamp()
-
-    def _stamp(self) -> tuple[int, int, bytes] | None:
-        """What changes with every commit, whatever the clock says: the checksum that a manifest begins with."""
-        file = self.index.folder / MANIFEST
-        with suppress(OSError), open(file, "rb") as held:
-            about = os.fstat(held.fileno())
-            return about.st_ino, about.st_size, held.read(24)
-        return None
+        self._seen = stamp(self.index.folder)
 
 
 def refuse_encoder(folder: Path, model: str | None, encoder: Encoder) -> None:

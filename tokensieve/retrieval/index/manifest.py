@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     _check(manifest, path)
     return {"id": None, **manifest}
+
+
+def stamp(folder: Path, name: str = MANIFEST) -> tuple[int, int, bytes] | None:
+    """What changes with every commit, whatever the clock says: the checksum that a manifest begins with; None where it is not."""
+    with suppress(OSError), open(folder / name, "rb") as held:
+        about = os.fstat(held.fileno())
+        return about.st_ino, about.st_size, held.read(24)
+    return None
 
 
 def fresh_id() -> str:

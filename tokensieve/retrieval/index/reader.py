@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor
 from tokensieve.retrieval.errors import Damaged, Gone
 from tokensieve.retrieval.index import search, snapshot, tune
 from tokensieve.retrieval.index.filters import Where, check, fields
-from tokensieve.retrieval.index.fusion import POOL, Fuse, check_fuse, fused
-from tokensieve.retrieval.index.lexical import TERMS, holding
+from tokensieve.retrieval.index.fusion import Candidate, Fuse, candidates, check_fuse, depth, fused
+from tokensieve.retrieval.index.lexical import TERMS, WordCounts, holding, word_counts
 from tokensieve.retrieval.index.manifest import refuse_other
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.index.validation import query_of, whole
@@ -83,15 +83,45 @@ class IndexReader:
             hits = []
             for b, text in enumerate(texts):
                 one = Ragged(queries[b], queries.offsets[b : b + 2] - queries.offsets[b])
-                said = phrases(text)
-                seen = [a & holding(v, said) for a, v in zip(admitted, state.views, strict=True)] if said else admitted
+                seen = self._holding(state, text, admitted)
                 if fuse == "none":
                     hits += self._by_sense(state, one, seen, most, rerank)
                 else:
-                    scores = [s[:, 0] for s in self._scores(state, one, seen, max(2 * most, POOL), rerank)]
-                    hits.append(fused(state, one, text, scores, seen, most, fuse))
-        hits = [[h for h in found if min_score is None or h.score >= min_score][offset:] for found in hits]
+                    found = fused(self._candidates(state, one, text, seen, most, rerank), most, fuse)
+                    held = _metadata(state, [h.id for h in found])
+                    hits.append([replace(h, metadata=m or {}) for h, m in zip(found, held, strict=True)])
+        hits = [at_least(found, min_score)[offset:] for found in hits]
         return hits[0] if single else hits
+
+    @torch.no_grad()
+    def candidates(
+        self, query: Any, words: str, k: int, where: Where | None, rerank: int | None, counts: WordCounts
+    ) -> list[Candidate]:
+        """What of it may be among the k best of a collection of which it is a part, by MaxSim or by words (see ``fusion``).
+
+        Args:
+            counts: the sum of :meth:`word_counts` over all parts.
+        """
+        _, one = query_of(query, k, where, self.dim)
+        state = self._state
+        seen = self._holding(state, words, [v.admitted(where) for v in state.views])
+        return self._candidates(state, one, words, seen, k, rerank, counts)
+
+    def word_counts(self, words: str) -> WordCounts:
+        """What BM25 counts of a query's words."""
+        return word_counts(self._state.views, words)
+
+    def _candidates(
+        self, state: snapshot.Snapshot, one: Ragged, text: str, seen: list[Tensor], k: int, rerank: int | None,
+        counts: WordCounts | None = None,
+    ) -> list[Candidate]:  # fmt: skip
+        scores = [s[:, 0] for s in self._scores(state, one, seen, depth(k), rerank)]
+        return candidates(state, one, text, scores, seen, depth(k), counts)
+
+    def _holding(self, state: snapshot.Snapshot, text: str, admitted: list[Tensor]) -> list[Tensor]:
+        """Documents in which all phrases of a query stand."""
+        said = phrases(text)
+        return [a & holding(v, said) for a, v in zip(admitted, state.views, strict=True)] if said else admitted
 
     def _by_sense(
         self, state: snapshot.Snapshot, queries: Ragged, admitted: list[Tensor], k: int, rerank: int | None
@@ -121,8 +151,7 @@ class IndexReader:
 
     def metadata(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """The metadata of documents, None for those that are not there; no vector is read."""
-        state = self._state
-        return [None if p is None else state.views[p[0]].segment.metadata(p[1]) for p in state.find(ids)]
+        return _metadata(self._state, ids)
 
     def whole(self, ids: Sequence[str]) -> bool:
         """Whether all these documents are there, with all their vectors."""
@@ -218,3 +247,12 @@ class IndexReader:
             raise Gone(f"the index in {self.folder} is gone; what was read of it is not served any more") from problem
         refuse_other(self.folder, self._state.manifest, state.manifest)
         self._state = state
+
+
+def at_least(hits: Sequence[Hit], score: float | None) -> list[Hit]:
+    """Hits without those of a lower MaxSim."""
+    return [h for h in hits if score is None or h.score >= score]
+
+
+def _metadata(state: snapshot.Snapshot, ids: Sequence[str]) -> list[dict[str, Any] | None]:
+    return [None if p is None else state.views[p[0]].segment.metadata(p[1]) for p in state.find(ids)]

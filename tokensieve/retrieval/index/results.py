@@ -185,22 +185,22 @@ def firsts(ranked: Callable[[int], list[Hit]], k: int) -> list[Hit]:
     most = 4 * k
     while True:
         hits = ranked(most)
-        best: dict[Any, Hit] = {}
+        best: dict[str, Hit] = {}
         for hit in hits:
-            best.setdefault(hit.metadata.get("document", hit.id), hit)
+            best.setdefault(hit.id.rpartition("#")[0] or hit.id, hit)
         if len(best) >= k or len(hits) < most:
             return list(best.values())[:k]
         most *= 2
 
 
 def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
-    """Hits with their vectors, without those whose text is damaged or that were deleted since."""
+    """Hits with their metadata and vectors, without those whose text is damaged or that were deleted since."""
     stored = []
     for hit in hits:
         with suppress(KeyError):
-            vectors = index.get(hit.id).vectors
-            if sound(hit.metadata, len(vectors)):
-                stored.append((hit, vectors))
+            document = index.get(hit.id)
+            if sound(document.metadata, len(document.vectors)):
+                stored.append((replace(hit, metadata=dict(document.metadata)), document.vectors))
     return stored
 
 

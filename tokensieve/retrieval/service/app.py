@@ -1,69 +1,86 @@
-"""The HTTP service: search, add, delete, health, and a page."""
+"""The HTTP service: search, add, delete, health, metrics, and a page."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import re
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Sequence
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from importlib.resources import files
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Query, Request
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse
-from pydantic import ValidationError
+from fastapi import Depends, FastAPI, Query, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, PlainTextResponse
 
 from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.searching import Answered, Searching
 from tokensieve.retrieval.service import wire
-from tokensieve.retrieval.service.guard import LOOPBACK, Refused, RequestGuard, bearer, word_errors, worded
-from tokensieve.retrieval.sources.texts import Text
+from tokensieve.retrieval.service.gather import Busy, Gatherer
+from tokensieve.retrieval.service.guard import LOOPBACK, Refused, RequestGuard, Responses, bearer, word_errors
+from tokensieve.retrieval.service.limits import Limits
+from tokensieve.retrieval.service.watch import Watch, Watched
+from tokensieve.retrieval.service.writing import Id, add_writing
 
-BODY = 64 << 20
-LINE = 8 << 20
-"""Bytes of a body and of a line of it."""
-BATCH, HELD = 64, 1 << 20
-"""Documents, and characters, that are written together."""
-NDJSON = "application/x-ndjson"
-Responses = dict[int | str, dict[str, Any]]
+SHARDED = "a collection in shards is only read; `tokensieve index` brings it up to date"
 ERRORS: Responses = {
     status: {"model": wire.Error, "description": text}
     for status, text in {
-        400: "The body cannot be read.", 409: "Another process is writing the index.", 413: "The body is too large.",
-        422: "A field is wrong; the error names it.", 503: "The index cannot be used.", 507: "The disk is full.",
+        400: "The body cannot be read.", 408: "The body stopped arriving.", 409: "Another process is writing the index.",
+        413: "The body is too large.", 422: "A field is wrong; the error names it.", 429: "Too many requests wait.",
+        503: "The index cannot be used.", 504: "The search took too long.", 507: "The disk is full.",
     }.items()
 }  # fmt: skip
 MISSING: Responses = {404: {"model": wire.Error, "description": "There is no such document."}}
-LINES = {
-    "requestBody": {
-        "required": True,
-        "description": "One JSON object per line.",
-        "content": {
-            NDJSON: {"schema": {"type": "array", "minItems": 1, "items": {"$ref": "#/components/schemas/Line"}}}
-        },
-    }
-}
-Id = Annotated[str, Query(min_length=1, max_length=wire.NAME, description="A document's id.")]
+UNKNOWN: Responses = {401: {"model": wire.Error, "description": "The token is missing or wrong."}}
+FORBIDDEN: Responses = {403: {"model": wire.Error, "description": "The token only reads."}}
 
 
 def application(
-    library: Library, token: str | None = None, hosts: Collection[str] | None = LOOPBACK, most: int = BODY
-) -> FastAPI:
-    """The service of a library.
+    library: Searching, token: str | None = None, hosts: Collection[str] | None = LOOPBACK, *,
+    reading: str | None = None, origins: Sequence[str] = (), limits: Limits | None = None,
+) -> FastAPI:  # fmt: skip
+    """The service of a library, or of a collection in shards, which is only read.
 
     Args:
         token: asked for, as a bearer token, by everything but the page and the health check.
         hosts: names that requests may be addressed to; None for any.
-        most: bytes of a body.
+        reading: another token, which opens all that changes nothing.
+        origins: other sites whose pages may ask, such as ``https://example.org``.
     """
-    needs = [Depends(bearer(token))] if token else []
-    refused: Responses = {401: {"model": wire.Error, "description": "The token is missing or wrong."}} if token else {}
+    limits = limits or Limits()
+    if token is None and reading is not None:
+        raise ValueError("a token that only reads stands beside one that may write; give both")
+    odd = [o for o in origins if not re.fullmatch(r"https?://[^/*\s]+", o)]
+    if odd:
+        raise ValueError(f"origin {odd[0]!r}: name a site as a browser does, such as https://example.org")
+    reads = [Depends(bearer(token, reading))] if token else []
+    writes = [Depends(bearer(token, reading, writing=True))] if token else []
+    refused: Responses = UNKNOWN if token else {}
+    gatherer = Gatherer(library, limits)
+    watch = Watch(library, gatherer)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        gatherer.close()
+
     app = FastAPI(
-        title="tokensieve", summary="Late-interaction search over fewer vectors.", docs_url=None, redoc_url=None
-    )
-    app.add_middleware(RequestGuard, most=most, hosts=hosts)
-    word_errors(app)
+        title="tokensieve", summary="Late-interaction search over fewer vectors.", docs_url=None, redoc_url=None,
+        lifespan=lifespan,
+    )  # fmt: skip
+    if origins:
+        own = ["authorization", "content-type", "x-request-id"]
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST", "DELETE"], allow_headers=own,
+            expose_headers=["x-request-id"],
+        )  # fmt: skip
+    app.add_middleware(RequestGuard, limits=limits, hosts=hosts)
+    app.add_middleware(Watched, watch=watch)
+    word_errors(app, None if isinstance(library, Library) else SHARDED)
     page, policy = _page()
 
     @app.head("/", include_in_schema=False)
@@ -76,135 +93,78 @@ def application(
     def health() -> wire.Health:
         """Whether the service answers."""
         library.refresh()
-        return wire.Health(status="damaged" if library.index.damaged else "ok", passages=len(library))
+        return wire.Health(status="damaged" if library.damaged else "ok", passages=len(library))
 
-    @app.get("/about", dependencies=needs, responses=refused)
+    @app.get("/about", dependencies=reads, responses=refused)
     def about() -> wire.About:
         """What is searched."""
         library.refresh()
-        recipe, size = library.recipe, library.index.size
+        recipe, size = library.recipe, library.size
         return wire.About(
             model=library.encoder.identity.name, reduction=recipe.reduction, codec=recipe.codec,
             passages=len(library), vectors=size["vectors"], vector_bytes=size["vector_bytes"], bytes=size["bytes"],
         )  # fmt: skip
 
-    @app.post("/search", dependencies=needs, responses={**ERRORS, **refused})
-    def search(query: wire.Query) -> wire.Answer:
-        """The best passages, each with what the tokens of the query were matched with."""
-        return _answers(library, query, [query.query])[0]
+    @app.get("/metrics", dependencies=reads, responses=refused, response_class=PlainTextResponse)
+    def metrics() -> Response:
+        """Counts and times in Prometheus' form; of several workers those of the one that answers."""
+        return Response(watch.text(), media_type="text/plain; version=1.0.0; charset=utf-8")
 
-    @app.post("/searches", dependencies=needs, responses={**ERRORS, **refused})
-    def searches(queries: wire.Queries) -> wire.Answers:
-        """The best passages for each of several queries."""
-        return wire.Answers(answers=_answers(library, queries, queries.query))
-
-    @app.post("/documents", dependencies=needs, responses={**ERRORS, **refused}, openapi_extra=LINES)
-    async def add(request: Request) -> wire.Written:
-        """Add documents, or replace those of the same id, while they arrive; those before a wrong line are kept."""
-        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != NDJSON:
-            raise Refused(422, f"it must be {NDJSON}", "content-type")
-        written = total = 0
+    async def answers(how: wire.Query, queries: list[str]) -> list[wire.Answer]:
+        start = time.perf_counter()
         try:
-            async for batch in _batches(request):
-                written += await run_in_threadpool(library.put, batch)
-                total += len(batch)
-        finally:
-            await run_in_threadpool(library.close)
-        if not total:
-            raise Refused(422, "it holds no document", "body")
-        return wire.Written(written=written, unchanged=total - written, passages=len(library))
+            asked = gatherer.ask(
+                queries, k=how.k, where=None if how.where is None else how.where.root, keep=how.keep, fuse=how.fuse,
+                offset=how.offset, min_score=how.min_score, per_document=how.per_document,
+            )  # fmt: skip
+            found: list[Answered] = await asyncio.wait_for(asyncio.wrap_future(asked), limits.seconds)
+        except Busy:
+            raise Refused(429, "too many searches wait; ask again in a second", after=1) from None
+        except TimeoutError:
+            raise Refused(504, f"the search took more than {limits.seconds:g} seconds; ask again") from None
+        except ValueError as problem:
+            raise Refused(422, str(problem), "query") from problem
+        spent, damaged, count = 1e3 * (time.perf_counter() - start), library.damaged, len(library)
+        return [
+            wire.Answer(
+                hits=[wire.hit(query, f) for f in one.results], passages=count, milliseconds=spent, damaged=damaged,
+                notes=list(one.notes),
+            )
+            for query, one in zip(queries, found, strict=True)
+        ]  # fmt: skip
 
-    @app.get("/documents", dependencies=needs, responses={**ERRORS, **MISSING, **refused})
-    def document(id: Id) -> wire.Document:
+    # Answers are written as they are: what this service made itself need not be checked again.
+    @app.post("/search", dependencies=reads, responses={**ERRORS, **refused}, response_model=wire.Answer)
+    async def search(query: wire.Query) -> Response:
+        """The best passages, each with what the tokens of the query were matched with."""
+        return _json((await answers(query, [query.query]))[0])
+
+    @app.post("/searches", dependencies=reads, responses={**ERRORS, **refused}, response_model=wire.Answers)
+    async def searches(queries: wire.Queries) -> Response:
+        """The best passages for each of several queries."""
+        return _json(wire.Answers(answers=await answers(queries, queries.query)))
+
+    @app.get("/documents", dependencies=reads, responses={**ERRORS, **MISSING, **refused})
+    def document(
+        id: Id,
+        first: Annotated[int, Query(ge=0, le=1 << 30, description="The number of the first passage.")] = 0,
+        count: Annotated[int, Query(ge=1, le=1000, description="How many passages.")] = 1000,
+    ) -> wire.Document:
         """A document's passages."""
         passages = library.get(id)
         if not passages:
             raise Refused(404, f"there is no document {id!r}", "id")
-        return wire.Document(id=id, passages=[wire.Passage(**p) for p in passages])
+        return wire.Document(
+            id=id, of=len(passages), passages=[wire.Passage(**p) for p in passages[first : first + count]]
+        )
 
-    @app.delete("/documents", dependencies=needs, responses={**ERRORS, **MISSING, **refused})
-    def delete(id: Id) -> wire.Deleted:
-        """Delete a document."""
-        try:
-            gone = library.remove([id])
-        finally:
-            library.close()
-        if not gone:
-            raise Refused(404, f"there is no document {id!r}", "id")
-        return wire.Deleted(deleted=gone)
-
-    _describe(app)
+    if isinstance(library, Library):
+        add_writing(app, library, gatherer, writes, {**ERRORS, **refused, **(FORBIDDEN if token else {})}, MISSING)
     return app
 
 
-def _answers(library: Library, how: wire.Query, queries: list[str]) -> list[wire.Answer]:
-    start, conditions = time.perf_counter(), None if how.where is None else how.where.root
-    try:
-        found = library.search(
-            queries, how.k, where=conditions, keep=how.keep, fuse=how.fuse, offset=how.offset, min_score=how.min_score,
-            per_document=how.per_document,
-        )  # fmt: skip
-    except ValueError as problem:
-        raise Refused(422, str(problem), "query") from problem
-    spent = 1e3 * (time.perf_counter() - start)
-    return [
-        wire.Answer(
-            hits=[wire.hit(query, f) for f in hits],
-            passages=len(library),
-            milliseconds=spent,
-            damaged=library.index.damaged,
-            notes=list(library.notes(query, conditions)),
-        )
-        for query, hits in zip(queries, found, strict=True)
-    ]
-
-
-async def _batches(request: Request) -> AsyncIterator[list[Text]]:
-    """Documents of a streamed body, some at a time."""
-    batch: list[Text] = []
-    number = held = 0
-    async for line in _lines(request):
-        number += 1
-        if not line.strip():
-            continue
-        try:
-            batch.append(_text(line, number))
-        except Refused:
-            if batch:
-                yield batch
-            raise
-        held += len(batch[-1].source)
-        if len(batch) == BATCH or held > HELD:
-            yield batch
-            batch, held = [], 0
-    if batch:
-        yield batch
-
-
-async def _lines(request: Request) -> AsyncIterator[bytes]:
-    rest = b""
-    async for chunk in request.stream():
-        *whole, rest = (rest + chunk).split(b"\n")
-        for line in whole:
-            yield line
-        if len(rest) > LINE:
-            raise Refused(413, f"a line is longer than {LINE:,} bytes", "body")
-    yield rest
-
-
-def _text(line: bytes, number: int) -> Text:
-    try:
-        read = wire.Line.model_validate_json(line)
-        return Text(read.id, read.text, read.metadata)
-    except ValidationError as error:
-        problem, field = worded(error.errors()[0])
-        raise Refused(422, problem, field, number) from None
-
-
-def _describe(app: FastAPI) -> None:
-    """Put the lines of an ingest, which no signature names, into the schema."""
-    schema = app.openapi()
-    schema["components"]["schemas"]["Line"] = wire.Line.model_json_schema(ref_template="#/components/schemas/{model}")
+def _json(answer: Any) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")
 
 
 def _page() -> tuple[str, str]:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
+import anyio
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -14,17 +15,22 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.routing import Match
 
 from tokensieve.retrieval.errors import IndexProblem, Locked
+from tokensieve.retrieval.service.limits import Limits
 from tokensieve.retrieval.service.wire import Error, Problem
 
+Responses = dict[int | str, dict[str, Any]]
+"""What a route may answer besides, for its description."""
 TYPES = ("str", "bool", "int", "float")
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class Refused(HTTPException):
-    """A request that cannot be met, by field and line."""
+    """A request that cannot be met, by field and line, and the seconds after which it may be."""
 
-    def __init__(self, status: int, problem: str, field: str | None = None, line: int | None = None) -> None:
-        super().__init__(status, problem)
+    def __init__(
+        self, status: int, problem: str, field: str | None = None, line: int | None = None, after: int | None = None
+    ) -> None:
+        super().__init__(status, problem, None if after is None else {"Retry-After": str(after)})
         self.field, self.line = field, line
 
 
@@ -37,13 +43,15 @@ def answer(
 
 
 class RequestGuard:
-    """Refuses bodies over ``most`` bytes, announced or streamed, and requests for other hosts than ``hosts``.
+    """Refuses what is more than the limits say (bodies that are too large, announced or streamed, or stop arriving; too many
+    requests at once), and requests for other hosts than ``hosts``.
 
     The latter keeps a page of another site, whose name was made to point here, from reading a service on this machine.
     """
 
-    def __init__(self, app: Any, most: int, hosts: Collection[str] | None) -> None:
-        self.app, self.most, self.hosts = app, most, hosts
+    def __init__(self, app: Any, limits: Limits, hosts: Collection[str] | None) -> None:
+        self.app, self.limits, self.hosts = app, limits, hosts
+        self._active = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -53,53 +61,74 @@ class RequestGuard:
         if self.hosts is not None and _name(host) not in self.hosts:
             return await answer(421, f"this service does not answer for {host!r}", "host")(scope, receive, send)
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self.most:
-            return await self._too_large()(scope, receive, send)
-        seen = 0
+        if length.isdigit() and int(length) > self.limits.body:
+            return await answer(413, self._limit, "body", connection="close")(scope, receive, send)
+        if self._active >= self.limits.requests and scope["path"] != "/health":
+            busy = f"{self._active} requests are being answered; ask again in a second"
+            return await answer(429, busy, None, None, **{"retry-after": "1"})(scope, receive, send)
+        seen, more = 0, True
 
         async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self.most:
+            nonlocal seen, more
+            with anyio.move_on_after(self.limits.seconds if more else None) as wait:
+                message = await receive()
+            if wait.cancelled_caught:
+                raise Refused(408, f"nothing of the body arrived for {self.limits.seconds:g} seconds", "body")
+            seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
+            if seen > self.limits.body:
                 raise Refused(413, self._limit, "body")
             return message
 
-        return await self.app(scope, counted, send)
+        self._active += 1
+        try:
+            return await self.app(scope, counted, send)
+        finally:
+            self._active -= 1
 
     @property
     def _limit(self) -> str:
-        return f"the body is larger than {self.most:,} bytes; send it in parts"
-
-    def _too_large(self) -> JSONResponse:
-        return answer(413, self._limit, "body", connection="close")
+        return f"the body is larger than {self.limits.body:,} bytes; send it in parts"
 
 
 def _name(host: str) -> str:
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0].lower()
 
 
-def bearer(token: str) -> Callable[..., Awaitable[None]]:
-    """A dependency that asks for a token."""
+def bearer(token: str, reading: str | None = None, writing: bool = False) -> Callable[..., Awaitable[None]]:
+    """A dependency that asks for a token.
+
+    Args:
+        reading: one that opens what changes nothing.
+        writing: something is changed.
+    """
     scheme = HTTPBearer(auto_error=False)
 
     async def checked(given: HTTPAuthorizationCredentials | None = Depends(scheme)) -> None:  # noqa: B008
-        if given is None or not secrets.compare_digest(given.credentials.encode(), token.encode()):
+        if given is not None and _same(given.credentials, token):
+            return
+        if given is None or reading is None or not _same(given.credentials, reading):
             raise HTTPException(401, "a bearer token is needed", {"WWW-Authenticate": "Bearer"})
+        if writing:
+            raise HTTPException(403, "this token only reads; another one may write")
 
     return checked
 
 
-def word_errors(app: FastAPI) -> None:
-    """Every error leaves as :class:`Error`."""
+def _same(given: str, token: str) -> bool:
+    return secrets.compare_digest(given.encode(), token.encode())
+
+
+def word_errors(app: FastAPI, only_read: str | None = None) -> None:
+    """Every error leaves as :class:`Error`; ``only_read`` is why what would change something is not there."""
 
     @app.exception_handler(AnyHTTPException)
     async def _refused(request: Request, error: AnyHTTPException) -> JSONResponse:
-        headers = dict(error.headers or {})
+        headers, said = dict(error.headers or {}), str(error.detail)
         if error.status_code == 405:
             headers["Allow"] = ", ".join(sorted(_methods(app, request)))
+            said = only_read or said
         field, line = getattr(error, "field", None), getattr(error, "line", None)
-        return answer(error.status_code, str(error.detail), field, line, **headers)
+        return answer(error.status_code, said, field, line, **headers)
 
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> JSONResponse:

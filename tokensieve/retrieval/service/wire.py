@@ -75,7 +75,7 @@ class Query(BaseModel):
     model_config = ConfigDict(**Strict, json_schema_extra=ALONE)
     query: str = Field(min_length=1, max_length=QUERY, pattern=WORDS, examples=["how do I read a file line by line"])
     k: int = Field(10, ge=1, le=MOST, description="How many passages.")
-    where: Conditions | None = None
+    where: Conditions | None = Field(None, examples=[{"suffix": ".md"}])
     fuse: Literal["none", "rrf"] | Annotated[float, Field(ge=0, le=1)] = Field(
         "none", description="How BM25 counts: not at all, by ranks, or by a share of the score."
     )
@@ -176,9 +176,10 @@ class Passage(BaseModel):
 
 
 class Document(BaseModel):
-    """A stored document."""
+    """A stored document, or some of its passages, and how many it has."""
 
     id: str
+    of: int
     passages: list[Passage]
 
 

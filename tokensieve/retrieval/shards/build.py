@@ -138,7 +138,7 @@ def mirror(
         folder = Folder(root, shards.folder, shards.recipe.include, shards.recipe.exclude)
         files = folder.files()
         names = [f.relative_to(root).as_posix() for f in files]
-        refuse_other(_indexed_names(shards), set(names), shards.folder, root)
+        refuse_other(indexed_names(shards), set(names), shards.folder, root)
         refuse_empty(folder, files)
         return _mirror(shards, folder, names, run, step)
 
@@ -168,7 +168,7 @@ def _mirror(
     return total
 
 
-def _indexed_names(shards: Shards) -> Iterator[str]:
+def indexed_names(shards: Shards) -> Iterator[str]:
     """Names of the files that built shards mirror."""
     for number in shards.built:
         index = Index.open(shards.at(number))

@@ -175,18 +175,30 @@ def _read(file: Path, name: str) -> Text:
         raise NoText("not a regular file")
     if file.stat().st_size > LARGEST:
         raise NoText(f"larger than {LARGEST >> 20} MiB")
-    data = file.read_bytes()
-    about = {"kind": FILE, "suffix": file.suffix.lower()}
+    return text_of_file(file.read_bytes(), name, file.suffix, file=True)
+
+
+def text_of_file(data: bytes, name: str, suffix: str, file: bool = False) -> Text:
+    """The text of a file's bytes.
+
+    Args:
+        name: what it is called.
+        file: whether it mirrors a file of a folder, and goes when that goes.
+
+    Raises:
+        NoText: there is none that can be read; it says why, and what to do.
+    """
+    about = {"kind": FILE, "suffix": suffix.lower()}
     kind = kind_of(data)
     if kind is not None:
         source, reader = text_of(data, kind)
-        text = Text(name, source, about, reader, file=True, extracted=True)
+        text = Text(name, source, about, reader, file=file, extracted=True)
     else:
         source = _decoded(data)
         why = noise.refused(name, source)
         if why is not None:
             raise NoText(why)
-        text = Text(name, source, about, reader_of(name, source), file=True)
+        text = Text(name, source, about, reader_of(name, source), file=file)
     if not any(text.plain[u.start : u.end].strip() for u in text.layout.units):
         raise NoText(
             "nothing in it but keys, base64 or minified code"
