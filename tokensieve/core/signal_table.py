@@ -207,11 +207,11 @@ TABLE = {
         Signal("mask", "(B, N)", "False at padding", sites=(*TEXT_SITES, "encoder", "cache", "vectors"), values="bool"),
         Signal(
             "grid", "(rows, columns)", "two numbers, where the tokens lie on a grid, row by row",
-            sites=("handoff", "prefill", "encoder", "focus"), passed="grid=(rows, columns)",
+            sites=("handoff", "prefill", "encoder", "focus", "diffusion"), passed="grid=(rows, columns)",
         ),
         Signal(
             "features", "(B, N, D)", "the tokens themselves",
-            sites=(*TEXT_SITES, "encoder", "cache", "vectors"), passed="x, of shape (B, N, D)",
+            sites=(*TEXT_SITES, "encoder", "cache", "vectors", "diffusion"), passed="x, of shape (B, N, D)",
         ),
     )
 }  # fmt: skip
