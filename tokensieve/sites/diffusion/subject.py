@@ -13,7 +13,7 @@ DENOISERS = ("unet", "transformer", "transformer_2")
 
 
 @dataclass(frozen=True)
-class Subject:
+class Denoisers:
     """What a stage at ``site="diffusion"`` acts on.
 
     Attributes:
@@ -30,7 +30,7 @@ def of_diffusers(given: Any) -> bool:
     return _pipeline(given) or _model(given) is not None
 
 
-def subject(given: Any) -> Subject:
+def subject(given: Any) -> Denoisers:
     """The denoisers of a pipeline, or the one that was passed.
 
     Raises:
