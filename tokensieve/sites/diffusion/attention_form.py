@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tokensieve.parts import select
 from tokensieve.sites.diffusion import modules, reduced
 from tokensieve.sites.diffusion.choice import Choice
-from tokensieve.sites.diffusion.running import DenoiserPass, disabled
+from tokensieve.sites.diffusion.running import DenoiserPass, disabled, fewer
 from tokensieve.sites.model.calls import Detach, around, names_of
 
 
@@ -33,7 +33,8 @@ class AttentionForm:
         names = modules.chosen(list(found), choice.stage.layers, "modules of self-attention")
         self.modules = {name: found[name] for name in names}
         self._choice, self._running = choice, running
-        self._extra_first = type(denoiser).__name__ not in modules.IMAGE_FIRST
+        self._kind = type(denoiser).__name__
+        self._extra_first = self._kind not in modules.IMAGE_FIRST
 
     def attach(self) -> list[Detach]:
         return [around(m, "forward", self._wrap(name, m)) for name, m in self.modules.items()]
@@ -61,16 +62,17 @@ class AttentionForm:
         same = text is not None and given[text] is given[first]
         if row is None or (text is not None and not same and not modules.joint(module)):
             return plain(**given)
-        x, assert_keep = given[first], now.keep
-        assert assert_keep is not None
+        x = given[first]
+        assert now.keep is not None
         image = row.image(x)
-        r = self._choice.of(image, row.grid, assert_keep, now.halves, answered=True)
+        r = self._choice.of(image, row.grid, now.keep, now.halves, answered=True)
         now.met(name, row, r, len(x))
         if r is None:
             return plain(**given)
         few = row.join(x, reduced.apply(r, image))
         own = {first: few} | ({text: few} if same and text is not None else {})
-        out = reduced.call(plain, {**given, **own}, (first, *modules.TEXT), r, row)
+        with fewer(self._kind, "attention"):
+            out = reduced.call(plain, {**given, **own}, (first, *modules.TEXT), r, row)
         got = out if isinstance(out, Tensor) else out[0]
         back = row.join(got, select.take(row.image(got, r.m).contiguous(), r.owner))
         return back if isinstance(out, Tensor) else (back, *out[1:])

@@ -65,12 +65,14 @@ def read(config: Any, kwargs: Mapping[str, Any]) -> Latents | None:
         return None
     batch = len(given)
     halves = batch % 2 == 0 and batch > 0 and torch.equal(given[: batch // 2], given[batch // 2 :])
+    channels = getattr(config, "in_channels", None)
     if given.dim() == 3:
+        if channels not in (None, given.shape[2]):  # channels first: a signal of one dimension
+            return None
         packed = given.shape[1]
         return Latents(batch, 1, None, packed, _grid_of_row(kwargs, packed), packed, halves)
     high, wide = given.shape[-2:]
     patch = _patch(config)
-    channels = getattr(config, "in_channels", None)
     time_axis = 2 if given.dim() == 5 and channels != given.shape[2] else 1
     frames = given.shape[time_axis] if given.dim() == 5 else 1
     main = 0
@@ -82,6 +84,8 @@ def read(config: Any, kwargs: Mapping[str, Any]) -> Latents | None:
 def _patch(config: Any) -> tuple[int, int] | None:
     """Frames and side of a patch, from a model's config."""
     size = getattr(config, "patch_size", None)
+    if size is None and getattr(config, "all_patch_size", None):
+        return int(config.all_f_patch_size[0]), int(config.all_patch_size[0])
     if size is None:
         return None
     if isinstance(size, Sequence):

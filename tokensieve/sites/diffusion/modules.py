@@ -10,9 +10,18 @@ from torch import Tensor, nn
 from tokensieve.sites.diffusion.latents import Latents
 from tokensieve.sites.diffusion.reduced import Row
 
-TEXT = ("encoder_hidden_states", "context", "encoder_x")
+TEXT = ("encoder_hidden_states", "norm_encoder_hidden_states", "context")
 """What the stream of the text is called among the arguments of attention and of blocks."""
-IMAGE_FIRST = ("ZImageTransformer2DModel", "HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel")
+IMAGE_FIRST = (
+    "ErnieImageTransformer2DModel",
+    "HiDreamImageTransformer2DModel",
+    "HunyuanImageTransformer2DModel",
+    "HunyuanVideoTransformer3DModel",
+    "HunyuanVideo15Transformer3DModel",
+    "HunyuanVideoFramepackTransformer3DModel",
+    "NucleusMoEImageTransformer2DModel",
+    "ZImageTransformer2DModel",
+)
 """Denoisers in whose joint rows the tokens of the latents stand in front of the text."""
 
 
@@ -21,7 +30,7 @@ def attending(denoiser: nn.Module) -> dict[str, nn.Module]:
     return {
         name: m
         for name, m in denoiser.named_modules()
-        if hasattr(m, "set_processor") and hasattr(m, "processor") and not getattr(m, "is_cross_attention", False)
+        if callable(getattr(m, "processor", None)) and not getattr(m, "is_cross_attention", False)
     }
 
 
@@ -55,7 +64,10 @@ def chosen(names: Sequence[str], layers: Sequence[int | float] | None, what: str
 def joint(module: nn.Module) -> bool:
     """Whether a stream of text beside the tokens attends with them, in one softmax, instead of being looked at."""
     crossing = getattr(module, "is_cross_attention", None)
-    return getattr(module, "add_q_proj", None) is not None if crossing is None else not crossing
+    if crossing is not None:
+        return not crossing
+    # Those that say nothing of it have projections for the text where it joins in.
+    return any(name.startswith(("add_", "txt_")) for name, part in module.named_children() if part is not None)
 
 
 def row_of(module: nn.Module, first: str, given: Mapping[str, Any], latents: Latents, extra_first: bool) -> Row | None:

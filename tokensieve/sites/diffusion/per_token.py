@@ -27,7 +27,7 @@ def axes(name: str, x: Tensor, batch: int, sizes: tuple[int, ...]) -> tuple[int,
     Masks may have two. Of all others it is the first one behind the batch, or the first of all where there is no batch; the last
     axis holds numbers of a token.
     """
-    if name.startswith("encoder"):  # of the text
+    if name.split()[-1].startswith("encoder"):  # of the text
         return ()
     called = any(part in name for part in NAMED)
     if "mask" in name:
@@ -72,9 +72,11 @@ def of_latents(value: Any) -> Any:
 
 
 def each(value: Any, act: Callable[[Tensor], Any]) -> Any:
-    """A tensor, or a tuple or list of them, after ``act``; all else as it is."""
+    """A tensor, or a tuple, list or dict of them, after ``act``; all else as it is."""
     if isinstance(value, Tensor):
         return act(value)
+    if isinstance(value, dict):
+        return {k: each(v, act) for k, v in value.items()}
     if type(value) in (tuple, list):
         return type(value)(each(v, act) for v in value)
     return value

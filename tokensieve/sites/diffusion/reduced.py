@@ -62,7 +62,8 @@ def call(plain: Callable[..., Any], given: Mapping[str, Any], own: Sequence[str]
     rest = {name: value for name, value in given.items() if name not in own}
     shared = any(
         per_token.unbatched(t, axis)
-        for name, value in rest.items()
+        for key, held in rest.items()
+        for name, value in _named(key, held)
         for t in _tensors(per_token.of_latents(value))
         if (axis := per_token.axes(name, t, batch, sizes))
     )
@@ -85,9 +86,20 @@ def call(plain: Callable[..., Any], given: Mapping[str, Any], own: Sequence[str]
 
 
 def _gathered(name: str, value: Any, batch: int, sizes: tuple[int, ...], takes: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _gathered(f"{name} {k}", v, batch, sizes, takes) for k, v in value.items()}
     ours = per_token.of_latents(value)
     few = per_token.each(ours, lambda t: per_token.gather(t, per_token.axes(name, t, batch, sizes), takes))
     return few if ours is value else type(value)((few, value[1]))
+
+
+def _named(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    """An argument, or what a dict holds, each behind the names it stands under."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _named(f"{name} {key}", part)
+    else:
+        yield name, value
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

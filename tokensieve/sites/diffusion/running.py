@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ from tokensieve.core import budget
 from tokensieve.core.reduction import Reduction
 from tokensieve.sites.diffusion.latents import Latents
 from tokensieve.sites.diffusion.reduced import Row
+from tokensieve.sites.model import guards
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -43,3 +45,14 @@ class DenoiserPass:
 def disabled(forward: F) -> F:
     """A function that torch.compile leaves alone; what it calls is compiled on its own."""
     return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def fewer(model: str, form: str) -> Iterator[None]:
+    """Around a call with fewer tokens: where it fails, the error says that this may be why."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise guards.refusal("unfit", model=model, form=form, error=error) from error

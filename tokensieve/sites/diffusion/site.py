@@ -31,8 +31,7 @@ class DiffusionSite:
     """One stage in the denoisers of what was passed.
 
     Attributes:
-        trace: what became of the tokens in each module of the last pass in which the stage acted; ``layer_tokens`` are in the
-            order of the modules, as is ``names``.
+        trace: what became of the tokens in each module of the last pass in which the stage acted.
 
     Raises:
         ValueError: no denoiser, none of the modules that are asked for, or steps without a pipeline that counts them.
@@ -56,7 +55,6 @@ class DiffusionSite:
         self._now: DenoiserPass | None = None
         self._run = -1
         self.trace: Trace | None = None
-        self.names: list[str] = []
         choice = Choice(stage, clock, ledger.seed(stage))
         self._forms = [FORMS[self._how.form](d, choice, lambda: self._now) for d in self._denoisers]
 
@@ -94,12 +92,12 @@ class DiffusionSite:
             return
         if not now.seen:
             raise guards.refusal("untouched", model=type(module).__name__, form=self._how.form)
-        self.names = list(now.seen)
         stages = []
         for row, r, rows in now.seen.values():
             kept = Reduction.identity(rows, row.n) if r is None else r
             stages.append(StageTrace(self._stage, kept, None, row.grid))
-        self.trace = Trace(stages, list(range(now.latents.batch)), [float(s.reduction.m) for s in stages])
+        tokens = [float(s.reduction.m) for s in stages]
+        self.trace = Trace(stages, list(range(now.latents.batch)), tokens, modules=list(now.seen))
 
 
 def _asked(how: Denoising) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from tokensieve.core.reduction import Reduction
 from tokensieve.sites.diffusion import modules, reduced
 from tokensieve.sites.diffusion.choice import Choice
 from tokensieve.sites.diffusion.reduced import Row
-from tokensieve.sites.diffusion.running import DenoiserPass, disabled
+from tokensieve.sites.diffusion.running import DenoiserPass, disabled, fewer
 from tokensieve.sites.model.calls import Detach, around, names_of
 
-STREAMLESS: dict[str, str] = {}
+STREAMLESS: dict[str, str] = {"WanVACETransformer3DModel": "its control blocks see all tokens"}
 """Denoisers whose blocks need all tokens, and why."""
 
 
@@ -37,7 +38,7 @@ class StreamForm:
         layers = choice.stage.layers or (1,)
         if len(layers) != 1:
             raise ValueError(f"layers={layers}; in form='stream' tokens leave in front of one block")
-        self.names = list(found)
+        self._kind, self.names = kind, list(found)
         self.modules = found
         self._leave = self.names.index(modules.chosen(self.names, layers, "blocks")[0])
         self._choice, self._running = choice, running
@@ -91,7 +92,8 @@ class StreamForm:
         x, r = self._left
         row = self._row
         first = next(iter(given))
-        out = reduced.call(plain, given, (first, *modules.TEXT), r, row)
+        with fewer(self._kind, "stream"):
+            out = reduced.call(plain, given, (first, *modules.TEXT), r, row)
         if index < len(self.names) - 1:
             return out
         at = self._image_at
@@ -99,6 +101,8 @@ class StreamForm:
             at = _image_of(out, r.m + (row.extra if row.inside else 0))
         got = _part(out, at)
         fill = row.image(x) if self._held is None or not self._cached else self._held
+        # A text that was a stream of its own may have joined the tokens on the way.
+        row = replace(row, inside=got.shape[1] == r.m + row.extra)
         # Tokens that were merged come back in their own last state too: a shared one would blur what sets them apart.
         back = fill.to(got.dtype).scatter(1, r.kept[..., None].expand(-1, -1, got.shape[2]), row.image(got, r.m))
         if self._cached:

@@ -137,6 +137,10 @@ GUARDS = {
             "or its blocks, see others; try the other form, or run it without a sieve",
         ),
         Guard(
+            "unfit", ("diffusion",), "pass", RuntimeError,
+            "{model} does not run on fewer tokens in form={form!r} ({error}); try the other form, or run it without a sieve",
+        ),
+        Guard(
             "copy", SITES, "copy", RuntimeError,
             "a copy of {model} would share hooks with it while a sieve is attached; detach() first, copy (or pickle), and attach "
             "sieves to both",

@@ -1,1 +1,1 @@
-"""A small class-conditional denoiser, a stock ``DiTTransformer2DModel``, on generated scenes of 32 pixels, in a pipeline of ours."""
+"""A small class-conditional denoiser, a stock ``DiTTransformer2DModel``, on generated scenes of 32 pixels."""

@@ -143,7 +143,7 @@ Of {SAMPLES} samples of 20 DDIM steps the classifier takes {found["guidance 1"]:
 |---|---|---|
 {stages}
 
-Seed {seed}; {record["machine"]}; {", ".join(f"{k} {v}" for k, v in record["versions"].items())}. The machine was loaded with other work.
+Seed {seed}; {record["machine"]}; {", ".join(f"{k} {v}" for k, v in record["versions"].items())}. The machine had other work too.
 """
     )
 
