@@ -228,9 +228,7 @@ TINY: dict[str, Tiny] = {
         wan(vace_layers=[0, 2], vace_in_channels=4),
         lambda: {**clip(), **read(), "control_hidden_states": noise(4, FRAMES, SIDE, SIDE, seed=5)},
     ),
-    "HeliosTransformer3DModel": Tiny(
-        wan(rope_dim=(4, 6, 6), has_multi_term_memory_patch=False), lambda: {**clip(), **read()}
-    ),
+    "HeliosTransformer3DModel": Tiny(wan(rope_dim=(4, 6, 6), has_multi_term_memory_patch=False), lambda: {**clip(), **read()}),
     "MochiTransformer3DModel": Tiny(
         {**HEADS, "patch_size": 2, "num_layers": 3, "pooled_projection_dim": 32, "in_channels": 4, "text_embed_dim": WIDTH,
          "time_embed_dim": 4},

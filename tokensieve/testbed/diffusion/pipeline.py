@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -55,6 +56,8 @@ class ScenePipeline(DiffusionPipeline):
         guided = guidance_scale > 1
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         x = latents.to(device, self.transformer.dtype) * self.scheduler.init_noise_sigma
+        draws = "generator" in inspect.signature(self.scheduler.step).parameters
+        more = {"generator": generator} if draws else {}
         asked = torch.cat([labels, torch.full_like(labels, len(CLASSES))]) if guided else labels
         with self.progress_bar(total=len(self.scheduler.timesteps)) as bar:
             for i, time in enumerate(self.scheduler.timesteps):
@@ -63,7 +66,7 @@ class ScenePipeline(DiffusionPipeline):
                 if guided:
                     with_class, without = found.chunk(2)
                     found = without + guidance_scale * (with_class - without)
-                x = self.scheduler.step(found, time, x, generator=generator).prev_sample
+                x = self.scheduler.step(found, time, x, **more).prev_sample
                 if callback_on_step_end is not None:
                     x = (callback_on_step_end(self, i, time, {"latents": x}) or {}).get("latents", x)
                 bar.update()
