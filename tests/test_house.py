@@ -22,12 +22,12 @@ FLOORS = (
     ("catalog",), ("integrations",), ("testing",), ("cli",),
 )  # fmt: skip
 INSIDE = {
-    "sites": (("model",), ("cache",), ("visual",), ("prompt",), ("table", "cost"), ("sieve",), ("loading",)),
+    "sites": (("model",), ("cache",), ("visual",), ("prompt",), ("diffusion",), ("table", "cost"), ("sieve",), ("loading",)),
 }
 """Floors inside a folder, likewise."""
 
 CORE_IMPORTS = {"torch", "numpy", "safetensors"}
-MODELS = {"transformers", "huggingface_hub"}
+MODELS = {"transformers", "huggingface_hub", "diffusers"}
 KNOW_MODELS = ("sites", "testbed", "bench", "retrieval.encoders", "text.models", "integrations")
 
 EXCEPTIONS = {

@@ -53,6 +53,7 @@ class Method:
         favours: what kept tokens have more of than dropped ones, as named in ``tokensieve.testing.meaning.MEASURES``, for a
             method with a :meth:`score`; None where that is what its needs say.
         positional: why of identical tokens others than the earliest may stay; "" where the earliest do.
+        sited: by site, options whose default is another one there.
     """
 
     name: ClassVar[str] = ""
@@ -69,6 +70,7 @@ class Method:
     unranked: ClassVar[str] = ""
     favours: ClassVar[tuple[str, ...] | None] = None
     positional: ClassVar[str] = ""
+    sited: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from numbers import Integral, Real
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 KINDS: dict[Any, str] = {bool: "True or False", int: "an int", float: "a finite number", str: "a string"}
@@ -28,6 +29,8 @@ class Range:
     odd: bool = False
 
     def __contains__(self, value: Any) -> bool:
+        if value is None:  # of an option whose type admits it
+            return True
         if isinstance(value, tuple):
             return all(v in self for v in value)
         return not (
@@ -182,6 +185,9 @@ def _fitted(value: Any, hint: Any) -> Any:
     Raises:
         TypeError: it is none.
     """
+    inner = _beside_none(hint)
+    if inner is not None:
+        return None if value is None else _fitted(value, inner)
     if type(value) is hint and (hint is not float or math.isfinite(value)):
         return value
     if hint in (int, float):
@@ -204,8 +210,17 @@ def _is_row(hint: Any) -> bool:
     return get_origin(hint) is tuple and get_args(hint)[1:] == (...,)
 
 
+def _beside_none(hint: Any) -> Any:
+    """The type that a value has where it is not None, of a type that admits None; None for all others."""
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    return kinds[0] if isinstance(hint, UnionType) and NoneType in get_args(hint) and len(kinds) == 1 else None
+
+
 def _kind(hint: Any) -> str:
     """What a value of this type is, in words."""
+    inner = _beside_none(hint)
+    if inner is not None:
+        return f"{_kind(inner)} or None"
     if _is_row(hint):
         return f"a tuple of {PLURALS.get(get_args(hint)[0], 'values')}"
     return KINDS.get(hint, f"of type {getattr(hint, '__name__', hint)}")

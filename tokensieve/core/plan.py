@@ -98,7 +98,7 @@ def stages_of(method: Method, keep: budget.Budget) -> Sequence[Stage]:
     return PLANS.get(found)(method, keep) if found else ()
 
 
-def plan(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
+def plan(name: str | Method, keep: budget.Budget | Callable[[float], float], **where: Any) -> Plan:
     """The plan of a method as published: all its stages where it has several, and one stage otherwise.
 
     Args:
@@ -107,14 +107,16 @@ def plan(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
     alone = stage(name, keep, **where)
     if "site" in where or "layers" in where:
         return Plan(alone)
-    return Plan([replace(s, positions=alone.positions) for s in stages_of(alone.method, keep)] or alone)
+    return Plan([replace(s, positions=alone.positions) for s in stages_of(alone.method, alone.keep)] or alone)
 
 
-def applied(name: str | Method, keep: budget.Budget, **where: Any) -> Plan:
+def applied(name: str | Method, keep: budget.Budget | Callable[[float], float], **where: Any) -> Plan:
     """What ``tokensieve.sieve(model, name, keep)`` runs: as :func:`plan`, but of methods that say so (``Method.ends``) ``keep``
     is what the last stage leaves, not the mean over the layers."""
     made = stage(name, keep, **where).method
-    return plan(name, budget.last(keep) if made.ends and not {"site", "layers"} & set(where) else keep, **where)
+    if made.ends and not callable(keep) and not {"site", "layers"} & set(where):
+        keep = budget.last(keep)
+    return plan(name, keep, **where)
 
 
 def descent(made: Method, keep: budget.Budget, layers: Sequence[float]) -> list[Stage]:

@@ -210,11 +210,11 @@ TABLE = {
         Signal("mask", "(B, N)", "False at padding", sites=(*TEXT_SITES, "encoder", "cache", "vectors"), values="bool"),
         Signal(
             "grid", "(rows, columns)", "two numbers, where the tokens lie on a grid, row by row",
-            sites=("handoff", "prefill", "encoder", "focus"), passed="grid=(rows, columns)",
+            sites=("handoff", "prefill", "encoder", "focus", "diffusion"), passed="grid=(rows, columns)",
         ),
         Signal(
             "features", "(B, N, D)", "the tokens themselves",
-            sites=(*TEXT_SITES, "encoder", "cache", "vectors", "prompt"), passed="x, of shape (B, N, D)",
+            sites=(*TEXT_SITES, "encoder", "cache", "vectors", "prompt", "diffusion"), passed="x, of shape (B, N, D)",
         ),
         Signal(
             "passage", "(B, N)", "long, which passage of the prompt each unit of text is of, from 0", sites=("prompt",),

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, cast
 
-from tokensieve.core import budget
+from tokensieve.core import budget, denoising
+from tokensieve.core.denoising import Denoising
 from tokensieve.core.method import CacheMethod, FocusMethod, Method
-from tokensieve.core.method_registry import check_names, get_method
+from tokensieve.core.method_registry import check_names, get_method, method_class
 from tokensieve.core.needs import Need, with_reads
 
 POLICIES = ("original", "compact")
-SITES = ("prompt", "encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors")
+SITES = ("prompt", "encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors", "diffusion")
 WHERE = ("site", "layers", "positions", "every", "prefill")
 """Keywords of a stage that may stand among the options of its method."""
 
@@ -33,6 +35,8 @@ class Stage:
             decoded tokens too, and stays: of each layer ``window`` x H x d numbers of the model's precision where it reads the
             last queries, H x d (d + 3) / 2 of 4 bytes where it reads their moments.
         prefill: cache: whether to evict behind every pass over a prompt (or a chunk of one).
+        denoising: diffusion: in which form and in which steps of a run it acts; there, ``layers`` are the self-attention modules
+            (form "attention", by default all) or the one block in front of which tokens leave (form "stream", by default 1).
 
     Raises:
         ValueError: an unknown site or policy, a site the method cannot run at, a budget outside its range.
@@ -45,6 +49,7 @@ class Stage:
     positions: str = "original"
     every: int = 0
     prefill: bool = True
+    denoising: Denoising | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.method, str):
@@ -64,6 +69,7 @@ class Stage:
         if self.site == "focus" and isinstance(self.keep, budget.Keep):
             raise ValueError(f"keep={self.keep}; at site='focus' pass keep=64 (a number) or keep=0.5 (a share)")
         self._check_cache()
+        self._check_denoising()
         if not isinstance(self.keep, budget.Keep):
             object.__setattr__(self, "keep", budget.check(self.keep))
 
@@ -82,6 +88,20 @@ class Stage:
             raise ValueError(
                 f"positions={self.positions!r}; at site='cache' keys have their positions already: 'original'"
             )
+
+    def _check_denoising(self) -> None:
+        if self.site != "diffusion":
+            if self.denoising is not None:
+                raise ValueError(f"denoising={self.denoising} at site={self.site!r}; it goes with site='diffusion'")
+            return
+        if self.denoising is None:
+            object.__setattr__(self, "denoising", Denoising())
+        if self.method.adaptive:
+            raise ValueError(
+                f"{self.method.name} keeps as many tokens as it likes; at site='diffusion' rows keep equally many"
+            )
+        if self.positions != "original":
+            raise ValueError(f"positions={self.positions!r}; at site='diffusion' tokens keep their places: 'original'")
 
     @property
     def layer(self) -> int | float:
@@ -110,14 +130,18 @@ class Stage:
 
     def to_json(self) -> dict[str, Any]:
         keep = {"Keep": asdict(self.keep)} if isinstance(self.keep, budget.Keep) else self.keep
-        return {
-            "method": self.method.name,
-            "options": asdict(self.method),
-            "keep": keep,
-            "site": self.site,
-            "layers": None if self.layers is None else list(self.layers),
-            "positions": self.positions,
-        } | ({"every": self.every, "prefill": self.prefill} if self.site == "cache" else {})
+        return (
+            {
+                "method": self.method.name,
+                "options": asdict(self.method),
+                "keep": keep,
+                "site": self.site,
+                "layers": None if self.layers is None else list(self.layers),
+                "positions": self.positions,
+            }
+            | ({"every": self.every, "prefill": self.prefill} if self.site == "cache" else {})
+            | ({} if self.denoising is None else {"denoising": self.denoising.to_json()})
+        )
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Stage:
@@ -133,19 +157,28 @@ class Stage:
             positions=data.get("positions", "original"),
             every=data.get("every", 0),
             prefill=data.get("prefill", True),
+            denoising=Denoising(**_tuples(data["denoising"])) if data.get("denoising") else None,
         )
 
 
-def stage(name: str | Method, keep: budget.Budget, **where: Any) -> Stage:
+def stage(name: str | Method, keep: budget.Budget | Callable[[float], float], **where: Any) -> Stage:
     """A stage: ``ts.stage("tome", keep=0.5)``; keywords are `site`, `layers`, `positions`, `every`, `prefill` or options of
-    the method."""
-    placed = {k: where.pop(k) for k in WHERE if k in where}
+    the method; at ``site="diffusion"`` `form`, `steps`, `shared` and `cached` too, and ``keep`` may be a function of progress."""
+    site = where.get("site") or (name.site if isinstance(name, Method) else method_class(name).site)
+    keywords = (*WHERE, *denoising.KEYWORDS) if site == "diffusion" else WHERE
+    placed = {k: where.pop(k) for k in keywords if k in where}
+    if site == "diffusion":
+        told = {k: placed.pop(k) for k in denoising.KEYWORDS if k in placed}
+        placed["denoising"] = Denoising(**told, schedule=keep if callable(keep) else None)
+        keep = 1.0 if callable(keep) else keep
+    if callable(keep):
+        raise ValueError(f"keep is a function; of progress, it goes with site='diffusion', and this is site={site!r}")
     if isinstance(name, Method):
         if where:
             raise ValueError(f"options {sorted(where)} belong to the method; it is already made")
         return Stage(name, keep, **placed)
-    check_names(name, where, WHERE)
-    return Stage(get_method(name, **where), keep, **placed)
+    check_names(name, where, keywords)
+    return Stage(get_method(name, **{**method_class(name).sited.get(site, {}), **where}), keep, **placed)
 
 
 def _tuples(options: dict[str, Any]) -> dict[str, Any]:

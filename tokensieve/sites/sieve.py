@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
+from tokensieve.core.denoising import KEYWORDS
 from tokensieve.core.method import Method
 from tokensieve.core.method_registry import check_names
 from tokensieve.core.plan import Plan, applied
 from tokensieve.core.stage import WHERE, Stage
 from tokensieve.parts.budget import Budget
+from tokensieve.sites.diffusion.subject import of_diffusers, subject
 from tokensieve.sites.model import compiled, copies, decoding, guards
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
@@ -37,11 +40,11 @@ class Sieve:
         last: what happened in the last pass that brought visual tokens.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, seed: int = 0, scores: bool = False):
+    def __init__(self, model: Any, plan: Plan, seed: int = 0, scores: bool = False):
         self.model, self.plan, self.seed, self.scores = model, plan, seed, scores
-        self._inner = pretrained(model)
+        self._inner = _inner(model)
         self._clock = Clock(self._inner)
-        self._sites = _Sites(self._inner, plan, self._clock, {id(s): seed for s in plan.stages}, scores)
+        self._sites = _Sites(self._inner, model, plan, self._clock, {id(s): seed for s in plan.stages}, scores)
 
     @property
     def timed(self) -> bool:
@@ -71,7 +74,8 @@ class Sieve:
         if self in around:
             raise RuntimeError("this sieve is attached already; detach() it first, or make a second one to nest")
         _settle(self._inner, [*around, self])
-        warn_untested()
+        if not of_diffusers(self._inner):
+            warn_untested()
         return self
 
     def detach(self) -> None:
@@ -91,9 +95,14 @@ class Sieve:
         self.detach()
 
 
-def attached(model: nn.Module) -> tuple[Sieve, ...]:
+def attached(model: Any) -> tuple[Sieve, ...]:
     """The sieves on a model, outermost first: to see what they did (``last``), or to ``detach()`` them."""
-    return tuple(pretrained(model).__dict__.get(NEST, ()))
+    return tuple(_inner(model).__dict__.get(NEST, ()))
+
+
+def _inner(given: Any) -> nn.Module:
+    """The model that is meant: inside what wraps it, or in a pipeline of diffusers the first of its denoisers."""
+    return subject(given).denoisers[0] if of_diffusers(given) else pretrained(given)
 
 
 class _Sites:
@@ -103,10 +112,10 @@ class _Sites:
         seeds: by the id of each stage, that of the sieve it is of.
     """
 
-    def __init__(self, model: nn.Module, plan: Plan, clock: Clock, seeds: dict[int, int], scores: bool):
+    def __init__(self, model: nn.Module, given: Any, plan: Plan, clock: Clock, seeds: dict[int, int], scores: bool):
         self.model, self.ledger = model, Ledger(seeds)
         self.undo: list[Detach] = []
-        self.sites = sites_of(model, plan.stages, clock, self.ledger, scores)
+        self.sites = sites_of(model, given, plan.stages, clock, self.ledger, scores)
         guards.attachable(model, (stack.config for site in self.sites for stack in site.stacks))
 
     @property
@@ -137,7 +146,7 @@ def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
     if sieves:
         own = [(replace(stage), s.seed) for s in sieves for stage in s.plan.stages]  # one stage may be of two sieves
         whole, seeds = Plan([stage for stage, _ in own]), {id(stage): seed for stage, seed in own}
-        sites = _Sites(model, whole, sieves[-1]._clock, seeds, any(s.scores for s in sieves))
+        sites = _Sites(model, sieves[-1].model, whole, sieves[-1]._clock, seeds, any(s.scores for s in sieves))
     compiled.renew(model)
     model.__dict__.pop(NEST, None)
     if before:
@@ -156,9 +165,9 @@ def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
 
 
 def sieve(
-    model: nn.Module,
+    model: Any,
     what: str | Method | Stage | Plan,
-    keep: Budget | None = None,
+    keep: Budget | Callable[[float], float] | None = None,
     *,
     seed: int = 0,
     scores: bool = False,
@@ -168,14 +177,15 @@ def sieve(
 
     Args:
         model: an unmodified transformers model: a vision-language model, a vision encoder or, for methods that evict from the
-            cache, a causal language model.
+            cache, a causal language model; or a pipeline of diffusers, or its unet or transformer (site="diffusion").
         what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
             Of systems of several stages it is the mean over the language model's layers, or what the last leaves where the
-            method says so (`sparsevlm`).
+            method says so (`sparsevlm`). In a pipeline of diffusers also a function of progress (0 the first step, 1 the last).
         seed: for methods that draw.
         scores: have the sieve's ``last`` hold what each stage ranked by, for heat maps.
-        where: ``site``, ``layers``, ``positions``, ``every``, ``prefill``, or options of the method.
+        where: ``site``, ``layers``, ``positions``, ``every``, ``prefill``, or options of the method; in diffusers also ``form``,
+            ``steps``, ``shared`` and ``cached`` (see :class:`~tokensieve.core.denoising.Denoising`).
 
     Returns:
         a :class:`Sieve`, to be used in a ``with`` statement or with ``attach()`` and ``detach()``.
@@ -197,6 +207,9 @@ def sieve(
         return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
+    denoises = of_diffusers(model)
+    if denoises:
+        where.setdefault("site", "diffusion")
     if isinstance(what, str):
-        check_names(what, where, (*WHERE, "seed", "scores"))
+        check_names(what, where, (*WHERE, *(KEYWORDS if denoises else ()), "seed", "scores"))
     return Sieve(model, applied(what, keep, **where), seed, scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -12,6 +12,8 @@ from tokensieve.core.stage import Stage
 from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite
+from tokensieve.sites.diffusion.site import DiffusionSite
+from tokensieve.sites.diffusion.subject import of_diffusers
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
@@ -52,9 +54,11 @@ class Work:
     Attributes:
         own: the stages of the site; every: all of the plan.
         scores: whether the trace is to hold what stages ranked by.
+        given: what the user passed: the model, what wraps it, or a pipeline that holds it.
     """
 
     model: nn.Module
+    given: Any
     own: Sequence[Stage]
     every: Sequence[Stage]
     clock: Clock
@@ -118,6 +122,10 @@ def _visual(work: Work) -> Site:
     return LanguageSite(anatomy, work.own, encoder, work.clock, work.ledger, work.scores)
 
 
+def _diffusion(work: Work) -> Site:
+    return DiffusionSite(work.given, work.own[0], work.clock, work.ledger)
+
+
 def _cache(work: Work) -> Site:
     alone = len(work.own) == len(work.every)
     visual = any(n.name.startswith("visual") for s in work.own for n in s.needs)
@@ -144,6 +152,7 @@ READS = "{method}, which reads a whole cache, stands alone"
 TABLE = (
     SiteKind(lambda s: s.site == "prompt", _prompt),
     SiteKind(lambda s: s.site == "vectors", _vectors),
+    SiteKind(lambda s: s.site == "diffusion", _diffusion, "a stage at site='diffusion' stands alone: use one of them"),
     SiteKind(lambda s: s.site == "cross", _cross, "a stage at site='cross' stands alone: use one of them"),
     SiteKind(lambda s: s.site == "cache" and s.cache_method.query_block_size > 0, _sparse_prefill, READS),
     SiteKind(lambda s: s.site == "cache" and s.cache_method.sparse_decode, _sparse_decode, READS),
@@ -158,12 +167,19 @@ APART = {
 """Sites that do not go together, and why."""
 
 
-def sites_of(model: nn.Module, stages: Sequence[Stage], clock: Clock, ledger: Ledger, scores: bool) -> list[Site]:
+def sites_of(
+    model: nn.Module, given: Any, stages: Sequence[Stage], clock: Clock, ledger: Ledger, scores: bool
+) -> list[Site]:
     """The sites of a plan's stages. A plan without any has that of the cache, under which a model reads what has been evicted.
 
     Raises:
         ValueError: stages that do not go together, or that the model has no place for.
     """
+    if of_diffusers(given) and any(s.site != "diffusion" for s in stages):
+        raise ValueError(
+            f"{type(given).__name__} is of diffusers, where site='diffusion' is the only one; got "
+            f"{', '.join(repr(s.site) for s in stages)}"
+        )
     for pair, why in APART.items():
         if {s.site for s in stages} >= set(pair):
             raise ValueError(why)
@@ -175,5 +191,5 @@ def sites_of(model: nn.Module, stages: Sequence[Stage], clock: Clock, ledger: Le
         own = owned.get(row, [])
         if row.alone is not None and len(stages) > 1:
             raise ValueError(f"{len(stages)} stages; {row.alone.format(method=own[0].method.name)}")
-        out.append(row.make(Work(model, own, stages, clock, ledger, scores)))
+        out.append(row.make(Work(model, given, own, stages, clock, ledger, scores)))
     return out

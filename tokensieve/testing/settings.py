@@ -14,6 +14,8 @@ def others(field: Field[Any], value: Any) -> list[Any]:
     tried: list[Any] = []
     if span is not None and span.choices and not isinstance(value, tuple):
         tried = list(span.choices)
+    elif value is None:
+        tried = [2, 3]
     elif isinstance(value, str):
         tried = method_registry.list_methods()  # a name of no choices is a method's
     elif isinstance(value, bool):

@@ -17,7 +17,7 @@ class Pool(Method):
     The cells are those of `uniform`; 24 x 24 tokens to 64 is 3 x 3 average pooling.
     """
 
-    sites = ("handoff", "prefill", "encoder", "vectors")
+    sites = ("handoff", "prefill", "encoder", "vectors", "diffusion")
     inert = {"features": "cells of the grid are averaged, whatever they hold"}
     positional = "cells of the grid are averaged, whatever they hold"
 

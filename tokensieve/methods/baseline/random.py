@@ -18,7 +18,7 @@ class Random(CacheMethod):
     """
 
     site = "handoff"
-    sites = ("handoff", "prefill", "encoder", "cache", "vectors")
+    sites = ("handoff", "prefill", "encoder", "cache", "vectors", "diffusion")
     unranked = "tokens are drawn"
     positional = "tokens are drawn"
 

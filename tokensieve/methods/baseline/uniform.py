@@ -19,7 +19,7 @@ class Uniform(CacheMethod):
     """
 
     site = "handoff"
-    sites = ("handoff", "prefill", "encoder", "cache", "vectors")
+    sites = ("handoff", "prefill", "encoder", "cache", "vectors", "diffusion")
     inert = {"features": "tokens lie evenly over the picture, whatever they hold"}
     positional = "tokens lie evenly over the picture"
 

@@ -5,6 +5,7 @@ from torch import Tensor
 from tokensieve.core.method import Method
 from tokensieve.core.method_registry import register_method
 from tokensieve.core.needs import Keys
+from tokensieve.core.options import option
 from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts.merge import match
@@ -23,18 +24,31 @@ class ToMe(Method):
     public code: merged tokens stay in the order of the source instead of one set behind the other, so later layers
     alternate over positions; the CLS token takes no place in the alternation; tokens leave after the block, not
     between its attention and its MLP; ties go to the earlier token.
+
+    With ``cell`` (the default at `diffusion`, after arXiv 2303.17604) the first token of each cell of the grid is a
+    destination, and the most similar of all others join theirs: one matching, for budgets down to one token a cell.
+    Deviations from that paper's public code: the destination of a cell is its first token instead of one drawn anew in
+    each call, what is compared are the states that enter attention, and every resolution is merged, not the finest alone.
     """
 
     site = "encoder"
-    sites = ("encoder", "handoff", "prefill")
+    sites = ("encoder", "handoff", "prefill", "diffusion")
     pairs = True
     proportional = True
     positional = "only tokens at even places leave in a round"
+    sited = {"diffusion": {"cell": 2}}
+    cell: int | None = option(
+        None, "side of the cells of the grid of which each has one destination", lo=2, unit="tokens"
+    )
 
     @property
     def needs(self):
         return (Keys(),)
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:
-        chosen, target = match.bipartite(match.metric(s, self.needs[0]), keep, s.valid, s.weight)
+        metric = match.metric(s, self.needs[0])
+        if self.cell is None:
+            chosen, target = match.bipartite(metric, keep, s.valid, s.weight)
+        else:
+            chosen, target = match.celled(metric, keep, s.valid, s.grid, self.cell)
         return Reduction.merge(chosen, target, s.weight)

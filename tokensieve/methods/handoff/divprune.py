@@ -19,7 +19,7 @@ class DivPrune(Method):
     tokens stay in order.
     """
 
-    sites = ("handoff", "prefill", "encoder", "vectors")
+    sites = ("handoff", "prefill", "encoder", "vectors", "diffusion")
     pairs = True
 
     def reduce(self, s: Signals, keep: Tensor) -> Reduction:

@@ -26,7 +26,7 @@ class DART(Method):
     """
 
     site = "prefill"
-    sites = ("prefill",)
+    sites = ("prefill", "diffusion")
     pivots: int = option(4, "visual tokens of largest key norm, which stay", lo=1, unit="tokens")
     text_pivots: int = option(4, "text tokens that visual ones are to be unlike, too", lo=0, unit="tokens")
 

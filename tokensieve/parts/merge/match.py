@@ -8,6 +8,7 @@ from torch.nn.functional import normalize
 
 from tokensieve.core.needs import Need
 from tokensieve.core.signals import Signals
+from tokensieve.parts import merge
 from tokensieve.parts.numeric import twins
 from tokensieve.parts.select import compact, ranks, take, top
 
@@ -53,6 +54,38 @@ def bipartite(metric: Tensor, count: Tensor, candidates: Tensor, weight: Tensor)
             x, w = _averaged(x, w, gone, into, front)
     chosen = torch.zeros_like(candidates).scatter_(1, place, valid)
     return chosen, torch.where(candidates, place.gather(1, owner), -1)
+
+
+@torch.no_grad()
+def celled(
+    metric: Tensor, count: Tensor, candidates: Tensor, grid: tuple[int, int] | None, cell: int
+) -> tuple[Tensor, Tensor]:
+    """Merge the candidates down to ``count[b]``: those outside the destinations join the most similar one, best first.
+
+    The destination of each cell of ``cell`` x ``cell`` tokens is its first token. Similarities are computed in blocks.
+
+    Args, and what is returned: as of :func:`bipartite`.
+
+    Raises:
+        ValueError: no grid, one that the cell does not divide, or a count below the number of cells.
+    """
+    if grid is None or grid[0] % cell or grid[1] % cell:
+        raise ValueError(
+            f"cell={cell} does not divide the grid {grid}; take a side that divides both of its sides, or cell=None, which needs "
+            "no grid"
+        )
+    place = torch.arange(candidates.shape[1], device=metric.device)
+    heads = ((place // grid[1] % cell == 0) & (place % grid[1] % cell == 0)).expand_as(candidates) & candidates
+    held = heads.sum(1)
+    if bool((count < held).any()):
+        raise ValueError(
+            f"{int(count.min())} of {candidates.shape[1]} tokens are to stay; cell={cell} has {int(held.max())} destinations, "
+            f"which all stay: keep at least {int(held.max())} (a share of {1 / cell**2:.3g}), or take a larger cell, or cell=None"
+        )
+    others = candidates & ~heads
+    onto, like = merge.nearest(metric, heads, asked=others)
+    leaving = top(like, candidates.sum(1) - count, others)
+    return candidates & ~leaving, torch.where(leaving, onto, place).masked_fill(~candidates, -1)
 
 
 def pairs(x: Tensor, leave: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:

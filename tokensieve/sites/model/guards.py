@@ -19,8 +19,10 @@ VISUAL = ("encoder", "handoff", "prefill", "focus")
 THINNED = ("encoder", "handoff", "prefill", "cache")
 """Sites behind which layers of the cache hold fewer entries than the sequence has tokens. At "cross" the prompt's are all there,
 and whoever reads the image keys reads those that were kept."""
-SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "reading")
+SITES = ("encoder", "handoff", "prefill", "focus", "cross", "cache", "reading", "diffusion")
 """All; "reading" are methods at `cache` under which nothing leaves."""
+LANGUAGE = SITES[:-1]
+"""Those of models that read text."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +90,11 @@ GUARDS = {
             "has merged cannot be told from text; pass input_ids with pixel_values, or inputs_embeds with pixel_values",
         ),
         Guard(
-            "continuous", SITES, "pass", RuntimeError,
+            "continuous", LANGUAGE, "pass", RuntimeError,
             "continuous batching keeps entries in pages of its own, from which none can leave; use generate() under a sieve",
         ),
         Guard(
-            "contrastive", SITES, "pass", ValueError,
+            "contrastive", LANGUAGE, "pass", ValueError,
             "penalty_alpha={penalty} asks for contrastive search, which compares the states of all tokens, those that have left "
             "too; leave it out: greedy search, sampling and beams work under a sieve",
         ),
@@ -123,6 +125,20 @@ GUARDS = {
         Guard(
             "other model", THINNED, "cache", ValueError,
             "layer {layer} of this cache was filled by another model; fill a new cache with this one",
+        ),
+        Guard(
+            "unpictured", ("diffusion",), "pass", ValueError,
+            "{model} was called with nothing that latents of pictures could be (a tensor of 3 to 5 dimensions, or a list of "
+            "equal ones); detach the sieve from it",
+        ),
+        Guard(
+            "untouched", ("diffusion",), "pass", RuntimeError,
+            "no tokens of the latents were met in {model} by form={form!r}, so that nothing would be spared: its self-attention, "
+            "or its blocks, see others; try the other form, or run it without a sieve",
+        ),
+        Guard(
+            "unfit", ("diffusion",), "pass", RuntimeError,
+            "{model} does not run on fewer tokens in form={form!r} ({error}); try the other form, or run it without a sieve",
         ),
         Guard(
             "copy", SITES, "copy", RuntimeError,

@@ -38,12 +38,14 @@ class Trace:
         rows: the batch row of each image (reductions have one row per image).
         layer_tokens: mean visual tokens per image in front of each language-model layer.
         places: ``(I, n)`` long, the prompt positions of each image's tokens, -1 at padding; None for a bare encoder.
+        modules: of a denoiser, the module that each entry of ``stages`` and ``layer_tokens`` is about; empty for all others.
     """
 
     stages: list[StageTrace]
     rows: list[int]
     layer_tokens: list[float]
     places: Tensor | None = field(default=None, repr=False)
+    modules: list[str] = field(default_factory=list)
 
     def of_prompts(self, count: int) -> list[float]:
         """Mean visual tokens per prompt, where :attr:`layer_tokens` are per image and tiles count as images of their own."""

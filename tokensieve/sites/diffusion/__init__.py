@@ -1,0 +1,1 @@
+"""Tokens of diffusers' denoisers: around self-attention, and between blocks."""

@@ -1,0 +1,58 @@
+"""Running: one call of a denoiser under a sieve."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+
+from tokensieve.core import budget
+from tokensieve.core.reduction import Reduction
+from tokensieve.sites.diffusion.latents import Latents
+from tokensieve.sites.diffusion.reduced import Row
+from tokensieve.sites.model import guards
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass
+class DenoiserPass:
+    """What is known while a denoiser runs.
+
+    Attributes:
+        latents: what it was called with.
+        keep: what stays; None where the stage does not act in this step.
+        halves: whether both halves of the batch choose together.
+        progress: of the run, 0 where that is not asked.
+        first: whether no pass of this run came before.
+        seen: by the name of each module that met the tokens of the latents, their row and what became of them (None: all stayed).
+    """
+
+    latents: Latents
+    keep: budget.Budget | None
+    halves: bool
+    progress: float
+    first: bool = False
+    seen: dict[str, tuple[Row, Reduction | None, int]] = field(default_factory=dict)
+
+    def met(self, name: str, row: Row, r: Reduction | None, rows: int) -> None:
+        self.seen[name] = (row, r, rows)
+
+
+def disabled(forward: F) -> F:
+    """A function that torch.compile leaves alone; what it calls is compiled on its own."""
+    return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def fewer(model: str, form: str) -> Iterator[None]:
+    """Around a call with fewer tokens: where it fails, the error says that this may be why."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        raise guards.refusal("unfit", model=model, form=form, error=error) from error

@@ -1,0 +1,154 @@
+"""Form "stream": tokens leave in front of a block and come back behind the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, nn
+
+from tokensieve.core.reduction import Reduction
+from tokensieve.sites.diffusion import modules, reduced
+from tokensieve.sites.diffusion.choice import Choice
+from tokensieve.sites.diffusion.reduced import Row
+from tokensieve.sites.diffusion.running import DenoiserPass, disabled, fewer
+from tokensieve.sites.model.calls import Detach, around, names_of
+
+STREAMLESS: dict[str, str] = {"WanVACETransformer3DModel": "its control blocks see all tokens"}
+"""Denoisers whose blocks need all tokens, and why."""
+
+
+class StreamForm:
+    """A stage between the blocks of one denoiser.
+
+    Args:
+        running: what is known of the pass that runs; None outside of one.
+
+    Raises:
+        ValueError: no run of blocks, or no block of the number that is asked for in it.
+    """
+
+    def __init__(self, denoiser: nn.Module, choice: Choice, running: Callable[[], DenoiserPass | None]):
+        kind = type(denoiser).__name__
+        found = modules.blocks(denoiser)
+        why = STREAMLESS.get(kind) or ("" if len(found) > 1 else "it has no run of blocks that hand tokens on")
+        if why:
+            raise ValueError(f"form='stream' does not run in {kind}: {why}; use form='attention'")
+        layers = choice.stage.layers or (1,)
+        if len(layers) != 1:
+            raise ValueError(f"layers={layers}; in form='stream' tokens leave in front of one block")
+        self._kind, self.names = kind, list(found)
+        self.modules = found
+        self._leave = self.names.index(modules.chosen(self.names, layers, "blocks")[0])
+        self._choice, self._running = choice, running
+        self._extra_first = kind not in modules.IMAGE_FIRST
+        self._row: Row | None = None
+        self._left: tuple[Tensor, Reduction] | None = None
+        self._image_at: int | None = None
+        self._held: Tensor | None = None
+        self._cached = choice.stage.denoising is not None and choice.stage.denoising.cached
+
+    def attach(self) -> list[Detach]:
+        out: list[Detach] = [around(m, "forward", self._wrap(i, m)) for i, m in enumerate(self.modules.values())]
+        return [*out, self.clear]
+
+    def clear(self) -> None:
+        """Forget what a pass or a run has left."""
+        self._row = self._left = self._image_at = self._held = None
+
+    def begin(self, now: DenoiserPass) -> None:
+        """A pass begins."""
+        self._row = self._left = self._image_at = None
+        if now.first:
+            self._held = None
+
+    def _wrap(self, index: int, module: nn.Module) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        places = names_of(module)
+
+        def wrap(plain: Callable[..., Any]) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                now = self._running()
+                if now is None or (now.keep is None and not self._cached):
+                    return plain(*args, **kwargs)
+                return self._block(now, index, module, plain, {**dict(zip(places, args, strict=False)), **kwargs})
+
+            return disabled(forward)
+
+        return wrap
+
+    def _block(
+        self, now: DenoiserPass, index: int, module: nn.Module, plain: Callable[..., Any], given: dict[str, Any]
+    ) -> Any:
+        if self._left is None:
+            given = self._entered(now, index, module, given)
+        if self._left is None or self._row is None:
+            out = plain(**given)
+            if self._row is not None:
+                self._image_at = _image_of(out, self._row.n + (self._row.extra if self._row.inside else 0))
+                if self._cached and index == len(self.names) - 1:
+                    self._held = self._row.image(_part(out, self._image_at)).detach()
+            return out
+        x, r = self._left
+        row = self._row
+        first = next(iter(given))
+        with fewer(self._kind, "stream"):
+            out = reduced.call(plain, given, (first, *modules.TEXT), r, row)
+        if index < len(self.names) - 1:
+            return out
+        at = self._image_at
+        if at is None:
+            at = _image_of(out, r.m + (row.extra if row.inside else 0))
+        got = _part(out, at)
+        fill = row.image(x) if self._held is None or not self._cached else self._held
+        # A text that was a stream of its own may have joined the tokens on the way.
+        row = replace(row, inside=got.shape[1] == r.m + row.extra)
+        # Tokens that were merged come back in their own last state too: a shared one would blur what sets them apart.
+        back = fill.to(got.dtype).scatter(1, r.kept[..., None].expand(-1, -1, got.shape[2]), row.image(got, r.m))
+        if self._cached:
+            self._held = back.detach()
+        back = row.join(got, back)
+        return back if isinstance(out, Tensor) else tuple(back if i == at else part for i, part in enumerate(out))
+
+    def _entered(self, now: DenoiserPass, index: int, module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
+        """In front of the block at which tokens leave, its arguments without them."""
+        first = next(iter(given))
+        row = modules.row_of(module, first, given, now.latents, self._extra_first)
+        if row is None:
+            return given
+        self._row = row
+        if index < self._leave or now.keep is None:
+            return given
+        x = given[first]
+        image = row.image(x)
+        if self._cached and (self._held is None or self._held.shape[:2] != image.shape[:2]):
+            now.met(self.names[index], row, None, len(x))  # nothing to come back with yet: all stay
+            return given
+        r = self._choice.of(image, row.grid, now.keep, now.halves, answered=False)
+        now.met(self.names[index], row, r, len(x))
+        if r is None:
+            return given
+        self._left = (x, r)
+        return {**given, first: row.join(x, reduced.apply(r, image))}
+
+
+def _part(out: Any, at: int) -> Tensor:
+    part: Tensor = out if isinstance(out, Tensor) else out[at]
+    return part
+
+
+def _image_of(out: Any, n: int) -> int:
+    """Which of a block's outputs holds n tokens.
+
+    Raises:
+        ValueError: none, or several.
+    """
+    if isinstance(out, Tensor):
+        return 0
+    found = [i for i, x in enumerate(out) if isinstance(x, Tensor) and x.dim() == 3 and x.shape[1] == n]
+    if len(found) != 1:
+        raise ValueError(
+            f"{len(found)} of what a block puts out hold {n} tokens, as many as stay; keep another number of them, or use "
+            "form='attention'"
+        )
+    return found[0]

@@ -1,0 +1,1 @@
+"""A small class-conditional denoiser, a stock ``DiTTransformer2DModel``, on generated scenes of 32 pixels."""
