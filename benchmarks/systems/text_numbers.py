@@ -23,7 +23,7 @@ from tokensieve.text.words.huffman import HuffmanWords
 SCHEMES = ("r2l", "l2r", "single", "comma")
 BASE = 4
 LENGTHS = range(4, 9)
-ADDED, ASKED = 1500, 300
+ADDED, ASKED = 700, 200
 """Steps of 128 additions; additions asked of each kind."""
 
 
@@ -96,7 +96,7 @@ def direction(_: CheckContext) -> Outcome:
     return n["right, r2l, longer"] > n["right, l2r, longer"], n
 
 
-SYMBOLS, LEARNED = 1024, 1200
+SYMBOLS, LEARNED = 1024, 500
 """Symbols of Huffman codes and tokens of the BPE; steps of 8 windows of 128 symbols."""
 
 
