@@ -23,7 +23,7 @@ LINES = FillFormat("<PRE>", "<SUF>", "<MID>", "<START>", "<END>")
 NAMES = ("<PRE>", "<SUF>", "<MID>", "<START>", "<END>")
 BEFORE, AFTER, SPAN = 240, 120, (3, 16)
 """Characters before and after a span, and of it."""
-TUNED, ASKED = 100, 60
+TUNED, ASKED = 80, 60
 
 
 @cache
