@@ -112,6 +112,12 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     assert 0 < found["cost"].share < 1
 
 
+def test_the_page_on_subtokens_runs():
+    model, tokenizer = lm.load()
+    found = run("docs/how-to/subtokens.md", model=model, tokenizer=tokenizer)
+    assert (found["merged"].counts < found["inputs"]["attention_mask"].sum(1)).all()
+
+
 def test_the_page_on_reading_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, tokenizer = lm.load()
