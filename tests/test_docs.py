@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -109,6 +110,28 @@ def test_the_quickstart_runs(tmp_path, monkeypatch):
     assert found["answer"].strip()
     assert set(found["s"].last.layer_tokens) == {64.0}
     assert 0 < found["cost"].share < 1
+
+
+def test_the_page_on_subtokens_runs():
+    model, tokenizer = lm.load()
+    found = run("docs/how-to/subtokens.md", model=model, tokenizer=tokenizer)
+    assert (found["merged"].counts < found["inputs"]["attention_mask"].sum(1)).all()
+
+
+def test_the_page_on_reading_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model, tokenizer = lm.load()
+    say = lm.speech(tokenizer)
+    made = [lm.pairs(np.random.default_rng(i), say, 256, 1) for i in range(16)]
+    known = []
+    for m in made:
+        ids, each = torch.from_numpy(m.ids), len(m.ids) - m.context
+        line = int(m.depths[0] * (m.context // each))
+        known.append((ids[: m.context], ids[m.context : m.answers[0][0]], (line + 1) * each))
+    text_ids, question_ids, _ = known[0]
+    found = run("docs/how-to/reading.md", model=model, known=known, text_ids=text_ids, question_ids=question_ids)
+    assert found["read"].read <= len(text_ids)
+    assert found["answer"].shape[1] > found["read"].ids.shape[1]
 
 
 def test_the_readme_runs(tmp_path, monkeypatch):

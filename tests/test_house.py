@@ -22,7 +22,9 @@ FLOORS = (
     ("catalog",), ("integrations",), ("testing",), ("cli",),
 )  # fmt: skip
 INSIDE = {
-    "sites": (("model",), ("cache",), ("visual",), ("prompt",), ("diffusion",), ("table", "cost"), ("sieve",), ("loading",)),
+    "sites": (
+        ("model",), ("cache",), ("visual",), ("prompt",), ("diffusion",), ("table", "cost"), ("sieve", "subtokens"), ("loading",),
+    ),
 }
 """Floors inside a folder, likewise."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import random
 import stat
 
 import pytest
@@ -15,6 +16,7 @@ from typer.testing import CliRunner
 
 from tests.texts import ODD, corpus, learned_by_loops, trained
 from tokensieve.cli.main import app
+from tokensieve.text import superwords
 from tokensieve.text.config import TokenizerConfig
 from tokensieve.text.corpus import Corpus, Document, read_bytes
 from tokensieve.text.cutting import untrained
@@ -23,7 +25,7 @@ from tokensieve.text.measure import measure
 from tokensieve.text.merges import merges_of, parts_of, with_model
 from tokensieve.text.reach import reach
 from tokensieve.text.superwords import learn
-from tokensieve.text.train import sampled, train
+from tokensieve.text.train import sampled, texts_of, train
 from tokensieve.text.vocabulary import Vocabulary
 
 RECIPES = (
@@ -78,6 +80,40 @@ def test_superwords_are_what_plain_loops_learn_over_the_tokens_of_the_first_stag
     assert learn(across, texts, 72, frozenset({0}))[:72] == learned_by_loops(rows, names, 72)
     whole = train(corpus(12_000), config).tokenizer
     assert merges_of(whole)[: len(merges_of(first))] == merges_of(first)
+
+
+@pytest.mark.parametrize(
+    ("text", "barriers", "longest"),
+    [
+        ("acgt" * 2000, ("words", "newline"), 512),
+        ("some words of a long line " * 400, ("words",), 10_400),
+        ("some words of a long line " * 400, ("newline",), 2048),
+        ("a line of words\n" * 400, ("newline",), 6_400),
+        ("a line of words\n" * 400, ("none",), 2048),
+    ],
+)
+def test_no_trainer_is_given_words_without_end(text, barriers, longest):
+    parts = [part for group in texts_of([Document("a", text)], barriers) for part in group]
+    assert "".join(parts) == text
+    assert longest * 0.4 < max(map(len, parts)) <= longest
+
+
+def test_long_chunks_are_cut_for_the_second_stage():
+    made = trained(vocab=400, barriers=("none",)).tokenizer
+    text = "one line that never ends, " * 2000
+    between = 0xF0000
+    (spelled,) = superwords._spelled(made, [text], between, frozenset())
+    chunks = spelled.split(chr(between))
+    assert max(map(len, chunks)) == superwords.LONGEST
+    assert sum(map(len, chunks)) == len(made.encode(text).ids)
+
+
+def test_a_text_of_one_line_is_learned_from():
+    rng = random.Random(0)
+    endless = "".join(rng.choice(("acgt", "ggat", "tta", "c")) for _ in range(40_000))
+    made = train(Corpus((Document("a", endless),), {}), TokenizerConfig(vocab=330, superwords=0.3))
+    assert made.tokenizer.decode(made.tokenizer.encode(endless).ids) == endless
+    assert reach(made.tokenizer).unreachable == ()
 
 
 def test_superwords_go_across_words_and_not_across_barriers():

@@ -14,7 +14,7 @@ from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from tokensieve.sites.cache.reading import ChunkReader, ReadingSample, asked
 from tokensieve.testbed import lm
 
-LENGTH, CHUNK, FITTED, ASKED = 512, 64, 80, 120
+LENGTH, CHUNK, FITTED, ASKED = 512, 64, 60, 80
 
 
 def samples(say: Any, count: int, seed: int) -> list[tuple[ReadingSample, list[int]]]:
@@ -55,7 +55,7 @@ def f1(model: Any, reader: ChunkReader, held: list[tuple[ReadingSample, list[int
 
 @check(341)
 def cutoff(_: CheckContext) -> Outcome:
-    """The packaged model, lists of keys and values of 512 tokens, one key asked for: 80 lists to fit probes to, 120 others read
+    """The packaged model, lists of keys and values of 512 tokens, one key asked for: 60 lists to fit probes to, 80 others read
     by chunks of 64. F1 of the ensemble, answers as many as of the whole lists, tokens of them that were read; and answers of as
     many tokens from their beginning, and from their end."""
     model, tokenizer = lm.load()
@@ -72,7 +72,7 @@ def cutoff(_: CheckContext) -> Outcome:
         for name, text in (("whole", s.text), ("beginning", s.text[:mean]), ("end", s.text[-mean:])):
             right[name] += answer(model, text, s.question, len(value)) == value
     n: dict[str, Any] = {f"right of {ASKED}, {k}": v for k, v in right.items()}
-    n["F1"] = round(f1(model, reader, held[:40]), 4)
+    n["F1"] = round(f1(model, reader, held[:25]), 4)
     n["tokens read"], n["of"] = mean, len(held[0][0].text)
     n["times fewer"] = round(n["of"] / mean, 3)
     n["tokens of questions, in addition"] = round(float(np.mean([r.probed for r in found])), 1)

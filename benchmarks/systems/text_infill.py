@@ -23,7 +23,7 @@ LINES = FillFormat("<PRE>", "<SUF>", "<MID>", "<START>", "<END>")
 NAMES = ("<PRE>", "<SUF>", "<MID>", "<START>", "<END>")
 BEFORE, AFTER, SPAN = 240, 120, (3, 16)
 """Characters before and after a span, and of it."""
-TUNED, ASKED = 250, 100
+TUNED, ASKED = 80, 60
 
 
 @cache
@@ -74,9 +74,9 @@ def _ids(text: str) -> list[int]:
 @check(299)
 def infilling(_: CheckContext) -> Outcome:
     """The packaged model, tuned in equal steps on spans of 3 to 16 characters of code: with the span grown to whole tokens, and
-    with the cut lines named (FIM-SE); 100 held-out spans at random characters, right where the answer is the text. All samples
+    with the cut lines named (FIM-SE); 60 held-out spans at random characters, right where the answer is the text. All samples
     come apart again as they were."""
-    learned, held = spans(False, TUNED * 16), spans(True, ASKED)
+    learned, held = spans(False, TUNED * 8), spans(True, ASKED)
     ways: dict[str, Any] = {"whole tokens": in_tokens, "FIM-SE": in_lines}
     n: dict[str, Any] = {"spans": ASKED}
     spelling = Spelling(tokenizer())
@@ -84,7 +84,7 @@ def infilling(_: CheckContext) -> Outcome:
         model, _tokenizer = lm.load()
         grown(model)
         rows = [pair(*s) for s in learned]
-        teach(name, model, lambda i, rows=rows: rows[i % len(rows)], TUNED, 16, 3e-4)
+        teach(name, model, lambda i, rows=rows: rows[i % len(rows)], TUNED, 8, 3e-4)
         if name == "FIM-SE":
             given, wanted = zip(*(in_lines(*s) for s in held), strict=True)
             wanted = [spelling.joined(w) for w in wanted]

@@ -169,12 +169,10 @@ def recovery(
         ValueError: the file is of another run.
     """
     ids: list[int] = []
-    size = 0
     for text in learned:
-        ids += tokenizer.encode(text, add_special_tokens=False).ids
-        size += len(text)
-        if size > most:
-            break
+        if most > 0:
+            ids += tokenizer.encode(text[:most], add_special_tokens=False).ids
+            most -= len(text)
     marks = {round(steps * (i + 1) / (points - 1)) for i in range(points - 1)}
     rate = 1e-3 if fresh is not None else 1e-4
     with Tuning(model, ids, fresh, rate, min(256, len(ids) - 1)) as tuning:

@@ -115,12 +115,12 @@ def _files(path: Path) -> list[Path]:
 
 
 def pieces(text: str, most: int = PIECE) -> Iterator[str]:
-    """A text in pieces of at most so many characters, cut before a space or line end where one is near; in one where it is
-    short enough."""
+    """A text in pieces of at most so many characters, cut behind a line's end, or before a space, where one is near; in one where
+    it is short enough."""
     start = 0
     while len(text) - start > most:
-        found = max(text.rfind(mark, start + most // 2, start + most) for mark in ("\n", " "))
-        end = found if found > start else start + most
+        line, space = (text.rfind(mark, start + most // 2, start + most) for mark in ("\n", " "))
+        end = line + 1 if line >= 0 else space if space > start else start + most
         yield text[start:end]
         start = end
     yield text[start:] if start else text

@@ -74,22 +74,18 @@ def measure(
         step: called with the characters that were measured in all of them since it was last called.
     """
     tallies = [_Tally(coder, len(documents)) for coder in coders]
-    cut = []
+    cut: list[str] = []
     kinds = _Kinds()
-
-    def parts() -> Iterator[tuple[int, str]]:
-        for i, document in enumerate(documents):
-            several = list(pieces(document.text))
-            if len(several) > 1:
-                cut.append(document.name)
-            yield from ((i, part) for part in several)
 
     owners: list[int] = []
 
     def texts() -> Iterator[str]:
-        for i, part in parts():
-            owners.append(i)
-            yield part
+        for i, document in enumerate(documents):
+            for n, part in enumerate(pieces(document.text)):
+                if n == 1:
+                    cut.append(document.name)
+                owners.append(i)
+                yield part
 
     for group in batches(texts(), GROUP):
         here, owners[:] = np.array(owners[: len(group)]), owners[len(group) :]
@@ -97,7 +93,7 @@ def measure(
         for tally in tallies:
             tally.add(batch, here)
         step(sum(map(len, group)))
-    return [tally.total(documents, tuple(dict.fromkeys(cut))) for tally in tallies]
+    return [tally.total(documents, tuple(cut)) for tally in tallies]
 
 
 WORD, NUMBER = 1, 2

@@ -19,6 +19,8 @@ from tokensieve.text.merges import Merge, merges_of
 SURROGATES = range(0xD800, 0xE000)
 MOST = 0x110000 - len(SURROGATES) - 1
 """Tokens that can be spelled by a character each; one is left to stand between chunks."""
+LONGEST = 512
+"""Tokens of a chunk that the trainer is given at most: a merge goes through all of each chunk that it occurs in."""
 MARGIN = 1.02
 """Merges asked for over those wanted: some make a token that is there already."""
 
@@ -82,5 +84,11 @@ def _spelled(tokenizer: Tokenizer, texts: Iterable[str], between: int, skip: fro
             chunk = np.array([-1 if w is None else w for w in encoded.word_ids], np.int64)
             points = np.where(ids < SURROGATES.start, ids, ids + shift)
             points[np.isin(ids, skipped)] = between
-            starts = np.flatnonzero(chunk[1:] != chunk[:-1]) + 1
-            yield np.insert(points, starts, between).astype("<u4").tobytes().decode("utf-32-le")
+            starts = np.r_[0, np.flatnonzero(chunk[1:] != chunk[:-1]) + 1]
+            within = np.arange(len(ids)) - np.repeat(starts, np.diff(np.r_[starts, len(ids)]))
+            yield (
+                np.insert(points, np.flatnonzero(within % LONGEST == 0)[1:], between)
+                .astype("<u4")
+                .tobytes()
+                .decode("utf-32-le")
+            )

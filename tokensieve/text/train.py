@@ -21,7 +21,11 @@ from tokensieve.text.cutting import untrained
 from tokensieve.text.merges import grown, merges_of, parts_of, with_model
 from tokensieve.text.superwords import learn
 
-RAW_PIECE = 512
+LONGEST = 512
+"""Characters, or bytes, of a word that a trainer is given at most: a merge goes through all of each word that it occurs in, so
+that a text without spaces would take time without end."""
+LINE = 2048
+"""Likewise where words are no barrier, and lines or nothing ends what it is given."""
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -132,10 +136,17 @@ def sampled(documents: Sequence[Document], config: TokenizerConfig) -> list[Docu
     return out
 
 
-def texts_of(documents: Sequence[Document]) -> Iterator[list[str]]:
-    """What a trainer reads: groups of pieces; short ones of raw bytes, which nothing else cuts: a merge goes through all of each
-    piece that it occurs in."""
-    return batches(part for d in documents for part in pieces(d.text, RAW_PIECE if d.raw else PIECE))
+def texts_of(documents: Sequence[Document], barriers: Sequence[str]) -> Iterator[list[str]]:
+    """What a trainer reads: groups of pieces of texts, short ones where nothing in a text ends what it takes for a word."""
+    return batches(short for d in documents for part in pieces(d.text) for short in _short(part, d.raw, barriers))
+
+
+def _short(part: str, raw: bool, barriers: Sequence[str]) -> Iterator[str]:
+    if raw:
+        return pieces(part, LONGEST)
+    if "words" in barriers:
+        return pieces(part, LONGEST if max(map(len, part.split()), default=0) > LONGEST else PIECE)
+    return pieces(part, LINE if "newline" not in barriers or max(map(len, part.split("\n"))) > LINE else PIECE)
 
 
 def _byte_pairs(
@@ -152,7 +163,7 @@ def _byte_pairs(
     size = config.vocab - later
     if parity is None:
         tokenizer.train_from_iterator(
-            texts_of(documents),
+            texts_of(documents, config.barriers),
             trainers.BpeTrainer(
                 vocab_size=size,
                 min_frequency=2,
@@ -208,7 +219,7 @@ def _parity(
     )
     trainer.train_from_iterator(
         tokenizer,
-        train_iterators=[texts_of(by_language[name]) for name in parity],
+        train_iterators=[texts_of(by_language[name], config.barriers) for name in parity],
         dev_iterators=[iter(list(rows)) for rows in parity.values()],
     )
     learned = merges_of(tokenizer)
@@ -260,5 +271,5 @@ def _other(documents: Sequence[Document], config: TokenizerConfig, show: bool) -
     else:
         special = [*BERT, *(s for s in config.special if s not in BERT)]
         trainer = trainers.WordPieceTrainer(vocab_size=config.vocab, special_tokens=special, show_progress=show)
-    tokenizer.train_from_iterator(texts_of(documents), trainer)
+    tokenizer.train_from_iterator(texts_of(documents, config.barriers), trainer)
     return tokenizer
