@@ -15,6 +15,7 @@ from torch import nn
 
 import tokensieve as ts
 from tokensieve.codec import Codes, Quantizer, load_quantizer, register_quantizer, save_quantizer, sign_entropy, usage
+from tokensieve.codec.quantizer import Found
 from tokensieve.codec.registry import KINDS, QUANTIZERS
 from tokensieve.testing import quantizer_values
 from tokensieve.testing.memory import Live
@@ -114,6 +115,14 @@ def shifted(self, u, generator):
     self.mean.zero_()
 
 
+def summed(self, x, generator):
+    """Two stages, the second of which sees what is not left."""
+    first, second = self.stages()
+    one = first.assign(x, generator)
+    two = second.assign(x + one.values, generator)
+    return Found(torch.cat([one.indices, two.indices], 1), one.values + two.values, {})
+
+
 @pytest.mark.parametrize(
     ("check", "name", "options", "changes", "said"),
     [
@@ -125,7 +134,7 @@ def shifted(self, u, generator):
         ("fitting", "quantile", {"bins": 8, "dim": 3}, {"set_from": shifted}, "more than one code for all"),
         (
             "stages", "residual", {"stages": 2, "dim": 4, "codes": 8},
-            {"set_from": lambda self, u, g: [one.set_from(u, g) for one in self.stages()]}, "each stage to come nearer",
+            {"assign": summed}, "each stage to come nearer",
         ),
         (
             "learning", "vq", {"codes": 16, "dim": 4},
