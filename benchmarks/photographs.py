@@ -27,7 +27,7 @@ from tokensieve.cli.codec import DEFAULT
 from tokensieve.core.files import write_json
 
 HOME, PAGE = Path("out/photographs"), Path("docs/measured/quantizers.md")
-COUNT, SIDES, TOKENS, BITS = 200, (96, 256), (64, 128, 256), 3584
+COUNT, SIDES, TOKENS, BITS = 200, (96, 256), (256, 128, 64), 3584
 
 
 def photographs(folder: Path) -> Path:

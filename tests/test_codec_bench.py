@@ -39,9 +39,10 @@ def photos(tmp_path):
 
 @pytest.fixture
 def plain(monkeypatch):
-    """Features that cost nothing, in place of the packaged encoder."""
+    """Features that cost nothing, in place of the packaged encoder, and small baselines."""
     monkeypatch.setattr(run, "features", lambda kind, rate: ("mean colours", lambda x: x.mean((2, 3))))
     monkeypatch.setattr(coded, "STEPS", 2)
+    monkeypatch.setattr(run, "MOST_BASELINE_BITS", 6)
 
 
 def small(data, out, *tokenizers, **more):

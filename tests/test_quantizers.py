@@ -15,7 +15,9 @@ from torch import nn
 
 import tokensieve as ts
 from tokensieve.codec import Codes, Quantizer, load_quantizer, register_quantizer, save_quantizer, sign_entropy, usage
+from tokensieve.codec.quantizer import Found
 from tokensieve.codec.registry import KINDS, QUANTIZERS
+from tokensieve.testing import quantizer_values
 from tokensieve.testing.memory import Live
 
 CASES = {
@@ -105,6 +107,52 @@ def test_the_check_notices_what_evaluation_changes_and_tables_of_tokens_and_code
         other.__class__ = cls
         with pytest.raises(AssertionError, match=said):
             ts.testing.check_quantizer(other)
+
+
+def shifted(self, u, generator):
+    """Quantiles of a mean that was forgotten."""
+    QUANTIZERS.get("quantile").set_from(self, u, generator)
+    self.mean.zero_()
+
+
+def summed(self, x, generator):
+    """Two stages, the second of which sees what is not left."""
+    first, second = self.stages()
+    one = first.assign(x, generator)
+    two = second.assign(x + one.values, generator)
+    return Found(torch.cat([one.indices, two.indices], 1), one.values + two.values, {})
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "options", "changes", "said"),
+    [
+        ("nearest", "lfq", {"bits": 6}, {"nearest": lambda self, u: (u > 0.5).long()}, "another was nearer"),
+        (
+            "the_way_back", "joint", {"codes": 16, "dims": (2, 2), "weights": (1.0, 0.2)},
+            {"restore": lambda self, v: v * self.roots}, "restore to undo squash",
+        ),
+        ("fitting", "quantile", {"bins": 8, "dim": 3}, {"set_from": shifted}, "more than one code for all"),
+        (
+            "stages", "residual", {"stages": 2, "dim": 4, "codes": 8},
+            {"assign": summed}, "each stage to come nearer",
+        ),
+        (
+            "learning", "vq", {"codes": 16, "dim": 4},
+            {"learn": lambda self, u, i, v, g: self.codebook.add_(0.2)}, "training to leave codes no further off",
+        ),
+        (
+            "learning", "vq", {"codes": 16, "dim": 4},
+            {"learn": lambda self, u, i, v, g: self.size.add_(1.0)}, "to change what codes say",
+        ),
+    ],
+)  # fmt: skip
+def test_the_check_notices_codes_that_say_little_and_learning_that_does_not_help(check, name, options, changes, said):
+    made = ts.quantizer(name, **options).eval()
+    call = getattr(quantizer_values, f"check_{check}")
+    call(deepcopy(made))
+    made.__class__ = type("Changed", (type(made),), changes)
+    with pytest.raises(AssertionError, match=said):
+        call(made)
 
 
 # ---- entropy ------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from benchmarks.systems.codec_bed import SEEDS, TOKENS, described, digits, kept,
 from tokensieve.bench.codec.distortion import kernel_distance
 from tokensieve.codec import quantizer
 
-CODES, STEPS, DRAWS = 64, 600, 16
+CODES, STEPS, DRAWS = 64, 400, 16
 DIM = 8
 
 

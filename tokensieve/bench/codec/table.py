@@ -83,7 +83,7 @@ COLUMNS: dict[str, tuple[Cell, str]] = {
 """Head -> the cell, and what it means."""
 
 
-def heads(test: int) -> list[str]:
+def _heads(test: int) -> list[str]:
     """Of all columns; that of the feature distance says so where there are few held-out signals."""
     return [f"{h} (of {test}: few)" if h == "feature distance" and test < FEW else h for h in COLUMNS]
 
@@ -96,7 +96,7 @@ def table(rows: dict[str, Row], test: int) -> tuple[list[str], list[list[str]], 
     """
     cells = [[cell(row, rows) for cell, _ in COLUMNS.values()] for row in rows.values()]
     shown = [i for i in range(len(COLUMNS)) if any(line[i] for line in cells)]
-    named, meant = heads(test), [meaning for _, meaning in COLUMNS.values()]
+    named, meant = _heads(test), [meaning for _, meaning in COLUMNS.values()]
     lines = [["-" if line[i] is None else str(line[i]) for i in shown] for line in cells]
     return [named[i] for i in shown], lines, [meant[i] for i in shown]
 
