@@ -1,7 +1,7 @@
 """What `advise` finds beside what a full sweep finds: `python -m benchmarks.advise [FOLDER]`.
 
-24 plans and 200 questions of the packaged LLaVA are swept in full once; then `advise` looks for a plan among the same, at three
 24 plans and 200 questions of the packaged LLaVA are swept in full once; then `advise` looks for a plan among them, at three
+goals and with three seeds, in at most a quarter of the sweep's time. Its choices are judged by the sweep's own table. Goals, plans
 and questions were fixed before anything was measured. Resumed; writes docs/measured/advise.md.
 """
 
