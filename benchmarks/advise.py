@@ -1,8 +1,8 @@
 """What `advise` finds beside what a full sweep finds: `python -m benchmarks.advise [FOLDER]`.
 
-24 plans and 200 questions of the packaged LLaVA are swept in full once; then `advise` looks for a plan among the same, at three
 24 plans and 200 questions of the packaged LLaVA are swept in full once; then `advise` looks for a plan among them, at three
-and questions were fixed before anything was measured. Resumed; writes docs/measured/advise.md.
+goals and with three seeds, in at most a quarter of the sweep's time. Its choices are judged by the sweep's own table. Goals,
+plans and questions were fixed before anything was measured. Resumed; writes docs/measured/advise.md.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.pages import table
 from tokensieve.bench.answers import Answers
 from tokensieve.bench.data import from_testbed
+from tokensieve.bench.demo import questions
 from tokensieve.bench.equal import FULL
 from tokensieve.bench.own import shape_of
 from tokensieve.bench.questions import read_questions
@@ -40,20 +41,6 @@ GOALS, SEEDS, SHARE = (0.9, 0.95, 0.99), (0, 1, 2), 0.25
 NEAR = 1.05
 
 
-def questions(folder: Path) -> Path:
-    """The testbed's questions as people have theirs: a file and pictures."""
-    file = folder / "q.jsonl"
-    if not file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for i, sample in enumerate(from_testbed(COUNT, SEED)):
-            sample.image.save(folder / f"{i}.png")
-            asked = {"image": f"{i}.png", "question": sample.question, "answer": sample.answer, "kind": sample.kind}
-            lines.append(json.dumps({**asked, "id": f"q{i}"}))
-        file.write_text("\n".join(lines) + "\n")
-    return file
-
-
 class Sweep:
     """All plans asked all questions.
 
@@ -63,7 +50,9 @@ class Sweep:
 
     def __init__(self, folder: Path):
         self.file = folder / "sweep.json"
-        self.items = read_questions(questions(folder)).items
+        if not (folder / "q.jsonl").exists():
+            questions(from_testbed(COUNT, SEED), folder)
+        self.items = read_questions(folder / "q.jsonl").items
         subject = Subject.load("testbed")
         work = Answers(subject, "exact", NEW, 0)
         pool = candidates_of(

@@ -77,7 +77,7 @@ def advise(
             search on other terms, or a ``plan.json`` that was changed since.
         OSError: no room on the disk; what was asked before is intact.
     """
-    where = {
+    where: dict[str, Any] = {
         "questions": None if questions is None else Path(questions), "images": None if images is None else Path(images),
         "texts": None if texts is None else Path(texts), "out": Path(out),
     }  # fmt: skip
