@@ -8,7 +8,20 @@ from typing import Annotated
 import typer
 
 from tokensieve import __version__
-from tokensieve.cli import bench, catalog, codec, doctor, harnesses, indexing, prompts, real, retrieval, tokenizer, upkeep, vllm
+from tokensieve.cli import (
+    bench,
+    catalog,
+    codec,
+    doctor,
+    harnesses,
+    indexing,
+    prompts,
+    real,
+    retrieval,
+    tokenizer,
+    upkeep,
+    vllm,
+)
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
