@@ -156,7 +156,11 @@ def test_the_page_on_tokenizers_runs():
 
 def test_the_page_on_prompts_runs(forget):
     pytest.importorskip("sentencex")
-    passages = ["Nothing happens here. It is quiet.", "The server uses port 8417. Clients wait for it.", "Roses grow. It rains."]
+    passages = [
+        "Nothing happens here. It is quiet.",
+        "The server uses port 8417. Clients wait for it.",
+        "Roses grow. It rains.",
+    ]
     found = run("docs/how-to/prompts.md", tokenizer=lm.path(), passages=passages, llm=decoder())
     assert found["passage"] == 1
     assert "Roses grow." in "".join(found["dropped"])
