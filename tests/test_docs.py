@@ -31,6 +31,7 @@ from tokensieve.core.registry import PLUGINS
 from tokensieve.core.signal_table import SIGNALS
 from tokensieve.retrieval.storage import FORMATS
 from tokensieve.testbed import lm
+from tokensieve.testing import check_prompt_method
 from tokensieve.text.rows import INITS
 
 ROOT = Path(__file__).parent.parent
@@ -179,6 +180,21 @@ def test_the_page_on_tokenizers_runs():
         assert found["Means"]().decode(found["Means"]().encode(torch.rand(1, 3, 64, 64))).shape == (1, 3, 64, 64)
     finally:
         QUANTIZERS.forget("ternary")
+
+
+def test_the_page_on_prompts_runs(forget):
+    pytest.importorskip("sentencex")
+    passages = [
+        "Nothing happens here. It is quiet.",
+        "The server uses port 8417. Clients wait for it.",
+        "Roses grow. It rains.",
+    ]
+    found = run("docs/how-to/prompts.md", tokenizer=lm.path(), passages=passages, llm=decoder())
+    assert found["passage"] == 1
+    assert "Roses grow." in "".join(found["dropped"])
+    assert found["share"] < 0.6
+    forget.append("longest-first")
+    check_prompt_method("longest-first")
 
 
 def test_the_page_on_retrieval_runs(tmp_path):

@@ -18,8 +18,8 @@ NAME = PACKAGE.name
 
 CHAPTERS = ("codec", "retrieval", "text")
 FLOORS = (
-    ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("prompt",), ("testbed",), ("bench",), ("planner",),
-    ("catalog",), ("integrations",), ("testing",), ("cli",),
+    ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("prompt",), ("testbed",), ("bench",),
+    ("planner",), ("catalog",), ("integrations",), ("testing",), ("cli",),
 )  # fmt: skip
 INSIDE = {
     "sites": (

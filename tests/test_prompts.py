@@ -1,5 +1,6 @@
 """Compressed prompts: what every method keeps to, what is refused, and where characters came from."""
 
+import itertools
 import re
 
 import pytest
@@ -12,14 +13,15 @@ from tokensieve.sites.prompt.clusters import CLUSTER
 from tokensieve.sites.prompt.cutting import WAYS, cut
 from tokensieve.sites.prompt.protect import protected
 from tokensieve.testing import check_prompt_method
-from tokensieve.testing.prompts import QUESTION, checking_compressor, check_compressed
+from tokensieve.testing.prompts import QUESTION, check_compressed, checking_compressor
 
 pytest.importorskip("sentencex")
 
 NAMES = list_methods(site="prompt")
 SCRIPTS = st.text(
     st.one_of(
-        st.sampled_from(" \n.。!?ab1e\u0301\u200d👩👦🏽ก็ไท中文`\"\r\t-|#é"), st.characters(codec="utf-8", max_codepoint=0x3FFFF)
+        st.sampled_from(' \n.。!?ab1e\u0301\u200d👩👦🏽ก็ไท中文`"\r\t-|#é'),
+        st.characters(codec="utf-8", max_codepoint=0x3FFFF),
     ),
     max_size=80,
 )
@@ -55,7 +57,7 @@ def test_units_hold_all_but_blanks_and_cut_no_character(text, unit):
     made = cut(text, [0], unit, protected(text, [0], ["quotes"]))
     bounds = {m.start() for m in CLUSTER.finditer(text)} | {len(text)}
     edges = [(0, 0), *made.spans, (len(text), len(text))]
-    for (_, a), (b, _) in zip(edges, edges[1:], strict=False):
+    for (_, a), (b, _) in itertools.pairwise(edges):
         assert a <= b
         assert not text[a:b].strip()
     assert {p for span in made.spans for p in span} <= bounds
@@ -118,7 +120,9 @@ def test_repetitions_enter_last(compressor):
 
 
 def test_digests_do_not_grow_with_passages(compressor):
-    reviews = [f"The {w} is good. I like the {w} a lot. Would buy the {w} again. Fine {n}." for n in range(19) for w in "abcd"]
+    reviews = [
+        f"The {w} is good. I like the {w} a lot. Would buy the {w} again. Fine {n}." for n in range(19) for w in "abcd"
+    ]
     few, many = (compressor(some, keep=0.9, method="crag").after for some in (reviews[:4], reviews))
     assert many <= 1.2 * few
 
@@ -136,7 +140,7 @@ def test_stages_of_a_plan_run_one_after_the_other(compressor):
 def test_a_sieve_refuses_prompt_stages_and_names_compress():
     from tests.models import decoder
 
-    with pytest.raises(ValueError, match="tokensieve.compress"):
+    with pytest.raises(ValueError, match=r"tokensieve\.compress"):
         ts.sieve(decoder(), "question", keep=0.5)
 
 
@@ -144,7 +148,9 @@ def test_costs_count_prompt_stages():
     from tests.models import llava
 
     model = llava()
-    half, plain = (ts.cost(model, plan, tokens=64, text=200) for plan in (ts.Plan(ts.stage("question", 0.5)), ts.Plan([])))
+    half, plain = (
+        ts.cost(model, plan, tokens=64, text=200) for plan in (ts.Plan(ts.stage("question", 0.5)), ts.Plan([]))
+    )
     direct = ts.cost(model, ts.Plan([]), tokens=64, text=100)
     assert (half.flops, half.full_flops) == (direct.flops, plain.full_flops)
     assert half.kv_bytes == direct.kv_bytes

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -16,12 +17,13 @@ from torch import Tensor
 from tokensieve.bench.asking import QuestionPrompts, groups
 from tokensieve.bench.clocks import Peak, Split, Watchmaker, device
 from tokensieve.bench.equal import FULL, Cell, by_bytes
+from tokensieve.bench.fronts import Fronts
 from tokensieve.bench.measure import encoded, flops
 from tokensieve.bench.metrics import METRICS
 from tokensieve.bench.questions import Question
 from tokensieve.bench.rounds import Measure, Pass, Record
 from tokensieve.bench.subject import Subject
-from tokensieve.core.plan import Plan
+from tokensieve.core.plan import Plan, parted
 from tokensieve.sites.cache.evicted_layer import cache_bytes
 from tokensieve.sites.model.compatibility import DynamicCache, cache_argument, cache_in
 from tokensieve.sites.sieve import Sieve
@@ -54,6 +56,10 @@ class Answers:
         self.subject, self.prompts, self.seed, self.new_tokens = subject, QuestionPrompts(subject), seed, new_tokens
         self.metric, self.choice = METRICS.get(metric), METRICS.get("choice")
         self._seen: set[str] = set()
+
+    @cached_property
+    def _fronts(self) -> Fronts:
+        return Fronts(self.subject.processor.tokenizer, None, self.seed)
 
     def batches(self, items: Sequence[Question], size: int) -> list[list[Question]]:
         return groups(items, size)
@@ -106,7 +112,7 @@ class Answers:
     def opened(self, items: Sequence[Question], cells: Sequence[Cell]) -> Iterator[Measure]:
         """Ready to ask a batch; its images are encoded once for all plans that leave the encoder as it is."""
         subject, inputs = self.subject, self.prompts.inputs(items)
-        plans = [c.plan for c in cells if c.plan is not None]
+        plans = [p for c in cells if c.plan is not None and (p := parted(c.plan)[1]) is not None]
         sharing: Any = (
             SharedEncoding(subject.model, plans) if items[0].images and subject.anatomy.base else nullcontext()
         )
@@ -119,7 +125,9 @@ class Answers:
             def ask(cell: Cell) -> tuple[list[Record], Pass]:
                 shapes.clear()
                 before = shared.seconds if shared is not None else 0.0
-                said, split, sieve, peak = self._ask(items, inputs, cell)
+                front, inside = (None, None) if cell.plan is None else parted(cell.plan)
+                given = inputs if front is None else self.prompts.inputs(self._fronts.questions(items, front))
+                said, split, sieve, peak = self._ask(items, given, cell.key, inside)
                 if cell.plan is None:
                     first[:], answers[:] = [said.first], said.answers
                     patches[:] = shapes or patches
@@ -140,18 +148,24 @@ class Answers:
                             "kl": round(float(kl[i]), 5),
                         }
                     )
-                return records, self._facts(items, inputs, cell.plan, sieve, split, said, peak, shapes or patches)
+                facts = self._facts(items, given, inside, sieve, split, said, peak, shapes or patches)
+                if front is not None:
+                    whole = self._facts(items, inputs, None, None, split, said, None, shapes or patches)
+                    facts["full_flops"] = whole["full_flops"]
+                return records, facts
 
             yield ask
 
-    def _ask(self, items: Sequence[Question], inputs: Any, cell: Cell) -> tuple[Said, Split, Sieve | None, int | None]:
-        sieve = None if cell.plan is None else Sieve(self.subject.model, cell.plan, self.seed)
+    def _ask(
+        self, items: Sequence[Question], inputs: Any, key: str, plan: Plan | None
+    ) -> tuple[Said, Split, Sieve | None, int | None]:
+        sieve = None if plan is None else Sieve(self.subject.model, plan, self.seed)
         watch = Watchmaker(self.subject.anatomy)
-        fresh = cell.key not in self._seen
+        fresh = key not in self._seen
         peak: Any = Peak(device(self.subject.model), not self._seen) if fresh else nullcontext()
         with peak, watch.attached(), sieve or nullcontext(), watch.watching(sieve) as split:
             said = self._choose(items, inputs) if items[0].choices else self._write(inputs)
-        self._seen.add(cell.key)
+        self._seen.add(key)
         return said, split, sieve, peak.bytes if fresh else None
 
     def _write(self, inputs: Any) -> Said:

@@ -37,13 +37,14 @@ class QuestionPrompts:
 
     def text(self, question: Question) -> str:
         """The prompt up to where the answer begins."""
+        asked = "\n\n".join([*question.context, question.question])
         if self.subject.name == "testbed" and len(question.images) == 1:
-            return self.subject.prompt(question.question)
+            return self.subject.prompt(asked)
         if not self.template:
             marks = [str(getattr(self.processor, "image_token", "<image>"))] * len(question.images)
-            return " ".join([*filter(None, [question.system]), *marks, question.question])
+            return " ".join([*filter(None, [question.system]), *marks, asked])
         content: list[dict[str, str]] = [{"type": "image"} for _ in question.images]
-        user = {"role": "user", "content": [*content, {"type": "text", "text": question.question}]}
+        user = {"role": "user", "content": [*content, {"type": "text", "text": asked}]}
         if not question.system:
             return self._applied([user])
         system = {"role": "system", "content": [{"type": "text", "text": question.system}]}

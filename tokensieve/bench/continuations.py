@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from tokensieve.bench.clocks import Peak
 from tokensieve.bench.equal import FULL, Cell
+from tokensieve.bench.fronts import Fronts
 from tokensieve.bench.rounds import Measure, Pass, Record
 from tokensieve.bench.texts import Text
+from tokensieve.core.plan import parted
 from tokensieve.sites.cache.evicted_layer import cache_bytes
 from tokensieve.sites.cache.prefix import prefill
 from tokensieve.sites.cache.recording import Recording, record, replayable
@@ -44,15 +47,20 @@ class Reading:
 
 
 class Continuations:
-    """How texts are read (see :class:`tokensieve.bench.rounds.Measuring`): one at a time, one prefill for all methods.
+    """How texts are read (see :class:`tokensieve.bench.rounds.Measuring`): one at a time, one prefill for the cache's methods.
 
     Args:
+        tokenizer: the model's, for plans that shorten texts in front of it.
         peaks: whether peak memory is measured, which takes each plan a prefill of its own.
     """
 
-    def __init__(self, model: Any, seed: int, peaks: bool = True):
-        self.model, self.seed, self._peaks = model, seed, peaks
+    def __init__(self, model: Any, seed: int, tokenizer: Any = None, peaks: bool = True):
+        self.model, self.seed, self.tokenizer, self._peaks = model, seed, tokenizer, peaks
         self._seen: set[str] = set()
+
+    @cached_property
+    def _fronts(self) -> Fronts:
+        return Fronts(self.tokenizer, (self.model, self.tokenizer), self.seed)
 
     def batches(self, items: Sequence[Text], size: int) -> list[list[Text]]:
         return [[item] for item in items]
@@ -65,27 +73,34 @@ class Continuations:
     def opened(self, items: Sequence[Text], cells: Sequence[Cell]) -> Iterator[Measure]:
         """Ready to read a text: its prefill is recorded, and each method compresses a copy."""
         text = items[0]
-        plain, planted, asked = record(self.model, self._ids(text.ids[: text.context])), None, list[Recording]()
-        if (sample := text.planted) is not None:
-            planted = record(self.model, self._ids(sample.ids[: sample.context]))
-            asked = [planted.extended(self._ids(sample.ids[a:b])) for a, b in _questions(sample)[:BEFORE]]
-        reading, full = Reading(plain, planted, asked), list[Tensor]()
+        reading, full = self._reading(text), list[Tensor]()
 
         def read(cell: Cell) -> tuple[list[Record], Pass]:
-            sieve = None if cell.plan is None else Sieve(self.model, cell.plan, self.seed)
+            front, inside = (None, None) if cell.plan is None else parted(cell.plan)
+            sieve = None if inside is None else Sieve(self.model, inside, self.seed)
+            own = text if front is None else self._fronts.text(text, front)
+            recorded = reading if front is None else self._reading(own)
             with sieve or nullcontext():
-                made, facts, log = self._read(text, reading, cell, sieve)
+                made, facts, log = self._read(own, recorded, sieve)
                 if cell.plan is None:
                     full[:] = [log]
-                facts["peak_bytes"] = self._peak(plain, cell)
+                facts["peak_bytes"] = self._peak(recorded.plain, cell)
             same = (log.argmax(-1) == full[0].argmax(-1)).float().mean()
             kl = (full[0].exp() * (full[0] - log)).sum(-1).clamp(min=0).mean()
             return [made | {"agree": round(float(same), 5), "kl": round(float(kl), 6)}], facts
 
         yield read
 
+    def _reading(self, text: Text) -> Reading:
+        """A text's prefills, without anything attached."""
+        plain, planted, asked = record(self.model, self._ids(text.ids[: text.context])), None, list[Recording]()
+        if (sample := text.planted) is not None:
+            planted = record(self.model, self._ids(sample.ids[: sample.context]))
+            asked = [planted.extended(self._ids(sample.ids[a:b])) for a, b in _questions(sample)[:BEFORE]]
+        return Reading(plain, planted, asked)
+
     @torch.no_grad()
-    def _read(self, text: Text, reading: Reading, cell: Cell, sieve: Sieve | None) -> tuple[Record, Pass, Tensor]:
+    def _read(self, text: Text, reading: Reading, sieve: Sieve | None) -> tuple[Record, Pass, Tensor]:
         slow = sieve is not None and any(s.every or s.cache_method.sparse_decode for s in sieve.plan.stages)
         if sieve is not None:
             sieve.timed = True

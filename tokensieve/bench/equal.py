@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from tokensieve.core.plan import Plan, applied, plan
+from tokensieve.core.plan import Plan, applied, parted, plan
 from tokensieve.core.stage import Stage
 from tokensieve.methods.cache.sepllm import separators
 from tokensieve.parts import budget
@@ -177,8 +177,10 @@ def _flops(stage: Stage, share: float) -> Stage:
 
 def fits(model: nn.Module, made: Plan) -> None:
     """Raise NotHere where a plan cannot be attached to a model."""
+    inside = parted(made)[1]
     try:
-        Sieve(model, made)
+        if inside is not None:
+            Sieve(model, inside)
     except ValueError as error:
         raise NotHere(str(error)) from error
 
@@ -196,8 +198,8 @@ def _visual(made: Plan) -> bool:
 
 
 def by_bytes(made: Plan) -> bool:
-    """Whether a plan is compared by the bytes that its cache holds: it does nothing but that."""
-    return all(s.site == "cache" for s in made.stages)
+    """Whether a plan is compared by the bytes that the cache holds: it takes from that, or from text in front of the model."""
+    return all(s.site in ("prompt", "cache") for s in made.stages)
 
 
 def random_beside(costs: Mapping[str, float], cells: Sequence[Cell]) -> list[Cell]:

@@ -138,12 +138,13 @@ def texts(asked: OwnConfig, console: Console) -> Results:
         others = [c.key for c in made if c.plan is not None and not by_bytes(c.plan)]
         if others:
             raise ValueError(
-                f"--plan {others[0]}: --texts compares plans of the cache, and this one acts elsewhere; use --questions"
+                f"--plan {others[0]}: --texts compares plans of the prompt and the cache, and this one acts elsewhere; "
+                "use --questions"
             )
         settings = asked.settings(len(found.items))
         results = Results.open(asked.out, settings, found.skipped, [t.to_json() for t in found.items])
         results.data["asked"] = "texts"
-        rounds = _measured(results, Continuations(model, asked.seed), made, found.items, 1, shown, task)
+        rounds = _measured(results, Continuations(model, asked.seed, tokenizer), made, found.items, 1, shown, task)
         rounds.left.update(left)
         dumb = (
             []

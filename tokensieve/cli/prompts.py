@@ -30,17 +30,26 @@ def compress(
         str | None, typer.Option(help="What the text is cut into: sentence, passage, line or word. [the method's]")
     ] = None,
     protect: Annotated[
-        str, typer.Option(help="What stays besides, with commas between: numbers, code, quotes, urls, or words of the text.")
+        str,
+        typer.Option(
+            help="What stays besides, with commas between: numbers, code, quotes, urls, or words of the text."
+        ),
     ] = "",
     tokenizer: Annotated[
         str | None,
-        typer.Option(help="The target's, which the budget is counted in: a folder, a hub name or one of tiktoken. [MiniLM's]"),
+        typer.Option(
+            help="The target's, which the budget is counted in: a folder, a hub name or one of tiktoken. [MiniLM's]"
+        ),
     ] = None,
-    encoder: Annotated[str | None, typer.Option(help="A folder or hub name of an encoder of sentences. [MiniLM]")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="A folder or hub name of an encoder of sentences. [MiniLM]")
+    ] = None,
     lm: Annotated[str | None, typer.Option(help="For surprisal: smollm2, testbed, or a causal language model.")] = None,
     plan: Annotated[Path | None, typer.Option(help="A saved plan, in the place of method and keep.")] = None,
     each: Annotated[bool, typer.Option("--each", help="Every file has the budget for itself.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Show the whole text on the terminal, what left greyed out.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show the whole text on the terminal, what left greyed out.")
+    ] = False,
     page: Annotated[Path | None, typer.Option(help="Write the same as an HTML page.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the compressed text here instead of printing it.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
@@ -60,7 +69,8 @@ def compress(
         made = prompts.compress(
             texts, question, None if plan else budget(keep or "0.25"), method=method, plan=Plan.load(plan) if plan else None,
             tokenizer=tokenizer, encoder=None if encoder is None else load_encoder(encoder), lm=_model(lm),
-            protect=[p.strip() for p in protect.split(",") if p.strip()], each=each, seed=seed, **({"unit": unit} if unit else {}),
+            protect=[p.strip() for p in protect.split(",") if p.strip()], each=each, seed=seed,
+            **({"unit": unit} if unit else {}),
         )  # fmt: skip
     except ImportError as error:
         raise ValueError(str(error)) from error
@@ -75,11 +85,16 @@ def compress(
     if show:
         screen = console()
         # Where there are no colours, brackets hold what left.
-        screen.print(shown.terminal(made) if screen.is_terminal else shown.bracketed(made), markup=False, highlight=False)
+        screen.print(
+            shown.terminal(made) if screen.is_terminal else shown.bracketed(made), markup=False, highlight=False
+        )
     elif out is None:
         typer.echo(made.text)
     share = made.after / made.before if made.before else 1.0
-    typer.echo(f"{made.before:,} tokens before, {made.after:,} after ({share:.1%}), by the tokenizer of {made.counted}", err=True)
+    typer.echo(
+        f"{made.before:,} tokens before, {made.after:,} after ({share:.1%}), by the tokenizer of {made.counted}",
+        err=True,
+    )
     for note in made.notes:
         typer.echo(f"note: {note}", err=True)
 
@@ -92,7 +107,9 @@ def _read(file: Path) -> str:
     try:
         return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: no text in UTF-8 (byte {error.start}); of other documents read the text first") from error
+        raise ValueError(
+            f"{file}: no text in UTF-8 (byte {error.start}); of other documents read the text first"
+        ) from error
 
 
 def _model(name: str | None) -> tuple[object, object] | None:
@@ -106,18 +123,29 @@ def _model(name: str | None) -> tuple[object, object] | None:
 def bench_prompts(
     data: Annotated[
         Path,
-        typer.Option(help='JSON lines of {"question": .., "answer": .. or [..], "context": text or list, "kind": .., "system": ..}.'),
+        typer.Option(
+            help='JSON lines of {"question": .., "answer": .. or [..], "context": text or list, "kind": .., "system": ..}.'
+        ),
     ],
     model: Annotated[str, typer.Option(help="Who answers: smollm2, testbed, or a causal language model.")],
     keep: Annotated[str, typer.Option(help="Comma-separated budgets: tokens, or shares.")] = "0.5,0.25,0.1",
     methods: Annotated[
-        str, typer.Option(help="Comma-separated names, with a unit where it is not the method's own: question,surprisal:sentence.")
+        str,
+        typer.Option(
+            help="Comma-separated names, with a unit where it is not the method's own: question,surprisal:sentence."
+        ),
     ] = "question",
-    plan: Annotated[list[Path] | None, typer.Option(help="A saved plan with a prompt stage; may be given again.")] = None,
-    out: Annotated[Path, typer.Option(help="Where results go; a second run goes on there.")] = Path("tokensieve-prompts"),
+    plan: Annotated[
+        list[Path] | None, typer.Option(help="A saved plan with a prompt stage; may be given again.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where results go; a second run goes on there.")] = Path(
+        "tokensieve-prompts"
+    ),
     limit: Annotated[int | None, typer.Option(min=1, help="At most so many questions.")] = None,
     new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, at most.")] = 24,
-    encoder: Annotated[str | None, typer.Option(help="A folder or hub name of an encoder of sentences. [MiniLM]")] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="A folder or hub name of an encoder of sentences. [MiniLM]")
+    ] = None,
     lm: Annotated[str | None, typer.Option(help="For surprisal; the model that answers if not given.")] = None,
     seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",

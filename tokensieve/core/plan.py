@@ -119,6 +119,13 @@ def applied(name: str | Method, keep: budget.Budget | Callable[[float], float], 
     return plan(name, keep, **where)
 
 
+def parted(plan: Plan) -> tuple[Plan | None, Plan | None]:
+    """A plan's stages in front of a model (site "prompt"), and those in it; None where there are none."""
+    front = [s for s in plan.stages if s.site == "prompt"]
+    inside = [s for s in plan.stages if s.site != "prompt"]
+    return Plan(front) if front else None, Plan(inside) if inside else None
+
+
 def descent(made: Method, keep: budget.Budget, layers: Sequence[float]) -> list[Stage]:
     """One method inside the language model at several shares of its depth, which together reach the mean ``keep``
     (or, of ``Keep(last=...)``, the end)."""

@@ -221,7 +221,7 @@ TABLE = {
             values="part",
         ),
         Signal(
-            "shift", "(B, N)", "how far the vector of a sentence moves, as one minus the cosine, where the unit is left out of it",
+            "shift", "(B, N)", "how far a sentence's vector moves, as one minus the cosine, where the unit is left out of it",
             sites=("prompt",),
         ),
         Signal(

@@ -31,8 +31,8 @@ class Compressor:
     """Compresses texts; it reads each unit of text once, however often it comes.
 
     Args:
-        tokenizer: the target's: a fast tokenizer of transformers, a folder or file, a hub name, a name of tiktoken. By default that
-            of the encoder.
+        tokenizer: the target's: a fast tokenizer of transformers, a folder or file, a hub name, a name of tiktoken. By default
+            that of the encoder.
         encoder: of sentences, with one vector a text; the embedded MiniLM by default, loaded when a method needs it.
         lm: a causal language model and its tokenizer, ``(model, tokenizer)``, for methods that read surprisal.
         seed: for methods that draw.
@@ -41,9 +41,7 @@ class Compressor:
         ValueError: no such tokenizer.
     """
 
-    def __init__(
-        self, tokenizer: Any = None, *, encoder: Any = None, lm: tuple[Any, Any] | None = None, seed: int = 0
-    ):
+    def __init__(self, tokenizer: Any = None, *, encoder: Any = None, lm: tuple[Any, Any] | None = None, seed: int = 0):
         self.lm, self.seed = lm, seed
         self._given, self._tokenizer = encoder, tokenizer
         self._count = None if tokenizer is None else TokenCounter(open_tokenizer(tokenizer))
@@ -76,9 +74,7 @@ class Compressor:
         if _foreign(question) and self._given is None and any(n.name == "text" for s in stages for n in s.needs):
             notes.append("the question is hardly in Latin letters, and the embedded MiniLM was trained on English")
         counted = self._name if self._count is None else _named(self._tokenizer)
-        return Compressed(
-            source, starts, tuple(spans), before, self.count(left), counted, tuple(dict.fromkeys(notes))
-        )
+        return Compressed(source, starts, tuple(spans), before, self.count(left), counted, tuple(dict.fromkeys(notes)))
 
     def count(self, text: str) -> int:
         """The tokens of a text, by the target's tokenizer."""
@@ -91,7 +87,13 @@ class Compressor:
     # ---- running ----------------------------------------------------------------------------------------------------
 
     def _each(
-        self, source: str, starts: Sequence[int], stages: Sequence[Stage], question: str, stay: Sequence[Span], notes: list[str]
+        self,
+        source: str,
+        starts: Sequence[int],
+        stages: Sequence[Stage],
+        question: str,
+        stay: Sequence[Span],
+        notes: list[str],
     ) -> list[Span]:
         """Every passage with a budget of its own, and what stood between them."""
         ends = [s - len(BETWEEN) for s in starts[1:]] + [len(source)]
@@ -105,7 +107,13 @@ class Compressor:
         return joined(out)
 
     def _staged(
-        self, source: str, starts: Sequence[int], stages: Sequence[Stage], question: str, stay: Sequence[Span], notes: list[str]
+        self,
+        source: str,
+        starts: Sequence[int],
+        stages: Sequence[Stage],
+        question: str,
+        stay: Sequence[Span],
+        notes: list[str],
     ) -> list[Span]:
         """The stages one after the other, each on what the one before left."""
         spans: list[Span] = [(0, len(source))] if source else []
@@ -203,7 +211,9 @@ def _joined(text: str | Sequence[str]) -> tuple[str, tuple[int, ...]]:
     passages = [text] if isinstance(text, str) else list(text)
     for number, passage in enumerate(passages):
         if not isinstance(passage, str):
-            raise ValueError(f"passage {number} is a {type(passage).__name__}; text must be a string or a list of strings")
+            raise ValueError(
+                f"passage {number} is a {type(passage).__name__}; text must be a string or a list of strings"
+            )
         try:
             passage.encode()
         except UnicodeEncodeError as error:
@@ -216,7 +226,11 @@ def _joined(text: str | Sequence[str]) -> tuple[str, tuple[int, ...]]:
 
 
 def _stages(
-    question: str, keep: budget.Budget | None, method: str | Method | None, plan: Plan | Stage | None, options: dict[str, Any]
+    question: str,
+    keep: budget.Budget | None,
+    method: str | Method | None,
+    plan: Plan | Stage | None,
+    options: dict[str, Any],
 ) -> list[Stage]:
     if plan is not None:
         if keep is not None or method is not None or options:
@@ -247,7 +261,10 @@ def _room(stage: Stage, size: int) -> int:
 
 
 def _named(tokenizer: Any) -> str:
-    return str(getattr(tokenizer, "name_or_path", "") or (tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__))
+    return str(
+        getattr(tokenizer, "name_or_path", "")
+        or (tokenizer if isinstance(tokenizer, str) else type(tokenizer).__name__)
+    )
 
 
 def _foreign(question: str) -> bool:

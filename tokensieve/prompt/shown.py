@@ -38,6 +38,4 @@ def page(made: Compressed, question: str, path: str | Path) -> None:
 
     template = Environment(loader=PackageLoader("tokensieve.prompt"), autoescape=True).get_template("compressed.html")
     share = made.after / made.before if made.before else 1.0
-    write_text(
-        path, template.render(made=made, question=question, share=share, stretches=list(stretches(made)))
-    )
+    write_text(path, template.render(made=made, question=question, share=share, stretches=list(stretches(made))))

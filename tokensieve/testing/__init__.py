@@ -1,8 +1,8 @@
 """Testing: the contracts of what can be added, for authors outside this project too.
 
 One line checks a method: ``tokensieve.testing.check_method(MyMethod)``. With pytest, :func:`parametrize_with_checks` makes a
-case of every check. Signals, vector formats, sketches, stores, encoders, quantizers, methods of prompts, row initialisations, and a
-bench's columns and blocks have a check of their own each.
+case of every check. Signals, vector formats, sketches, stores, encoders, quantizers, methods of prompts, row initialisations,
+and a bench's columns and blocks have a check of their own each.
 """
 
 from importlib import import_module

@@ -26,9 +26,16 @@ TEXTS: dict[str, Sequence[str]] = {
         'The server starts at noon. It listens on port 8417, as Dr. Gray said: "Never on 80. Never!" Clients wait.',
         "A second passage follows. The server's port is written down twice. Nothing else is known of it.",
     ),
-    "markdown": ("# Ports\n\n- one: 80\n- two: 443. It is encrypted.\n\n| name | port |\n|---|---|\n| web | 80 |\n\nUse `ss -l`.",),
-    "code": ("def port(x):\n    # The port.\n    return x + 1\n\n\n```py\nport(3)\nport(4)\n```\n\nIt returns 4. Then it stops.",),
-    "no blanks": ("服务器在中午启动。它监听端口8417！客户端等待着。没有别的了。", "เซิร์ฟเวอร์เริ่มทำงานตอนเที่ยง มันฟังพอร์ต 8417 ลูกค้ารออยู่"),
+    "markdown": (
+        "# Ports\n\n- one: 80\n- two: 443. It is encrypted.\n\n| name | port |\n|---|---|\n| web | 80 |\n\nUse `ss -l`.",
+    ),
+    "code": (
+        "def port(x):\n    # The port.\n    return x + 1\n\n\n```py\nport(3)\nport(4)\n```\n\nIt returns 4. Then it stops.",
+    ),
+    "no blanks": (
+        "服务器在中午启动。它监听端口8417！客户端等待着。没有别的了。",
+        "เซิร์ฟเวอร์เริ่มทำงานตอนเที่ยง มันฟังพอร์ต 8417 ลูกค้ารออยู่",
+    ),
     "right to left": ("يبدأ الخادم عند الظهر. يستمع إلى المنفذ 8417. ينتظر العملاء؟ لا شيء آخر.",),
     "marks": ("Cafe\u0301 👩‍👩‍👧‍👦 ok. 🇩🇪🇫🇷 flags! Nai\u0308ve क्षि देवनागरी। \u0301 alone, e\u0301\u0302 twice. Done 👍🏽.",),
     "repeated": ("The port is 1. The port is 1. The port is 1.", "The port is 1.", "Another thing entirely. The port is 1."),
@@ -98,16 +105,24 @@ def checking_compressor() -> Compressor:
 
 
 def check_compressed(
-    compressor: Compressor, method: PromptMethod, passages: list[str], keep: int | float, protect: Sequence[str] = (), name: str = "text"
+    compressor: Compressor,
+    method: PromptMethod,
+    passages: list[str],
+    keep: int | float,
+    protect: Sequence[str] = (),
+    name: str = "text",
 ) -> Compressed | None:
     """Check what a method leaves of one text; None where the budget is too small for what is protected, and the error says so."""
+
     def run() -> Compressed:
         return compressor(passages, QUESTION, keep, method=method, protect=protect)
 
     try:
         made = run()
     except ValueError as error:
-        expect("keep=" in str(error) and "takes" in str(error), f"an error that says how many tokens are needed: {error}")
+        expect(
+            "keep=" in str(error) and "takes" in str(error), f"an error that says how many tokens are needed: {error}"
+        )
         return None
     where = f"of {name}, keep={keep}, protect={protect}"
     count = compressor.count
@@ -129,7 +144,9 @@ def check_compressed(
     if not method.adaptive and made.text != made.source:
         for unit in sorted(set(range(len(units.spans))) - set(inside)):
             more = count(units.join(sorted([*inside, unit])))
-            expect(more > room, f"no unit left out that would fit {where}: {units.units()[unit]!r} makes {more} of {room}")
+            expect(
+                more > room, f"no unit left out that would fit {where}: {units.units()[unit]!r} makes {more} of {room}"
+            )
     return made
 
 
@@ -140,4 +157,6 @@ def _check_apart(compressor: Compressor, method: PromptMethod, passages: Sequenc
     except ValueError:
         return  # chat markers take more than that
     together = compressor(list(passages), QUESTION, 0.5, method=method, each=True)
-    expect(together.text == "\n\n".join(t for t in alone if t), f"each passage as alone, of {name}; got {together.text!r}")
+    expect(
+        together.text == "\n\n".join(t for t in alone if t), f"each passage as alone, of {name}; got {together.text!r}"
+    )

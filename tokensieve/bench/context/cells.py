@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from tokensieve.core.plan import Plan
+from tokensieve.core.plan import Plan, parted
 from tokensieve.core.stage import stage
 
 FULL, NONE = "full", "none"
@@ -52,7 +52,9 @@ def cells(methods: Sequence[str], budgets: Sequence[int | float], plans: Sequenc
             method, _, unit = name.partition(":")
             made = stage(method, keep, **({"unit": unit} if unit else {}))
             if made.site != "prompt":
-                raise ValueError(f"--methods {name}: it runs at site={made.site!r}; `tokensieve methods --site prompt` lists others")
+                raise ValueError(
+                    f"--methods {name}: it runs at site={made.site!r}; `tokensieve methods --site prompt` lists others"
+                )
             out.append(PromptCell(f"{name}@{keep}", name, keep, Plan(made)))
     return out + [_from_file(file) for file in plans]
 
@@ -62,12 +64,7 @@ def _from_file(file: Path) -> PromptCell:
         raise FileNotFoundError(f"--plan {file}: no such file")
     front, inside = parted(Plan.load(file))
     if front is None:
-        raise ValueError(f"--plan {file}: it has no stage at site='prompt'; `tokensieve bench` compares what runs in a model")
+        raise ValueError(
+            f"--plan {file}: it has no stage at site='prompt'; `tokensieve bench` compares what runs in a model"
+        )
     return PromptCell(file.stem, file.stem, None, front, inside)
-
-
-def parted(plan: Plan) -> tuple[Plan | None, Plan | None]:
-    """A plan's stages in front of a model, and those in it; None where there are none."""
-    front = [s for s in plan.stages if s.site == "prompt"]
-    rest = [s for s in plan.stages if s.site != "prompt"]
-    return Plan([replace(s) for s in front]) if front else None, Plan(rest) if rest else None

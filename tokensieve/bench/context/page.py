@@ -6,10 +6,10 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from tokensieve.bench.plots import COLOURS, MARKERS
 from tokensieve.bench.context.cells import FULL, NONE
 from tokensieve.bench.context.rows import verdicts
 from tokensieve.bench.context.table import COLUMNS, table
+from tokensieve.bench.plots import COLOURS, MARKERS
 from tokensieve.core.files import write_text
 from tokensieve.prompt.compressed import Compressed
 from tokensieve.prompt.shown import stretches
@@ -22,7 +22,8 @@ def page(data: dict[str, Any], folder: Path) -> Path:
     heads, cells = table(data["rows"])
     lines = [(row, cell) for row, cell in zip(data["rows"].values(), cells, strict=True)]
     shown = [
-        one | {"lines": {key: (made, list(stretches(_read(made)))) for key, made in one["lines"].items()}} for one in data["shown"]
+        one | {"lines": {key: (made, list(stretches(_read(made)))) for key, made in one["lines"].items()}}
+        for one in data["shown"]
     ]
     template = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("prompts.html")
     file = folder / "report.html"
@@ -58,7 +59,13 @@ def plot(rows: dict[str, dict[str, Any]]) -> str:
     for i, (name, own) in enumerate(lines.items()):
         points = sorted((100 * r["share"], 100 * r["contained"]) for r in own)
         style = ":" if "random" in name or name in ("first", "last") else "-"
-        ax.plot(*zip(*points, strict=True), style, marker=MARKERS[i % len(MARKERS)], color=COLOURS[i % len(COLOURS)], label=name)
+        ax.plot(
+            *zip(*points, strict=True),
+            style,
+            marker=MARKERS[i % len(MARKERS)],
+            color=COLOURS[i % len(COLOURS)],
+            label=name,
+        )
     ax.set_xlabel("tokens of the text that stay (%)")
     ax.set_ylabel("questions answered (%)")
     ax.set_ylim(-3, 103)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median
 from typing import Any
 
-from tokensieve.bench.paired import interval, paired
 from tokensieve.bench.context.cells import FULL, NONE, PromptCell
+from tokensieve.bench.paired import interval, paired
 
 Records = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """By line and question, what was said and what it cost."""
@@ -42,8 +42,8 @@ def _row(cell: PromptCell, own: Sequence[Mapping[str, Any]], full: Sequence[Mapp
     before, after = sum(r["context"] for r in full), sum(r["context"] for r in own)
     saved = [f["answer"] - o["answer"] - o["compress"] for f, o in zip(full, own, strict=True)]
     made = {
-        "method": cell.method, "keep": cell.keep, "words": cell.words, "questions": len(own), "contained": round(mean(contained), 4),
-        "interval": interval(contained), "exact": round(mean(r["exact"] for r in own), 4),
+        "method": cell.method, "keep": cell.keep, "words": cell.words, "questions": len(own),
+        "contained": round(mean(contained), 4), "interval": interval(contained), "exact": round(mean(r["exact"] for r in own), 4),
         "survived": round(mean(r["survived"] for r in own), 4), "tokens": round(mean(r["tokens"] for r in own), 1),
         "share": round(after / before, 4) if before else 1.0, "compress": round(median(r["compress"] for r in own), 4),
         "answer": round(median(r["answer"] for r in own), 4),
@@ -92,7 +92,9 @@ def verdicts(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         best = max(there, key=lambda k: there[k]["contained"])
         row, full, none = there[best], rows[FULL], rows[NONE]
         when = (
-            f"saves time from prompts of {row['pays']:,} tokens on" if row["pays"] else "saves no time on prompts of these lengths"
+            f"saves time from prompts of {row['pays']:,} tokens on"
+            if row["pays"]
+            else "saves no time on prompts of these lengths"
         )
         out.append(
             f"At {keep}: {row['method']} answers {row['contained']:.0%} (the whole text {full['contained']:.0%}, none of it "

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tokensieve.bench.loading import device_of, dtype_of, language_model
-from tokensieve.bench.metrics import METRICS
 from tokensieve.bench.context.asking import PromptAsker, timed
 from tokensieve.bench.context.cells import NONE, PromptCell, cells
 from tokensieve.bench.context.rows import rows_of
+from tokensieve.bench.loading import device_of, dtype_of, language_model
+from tokensieve.bench.metrics import METRICS
 from tokensieve.bench.questions import Question, read_questions
 from tokensieve.bench.results import Results, Settings
 from tokensieve.prompt.compress import Compressor
@@ -93,7 +93,7 @@ def run(asked: PromptConfig, step: Step) -> Results:
     with_text = [q for q in found.items if q.context and not q.images and not q.choices]
     bare = len(found.items) - len(with_text)
     if not with_text:
-        raise ValueError(f"--data {asked.data}: no line has a context, text to answer from: \"context\": \"..\" or [\"..\"]")
+        raise ValueError(f'--data {asked.data}: no line has a context, text to answer from: "context": ".." or [".."]')
     items = with_text[: asked.limit]
     step("loading the model", 0, 1)
     model, tokenizer = language_model(asked.model, asked.device, asked.dtype)

@@ -33,7 +33,9 @@ class ByQuestion(PromptMethod):
     unranked = "what repeats other units is worth less than its own likeness to the question"
     by: str = option("mmr", "how repetition is weighed", choices=("mmr", "facility"))
     trade: float = option(0.8, "how much likeness to the question counts, against repetition", lo=0.0, hi=1.0)
-    neighbours: float = option(0.2, "the share that the better neighbour has in a unit's worth", lo=0.0, hi=1.0, unit="share")
+    neighbours: float = option(
+        0.2, "the share that the better neighbour has in a unit's worth", lo=0.0, hi=1.0, unit="share"
+    )
 
     def score(self, s: Signals) -> Tensor:
         """Cosine with the question, each unit's own and its better neighbour's."""

@@ -70,7 +70,9 @@ def fill(
     first = next((unit for unit in order if unit not in stay), None)
     if not kept and first is not None:
         span, size = _begun(cut.text, cut.spans[first], room, count)
-        return Filled([span], [f"no unit fits into {room} tokens: the first choice, of {size}, is cut to its first words"])
+        return Filled(
+            [span], [f"no unit fits into {room} tokens: the first choice, of {size}, is cut to its first words"]
+        )
     if first is not None and costs[first] > room - held:
         notes.append(f"the choice of a unit of {costs[first]} tokens does not fit into {room}; units behind it enter")
     return Filled(cut.left(kept), notes)
@@ -101,7 +103,10 @@ def _further(cut: Cut, kept: Sequence[int], out: Sequence[int], count: TokenCoun
     before, after = [], []
     for unit in out:
         i = bisect_left(kept, unit)
-        a, b = _near(cut, (kept[j] for j in range(i - 1, -1, -1)))[::-1], _near(cut, (kept[j] for j in range(i, len(kept))))
+        a, b = (
+            _near(cut, (kept[j] for j in range(i - 1, -1, -1)))[::-1],
+            _near(cut, (kept[j] for j in range(i, len(kept)))),
+        )
         before.append(cut.join([*a, *b]) if a or b else "")
         after.append(cut.join([*a, unit, *b]))
     return [new - old for new, old in zip(count.each(after), count.each(before), strict=True)]

@@ -25,7 +25,7 @@ class Readers:
     """The small models that read a text, each present where it was given.
 
     Attributes:
-        embed: vectors of texts; ask: those of questions, by the same encoder; bare: as ``embed``, for texts that do not come again.
+        embed: vectors of texts; ask: those of questions, by the same encoder; bare: as ``embed``, for texts that come once.
         lm: a causal language model and its tokenizer.
     """
 
@@ -60,7 +60,9 @@ def shorten(
         return Filled([], ["the text holds nothing but blanks"])
     costs = costs_of(made, count)
     must = held(made, protected)
-    order = method.order(signals(made, method, readers, question, protected, seed), torch.tensor([_most(costs, room)]))[0]
+    order = method.order(signals(made, method, readers, question, protected, seed), torch.tensor([_most(costs, room)]))[
+        0
+    ]
     places = sorted((place, unit) for unit, place in enumerate(order.tolist()) if place >= 0)
     stay = set(must)
     return fill(made, [unit for _, unit in places if unit not in stay], must, costs, room, count)
@@ -107,6 +109,9 @@ def signals(
 
 def _given(reader: Any, method: PromptMethod, name: str) -> Any:
     if reader is None:
-        what = {"encoder": "an encoder of sentences", "lm": "a causal language model and its tokenizer, (model, tokenizer)"}
+        what = {
+            "encoder": "an encoder of sentences",
+            "lm": "a causal language model and its tokenizer, (model, tokenizer)",
+        }
         raise ValueError(f"{method.name} reads the text by {what[name]}; pass {name}=")
     return reader
