@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from tokensieve.retrieval.index.fusion import Fuse, check_fuse
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.results import (
     CANDIDATES,
+    Asked,
     SearchResult,
     asked,
     firsts,
@@ -25,6 +26,9 @@ from tokensieve.retrieval.index.results import (
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.index.validation import whole
 from tokensieve.retrieval.scoring.words import phrases, unquoted
+
+if TYPE_CHECKING:
+    from tokensieve.retrieval.encoders.cross import Scorer
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ class Searching:
 
     def search(self, query: str | Sequence[str], k: int = 10, where: Where | None = None,
         keep: int | float | None = None, rerank: int | None = None, *, fuse: Fuse = "none", offset: int = 0,
-        min_score: float | None = None, per_document: bool = False,
+        min_score: float | None = None, per_document: bool = False, cross: Scorer | None = None,
     ) -> list[Any]:  # fmt: skip
         """The passages of the highest MaxSim, and what each token of the query was matched with; of many queries, a list of such
         lists. What stands in double quotes must stand in a passage.
@@ -107,28 +111,35 @@ class Searching:
                 their stored vectors.
             rerank, fuse, offset, min_score: see :meth:`IndexReader.search`.
             per_document: only the best passage of each document.
+            cross: a cross-encoder (see ``encoders.cross.load_cross_encoder``) that ranks the 50 best (or as many as are asked
+                for, if more) again. Where it fails, they stay as they were, and :meth:`answer` says so.
 
         Raises:
             ValueError: a query is empty, or a budget or filter is out of range.
         """
         texts = [query] if isinstance(query, str) or not isinstance(query, Sequence) else query
-        more: dict[str, Any] = {"offset": offset, "min_score": min_score, "per_document": per_document}
+        more: dict[str, Any] = {
+            "offset": offset, "min_score": min_score, "per_document": per_document, "cross": cross
+        }  # fmt: skip
         out = [answered.results for answered in self.answer(texts, k, where, keep, rerank, fuse=fuse, **more)]
         return out[0] if isinstance(query, str) else out
 
     def answer(self, queries: Sequence[str], k: int = 10, where: Where | None = None, keep: int | float | None = None,
         rerank: int | None = None, *, fuse: Fuse = "none", offset: int = 0, min_score: float | None = None,
-        per_document: bool = False,
+        per_document: bool = False, cross: Scorer | None = None,
     ) -> list[Answered]:  # fmt: skip
         """As :meth:`search`, for several queries, with what of each is of no effect."""
         self.refresh()
         whole("offset", offset, 0)
         check_fuse(fuse)
         texts = [question(q) for q in queries]
-        if keep is not None and (fuse != "none" or offset or per_document):
-            raise ValueError(f"keep={keep!r} ranks the best by MaxSim again; leave out fuse, offset and per_document")
+        if keep is not None and (fuse != "none" or offset or per_document or cross):
+            raise ValueError(
+                f"keep={keep!r} ranks the best by MaxSim again; leave out fuse, offset, per_document and the cross-encoder"
+            )
         encoded = self.encoder.queries([unquoted(q) for q in texts])
         tokens = [asked(encoded.rows([i]), self.notes(text, where)) for i, text in enumerate(texts)]
+        most = k + offset if keep is None and cross is None else max(k + offset, CANDIDATES)
 
         def ranked(some: Sequence[int], most: int) -> list[list[Hit]]:
             words = [texts[i] for i in some] if fuse != "none" or any(phrases(texts[i]) for i in some) else None
@@ -136,13 +147,30 @@ class Searching:
             return self.hits(vectors, most, where, rerank, words=words, fuse=fuse, min_score=min_score)
 
         if per_document:
-            found = [firsts(lambda most, i=i: ranked([i], most)[0], k + offset) for i in range(len(texts))]  # type: ignore[misc]
+            found = [firsts(lambda most, i=i: ranked([i], most)[0], most) for i in range(len(texts))]  # type: ignore[misc]
         else:
-            found = ranked(range(len(texts)), k + offset if keep is None else max(k, CANDIDATES)) if texts else []
+            found = ranked(range(len(texts)), most) if texts else []
+        if cross is not None:
+            return [
+                self._crossed(text, own, hits, cross, slice(offset, offset + k))
+                for text, own, hits in zip(texts, tokens, found, strict=True)
+            ]
         return [
             Answered(rank_results(own, self.stored(hits[offset:]), k, keep, self.recipe), own.notes)
             for own, hits in zip(tokens, found, strict=True)
         ]
+
+    def _crossed(self, text: str, own: Asked, hits: Sequence[Hit], cross: Scorer, page: slice) -> Answered:
+        """Hits ranked again by a cross-encoder; as they were where it fails."""
+        results = rank_results(own, self.stored(hits), len(hits), None, self.recipe)
+        try:
+            said = [f"{r.context}\n{r.text}" if r.context else r.text for r in results]
+            scores = cross.scores(unquoted(text), said) if said else []
+            results = [replace(r, cross=float(s)) for r, s in zip(results, scores, strict=True)]
+        except Exception as problem:  # of whatever model it is; what was found without it is worth showing
+            note = f"the cross-encoder failed, and ranked nothing ({type(problem).__name__}: {problem})"[:300]
+            return Answered([replace(r, notes=(*r.notes, note)) for r in results[page]], (*own.notes, note))
+        return Answered(sorted(results, key=lambda r: (-(r.cross or 0.0), r.id))[page], own.notes)
 
     def notes(self, query: str, where: Where | None = None) -> tuple[str, ...]:
         """What of a query is of no effect, in words: an end that the encoder cuts off, words that it does not know, fields that
