@@ -9,55 +9,51 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.reference.docstrings import collect
+from benchmarks.retrieval import QUERIES, CheckContext
 from tokensieve.core.files import write_json
 from tokensieve.retrieval import Index
-from tokensieve.retrieval.encoders.loading import load_encoder
 from tokensieve.retrieval.evaluation.evaluate import measures, spread
+from tokensieve.retrieval.index.fusion import Fuse, fused
 from tokensieve.retrieval.index.manifest import MANIFEST
 
 OUT = Path("out/hybrid")
-WAYS: tuple[Any, ...] = ("none", "rrf", 0.3, 0.5, 1.0)
-QUERIES, TOGETHER, K = 1000, 512, 10
+WAYS: tuple[Fuse, ...] = ("rrf", 0.1, 0.3, 0.5, 1.0)
+K = 10
 
 
-def indexed() -> Index:
-    """The passages by their numbers, made or gone on with."""
-    encoder, bodies = load_encoder(), collect().bodies
-    at = OUT / "index"
-    index = Index.open(at) if (at / MANIFEST).exists() else Index.create(at, encoder.identity.dim, "int8")
+def indexed(bed: CheckContext) -> Index:
+    """The passages by their numbers."""
+    at, bodies = OUT / "index", bed.collection.bodies
+    if (at / MANIFEST).exists():
+        return Index.open(at)
+    index = Index.create(at, bed.encoder.identity.dim, "int8")
     with index:
-        for start in track(range(len(index), len(bodies), TOGETHER), "passages", console=Console(stderr=True)):
-            part = bodies[start : start + TOGETHER]
-            encoded, names = encoder.documents(part), [str(start + i) for i in range(len(part))]
-            index.add([encoded[i] for i in range(len(part))], names, [{"text": text} for text in part])
-        if index.plan is None:
-            index.tune()
+        index.add(list(bed.documents.ragged), list(map(str, range(len(bodies)))), [{"text": text} for text in bodies])
+        index.tune()
     return index
 
 
 def main() -> None:
     """Index, ask, compare."""
-    index, encoder = indexed(), load_encoder()
-    texts, places = collect().queries(held_out=True)
-    texts, places = texts[:QUERIES], places[:QUERIES]
-    file = OUT / "results.json"
-    ranks: dict[str, list[int]] = json.loads(file.read_text()) if file.exists() else {str(way): [] for way in WAYS}
-    start = len(ranks["none"])
-    for i in track(range(start, len(texts)), "queries", console=Console(stderr=True)):
-        vectors = encoder.queries([texts[i]]).vectors
-        for way in WAYS:
-            hits = index.search(vectors, K, words=texts[i].replace('"', " "), fuse=way)
-            found = [hit.id for hit in hits]
-            ranks[str(way)].append(found.index(str(places[i])) + 1 if str(places[i]) in found else 0)
-        if i % 25 == 24 or i == len(texts) - 1:
+    bed = CheckContext(queries=slice(QUERIES))
+    index, file = indexed(bed), OUT / "results.json"
+    ranks: dict[str, list[int]] = json.loads(file.read_text()) if file.exists() else {}
+    asked, texts = list(bed.queries.ragged), [text.replace('"', " ") for text in bed.texts]
+    for i in track(range(len(ranks.get("none", ())), len(texts)), "queries", console=Console(stderr=True)):
+        right = str(int(bed.relevant[i]))
+        found = {"none": index.search(asked[i], K)}
+        candidates = index.candidates(asked[i], texts[i], K, None, None, index.word_counts(texts[i]))
+        found |= {str(way): fused(candidates, K, way) for way in WAYS}
+        for way, hits in found.items():
+            ids = [hit.id for hit in hits]
+            ranks.setdefault(way, []).append(ids.index(right) + 1 if right in ids else 0)
+        if i % 50 == 49 or i == len(texts) - 1:
             write_json(file, ranks)
     quality = {way: measures(np.where(np.array(r) > 0, np.array(r), np.inf))["nDCG@10"] for way, r in ranks.items()}
     for way, values in quality.items():

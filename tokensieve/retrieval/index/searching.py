@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from tokensieve.retrieval.encoders.encoded import Encoder
+from tokensieve.retrieval.index import marks
 from tokensieve.retrieval.index.filters import Where
 from tokensieve.retrieval.index.fusion import Fuse, check_fuse
 from tokensieve.retrieval.index.recipe import Recipe
@@ -29,6 +31,10 @@ from tokensieve.retrieval.scoring.words import phrases, unquoted
 
 if TYPE_CHECKING:
     from tokensieve.retrieval.encoders.cross import Scorer
+
+
+LOOKED_AT, VALUES, LONGEST = 500, 12, 60
+"""Passages whose fields are told, values of each, and characters of a value."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +178,29 @@ class Searching:
             return Answered([replace(r, notes=(*r.notes, note)) for r in results[page]], (*own.notes, note))
         return Answered(sorted(results, key=lambda r: (-(r.cross or 0.0), r.id))[page], own.notes)
 
+    def fields(self) -> dict[str, list[Any]]:
+        """The fields that passages have (``a.b`` for one inside another), and of each some values, the most frequent first; told
+        from some hundred passages."""
+        ids = sorted(self.ids())
+        held = self.metadata(ids[:: max(len(ids) // LOOKED_AT, 1)])
+        seen: dict[str, Counter[Any]] = {}
+        for name, value in (pair for m in held if m for pair in _flat(marks.free(m))):
+            values = seen.setdefault(name, Counter())
+            if isinstance(value, (str, int, float)) and len(str(value)) <= LONGEST:
+                values[value] += 1
+        return {name: [value for value, _ in values.most_common(VALUES)] for name, values in sorted(seen.items())}
+
     def notes(self, query: str, where: Where | None = None) -> tuple[str, ...]:
         """What of a query is of no effect, in words: an end that the encoder cuts off, words that it does not know, fields that
         no document has."""
         return notes(self.encoder, unquoted(query)) + tuple(
             f"no document has the field {field!r}" for field in self.unknown_fields(where or {})
         )
+
+
+def _flat(metadata: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in metadata.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        else:
+            yield before + name, value

@@ -108,6 +108,12 @@ def application(
             cross=cross is not None,
         )  # fmt: skip
 
+    @app.get("/fields", dependencies=reads, responses=refused)
+    def fields() -> wire.Fields:
+        """What conditions may speak of."""
+        library.refresh()
+        return wire.Fields(fields=library.fields())
+
     @app.get("/metrics", dependencies=reads, responses=refused, response_class=PlainTextResponse)
     def metrics() -> Response:
         """Counts and times in Prometheus' form; of several workers those of the one that answers."""

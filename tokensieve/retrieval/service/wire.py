@@ -220,6 +220,12 @@ class About(BaseModel):
     cross: bool
 
 
+class Fields(BaseModel):
+    """Fields of metadata, and some values of each, the most frequent first."""
+
+    fields: dict[str, list[str | bool | int | float]]
+
+
 class Problem(BaseModel):
     """What was wrong: with which field, in which line of an ingest."""
 
