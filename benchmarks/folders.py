@@ -8,7 +8,6 @@ installed), and takes one sentence out of many passages: those sentences are que
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import re
@@ -17,12 +16,14 @@ import sys
 import sysconfig
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import torch
 
+from benchmarks import manuals
 from tokensieve.bench.paired import interval
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.index.library import Library
@@ -90,6 +91,7 @@ QUESTIONS: dict[str, dict[str, tuple[str, ...]]] = {
         "use precompiled headers": ("target_precompile_headers.rst",), "include a file only once": ("include_guard.rst",),
         "a switch that the user can turn on or off": ("option.rst",),
     },
+    "man": manuals.QUESTIONS,
 }  # fmt: skip
 """Natural questions, and the files that answer them."""
 ANSWERS = {file for files in QUESTIONS["code"].values() for file in files}
@@ -97,7 +99,6 @@ PART = 4
 """Of the pages of the book that answer nothing, one of so many is taken."""
 LARGE = 10_000
 """Bytes of a module from which on it is left out, unless it answers a question."""
-SCRIPTS = ("ja", "ru", "zh_CN")
 
 
 def prepare(out: Path = OUT) -> dict[str, str]:
@@ -105,7 +106,7 @@ def prepare(out: Path = OUT) -> dict[str, str]:
     from tokensieve.retrieval.sources.folder import Folder
 
     missing: dict[str, str] = {}
-    for name, lay in (("html", _html), ("code", _code), ("rst", _rst), *((f"man-{s}", _manual(s)) for s in SCRIPTS)):
+    for name, lay in CORPORA.items():
         at = out / "corpora" / name
         shutil.rmtree(at, ignore_errors=True)
         files = list(lay())
@@ -157,14 +158,10 @@ def _rst() -> Iterator[tuple[str, bytes]]:
     yield from ((p.name, p.read_bytes()) for p in sorted(manual.glob("*.rst")) if manual) if manual else ()
 
 
-def _manual(script: str) -> Callable[[], Iterator[tuple[str, bytes]]]:
-    def pages() -> Iterator[tuple[str, bytes]]:
-        for page in sorted(Path("/usr/share/man", script, "man1").glob("*.gz"))[:20]:
-            lines = gzip.decompress(page.read_bytes()).decode("utf-8", errors="ignore").splitlines()
-            said = [re.sub(r"\\f.|\\", "", line.lstrip(".")) for line in lines if not line.startswith((".\\", "'\\"))]
-            yield page.name.removesuffix(".gz") + ".txt", "\n".join(said).encode()
-
-    return pages
+CORPORA: dict[str, Callable[[], Iterator[tuple[str, bytes]]]] = {
+    "html": _html, "code": _code, "rst": _rst, "man": manuals.english,
+    **{f"man-{script}": partial(manuals.foreign, script) for script in manuals.SCRIPTS},
+}  # fmt: skip
 
 
 def measure(name: str, out: Path = OUT, index: Path | None = None) -> dict[str, Any]:
@@ -183,13 +180,17 @@ def measure(name: str, out: Path = OUT, index: Path | None = None) -> dict[str, 
         "unread": getattr(report, "unread", {}),
     }  # fmt: skip
     if name not in QUESTIONS:
-        return row
+        return row | manuals.measure(library, out / "corpora" / name, SEED)
     asked = [(q, files) for q, files in QUESTIONS[name].items()]
     held = [(q, (file,)) for q, file in json.loads((out / f"{name}.json").read_text())]
     for kind, queries in (("questions", asked), ("held out", held)):
-        first, reciprocal, recalls = [], [], {k: [] for k in KS}
+        first, worded, reciprocal, recalls = [], [], [], {k: [] for k in KS}
         vectors = library.encoder.queries([q for q, _ in queries])
-        for i, (_, files) in enumerate(queries):
+        for i, (query, files) in enumerate(queries):
+            fused = library.index.search(vectors[i], 1, words=query.replace('"', " "), fuse="rrf")
+            worded.append(
+                fused[0].metadata["document"].removesuffix(".html") in {f.removesuffix(".html") for f in files}
+            )
             exact = library.index.search(vectors[i], max(KS), rerank=0)
             order = list(dict.fromkeys(hit.metadata["document"].removesuffix(".html") for hit in exact))
             places = [order.index(f) + 1 for f in (f.removesuffix(".html") for f in files) if f in order]
@@ -200,7 +201,8 @@ def measure(name: str, out: Path = OUT, index: Path | None = None) -> dict[str, 
                 found = {hit.id for hit in library.index.search(vectors[i], k)}
                 recalls[k].append(len(best & found) / max(len(best), 1))
         row[kind] = {
-            "queries": len(queries), "right file first": told(first), "mrr of files": told(reciprocal),
+            "queries": len(queries), "right file first": told(first), "right file first, rrf": told(worded),
+            "mrr of files": told(reciprocal),
             **{f"recall of exact's top {k}": told(r) for k, r in recalls.items()},
         }  # fmt: skip
     return row

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from tokensieve.retrieval.encoders.cross import CrossEncoder
     from tokensieve.retrieval.encoders.encoded import Encoder
     from tokensieve.retrieval.index.library import Library
 
@@ -21,6 +22,10 @@ EncoderPath = Annotated[
         "--encoder",
         help="A model's folder or hub name: the embedded MiniLM if new, else where that of the index is now.",
     ),
+]
+CrossPath = Annotated[
+    str | None,
+    typer.Option("--cross-encoder", help="A model's folder or hub name that ranks the 50 best passages again."),
 ]
 At = Annotated[Path, typer.Argument(help="The folder of an index.")]
 
@@ -41,6 +46,17 @@ def loaded(source: str | None) -> Encoder:
 
     disable_progress_bar()
     return loading.load_encoder(source)
+
+
+def crossed(source: str | None) -> CrossEncoder | None:
+    """A cross-encoder, without the bars of what loads it; None where none is asked for."""
+    if source is None:
+        return None
+    from tokensieve.retrieval.encoders.cross import load_cross_encoder
+    from tokensieve.sites.model.compatibility import disable_progress_bar
+
+    disable_progress_bar()
+    return load_cross_encoder(source)
 
 
 def status(what: str) -> Any:

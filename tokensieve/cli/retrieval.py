@@ -12,7 +12,7 @@ import typer
 
 from tokensieve.cli import shards as cli_shards
 from tokensieve.cli.common import Json, budget, console, print_table
-from tokensieve.cli.indexes import At, EncoderPath, Ray, status
+from tokensieve.cli.indexes import At, CrossPath, EncoderPath, Ray, crossed, status
 
 CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 """Characters that tell a terminal what to do; a passage may hold any."""
@@ -42,6 +42,7 @@ def search(
     per_document: Annotated[
         bool, typer.Option("--per-document", help="Only the best passage of each document.")
     ] = False,
+    cross_encoder: CrossPath = None,
     encoder: EncoderPath = None,
     ray: Ray = None,
     json_: Json = False,
@@ -51,8 +52,9 @@ def search(
     conditions = None if where is None else _conditions(where)
     how: dict[str, Any] = {"fuse": _fuse(fuse), "offset": offset, "min_score": min_score, "per_document": per_document}
     with status("loading ..."), cli_shards.searched(at, ray, encoder) as library:
-        found = library.search(query, k, where=conditions, keep=fewer, **how)
-        damaged, notes = library.damaged, library.notes(query, conditions)
+        how["cross"] = crossed(cross_encoder)
+        (answered,) = library.answer([query], k, where=conditions, keep=fewer, **how)
+        found, notes, damaged = answered.results, answered.notes, library.damaged
     _warn(damaged)
     for note in notes:
         typer.echo(note, err=True)
@@ -69,7 +71,11 @@ def search(
             text.stylize("bold reverse", a, b)
         place = hit.place or f"{hit.span[0]}-{hit.span[1]}"
         above = Text(CONTROLS.sub("", hit.context) + "\n", style="dim") if hit.context else Text()
-        table.add_row(f"{hit.score:.2f}", Text(f"{CONTROLS.sub('', hit.document)}\n{place}"), above + text)
+        table.add_row(
+            f"{hit.score if hit.cross is None else hit.cross:.2f}",
+            Text(f"{CONTROLS.sub('', hit.document)}\n{place}"),
+            above + text,
+        )
     console().print(table if found else "nothing found")
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tokensieve.cli import shards as cli_shards
-from tokensieve.cli.indexes import At, EncoderPath, status
+from tokensieve.cli.indexes import At, CrossPath, EncoderPath, crossed, status
 from tokensieve.extras import install
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
@@ -55,6 +55,7 @@ def serve(
         float, typer.Option(min=0.1, help="Until a search is answered, and until more of a body arrives.")
     ] = 30.0,
     log: Annotated[bool, typer.Option("--log/--no-log", help="A line on stderr for each request.")] = True,
+    cross_encoder: CrossPath = None,
     encoder: EncoderPath = None,
 ) -> None:
     """Serve an index over HTTP, with a page to search it by."""
@@ -72,7 +73,9 @@ def serve(
         raise ValueError("--read-token-file stands beside a --token-file that holds another token")
     listening = _listening(host, port)
     limits = Limits(body << 20, requests, waiting, together, seconds)
-    served = Served(at, encoder, token, reading, host in LOOPBACK, tuple(origin or ()), limits, log, workers)
+    served = Served(
+        at, encoder, token, reading, host in LOOPBACK, tuple(origin or ()), limits, log, workers, cross_encoder
+    )
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{listening.getsockname()[1]}  (stop with Ctrl-C)"
     if workers == 1:
@@ -94,6 +97,7 @@ class Served:
     limits: Any
     log: bool = True
     workers: int = 1
+    cross: str | None = None
 
     def run(self, listening: socket.socket, address: str | None = None) -> None:
         """Serve until told to stop; ``address`` is shown when all is loaded."""
@@ -111,7 +115,7 @@ class Served:
             with status("loading ..."):
                 app = application(
                     library, self.token, frozenset(LOOPBACK) if self.here else None, reading=self.reading,
-                    origins=self.origins, limits=self.limits,
+                    origins=self.origins, limits=self.limits, cross=crossed(self.cross),
                 )  # fmt: skip
                 assert library.encoder is not None
             if address:

@@ -54,12 +54,13 @@ class Client:
 
     def search(
         self, query: str | Sequence[str], k: int = 10, where: Where | None = None, keep: float | None = None, *,
-        fuse: Fuse = "none", offset: int = 0, min_score: float | None = None, per_document: bool = False,
+        fuse: Fuse = "none", offset: int = 0, min_score: float | None = None, per_document: bool = False, cross: bool = False,
     ) -> list[Any]:  # fmt: skip
-        """As :meth:`Library.search`: the best passages, of many queries a list of such lists."""
+        """As :meth:`Library.search`: the best passages, of many queries a list of such lists; ``cross`` asks for the service's
+        cross-encoder."""
         asked: dict[str, Any] = {
             "query": query if isinstance(query, str) else list(query), "k": k, "fuse": fuse, "offset": offset,
-            "per_document": per_document, "where": where, "keep": keep, "min_score": min_score,
+            "per_document": per_document, "cross": cross, "where": where, "keep": keep, "min_score": min_score,
         }  # fmt: skip
         asked = {name: value for name, value in asked.items() if value is not None}
         if isinstance(query, str):
@@ -134,7 +135,7 @@ def _results(answer: dict[str, Any]) -> list[SearchResult]:
                 Match(_span(m["query"]), _span(m["passage"]), m["similarity"], m["stop"], _span(m["context"]))
                 for m in hit["matches"]
             ),
-            hit["context"], hit["place"], tuple(answer["notes"]), hit["fused"],
+            hit["context"], hit["place"], tuple(answer["notes"]), hit["fused"], hit["cross"],
         )
         for hit in answer["hits"]
     ]  # fmt: skip

@@ -71,6 +71,7 @@ class SearchResult:
         place: where it stands in its document, in words: "line 12", "cell 3", "page 2", "slide 4".
         notes: what of the query was not read, in words; the same for all results.
         fused: what it was ranked by, where words counted.
+        cross: what it was ranked by, where a cross-encoder read it.
     """
 
     id: str
@@ -85,6 +86,7 @@ class SearchResult:
     place: str = ""
     notes: tuple[str, ...] = ()
     fused: float | None = None
+    cross: float | None = None
 
     @property
     def highlights(self) -> list[Span]:

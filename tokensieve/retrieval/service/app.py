@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI, Query, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import HTMLResponse, PlainTextResponse
 
+from tokensieve.retrieval.encoders.cross import Scorer
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.searching import Answered, Searching
 from tokensieve.retrieval.service import wire
@@ -41,7 +42,7 @@ FORBIDDEN: Responses = {403: {"model": wire.Error, "description": "The token onl
 
 def application(
     library: Searching, token: str | None = None, hosts: Collection[str] | None = LOOPBACK, *,
-    reading: str | None = None, origins: Sequence[str] = (), limits: Limits | None = None,
+    reading: str | None = None, origins: Sequence[str] = (), limits: Limits | None = None, cross: Scorer | None = None,
 ) -> FastAPI:  # fmt: skip
     """The service of a library, or of a collection in shards, which is only read.
 
@@ -50,6 +51,7 @@ def application(
         hosts: names that requests may be addressed to; None for any.
         reading: another token, which opens all that changes nothing.
         origins: other sites whose pages may ask, such as ``https://example.org``.
+        cross: a cross-encoder that ranks again for those who ask for it.
     """
     limits = limits or Limits()
     if token is None and reading is not None:
@@ -103,7 +105,14 @@ def application(
         return wire.About(
             model=library.encoder.identity.name, reduction=recipe.reduction, codec=recipe.codec,
             passages=len(library), vectors=size["vectors"], vector_bytes=size["vector_bytes"], bytes=size["bytes"],
+            cross=cross is not None,
         )  # fmt: skip
+
+    @app.get("/fields", dependencies=reads, responses=refused)
+    def fields() -> wire.Fields:
+        """What conditions may speak of."""
+        library.refresh()
+        return wire.Fields(fields=library.fields())
 
     @app.get("/metrics", dependencies=reads, responses=refused, response_class=PlainTextResponse)
     def metrics() -> Response:
@@ -112,10 +121,15 @@ def application(
 
     async def answers(how: wire.Query, queries: list[str]) -> list[wire.Answer]:
         start = time.perf_counter()
+        if how.cross and cross is None:
+            raise Refused(
+                422, "this service has no cross-encoder; `tokensieve serve --cross-encoder` gives it one", "cross"
+            )
         try:
             asked = gatherer.ask(
                 queries, k=how.k, where=None if how.where is None else how.where.root, keep=how.keep, fuse=how.fuse,
                 offset=how.offset, min_score=how.min_score, per_document=how.per_document,
+                cross=cross if how.cross else None,
             )  # fmt: skip
             found: list[Answered] = await asyncio.wait_for(asyncio.wrap_future(asked), limits.seconds)
         except Busy:

@@ -63,6 +63,7 @@ ALONE: Any = {
             {"required": ["fuse"], "properties": {"fuse": {"not": {"const": "none"}}}},
             {"required": ["offset"], "properties": {"offset": {"not": {"const": 0}}}},
             {"required": ["per_document"], "properties": {"per_document": {"const": True}}},
+            {"required": ["cross"], "properties": {"cross": {"const": True}}},
         ],
     }
 }
@@ -82,6 +83,7 @@ class Query(BaseModel):
     offset: int = Field(0, ge=0, le=10_000, description="How many of the best are passed over.")
     min_score: float | None = Field(None, description="Leave out passages of a lower MaxSim.")
     per_document: bool = Field(False, description="Only the best passage of each document.")
+    cross: bool = Field(False, description="Let the service's cross-encoder rank the 50 best again.")
     keep: float | None = Field(
         None, gt=0, le=1, description="Rank the 50 best passages again by this share of their stored vectors."
     )
@@ -139,6 +141,7 @@ class Hit(BaseModel):
     span: Span
     score: float
     fused: float | None
+    cross: float | None
     vectors: int
     context: str
     place: str
@@ -205,7 +208,7 @@ class Health(BaseModel):
 
 
 class About(BaseModel):
-    """How vectors were made, and how many there are."""
+    """How vectors were made, how many there are, and whether a cross-encoder can rank again."""
 
     model: str
     reduction: str
@@ -214,6 +217,13 @@ class About(BaseModel):
     vectors: int
     vector_bytes: int
     bytes: int
+    cross: bool
+
+
+class Fields(BaseModel):
+    """Fields of metadata, and some values of each, the most frequent first."""
+
+    fields: dict[str, list[str | bool | int | float]]
 
 
 class Problem(BaseModel):
@@ -241,6 +251,6 @@ def hit(query: str, found: SearchResult) -> Hit:
     ]  # fmt: skip
     return Hit(
         id=found.id, document=found.document, text=found.text, span=found.span, score=found.score, fused=found.fused,
-        context=found.context, place=found.place, vectors=found.vectors, metadata=found.metadata,
+        cross=found.cross, context=found.context, place=found.place, vectors=found.vectors, metadata=found.metadata,
         highlights=found.highlights, matches=matches,
     )  # fmt: skip
