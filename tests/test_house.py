@@ -22,7 +22,7 @@ FLOORS = (
     ("catalog",), ("integrations",), ("testing",), ("cli",),
 )  # fmt: skip
 INSIDE = {
-    "sites": (("model",), ("cache",), ("visual",), ("table", "cost"), ("sieve",), ("loading",)),
+    "sites": (("model",), ("cache",), ("encoder",), ("visual",), ("table", "cost"), ("sieve",), ("loading",)),
 }
 """Floors inside a folder, likewise."""
 
