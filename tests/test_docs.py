@@ -1,6 +1,7 @@
 """The examples in the documentation run as they stand, links lead somewhere, and messages are those that are printed."""
 
 import importlib.util
+import json
 import pkgutil
 import re
 import sys
@@ -10,13 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import tokensieve as ts
 from benchmarks import readme
+from tests.asking import TalkingProcessor, fake_subject
 from tests.models import decoder, llava, prompt, text
 from tests.texts import corpus, trained
+from tokensieve.bench.asking import QuestionPrompts
 from tokensieve.bench.blocks import BLOCKS
 from tokensieve.bench.columns import COLUMNS
+from tokensieve.bench.questions import Question
 from tokensieve.cli.main import app
 from tokensieve.codec import QUANTIZERS
 from tokensieve.core.method_registry import METHODS
@@ -166,6 +171,22 @@ def test_the_page_on_the_cache_runs(tmp_path, monkeypatch):
     found = run("docs/how-to/cache.md", llm=decoder(), inputs=inputs, question=question)
     assert found["answer"].shape == (2, 220)
     assert found["held"].get_seq_length() == 203 + 19
+
+
+def test_the_page_of_advise(tmp_path, monkeypatch, capsys):
+    subject, lines = fake_subject(), []
+    subject.processor = TalkingProcessor()
+    for i in range(28):
+        Image.effect_noise((40, 40), 90).convert("RGB").save(tmp_path / f"{i}.png")
+        asked = Question("", "what ?", ("",), (tmp_path / f"{i}.png",))
+        inputs = QuestionPrompts(subject).inputs([asked])
+        said = subject.texts(inputs, subject.ask(inputs, 3))[0]
+        lines.append(json.dumps({"image": f"{i}.png", "question": "what ?", "answer": said}))
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr("tokensieve.planner.advise._load", lambda asked: subject)
+    limits = {"out": tmp_path, "new_tokens": 3, "sites": ["handoff"], "methods": ["visionzip"], "keep": [0.5]}
+    found = {"questions": tmp_path / "q.jsonl", "limits": limits, "model": llava(), "inputs": prompt((1, 2))}
+    assert str(run("docs/how-to/advise.md", **found)["advice"]) in capsys.readouterr().out
 
 
 def test_the_page_on_benches_runs():

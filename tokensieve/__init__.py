@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tokensieve.core.reduction import Reduction
     from tokensieve.core.signals import MissingSignal, Signals, register_signal
     from tokensieve.core.stage import Stage, stage
+    from tokensieve.planner.advise import advise
     from tokensieve.retrieval.encoders.loading import load_encoder
     from tokensieve.retrieval.index.index import Index
     from tokensieve.retrieval.index.library import Library
@@ -54,6 +55,7 @@ _NAMES = {
     "core.reduction": ("Reduction",),
     "core.signals": ("MissingSignal", "Signals", "register_signal"),
     "core.stage": ("Stage", "stage"),
+    "planner.advise": ("advise",),
     "retrieval.encoders.loading": ("load_encoder",),
     "retrieval.index.index": ("Index",),
     "retrieval.index.library": ("Library",),
@@ -108,6 +110,7 @@ __all__ = [
     "Signals",
     "Stage",
     "__version__",
+    "advise",
     "attached",
     "byte_model",
     "cache_bytes",

@@ -44,10 +44,14 @@ class Reading:
 
 
 class Continuations:
-    """How texts are read (see :class:`tokensieve.bench.rounds.Measuring`): one at a time, one prefill for all methods."""
+    """How texts are read (see :class:`tokensieve.bench.rounds.Measuring`): one at a time, one prefill for all methods.
 
-    def __init__(self, model: Any, seed: int):
-        self.model, self.seed = model, seed
+    Args:
+        peaks: whether peak memory is measured, which takes each plan a prefill of its own.
+    """
+
+    def __init__(self, model: Any, seed: int, peaks: bool = True):
+        self.model, self.seed, self._peaks = model, seed, peaks
         self._seen: set[str] = set()
 
     def batches(self, items: Sequence[Text], size: int) -> list[list[Text]]:
@@ -164,7 +168,7 @@ class Continuations:
 
     def _peak(self, plain: Recording, cell: Cell) -> int | None:
         """Of a prefill of its own under what is attached, once."""
-        if cell.key in self._seen:
+        if not self._peaks or cell.key in self._seen:
             return None
         first = not self._seen
         self._seen.add(cell.key)

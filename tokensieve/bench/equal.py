@@ -97,7 +97,7 @@ def cached(
             given = {"separators": separators(tokenizer)} if name == "sepllm" else {}
             made = plan(name, keep, site="cache", **given)
             try:
-                _fits(model, made)
+                fits(model, made)
                 out.append(Cell(f"{name}@{keep}", name, keep, made))
             except NotHere as problem:
                 left[name] = str(problem)
@@ -123,7 +123,7 @@ def from_files(model: nn.Module, files: Sequence[Path]) -> list[Cell]:
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"--plan {file}: it is no plan ({error})") from error
         try:
-            _fits(model, made)
+            fits(model, made)
         except NotHere as error:
             raise ValueError(f"--plan {file} is for another architecture: {error}") from error
         out.append(Cell(file.stem, file.stem, _label(made), made, "a saved plan, at a cost of its own"))
@@ -133,7 +133,7 @@ def from_files(model: nn.Module, files: Sequence[Path]) -> list[Cell]:
 def _cell(model: nn.Module, name: str, keep: int | float, equal: str, shape: Shape) -> Cell:
     key = f"{name}@{keep}"
     made = at(name, keep, equal)
-    _fits(model, made)
+    fits(model, made)
     try:
         if shape.visual and _visual(made):
             cost(model, made, shape.visual, shape.text)
@@ -175,7 +175,7 @@ def _flops(stage: Stage, share: float) -> Stage:
     return replace(stage, keep=Keep(flops=share)) if stage.site in ("handoff", "prefill") else stage
 
 
-def _fits(model: nn.Module, made: Plan) -> None:
+def fits(model: nn.Module, made: Plan) -> None:
     """Raise NotHere where a plan cannot be attached to a model."""
     try:
         Sieve(model, made)

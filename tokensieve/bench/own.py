@@ -99,7 +99,7 @@ def questions(asked: OwnConfig, console: Console) -> Results:
         subject = Subject.load(asked.model, asked.device, asked.dtype)
         work = Answers(subject, asked.score, asked.new_tokens, asked.seed)
         names = list(dict.fromkeys([*BASELINES, *asked.methods]))
-        made, left = cells(subject.model, names, asked.budgets, asked.equal, _shape(work, found.items))
+        made, left = cells(subject.model, names, asked.budgets, asked.equal, shape_of(work, found.items))
         made += from_files(subject.model, asked.plans)
         settings = asked.settings(len(found.items))
         results = Results.open(asked.out, settings, found.skipped, [q.to_json() for q in found.items])
@@ -195,7 +195,7 @@ def _questions_rows(rounds: Rounds) -> None:
     rounds.results.write()
 
 
-def _shape(work: Answers, items: Sequence[Question]) -> Shape:
+def shape_of(work: Answers, items: Sequence[Question]) -> Shape:
     """What the first questions with an image are like."""
     some = [q for q in items if q.images][:4]
     sizes = [work.sizes(q) for q in some]

@@ -169,12 +169,12 @@ class Rounds:
                         todo += new
                         ahead.extend(new)
         except (RuntimeError, MemoryError) as error:
-            if not _memory(error):
+            if not out_of_memory(error):
                 raise
             problem = str(error).splitlines()[0] if str(error) else "no memory left"
         if problem is not None:  # outside of the error, which holds what filled the memory
             made.clear()
-            _empty()
+            emptied()
             raise OutOfMemory(problem)
         for cell, records, facts in made:
             if cell in todo:
@@ -238,7 +238,7 @@ class Rounds:
         self._cost = self._written - began
 
 
-def _memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or on the host."""
     told = str(error)
     return (
@@ -248,6 +248,7 @@ def _memory(error: BaseException) -> bool:
     )
 
 
-def _empty() -> None:
+def emptied() -> None:
+    """Have a device's allocator give up what it holds back."""
     if torch.accelerator.is_available() and torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""What the commands do: a bench or a demo from its arguments to the files on disk."""
+"""What the commands do: a bench from its arguments to the files on disk."""
 
 from __future__ import annotations
 
@@ -16,13 +16,6 @@ from tokensieve.bench.run import BASELINES, cells, run
 from tokensieve.bench.subject import Subject
 from tokensieve.bench.tables import table
 from tokensieve.core.plan import applied
-
-DEMO_BUDGETS = (192, 128, 64, 32)
-DEMO_PER_KIND = 8
-DEMO_METHODS = (
-    *("fastv", "tome", "visionzip", "fastervlm", "vtc-cls", "hiprune", "divprune", "dart", "sparsevlm"),
-    *("token-transforming", "atc", "ficoco"),
-)
 
 
 @dataclass(frozen=True)
@@ -90,11 +83,6 @@ def _data(asked: BenchConfig) -> str:
     if asked.images is not None:
         return str(asked.images)
     return "testbed" if asked.which == "scenes" else f"testbed {asked.which}"
-
-
-def demo(out: Path, console: Console) -> Results:
-    """The packaged model, the baselines and a dozen methods, four budgets, a few questions of each kind."""
-    return bench(BenchConfig("testbed", DEMO_METHODS, DEMO_BUDGETS, out, limit=5 * DEMO_PER_KIND), console)
 
 
 def _overlays(

@@ -17,10 +17,10 @@ def add(app: typer.Typer) -> None:
 
 
 def demo(out: Annotated[Path, typer.Option(help="Where results go.")] = Path("tokensieve-demo")) -> None:
-    """Measure every method on the packaged model: table, plot and a page with pictures, in minutes."""
-    from tokensieve.bench import session
+    """Measure methods of each kind on the packaged model, and of the cache on SmolLM2 where it is here: tables, plots, pages."""
+    from tokensieve.bench import demo as shown
 
-    measured(lambda: session.demo(out, console()), out)
+    measured(lambda: shown.demo(out, console()), out)
 
 
 def bench(

@@ -43,12 +43,10 @@ def budget(text: str) -> int | float:
     return value
 
 
-def measured(work: Callable[[], object], out: Path) -> None:
+def measured(work: Callable[[], object], out: Path, file: str = "results.json") -> None:
     """Run long work; when it is interrupted, say where it goes on from."""
     try:
         work()
     except KeyboardInterrupt:
-        typer.echo(
-            f"\ninterrupted; finished rows are in {out / 'results.json'}, the same command goes on from there", err=True
-        )
+        typer.echo(f"\ninterrupted; what is finished is in {out / file}, the same command goes on from there", err=True)
         raise SystemExit(130) from None

@@ -50,6 +50,11 @@ def load(
     return model.from_pretrained(folder, dtype=dtype).to(device).eval(), processor.from_pretrained(folder)
 
 
+def there(name: str, cache: Path | str = CACHE) -> bool:
+    """Whether a real model is on this machine already, so that :func:`get` fetches and makes nothing."""
+    return (Path(cache).expanduser() / f"{name}-{card(name).version}").is_dir()
+
+
 def get(name: str, cache: Path | str = CACHE) -> Path:
     """The folder of a real model, as ``from_pretrained`` reads it; fetched and made if it is not there.
 

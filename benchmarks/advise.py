@@ -1,0 +1,229 @@
+"""What `advise` finds beside what a full sweep finds: `python -m benchmarks.advise [FOLDER]`.
+
+24 plans and 200 questions of the packaged LLaVA are swept in full once; then `advise` looks for a plan among them, at three
+goals and with three seeds, in at most a quarter of the sweep's time. Its choices are judged by the sweep's own table. Goals,
+plans and questions were fixed before anything was measured. Resumed; writes docs/measured/advise.md.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median, stdev
+from textwrap import fill as wrapped
+from time import perf_counter
+from typing import Any
+
+from benchmarks.pages import table
+from tokensieve.bench.answers import Answers
+from tokensieve.bench.data import from_testbed
+from tokensieve.bench.demo import questions
+from tokensieve.bench.equal import FULL
+from tokensieve.bench.own import shape_of
+from tokensieve.bench.questions import read_questions
+from tokensieve.bench.results import environment
+from tokensieve.bench.subject import Subject
+from tokensieve.core.files import write_json
+from tokensieve.planner import asking
+from tokensieve.planner.advise import advise
+from tokensieve.planner.candidates import candidates_of
+from tokensieve.planner.halving import Outcome, Terms, search
+from tokensieve.planner.runtimes import transformers
+from tokensieve.planner.told import Replies
+
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "advise.md"
+COUNT, SEED, BATCH, NEW = 200, 7, 20, 4
+METHODS, BUDGETS, SITES = ("tome", "fastervlm"), (256, 160, 96), ("encoder", "handoff")
+"""With random, uniform and pool at both sites 8 methods at 3 budgets."""
+GOALS, SEEDS, SHARE = (0.9, 0.95, 0.99), (0, 1, 2), 0.25
+NEAR = 1.05
+
+
+class Sweep:
+    """All plans asked all questions.
+
+    Attributes:
+        replies: by the first question of each batch, what all plans said to it; seconds: that it took.
+    """
+
+    def __init__(self, folder: Path):
+        self.file = folder / "sweep.json"
+        if not (folder / "q.jsonl").exists():
+            questions(from_testbed(COUNT, SEED), folder)
+        self.items = read_questions(folder / "q.jsonl").items
+        subject = Subject.load("testbed")
+        work = Answers(subject, "exact", NEW, 0)
+        pool = candidates_of(
+            subject.model, subject.processor.tokenizer, SITES, METHODS, BUDGETS, shape_of(work, self.items),
+            transformers(subject.model),
+        )  # fmt: skip
+        self.cells = pool.cells
+        self.ask = asking.Asking(
+            work, self.cells, self.items, asking.of_questions, asking.flops, folder / "answers.json"
+        )
+        self.seconds: dict[str, float] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def run(self) -> None:
+        names = [i.name for i in self.items]
+        for start in range(0, COUNT, BATCH):
+            if names[start] not in self.seconds:
+                began = perf_counter()
+                self.ask(names[start : start + BATCH], list(self.cells))
+                self.seconds[names[start]] = perf_counter() - began
+                write_json(self.file, self.seconds)
+                print(f"sweep: {start + BATCH} of {COUNT} questions, {sum(self.seconds.values()):.0f} s", flush=True)
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+    def score(self, key: str) -> list[float]:
+        return [self.ask.records[key][i.name]["score"] for i in self.items]
+
+    def cost(self, key: str, target: str) -> float:
+        """The median over batches, as a share of the full model's."""
+        passes, of = self.ask.passes, asking.COSTS[target]
+        return median(of(ours) / of(passes[FULL][first]) for first, ours in passes[key].items())
+
+    def quality(self, key: str) -> tuple[float, float]:
+        """The share of the full model's score, and its standard error."""
+        ours, full = self.score(key), self.score(FULL)
+        share = sum(ours) / sum(full)
+        error = stdev([a - share * b for a, b in zip(ours, full, strict=True)]) / len(full) ** 0.5
+        return share, error / (sum(full) / len(full))
+
+    def replayed(self, items: Sequence[str], keys: Sequence[str], target: str) -> dict[str, Replies | str]:
+        """What the sweep was told, as an answer to a search."""
+        known = self.ask.records
+        return {
+            key: Replies([known[key][i]["score"] for i in items], 1.0 if key == FULL else self.cost(key, target))
+            for key in (FULL, *keys)
+        }
+
+
+def judged(sweep: Sweep, outcome: Outcome, goal: float, target: str) -> dict[str, Any]:
+    """A choice by the sweep's table."""
+    meets = [k for k in sweep.cells if sweep.quality(k)[0] >= goal and sweep.cost(k, target) < 1]
+    least = min((sweep.cost(k, target) for k in meets), default=None)
+    row: dict[str, Any] = {
+        "goal": goal, "meets": len(meets), "chosen": outcome.chosen, "why": outcome.why, "answers": outcome.answers,
+        "seconds": outcome.seconds,
+    }  # fmt: skip
+    if outcome.chosen is None:
+        return row | {"right": not meets and outcome.why == "short"}
+    share, error = sweep.quality(outcome.chosen)
+    cost = sweep.cost(outcome.chosen, target)
+    row |= {"share": share, "error": error, "ratio": None if least is None else cost / least}
+    return row | {"right": share >= goal - error and least is not None and cost <= NEAR * least}
+
+
+def searches(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
+    """`advise` at each goal with each seed, in a quarter of the sweep's time."""
+    file = folder / "searches.json"
+    done = json.loads(file.read_text()) if file.exists() else {}
+    for seed in SEEDS:
+        for goal in GOALS:
+            key = f"{goal}#{seed}"
+            if key not in done:
+                made = advise(
+                    "testbed", questions=folder / "q.jsonl", out=folder / f"advice-{key}", quality=goal, target="flops",
+                    minutes=SHARE * sweep.total / 60, methods=METHODS, keep=BUDGETS, sites=SITES, new_tokens=NEW,
+                    batch=BATCH, seed=seed, dtype="float32", device="cpu",
+                )  # fmt: skip
+                done[key] = {**judged(sweep, made.outcome, goal, "flops"), "seed": seed, "sentence": made.sentence}
+                write_json(file, done)
+                print(key, made.sentence, flush=True)
+    return list(done.values())
+
+
+def replays(sweep: Sweep, folder: Path, target: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
+    """Searches on what the sweep was told, with no limit of time."""
+    out = []
+    for seed in seeds:
+        for goal in GOALS:
+            file = folder / "replay.json"
+            file.unlink(missing_ok=True)
+            terms = Terms(goal, 1e9, BATCH, seed)
+            names = [i.name for i in sweep.items]
+            found = search(list(sweep.cells), names, lambda i, k: sweep.replayed(i, k, target), terms, file)
+            out.append({**judged(sweep, found, goal, target), "seed": seed})
+            file.unlink()
+    return out
+
+
+def page(sweep: Sweep, made: Sequence[Mapping[str, Any]], again: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The page as Markdown."""
+    env = environment()
+    intro = (
+        f"`tokensieve advise` beside a full sweep of the packaged LLaVA: {len(sweep.cells)} plans ({', '.join(METHODS)}, and "
+        f"random, uniform and pool at {' and '.join(SITES)}; {', '.join(map(str, BUDGETS))} visual tokens) and {COUNT} held-out "
+        f"questions. The sweep took {sweep.total:.0f} s. Then `advise --for flops` was given a quarter of that, at three goals "
+        "and with three seeds. Goals, plans and questions were fixed before anything was measured. A choice is right where the "
+        "sweep's own table says that it keeps the goal less one standard error at least, at no more than 1.05 of the FLOPs of "
+        "the cheapest plan that keeps it; or where no plan does, and `advise` says so."
+    )
+    where = (
+        f"{env['cpu']}, {env['threads']} threads, on a machine that others used too; torch {env['versions']['torch']}, "
+        f"transformers {env['versions']['transformers']}. Made by `python -m benchmarks.advise`."
+    )
+    rows = [
+        [
+            f"{100 * r['goal']:g}%", str(r["seed"]), str(r["meets"]), r["chosen"] or f"none ({r['why']})",
+            f"{100 * r['share']:.1f} ± {100 * r['error']:.1f}" if r["chosen"] else "–",
+            f"{r['ratio']:.2f}" if r.get("ratio") else "–", str(r["answers"]),
+            f"{r['seconds'] / sweep.total:.2f}", "yes" if r["right"] else "no",
+        ]
+        for r in made
+    ]  # fmt: skip
+    head = [
+        "goal",
+        "seed",
+        "plans that keep it",
+        "chosen",
+        "keeps, by the sweep",
+        "FLOPs of the cheapest",
+        "answers",
+        "of the sweep's time",
+        "right",
+    ]
+    plans = []
+    for key in sorted(sweep.cells, key=lambda k: sweep.cost(k, "flops")):
+        share, error = sweep.quality(key)
+        costs = [f"{100 * sweep.cost(key, t):.0f}%" for t in ("flops", "memory", "latency")]
+        plans.append([key, f"{100 * share:.1f} ± {100 * error:.1f}", *costs])
+    more = []
+    for target, found in again.items():
+        for goal in GOALS:
+            some = [r for r in found if r["goal"] == goal]
+            right = sum(r["right"] for r in some)
+            answers = sum(r["answers"] for r in some) / len(some) / (COUNT * (len(sweep.cells) + 1))
+            more.append(
+                [target, f"{100 * goal:g}%", str(some[0]["meets"]), f"{right} of {len(some)}", f"{answers:.2f}"]
+            )
+    again_text = (
+        f"The same search on what the sweep was told, with {len(next(iter(again.values()))) // len(GOALS)} other seeds, and no "
+        "limit of time; latency is the median over pairs of batches."
+    )
+    return "\n".join(
+        [
+            "# Advice beside a sweep", "", wrapped(intro, 128), "", wrapped(where, 128), "", table(head, rows), "",
+            wrapped(again_text, 128), "",
+            table(["for", "goal", "plans that keep it", "right", "of the sweep's answers"], more), "",
+            "## The sweep", "",
+            table(["plan", "keeps, % of full", "FLOPs", "cache", "time"], plans), "",
+        ]
+    )  # fmt: skip
+
+
+def main(folder: Path = Path("out/advise")) -> None:
+    sweep = Sweep(folder)
+    sweep.run()
+    again = {t: replays(sweep, folder, t, range(100, 120)) for t in ("flops", "memory", "latency")}
+    made = searches(sweep, folder)
+    PAGE.write_text(page(sweep, made, again), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))

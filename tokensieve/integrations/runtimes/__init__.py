@@ -1,0 +1,1 @@
+"""What other programs can serve of plans, for the search of one: a file a program."""
