@@ -16,8 +16,8 @@ from tokensieve.bench.compat import cross, tiny_models
 from tokensieve.bench.compat.check import Case
 from tokensieve.cli.main import main
 from tokensieve.sites.cache.eviction_site import CacheSite
+from tokensieve.sites.encoder.site import EncoderSite
 from tokensieve.sites.sieve import Sieve
-from tokensieve.sites.visual.encoder_site import EncoderSite
 from tokensieve.sites.visual.language_site import LanguageSite
 from tokensieve.testing import doctor, doctor_models
 from tokensieve.testing.doctor_models import Checked

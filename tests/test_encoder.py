@@ -79,7 +79,8 @@ def test_shapes_stay_and_tokens_fall(encoder, name):
         fewer = outputs(model)
     for h in hooks:
         h.remove()
-    assert seen == [64, 52, 40, 28]
+    # ToMe's leave in the last block too, in front of its MLP; what left behind that block would save nothing.
+    assert seen == ([64, 52, 40, 28] if name == "tome" else [64, 48, 32, 16])
     assert s.last.stages[0].reduction.counts.tolist() == [16, 16]
     assert s.last.stages[0].grid == (8, 8)
     assert [h.shape for h in fewer.hidden_states] == [h.shape for h in plain.hidden_states]
@@ -99,6 +100,8 @@ def test_layers_may_be_chosen(encoder):
         ts.sieve(model, "uniform", keep=16, site="encoder", layers=(7,))
     with pytest.raises(ValueError, match="only site='encoder'"):
         ts.sieve(model, "uniform", keep=16, site="handoff")
+    with pytest.raises(ValueError, match="site='handoff' has no place in it; only site='encoder' does"):
+        ts.sieve(model, ts.Plan([ts.stage("tome", 16), ts.stage("uniform", 8, site="handoff")]))
 
 
 @pytest.mark.parametrize("name", ts.list_methods(site="encoder"))
@@ -165,14 +168,12 @@ def test_an_encoder_that_makes_visual_tokens_itself_is_refused():
 
 
 @pytest.mark.parametrize("name", ["uniform", "tome"])
-def test_features_that_an_encoder_makes_of_what_is_left_are_refused(name):
+def test_features_that_an_encoder_makes_itself_are_made_of_all_tokens_again(name):
     case = Case("ovis2")
-    with (
-        torch.no_grad(),
-        ts.sieve(case.model, name, keep=0.5, site="encoder"),
-        pytest.raises(ValueError, match=r"pooler_output of 32 tokens that are left of 64.*use site='handoff'"),
-    ):
+    with torch.no_grad(), ts.sieve(case.model, name, keep=0.5, site="encoder") as s:
         case.model(**case.inputs)
+    assert s.last.stages[0].reduction.m == 32
+    assert s.last.layer_tokens[-1] == 32.0
 
 
 @pytest.mark.parametrize("name", ["uniform", "tome"])

@@ -23,7 +23,8 @@ FLOORS = (
 )  # fmt: skip
 INSIDE = {
     "sites": (
-        ("model",), ("cache",), ("visual",), ("prompt",), ("diffusion",), ("table", "cost"), ("sieve", "subtokens"), ("loading",),
+        ("model",), ("cache",), ("encoder",), ("visual",), ("prompt",), ("diffusion",), ("table", "cost"), ("sieve", "subtokens"),
+        ("loading",),
     ),
 }
 """Floors inside a folder, likewise."""

@@ -11,8 +11,8 @@ from tokensieve.core.stage import SITES
 from tokensieve.sites.cache.eviction_site import CacheSite
 from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite
+from tokensieve.sites.encoder.site import EncoderSite
 from tokensieve.sites.table import TABLE
-from tokensieve.sites.visual.encoder_site import EncoderSite
 from tokensieve.sites.visual.language_site import LanguageSite
 
 HANDOFF, PREFILL, CACHE = ts.Stage("divprune", 24), ts.Stage("fastv", 0.5), ts.Stage("h2o", 16)

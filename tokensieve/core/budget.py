@@ -9,25 +9,28 @@ from numbers import Integral, Real
 import torch
 from torch import Tensor
 
-UNITS = ("tokens", "share", "average", "flops", "last")
+UNITS = ("tokens", "share", "average", "flops", "last", "r")
 
 
 @dataclass(frozen=True)
 class Keep:
-    """A budget in a declared unit; give exactly one of the first five.
+    """A budget in a declared unit; give exactly one of the first five, or ``r``.
 
     Args:
         tokens: tokens per unit.
         share: share of the valid tokens of the unit, in (0, 1].
         average: mean tokens over the language model's layers (sites that know layers turn it into a count); up to 1, that
             mean as a share of the image's tokens.
-        flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise).
+        flops: share of the full prefill FLOPs of the language model, in (0, 1] (likewise); at ``site="encoder"`` of the
+            encoder's.
         last: what the last of several stages inside the language model leaves of an image: a number of tokens, or a share of
             all that it had (likewise).
         per: the unit, "image" or "prompt" (where several images share one budget).
         steps: with ``average`` and ``last``, how many stages inside the language model reach it together, this one and those
             behind it. Each is taken to keep the same share of what it meets and, for a mean, all to split the remaining layers
             evenly.
+        r: at ``site="encoder"``, tokens that leave in each of its blocks (in the mean; see ``Stage.schedule``), of those that are
+            there at most half.
         part: with ``tokens``, how much of them stays where they are fewer than all: for an early stage of a system that keeps
             fewer at first, and all where its whole budget is all.
     """
@@ -40,6 +43,7 @@ class Keep:
     per: str = "image"
     steps: int = 1
     part: float = 1.0
+    r: int | None = None
 
     def __post_init__(self) -> None:
         given = [k for k in UNITS if getattr(self, k) is not None]
@@ -56,13 +60,13 @@ class Keep:
         if check(self.part, "part", whole=False, most=1.0) != 1 and self.tokens is None:
             raise ValueError(f"part={self.part} goes with tokens=...")
         value = getattr(self, given[0])
-        whole = None if given[0] == "last" else given[0] == "tokens"
+        whole = None if given[0] == "last" else given[0] in ("tokens", "r")
         plain = check(value, given[0], whole=whole, most=1.0 if given[0] in ("share", "flops") else None)
         object.__setattr__(self, given[0], plain)
 
     @property
     def layered(self) -> bool:
-        """Whether it speaks of a language model's layers."""
+        """Whether it speaks of a model's layers."""
         return self.tokens is None and self.share is None
 
     @property

@@ -42,6 +42,7 @@ class Method:
         pairs: True where the algorithm compares all pairs of tokens, or tokens with cluster centres round by round (time
             quadratic in N, memory in blocks).
         proportional: True where later attention weighs merged tokens by their size.
+        between: True where, in an encoder, tokens leave between a block's attention and its MLP, not behind the block.
         restores_dropped: True where, in front of its prefill stage, tokens that left inside the language model come back.
         ends: for a system of several stages, True where the number given to ``tokensieve.sieve`` is what its last stage leaves;
             in a plan it is the mean over the language model's layers for all.
@@ -62,6 +63,7 @@ class Method:
     adaptive: ClassVar[bool] = False
     pairs: ClassVar[bool] = False
     proportional: ClassVar[bool] = False
+    between: ClassVar[bool] = False
     restores_dropped: ClassVar[bool] = False
     ends: ClassVar[bool] = False
     layer: ClassVar[int] = 2

@@ -13,8 +13,12 @@ from tokensieve.core.method_registry import check_names, get_method, method_clas
 from tokensieve.core.needs import Need, with_reads
 
 POLICIES = ("original", "compact")
+READOUTS = ("restored", "merged")
+SCHEDULES = ("constant", "decreasing", "once")
 SITES = ("prompt", "encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors", "diffusion")
-WHERE = ("site", "layers", "positions", "every", "prefill")
+INSIDE = ("tower", "readout", "between", "schedule")
+"""Keywords of a stage at ``site="encoder"``."""
+WHERE = ("site", "layers", "positions", "every", "prefill", *INSIDE)
 """Keywords of a stage that may stand among the options of its method."""
 
 
@@ -35,6 +39,13 @@ class Stage:
             decoded tokens too, and stays: of each layer ``window`` x H x d numbers of the model's precision where it reads the
             last queries, H x d (d + 3) / 2 of 4 bytes where it reads their moments.
         prefill: cache: whether to evict behind every pass over a prompt (or a chunk of one).
+        tower: encoder: which of a model's towers, "vision", "text" or "audio", where it has two.
+        readout: encoder: what reads the states behind the last block finds every token, a merged one with the state of its own
+            ("restored"), or, where it attends to them, those that are left, weighed by size ("merged").
+        between: encoder: whether tokens leave between a block's attention and its MLP, or behind the block; None: as the method
+            does it (ToMe: between, where the block has a place for it that is known).
+        schedule: encoder: equal numbers leave in each block ("constant"), ever fewer ("decreasing"), or all in the first
+            ("once").
         denoising: diffusion: in which form and in which steps of a run it acts; there, ``layers`` are the self-attention modules
             (form "attention", by default all) or the one block in front of which tokens leave (form "stream", by default 1).
 
@@ -49,6 +60,10 @@ class Stage:
     positions: str = "original"
     every: int = 0
     prefill: bool = True
+    tower: str = ""
+    readout: str = "restored"
+    between: bool | None = None
+    schedule: str = "constant"
     denoising: Denoising | None = None
 
     def __post_init__(self) -> None:
@@ -68,10 +83,27 @@ class Stage:
             raise ValueError(f"positions={self.positions!r}; it must be one of {', '.join(POLICIES)}")
         if self.site == "focus" and isinstance(self.keep, budget.Keep):
             raise ValueError(f"keep={self.keep}; at site='focus' pass keep=64 (a number) or keep=0.5 (a share)")
+        self._check_inside()
         self._check_cache()
         self._check_denoising()
         if not isinstance(self.keep, budget.Keep):
             object.__setattr__(self, "keep", budget.check(self.keep))
+
+    def _check_inside(self) -> None:
+        for name, known in (("readout", READOUTS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}; it must be one of {', '.join(map(repr, known))}")
+        if self.between not in (None, True, False):
+            raise ValueError(f"between={self.between!r}; it must be True, False or None (as the method does it)")
+        if self.site != "encoder" and (self._inside or getattr(self.keep, "r", None) is not None):
+            what = next(iter(self._inside), "r")
+            raise ValueError(f"{what} goes with site='encoder'; this stage stands at site={self.site!r}")
+
+    @property
+    def _inside(self) -> dict[str, Any]:
+        """The keywords of an encoder that are not as by default."""
+        usual = {f.name: f.default for f in fields(self) if f.name in INSIDE}
+        return {k: getattr(self, k) for k, v in usual.items() if getattr(self, k) != v}
 
     def _check_cache(self) -> None:
         if isinstance(self.every, bool) or not isinstance(self.every, int) or self.every < 0:
@@ -129,7 +161,7 @@ class Stage:
         return budget.whole(self.keep)
 
     def to_json(self) -> dict[str, Any]:
-        keep = {"Keep": asdict(self.keep)} if isinstance(self.keep, budget.Keep) else self.keep
+        keep = {"Keep": _unit(self.keep)} if isinstance(self.keep, budget.Keep) else self.keep
         return (
             {
                 "method": self.method.name,
@@ -139,7 +171,7 @@ class Stage:
                 "layers": None if self.layers is None else list(self.layers),
                 "positions": self.positions,
             }
-            | ({"every": self.every, "prefill": self.prefill} if self.site == "cache" else {})
+            | ({"every": self.every, "prefill": self.prefill} if self.site == "cache" else self._inside)
             | ({} if self.denoising is None else {"denoising": self.denoising.to_json()})
         )
 
@@ -158,11 +190,12 @@ class Stage:
             every=data.get("every", 0),
             prefill=data.get("prefill", True),
             denoising=Denoising(**_tuples(data["denoising"])) if data.get("denoising") else None,
+            **{name: data[name] for name in INSIDE if name in data},
         )
 
 
 def stage(name: str | Method, keep: budget.Budget | Callable[[float], float], **where: Any) -> Stage:
-    """A stage: ``ts.stage("tome", keep=0.5)``; keywords are `site`, `layers`, `positions`, `every`, `prefill` or options of
+    """A stage: ``ts.stage("tome", keep=0.5)``; keywords are the fields of :class:`Stage` or options of
     the method; at ``site="diffusion"`` `form`, `steps`, `shared` and `cached` too, and ``keep`` may be a function of progress."""
     site = where.get("site") or (name.site if isinstance(name, Method) else method_class(name).site)
     keywords = (*WHERE, *denoising.KEYWORDS) if site == "diffusion" else WHERE
@@ -179,6 +212,11 @@ def stage(name: str | Method, keep: budget.Budget | Callable[[float], float], **
         return Stage(name, keep, **placed)
     check_names(name, where, keywords)
     return Stage(get_method(name, **{**method_class(name).sited.get(site, {}), **where}), keep, **placed)
+
+
+def _unit(keep: budget.Keep) -> dict[str, Any]:
+    """A budget's fields; ``r`` only where it is given, so that files of other budgets are read by older releases too."""
+    return {k: v for k, v in asdict(keep).items() if k != "r" or v is not None}
 
 
 def _tuples(options: dict[str, Any]) -> dict[str, Any]:

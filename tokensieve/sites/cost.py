@@ -16,7 +16,11 @@ from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.parts import budget
 from tokensieve.parts.budget import flops
+from tokensieve.sites.encoder import schedule
+from tokensieve.sites.encoder.site import EncoderSite
+from tokensieve.sites.model import towers
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.decoder import decoder
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.structure import Anatomy, find
@@ -61,7 +65,8 @@ class Cost:
 def cost(
     model: nn.Module, plan: Plan | Stage, tokens: int = 576, text: int = 32, patches: Sequence[int] | None = None
 ) -> Cost:
-    """The cost of a plan for ``tokens`` visual and ``text`` text tokens, exact for budgets that are counts or shares.
+    """The cost of a plan for ``tokens`` visual and ``text`` text tokens, exact for budgets that are counts or shares; of an
+    encoder alone for ``tokens`` that may leave (patches, frames, words).
 
     Stages at site="prompt" are taken to compress all of the text; with no others but the cache's, a language model without a
     visual part will do, and ``tokens`` are none.
@@ -71,15 +76,16 @@ def cost(
             and as many patches for each visual token as the config says.
 
     Raises:
-        ValueError: the model has no language model.
+        ValueError: a stage that an encoder has no place for.
     """
     stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
-    try:
-        anatomy = find(model)
-    except ValueError:
-        if not stages or any(s.site not in ("prompt", "cache") for s in stages):
-            raise
+    if stages and all(s.site in ("prompt", "cache") for s in stages) and not _speaks(model):
         return _of_text(decoder(model), stages, text)
+    inside = next((s for s in stages if s.site == "encoder"), None)
+    alone = towers.tower(model, inside.tower if inside else "") if inside or not _speaks(model) else None
+    if alone is not None:
+        return _of_encoder(model, alone, stages, tokens)
+    anatomy = find(model)
     if anatomy.language is None:
         raise ValueError(f"{type(model).__name__} has no language model; cost() speaks of vision-language models")
     depth, now, entered, written = len(anatomy.language.layers), tokens, tokens, text
@@ -119,6 +125,24 @@ def _of_text(stack: Stack, stages: Sequence[Stage], text: int) -> Cost:
         left = _count(stage.keep, left) if stage.site == "prompt" else left
     (computed, held), (full, full_held) = text_cost(stack.config, [left]), text_cost(stack.config, [text])
     return Cost(computed, full, 0.0, 0.0, held, full_held, 0.0, 0.0, computed)
+
+
+def _speaks(model: nn.Module) -> bool:
+    return getattr(model.config, "text_config", None) is not None
+
+
+def _of_encoder(model: nn.Module, stack: Stack, stages: Sequence[Stage], tokens: int) -> Cost:
+    """The cost of one sequence in an encoder alone; nothing is prefilled or cached behind it."""
+    depth = schedule.Depth(stack, (), around=stack.specials)
+    before = full = depth.tokens(tokens, ())
+    last = tokens
+    if stages:
+        site = EncoderSite(stack, stages[0], Clock(model), len(stack.layers) - 1, Ledger({}), False, model)
+        depth = schedule.Depth(stack, site.layers, site.between, stack.specials)
+        left = [int(t) for t in schedule.targets(stages[0], depth, torch.tensor([tokens]))]
+        before, last = depth.tokens(tokens, left), left[-1]
+    mean = sum(first for first, _ in before) / len(before)
+    return Cost(0.0, 0.0, depth.flops(before), depth.flops(full), 0.0, 0.0, float(last), mean, 0.0)
 
 
 def text_cost(config: Any, lengths: Iterable[int]) -> tuple[float, float]:

@@ -10,12 +10,12 @@ from torch import nn
 
 from tokensieve.core.denoising import KEYWORDS
 from tokensieve.core.method import Method
-from tokensieve.core.method_registry import check_names
+from tokensieve.core.method_registry import check_names, get_method
 from tokensieve.core.plan import Plan, applied
 from tokensieve.core.stage import WHERE, Stage
-from tokensieve.parts.budget import Budget
+from tokensieve.parts.budget import Budget, Keep
 from tokensieve.sites.diffusion.subject import of_diffusers, subject
-from tokensieve.sites.model import compiled, copies, decoding, guards
+from tokensieve.sites.model import compiled, copies, decoding, guards, towers
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import warn_untested
@@ -169,6 +169,7 @@ def sieve(
     what: str | Method | Stage | Plan,
     keep: Budget | Callable[[float], float] | None = None,
     *,
+    r: int | None = None,
     seed: int = 0,
     scores: bool = False,
     **where: Any,
@@ -176,16 +177,20 @@ def sieve(
     """Run a model on fewer tokens, through hooks that go away again.
 
     Args:
-        model: an unmodified transformers model: a vision-language model, a vision encoder or, for methods that evict from the
-            cache, a causal language model; or a pipeline of diffusers, or its unet or transformer (site="diffusion").
+        model: an unmodified transformers model: a vision-language model, an encoder (of images, text or sound, one of two towers,
+            or in front of a decoder), or, for methods that evict from the cache, a causal language model. What holds one may
+            stand in its place: a `sentence-transformers` model, a pipeline, a model under PEFT. Or a pipeline of diffusers, or
+            its unet or transformer (site="diffusion").
         what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
             Of systems of several stages it is the mean over the language model's layers, or what the last leaves where the
             method says so (`sparsevlm`). In a pipeline of diffusers also a function of progress (0 the first step, 1 the last).
+        r: in place of ``keep``, how many tokens leave in each block of an encoder: ``Keep(r=r)``.
         seed: for methods that draw.
         scores: have the sieve's ``last`` hold what each stage ranked by, for heat maps.
-        where: ``site``, ``layers``, ``positions``, ``every``, ``prefill``, or options of the method; in diffusers also ``form``,
-            ``steps``, ``shared`` and ``cached`` (see :class:`~tokensieve.core.denoising.Denoising`).
+        where: ``site``, ``layers`` and the other fields of :class:`~tokensieve.Stage`, or options of the method. In a model that
+            is an encoder, methods stand at ``site="encoder"`` that can; in diffusers also ``form``, ``steps``, ``shared`` and
+            ``cached`` (see :class:`~tokensieve.core.denoising.Denoising`).
 
     Returns:
         a :class:`Sieve`, to be used in a ``with`` statement or with ``attach()`` and ``detach()``.
@@ -202,9 +207,12 @@ def sieve(
         ...     model.generate(**inputs)
     """
     if isinstance(what, (Plan, Stage)):
-        if keep is not None or where:
+        if keep is not None or r is not None or where:
             raise ValueError("a plan or stage carries its own keep and options; pass the model and the plan only")
         return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
+    if keep is not None and r is not None:
+        raise ValueError(f"keep={keep!r} and r={r!r}: both say how many tokens leave; give one of them")
+    keep = Keep(r=r) if r is not None else keep
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
     denoises = of_diffusers(model)
@@ -212,4 +220,7 @@ def sieve(
         where.setdefault("site", "diffusion")
     if isinstance(what, str):
         check_names(what, where, (*WHERE, *(KEYWORDS if denoises else ()), "seed", "scores"))
+    made = get_method(what) if isinstance(what, str) else what
+    if "site" not in where and made.site != "encoder" and "encoder" in made.sites and towers.towers(pretrained(model)):
+        where["site"] = "encoder"
     return Sieve(model, applied(what, keep, **where), seed, scores)

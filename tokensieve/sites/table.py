@@ -14,6 +14,8 @@ from tokensieve.sites.cache.sparse_decode import ReadingSite
 from tokensieve.sites.cache.sparse_prefill import SparseSite
 from tokensieve.sites.diffusion.site import DiffusionSite
 from tokensieve.sites.diffusion.subject import of_diffusers
+from tokensieve.sites.encoder.site import EncoderSite
+from tokensieve.sites.model import towers
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
@@ -24,7 +26,6 @@ from tokensieve.sites.model.quirks import CONNECTED
 from tokensieve.sites.model.structure import find
 from tokensieve.sites.model.trace import Trace
 from tokensieve.sites.visual.cross_site import CrossSite
-from tokensieve.sites.visual.encoder_site import EncoderSite
 from tokensieve.sites.visual.language_site import LanguageSite
 
 
@@ -95,12 +96,22 @@ def _sparse_decode(work: Work) -> Site:
 
 def _visual(work: Work) -> Site:
     """A language model's site sees to its encoder too."""
-    model, anatomy = work.model, find(work.model)
+    model = work.model
+    inside = next((s for s in work.own if s.site == "encoder"), None)
+    alone = None if inside is None else towers.tower(model, inside.tower)
+    if inside is not None and alone is not None:
+        if len(work.own) > 1:
+            other = next(s.site for s in work.own if s is not inside)
+            raise ValueError(
+                f"{type(model).__name__} is an encoder: site={other!r} has no place in it; only site='encoder' does"
+            )
+        last = len(alone.layers) - 1
+        return EncoderSite(alone, inside, work.clock, last, work.ledger, work.scores, model)
+    anatomy = find(model)
     if anatomy.language is None and any(s.site != "encoder" for s in work.own):
         raise ValueError(
             f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
         )
-    inside = next((s for s in work.own if s.site == "encoder"), None)
     encoder = None
     if inside is not None:
         kind = str(getattr(model.config, "model_type", ""))
@@ -113,12 +124,7 @@ def _visual(work: Work) -> Site:
                 f"{type(model).__name__} has no encoder whose tokens can leave between its blocks (they come with positions "
                 "and borders of their own); use site='handoff'"
             )
-        alone = anatomy.language is None
-        encoder = EncoderSite(
-            anatomy.vision, inside, work.clock, anatomy.feature_layer, work.ledger, work.scores, alone
-        )
-        if alone:
-            return encoder
+        encoder = EncoderSite(anatomy.vision, inside, work.clock, anatomy.feature_layer, work.ledger, work.scores, None)
     return LanguageSite(anatomy, work.own, encoder, work.clock, work.ledger, work.scores)
 
 

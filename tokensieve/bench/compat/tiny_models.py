@@ -165,10 +165,10 @@ def config(name: str) -> Any:
     """The shrunk config of an architecture."""
     known = family(name)
     hints = {"text_config": known.text, "vision_config": known.vision, **known.parts}
-    return _shrunk(CONFIG_MAPPING[name], known.whole, hints)
+    return shrunk(CONFIG_MAPPING[name], known.whole, hints)
 
 
-def _shrunk(
+def shrunk(
     kind: Any, own: dict[str, Any], hints: dict[str, dict[str, Any]], shared: dict[str, Any] | None = None
 ) -> Any:
     """A config and its parts, made small.
@@ -183,7 +183,7 @@ def _shrunk(
         inner = getattr(default, part, None)
         if inner is not None or part == "vision_config":  # some leave even that out
             made = usual if inner is None else type(inner)
-            parts[part] = _shrunk(made, hints.get(part, {}), hints, TEXT if "text" in part else SIGHT)
+            parts[part] = shrunk(made, hints.get(part, {}), hints, TEXT if "text" in part else SIGHT)
     if shared is None:
         shared = {} if "text_config" in parts else TEXT
     alias = getattr(kind, "attribute_map", {})
@@ -236,7 +236,7 @@ def model(name: str, attn: str | None = None) -> nn.Module:
 def causal(name: str) -> nn.Module:
     """A tiny causal language model of an architecture that needs no hints, its attention sharpened likewise."""
     torch.manual_seed(0)
-    made: Any = AutoModelForCausalLM.from_config(_shrunk(CONFIG_MAPPING[name], {}, {})).eval()
+    made: Any = AutoModelForCausalLM.from_config(shrunk(CONFIG_MAPPING[name], {}, {})).eval()
     with torch.no_grad():
         for parameter, value in made.named_parameters():
             if any(

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from tokensieve.core.stage import Stage
 from tokensieve.integrations.vllm.choice import said
 from tokensieve.integrations.vllm.ranks import all_heads
+from tokensieve.sites.encoder.watch import Watch
 from tokensieve.sites.model import taps
 from tokensieve.sites.model.structure import Anatomy
-from tokensieve.sites.visual.encoder_site import Watch
 from tokensieve.sites.visual.layout import rowwise
 
 Heard = dict[str, dict[int, list[Tensor]]]

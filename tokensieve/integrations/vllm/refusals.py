@@ -16,7 +16,7 @@ from tokensieve.core.needs import Need
 from tokensieve.core.plan import Plan
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
-from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS
+from tokensieve.sites.encoder.watch import ENCODER_SIGNALS
 
 OF_TEXT = ("text", "paired")
 """What a sieve knows of a prompt's text in front of the language model."""

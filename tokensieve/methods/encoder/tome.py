@@ -16,14 +16,13 @@ from tokensieve.parts.merge import match
 class ToMe(Method):
     """Merges the most similar pairs between tokens at even and at odd places into averages weighted by size.
 
-    Source: arXiv 2210.09461. Similarity is the cosine of keys, averaged over heads where the heads are given apart;
-    sites give them side by side, and no average is taken (the public code averages).
+    Source: arXiv 2210.09461. Similarity is the cosine of keys, averaged over heads; in front of a language model they come side
+    by side, and no average is taken.
     One matching lets at most half of the tokens leave; a smaller budget takes several in one call, between which
     the keys of merged tokens are averaged like the tokens. In an encoder it runs once per layer with an equal
     number of tokens leaving each time, and later attention adds the logarithm of the size. Deviations from the
     public code: merged tokens stay in the order of the source instead of one set behind the other, so later layers
-    alternate over positions; the CLS token takes no place in the alternation; tokens leave after the block, not
-    between its attention and its MLP; ties go to the earlier token.
+    alternate over positions; the CLS token takes no place in the alternation; ties go to the earlier token.
 
     With ``cell`` (the default at `diffusion`, after arXiv 2303.17604) the first token of each cell of the grid is a
     destination, and the most similar of all others join theirs: one matching, for budgets down to one token a cell.
@@ -35,6 +34,7 @@ class ToMe(Method):
     sites = ("encoder", "handoff", "prefill", "diffusion")
     pairs = True
     proportional = True
+    between = True
     positional = "only tokens at even places leave in a round"
     sited = {"diffusion": {"cell": 2}}
     cell: int | None = option(

@@ -133,9 +133,8 @@ class TextEncoder:
         }
         if heard:
             signals["received_attention"] = heard[-1].mean(1).float().cpu()
-        if sieve is not None and sieve.last is not None:
-            r = sieve.last.stages[0].reduction.to("cpu")
-            stays = torch.zeros_like(ids).scatter_add_(1, r.kept, r.mask.long()) > 0
+        if sieve is not None and sieve.last is not None and sieve.last.stays is not None:
+            stays = sieve.last.stays
             keep = stays & (keep | ~(stays & keep).any(1, keepdim=True))
         for head in self.heads:
             hidden = head(hidden)

@@ -102,15 +102,15 @@ def stack_of(root: nn.Module) -> Stack:
     layers = blocks(root)
     if not layers:
         raise ValueError(f"{type(root).__name__} has no recognisable transformer blocks")
-    return Stack(root, layers, tuple(_attention(layer) for layer in layers))
+    return Stack(root, layers, tuple(attention_of(layer) for layer in layers))
 
 
 def blocks(root: nn.Module) -> tuple[nn.Module, ...]:
-    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and any(_attention(x) is not None for x in m)]
+    lists = [m for m in root.modules() if isinstance(m, nn.ModuleList) and any(attention_of(x) is not None for x in m)]
     return max((tuple(blocks) for blocks in lists), key=len, default=())
 
 
-def _attention(layer: nn.Module) -> nn.Module | None:
+def attention_of(layer: nn.Module) -> nn.Module | None:
     """The module of a block that calls the attention kernel: it knows whether it is causal, or at least its scale."""
     named = [m for m in layer.modules() if "Attention" in type(m).__name__]
     found = [m for m in named if hasattr(m, "is_causal")] or [m for m in named if hasattr(m, "scaling")]

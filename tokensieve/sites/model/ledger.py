@@ -33,6 +33,7 @@ class Ledger:
     Attributes:
         visual: the stages that run in passes that bring pictures; late: those that run in passes of several tokens;
             every: those that run in each pass.
+        feeds: what passes bring in which those of ``every`` run, by any of these names; none for all passes.
         models: where a pass may be entered, besides the model itself; encoders: what may run ahead of one.
         model: the whole model, once it is attached.
         anatomy: where pictures have their place in a prompt; None where that is not asked.
@@ -42,6 +43,7 @@ class Ledger:
         self.visual: list[Stage] = []
         self.late: list[Stage] = []
         self.every: list[Stage] = []
+        self.feeds: frozenset[str] = frozenset()
         self.models: list[nn.Module] = []
         self.encoders: list[nn.Module] = []
         self.model: nn.Module | None = None
@@ -134,6 +136,8 @@ class Ledger:
         if output is None:  # it broke off
             return
         idle = [s for s in self.every if id(s) not in self._ran]
+        if self.feeds and all(given.get(name) is None for name in self.feeds):
+            idle = []  # what an encoder has put out comes with it, or what it takes does not
         idle += (
             [s for s in self.visual if id(s) not in self._ran]
             if pictured(given) and _shown(self.anatomy, given)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokensieve.sites.model.blocks import Stack, blocks, encoder_of, specials, stack_of
+from tokensieve.sites.model import towers
+from tokensieve.sites.model.blocks import Stack, blocks, encoder_of, stack_of
 from tokensieve.sites.model.compatibility import (
     EMPTY,
     SIEVABLE,
@@ -60,8 +61,17 @@ class Anatomy:
         return out
 
 
-def pretrained(model: nn.Module) -> nn.Module:
-    """The transformers model inside what wraps it (PEFT, data parallelism, torch.compile); the module itself where none is."""
+def pretrained(model: Any) -> nn.Module:
+    """The transformers model inside what wraps it (PEFT, data parallelism, torch.compile, a pipeline, sentence-transformers); the
+    module itself where none is.
+
+    Raises:
+        ValueError: there is no model.
+    """
+    if not isinstance(model, nn.Module):  # a pipeline
+        model = getattr(model, "model", model)
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{type(model).__name__} is no model, nor holds one as its .model")
     if isinstance(model, PreTrainedModel):
         return model
     return next((m for m in model.modules() if isinstance(m, PreTrainedModel)), model)
@@ -162,17 +172,13 @@ def _token(config: Any, kind: str) -> int | None:
 
 def _bare(model: nn.Module) -> Anatomy:
     """An encoder on its own, possibly under a head (image classification)."""
-    stack = stack_of(model)
-    writes = isinstance(model, GenerationMixin) or any(getattr(a, "is_causal", False) for a in stack.attentions)
-    if writes:
+    if isinstance(model, GenerationMixin):
         raise ValueError(
             f"{type(model).__name__} has no recognisable vision part beside a language model (text_config); visual tokens can be "
             "reduced in vision-language models and in vision encoders"
         )
-    owner = getattr(model, "base_model", model)
-    return Anatomy(
-        model, None, Stack(owner, stack.layers, stack.attentions, *specials(owner)), None, len(stack.layers) - 1
-    )
+    stack = towers.stack(model)
+    return Anatomy(model, None, stack, None, len(stack.layers) - 1)
 
 
 def _is_model(module: nn.Module) -> bool:

@@ -36,8 +36,11 @@ class Trace:
     Attributes:
         stages: in the order they ran.
         rows: the batch row of each image (reductions have one row per image).
-        layer_tokens: mean visual tokens per image in front of each language-model layer.
-        places: ``(I, n)`` long, the prompt positions of each image's tokens, -1 at padding; None for a bare encoder.
+        layer_tokens: mean visual tokens per image in front of each language-model layer; of a bare encoder the tokens of a row,
+            special ones included, in front of each block.
+        places: ``(I, n)`` long, the prompt positions of each image's tokens, -1 at padding; of a bare encoder those of the tokens
+            that may leave, None where they are all between special ones in front and behind.
+        stays: of a bare encoder, ``(B, L)`` bool, the tokens of the whole sequence whose places are left; None elsewhere.
         modules: of a denoiser, the module that each entry of ``stages`` and ``layer_tokens`` is about; empty for all others.
     """
 
@@ -46,6 +49,7 @@ class Trace:
     layer_tokens: list[float]
     places: Tensor | None = field(default=None, repr=False)
     modules: list[str] = field(default_factory=list)
+    stays: Tensor | None = field(default=None, repr=False)
 
     def of_prompts(self, count: int) -> list[float]:
         """Mean visual tokens per prompt, where :attr:`layer_tokens` are per image and tiles count as images of their own."""

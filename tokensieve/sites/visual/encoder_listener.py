@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from tokensieve.core.needs import Need
 from tokensieve.parts import score
+from tokensieve.sites.encoder.site import EncoderSite
+from tokensieve.sites.encoder.state import EncoderReduction
+from tokensieve.sites.encoder.watch import Heard, Watch
 from tokensieve.sites.model import checkpointing
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.compatibility import pixels_in
 from tokensieve.sites.model.structure import Anatomy
-from tokensieve.sites.visual.encoder_site import EncoderReduction, EncoderSite, Heard, Watch
 from tokensieve.sites.visual.feature_memory import Remembered, features_of
 from tokensieve.sites.visual.layout import EncoderPass, rowwise
 from tokensieve.sites.visual.pictures import Pictures

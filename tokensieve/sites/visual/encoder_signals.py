@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tokensieve.parts.budget import Keep
+from tokensieve.sites.encoder.watch import ENCODER_SIGNALS
 from tokensieve.sites.model import guards
 from tokensieve.sites.model.quirks import TILED
 from tokensieve.sites.model.structure import Anatomy
 from tokensieve.sites.visual.encoder_listener import KINDS, Listener
-from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS
 from tokensieve.sites.visual.images import Images
 from tokensieve.sites.visual.layout import EncoderPass, Unmapped, crops, numbered
 from tokensieve.sites.visual.pictures import Pictures, are_tiles, order, runs_of

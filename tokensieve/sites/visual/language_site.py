@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tokensieve.core.stage import Stage
 from tokensieve.parts.budget import Keep
 from tokensieve.sites.cache import gathered_masks
+from tokensieve.sites.encoder.site import EncoderSite
 from tokensieve.sites.model import calls, checkpointing, compatibility, masks, taps
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
@@ -24,7 +25,6 @@ from tokensieve.sites.visual import layer_signals, renumbering
 from tokensieve.sites.visual.deepstack import Deepstack
 from tokensieve.sites.visual.encoder_listener import Listener
 from tokensieve.sites.visual.encoder_signals import Sight
-from tokensieve.sites.visual.encoder_site import EncoderSite
 from tokensieve.sites.visual.focus_site import FocusSite
 from tokensieve.sites.visual.generate_prompt import GeneratePrompt
 from tokensieve.sites.visual.layer_budgets import layered

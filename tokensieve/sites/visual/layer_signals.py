@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from tokensieve.core.needs import Need
 from tokensieve.core.stage import Stage
 from tokensieve.parts.attention import rows
+from tokensieve.sites.encoder.watch import ENCODER_SIGNALS
 from tokensieve.sites.model import checkpointing
 from tokensieve.sites.model.blocks import Stack, neurons
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.masks import gather
 from tokensieve.sites.model.taps import Call, attach
-from tokensieve.sites.visual.encoder_site import ENCODER_SIGNALS
 from tokensieve.sites.visual.token_stream import Stream
 
 ATTENTION_SIGNALS = ("text_attention", "last_attention", "received_attention", "pagerank", "keys", "values")

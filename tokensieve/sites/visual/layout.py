@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tokensieve.sites.encoder.state import EncoderReduction
 from tokensieve.sites.model.compatibility import get_vision_window_index
 from tokensieve.sites.model.quirks import ROW_BY_ROW
 from tokensieve.sites.model.structure import Anatomy
-from tokensieve.sites.visual.encoder_site import EncoderReduction
 
 
 class Unmapped(ValueError):

@@ -1,0 +1,1 @@
+"""Encoders of images, sound and text: their blocks, which of their tokens may leave, and reduction between blocks."""

@@ -1,0 +1,110 @@
+"""Watch: what an encoder can tell about its tokens, recorded at the blocks asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from tokensieve.core.needs import Need
+from tokensieve.parts.attention import rows
+from tokensieve.sites.model import taps
+from tokensieve.sites.model.blocks import Stack
+from tokensieve.sites.model.calls import Detach
+from tokensieve.sites.model.clock import Clock
+
+Heard = dict[str, dict[int, list[Tensor]]]
+"""Signals by name and layer, one of each call: a block may be called several times in one pass."""
+ENCODER_SIGNALS = ("cls_attention", "received_attention", "cls_similarity", "keys", "values")
+
+
+class Watch:
+    """Records, at the blocks asked for, the signals that an encoder alone can give, of its patches (not its special tokens).
+
+    Args:
+        layers: the blocks of needs that name none.
+        mask: where given, all tokens are recorded, keys and values with their heads apart, ``(B, H, n, d)``; it says under which
+            mask attention is read.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        needs: Iterable[Need],
+        clock: Clock,
+        layers: tuple[int, ...] = (),
+        mask: Callable[[taps.Call], Tensor | None] | None = None,
+    ):
+        self.stack, self.clock, self.mask = stack, clock, mask
+        self.seen: Heard | None = None  # only while somebody listens
+        self._wanted: dict[int, dict[str, list[int]]] = {}
+        for need in needs:
+            for name in self.names(need):
+                for asked in need.layers or layers:
+                    block = stack.layer(need.scaled(asked, len(stack.layers)))
+                    if stack.attentions[block] is None:
+                        if mask is not None and "features" in need.instead:
+                            continue  # they stand in
+                        raise ValueError(
+                            f"block {block} of {type(stack.root).__name__} has no attention to read {name} from; use a method "
+                            "that reads features only, such as 'divprune'"
+                        )
+                    self._wanted.setdefault(block, {}).setdefault(name, []).append(asked)
+
+    def names(self, need: Need) -> list[str]:
+        """What is recorded for a need: the first of it and its stand-ins that this encoder has."""
+        for name in (need.name, *need.instead):
+            if name in ENCODER_SIGNALS and (not name.startswith("cls_") or self.stack.cls):
+                return [name]
+        return []
+
+    @property
+    def reads(self) -> bool:
+        """Whether there is anything to record."""
+        return bool(self._wanted)
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks that are read."""
+        return tuple(self._wanted)
+
+    def wanted(self, layer: int | None = None) -> set[str]:
+        """What is to be recorded at a block; at any, for None."""
+        return {n for at, names in self._wanted.items() if layer in (None, at) for n in names}
+
+    def attach(self) -> list[Detach]:
+        return [self._tap(layer) for layer in self._wanted]
+
+    def _tap(self, layer: int) -> Detach:
+        module = self.stack.attentions[layer]
+        assert module is not None
+        return taps.attach(module, observe=partial(self.note, layer))
+
+    def note(self, layer: int, call: taps.Call) -> None:
+        """The attention of a block was called; where somebody listens, what is wanted of it is recorded."""
+        if self.seen is None:
+            return
+        with self.clock, torch.no_grad():
+            for name, asked in self._wanted.get(layer, {}).items():
+                value = self._read(name, call)
+                for index in asked:
+                    self.seen.setdefault(name, {}).setdefault(index, []).append(value)
+
+    def _read(self, name: str, call: taps.Call) -> Tensor:
+        first = self.stack.specials if self.mask is None else 0
+        mask = call.mask if self.mask is None else self.mask(call)
+        if name == "cls_attention":
+            return rows.attend(call.query[:, :, :1], call.key, call.scale, _first(mask))[:, :, 0, first:]
+        if name == "received_attention":
+            return rows.received(call.query, call.key, call.scale, mask)[..., first:]
+        if name == "cls_similarity":
+            return rows.attend(call.value[:, :, :1], call.value, 1.0, _first(mask))[:, :, 0, first:]
+        x = call.key if name == "keys" else call.value
+        return x if self.mask is not None else x[:, :, first:].transpose(1, 2).flatten(2)
+
+
+def _first(mask: Tensor | None) -> Tensor | None:
+    """The row of the first query."""
+    return mask if mask is None or mask.dim() < 4 else mask[..., :1, :]
