@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from tokensieve.sites.cache.evicted_layer import cache_bytes
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
     from tokensieve.sites.cost import cost
+    from tokensieve.sites.diffusion.tracing import trace
     from tokensieve.sites.loading import load_model
     from tokensieve.sites.sieve import Sieve, attached, sieve
     from tokensieve.text.decoding import byte_model, mix_bytes
@@ -62,6 +63,7 @@ _NAMES = {
     "retrieval.storage": ("list_formats", "register_format"),
     "sites.cache.evicted_layer": ("cache_bytes",),
     "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
+    "sites.diffusion.tracing": ("trace",),
     "sites.loading": ("load_model",),
     "sites.sieve": ("Sieve", "attached", "sieve"),
     "text.decoding": ("byte_model", "mix_bytes"),
@@ -135,6 +137,7 @@ __all__ = [
     "save_cache",
     "sieve",
     "stage",
+    "trace",
 ]
 
 _moved.alias()
