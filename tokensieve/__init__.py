@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tokensieve.sites.cache.evicted_layer import cache_bytes
     from tokensieve.sites.cache.prefix import load_cache, prefill, save_cache
     from tokensieve.sites.cache.reading import fit_probes, reading
+    from tokensieve.sites.diffusion.tracing import trace
     from tokensieve.sites.loading import load_model
     from tokensieve.sites.sieve import Sieve, attached, sieve
     from tokensieve.text.decoding import byte_model, mix_bytes
@@ -70,6 +71,7 @@ _NAMES = {
     "sites.cache.evicted_layer": ("cache_bytes",),
     "sites.cache.prefix": ("load_cache", "prefill", "save_cache"),
     "sites.cache.reading": ("fit_probes", "reading"),
+    "sites.diffusion.tracing": ("trace",),
     "sites.loading": ("load_model",),
     "sites.sieve": ("Sieve", "attached", "sieve"),
     "text.decoding": ("byte_model", "mix_bytes"),
@@ -150,6 +152,7 @@ __all__ = [
     "save_cache",
     "sieve",
     "stage",
+    "trace",
 ]
 
 _moved.alias()

@@ -95,7 +95,7 @@ class DenoiserCase:
             if row is not None and row.inside:
                 rows.append((row, next(iter(own.values()))))
 
-        first = type(self.model).__name__ not in modules.IMAGE_FIRST
+        first = modules.text_first(self.model)
         hooks = [m.register_forward_pre_hook(look, with_kwargs=True) for m in modules.attending(self.model).values()]
         try:
             with torch.no_grad():
@@ -127,7 +127,7 @@ def _oracle(model: nn.Module, form: str, trace: Trace, text_first: bool) -> Iter
     undo: list[Callable[[], None]] = []
     if form == "attention":
         for name, stage in zip(trace.modules, trace.stages, strict=True):
-            wrap = _attending(mode, stage.reduction, type(model).__name__ not in modules.IMAGE_FIRST)
+            wrap = _attending(mode, stage.reduction, modules.text_first(model))
             undo.append(around(model.get_submodule(name), "forward", wrap))
     else:
         undo += _streaming(mode, model, trace)
@@ -190,7 +190,7 @@ def _attending(mode: _Hiding, r: Any, text_first: bool) -> Callable[[Callable[..
 def _streaming(mode: _Hiding, model: nn.Module, trace: Trace) -> list[Callable[[], None]]:
     blocks = list(modules.blocks(model).items())
     at = [name for name, _ in blocks].index(trace.modules[0])
-    r, first = trace.stages[0].reduction, type(model).__name__ not in modules.IMAGE_FIRST
+    r, first = trace.stages[0].reduction, modules.text_first(model)
     left: list[Tensor] = []
 
     def wrap(index: int) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

@@ -34,7 +34,7 @@ class AttentionForm:
         self.modules = {name: found[name] for name in names}
         self._choice, self._running = choice, running
         self._kind = type(denoiser).__name__
-        self._extra_first = self._kind not in modules.IMAGE_FIRST
+        self._extra_first = modules.text_first(denoiser)
 
     def attach(self) -> list[Detach]:
         return [around(m, "forward", self._wrap(name, m)) for name, m in self.modules.items()]

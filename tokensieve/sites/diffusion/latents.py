@@ -11,8 +11,9 @@ from torch import Tensor
 
 NAMES = ("sample", "hidden_states", "x", "image_latent", "latents")
 """What denoisers call their latents."""
-IDS = ("img_ids", "image_ids")
-"""Positions of latents that come as a row of tokens, ``(N, 3)`` or ``(B, N, 3)``, the last two the row and the column."""
+IDS = ("img_ids", "image_ids", "position_ids")
+"""Positions of latents that come as a row of tokens, ``(N, 3)``, ``(N, 4)`` or with a batch in front: time, row, column, and in
+Flux 2 one more. Where a text stands in front, it has places there too."""
 HALVINGS = 6
 SIDES = (1, 2, 4, 8, 14, 16, 32)
 
@@ -100,8 +101,9 @@ def _grid_of_row(kwargs: Mapping[str, Any], n: int) -> tuple[int, int] | None:
     shapes = kwargs.get("img_shapes")
     grid: tuple[int, ...]
     if ids is not None:
-        places = ids[0] if ids.dim() == 3 else ids
-        grid = tuple(int(places[:, -2 + i].max() - places[:, -2 + i].min()) + 1 for i in range(2))
+        places = (ids[0] if ids.dim() == 3 else ids)[-n:]
+        spans = [int(axis.max() - axis.min()) + 1 for axis in places.T]
+        grid = (spans[1], spans[2]) if len(spans) > 2 else tuple(spans)
     elif isinstance(shapes, list) and shapes:
         first = shapes[0][0] if isinstance(shapes[0], list) else shapes[0]
         grid = (int(first[0]) * int(first[1]), int(first[2]))

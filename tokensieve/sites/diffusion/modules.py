@@ -25,6 +25,11 @@ IMAGE_FIRST = (
 """Denoisers in whose joint rows the tokens of the latents stand in front of the text."""
 
 
+def text_first(denoiser: nn.Module) -> bool:
+    """Whether in rows of a text and the latents the text stands in front."""
+    return type(denoiser).__name__ not in IMAGE_FIRST
+
+
 def attending(denoiser: nn.Module) -> dict[str, nn.Module]:
     """By name, the attention modules that may see the latents alone, or those together with a text: all but cross-attention."""
     return {

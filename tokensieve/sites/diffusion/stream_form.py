@@ -42,7 +42,7 @@ class StreamForm:
         self.modules = found
         self._leave = self.names.index(modules.chosen(self.names, layers, "blocks")[0])
         self._choice, self._running = choice, running
-        self._extra_first = kind not in modules.IMAGE_FIRST
+        self._extra_first = modules.text_first(denoiser)
         self._row: Row | None = None
         self._left: tuple[Tensor, Reduction] | None = None
         self._image_at: int | None = None
