@@ -39,7 +39,9 @@ class Ways:
 
     @torch.no_grad()
     def naive(self, prompts: Sequence[str], words: Sequence[int] = ()) -> Answers:
-        rows = self.tokenizer(list(prompts), return_tensors="pt", padding=True, add_special_tokens=False)
+        rows = self.tokenizer(
+            list(prompts), return_tensors="pt", padding=True, padding_side="left", add_special_tokens=False
+        )
         made = self.model.generate(**rows, max_new_tokens=NEW, do_sample=False)
         return [self._text(row) for row in made[:, rows.input_ids.shape[1] :].tolist()]
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import tokensieve as ts
 from tests.texts import trained
 from tokensieve.sites.subtokens import identifiers, merged_words
 
@@ -50,7 +51,7 @@ def by_hand(model, ids, words, kept, layer):
     return model.lm_head(body.norm(x))
 
 
-@pytest.mark.parametrize("layer", [1, 2])
+@pytest.mark.parametrize("layer", [0, 1, 2])
 def test_a_causal_model_goes_on_with_the_means(layer):
     model = llama()
     with merged_words(model, WORDS, layer) as merged, torch.no_grad():
@@ -150,3 +151,9 @@ def test_what_does_not_fit_is_refused():
     ):
         model(input_ids=IDS[:, :5])
     assert model(input_ids=IDS[:, :5]).logits.shape[1] == 5
+    with (
+        ts.sieve(model, "tova", keep=4),
+        pytest.raises(ValueError, match="a sieve is attached"),
+        merged_words(model, WORDS),
+    ):
+        pass

@@ -96,6 +96,32 @@ def test_tokenizers_whose_tokens_are_not_the_text_are_read_by_their_offsets():
     assert (got.tokens, got.words, got.word_pieces, got.lost) == (5, 3, 4, ())
 
 
+@pytest.mark.parametrize(
+    "made", [wordpiece, metaspace, lambda: trained().tokenizer], ids=["wordpiece", "metaspace", "bytes"]
+)
+@settings(max_examples=30, deadline=None)
+@given(texts=st.lists(st.text(alphabet="ab 1\u00e9\n", min_size=1, max_size=12), min_size=1, max_size=6))
+def test_texts_are_compared_as_each_would_be_alone(made, texts):
+    coder = Coder("t", made())
+    data = [t.encode() for t in texts]
+    got = coder.encode(texts, data)
+    spelled = coder.vocabulary.bytes
+    starts, place = [], 0
+    for text, own, exact in zip(texts, data, got.exact.tolist(), strict=True):
+        ids = coder.tokenizer.encode(text, add_special_tokens=False).ids
+        said = [spelled[i] or b"" for i in ids]
+        added = b"".join(said) == b" " + own
+        assert exact == (added or b"".join(said) == own)
+        at = place - added
+        for token in said:
+            if exact:
+                starts.append(max(at, place))
+            at += len(token)
+        place += len(own) + 1
+    assert got.starts.tolist() == starts
+    assert got.counts.tolist() == [len(coder.tokenizer.encode(t, add_special_tokens=False).ids) for t in texts]
+
+
 def test_renyi_and_odd_numbers():
     tokenizer = trained(vocab=400, numbers="free").tokenizer
     text = "a12 b12 c12 d34 e1 11111"

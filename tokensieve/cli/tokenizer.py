@@ -92,7 +92,7 @@ def _notes(made: Any, model: str | None) -> list[str]:
     cut = made.rows[0].measured.cut
     if cut:
         notes.append(
-            f"{len(cut)} documents are longer than is encoded at once, and were cut at a space: {', '.join(cut[:3])}"
+            f"{len(cut)} documents are longer than is encoded at once, and were cut between lines or words: {', '.join(cut[:3])}"
         )
     if model is not None:
         from tokensieve.sites.cost import text_cost

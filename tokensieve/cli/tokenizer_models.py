@@ -100,7 +100,7 @@ def extend(
 
     tokenizer = open_tokenizer(model)
     learned, held = adapt.split(read(texts).documents, judged, seed)
-    _refuse(out)
+    _refuse(out, tune)
     opened = models.open_model(model)
     grown = grow(tokenizer, learned, add, words_only, show=not json_)
     with Steps(json_) as steps:
@@ -153,7 +153,7 @@ def transplant(
     INITS.get(init)
     if INITS.entry(init).facts.get("donor") and donor is None:
         raise ValueError(f"--init {init} needs --donor: a model's folder of the new tokenizer, 'minilm' or 'corpus'")
-    _refuse(out)
+    _refuse(out, tune)
     old, new = open_tokenizer(model), open_tokenizer(tokenizer)
     learned, held = adapt.split(_texts(text), judged, seed)
     opened = models.open_model(model)
@@ -208,13 +208,13 @@ def _put_down(out: Path) -> Path:
     return out.with_name(out.name + ".tuning")
 
 
-def _refuse(out: Path) -> None:
+def _refuse(out: Path, tune: int) -> None:
     if out.exists():
         raise ValueError(f"--out {out} exists; give a folder that does not, so that nothing is written over")
     from tokensieve.text.train import check_writable
 
     check_writable(out)
-    if _put_down(out).exists():
+    if tune and _put_down(out).exists():
         typer.echo(f"{_put_down(out)}: an interrupted run, whose tuning is taken up", err=True)
 
 
@@ -227,8 +227,8 @@ def _finish(out: Path, facts: dict[str, Any], rows: Sequence[Bits], curve: Seque
     from tokensieve.core.files import write_json
 
     write_json(out / "vocabulary.json", facts)
-    _put_down(out).unlink(missing_ok=True)
     if curve:
+        _put_down(out).unlink()
         from tokensieve.text.curve import draw
 
         draw(curve, rows[0].bits, out / "recovery.png")

@@ -21,6 +21,7 @@ from tokensieve.sites.model.blocks import Stack, stack_of
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.decoder import decoder
 from tokensieve.sites.model.fingerprint import Fingerprint
+from tokensieve.sites.sieve import attached
 from tokensieve.sites.visual import layer_arguments
 from tokensieve.sites.visual.images import Images
 from tokensieve.sites.visual.token_stream import Stream
@@ -65,6 +66,7 @@ class MergedWords:
     """
 
     def __init__(self, model: nn.Module, words: Tensor, layer: int = 1):
+        self.model = model
         self.stack, self.causal = _stack(model)
         self.layer = self.stack.layer(layer)
         if words.dim() != 2:
@@ -78,6 +80,10 @@ class MergedWords:
 
     def __enter__(self) -> MergedWords:
         stack = self.stack
+        if attached(self.model):
+            raise ValueError(
+                "a sieve is attached to the model, and words do not become one under it; detach() it, or use one of them"
+            )
         self._undo = [calls.before(stack.root, self._begin)]
         for i, module in enumerate(stack.layers):
             self._undo.append(module.register_forward_pre_hook(self._before(i), with_kwargs=True).remove)

@@ -174,8 +174,8 @@ class Tally:
 
     Attributes:
         next: (257,) probabilities of each next byte and of the end, summing to 1.
-        outside: the share of the prefix's own probability that they leave out: rows that say the prefix exactly and are not
-            proper, and special tokens behind it.
+        outside: the share of the prefix's own probability, over rows whose finished part is proper, that they leave out: rows
+            that say the prefix exactly and are not proper, and special tokens behind it.
         log_total: nats of the prefix's probability over all its covers, but for what all of them share.
     """
 

@@ -31,8 +31,9 @@ class NextByte:
 
     Attributes:
         log_probs: (257,) float64 nats: of the 256 bytes, and of the end of the text at ``END``.
-        outside: the share of the prefix's probability that these leave out, and by which they were divided: rows of tokens that
-            the tokenizer would never write, and special tokens that end nothing.
+        outside: the share of the prefix's probability, among rows whose tokens but the last are proper, that these leave out, and
+            by which they were divided: rows that end in a token which the tokenizer would not have written there, and special
+            tokens that end nothing. Rows that are cut otherwise further back are in neither.
     """
 
     log_probs: Tensor
