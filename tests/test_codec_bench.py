@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 import tokensieve as ts
 from tests.test_quantizers import CASES
-from tokensieve.bench.codec import autoencoder, classic, coded, judge, run, signals, specs, table, verdict
+from tokensieve.bench.codec import autoencoder, classic, coded, judge, pictures, run, signals, specs, table, verdict
 from tokensieve.bench.codec import distortion as d
 from tokensieve.bench.codec.page import page
 from tokensieve.bench.codec.run import Config
@@ -548,6 +548,11 @@ def test_a_difference_is_paired_and_passes_over_what_one_lacks():
     two = row("b", "tokenizer", [0.0, 1.0, 9.0]) | {"psnr_each": [0.0, None, 9.0]}
     gap = verdict.difference(one, two)
     assert (gap.mean, gap.count, gap.distinguishable) == (-2.5, 2, False)
+
+
+def test_the_axis_names_sizes_that_stand_apart():
+    assert pictures.apart([448.0, 445.0, 434.0, 224.0, 112.0, 300.0]) == [112.0, 224.0, 300.0, 448.0]
+    assert pictures.apart([]) == []
 
 
 def test_rates_within_a_hundredth_are_one():

@@ -37,6 +37,7 @@ BASE = [CODEC / f"{name}.py" for name in ("quantizer", "packing", "search")]
 BROAD = ("fsq", "lfq", "vq", "joint", "quantile", "residual", "product", "channels")
 """What stands on all of the base."""
 TESTS = ["tests/test_quantizers.py", "tests/test_parity_quantizers.py"]
+ASKED, NOTHING = "not contract_holds and not importing and not entropy", "nothing"
 SECONDS = 60
 """After which a check counts as failed: a swapped comparison may never end."""
 PASSED = ("losses", "__init__", "_short")
@@ -101,8 +102,8 @@ def _in_words(tree: ast.Module, node: ast.AST) -> bool:
     return any(inner is node for word in words for inner in ast.walk(word))
 
 
-def killer(file: Path, tree: ast.Module, names: list[str]) -> str:
-    """What notices a change: "contract: ..." or "tests: ..."; "" where nothing does."""
+def by_contract(file: Path, tree: ast.Module, names: list[str]) -> str:
+    """The quantizer and the check that notice a change; "" where none does."""
     home = str(file.relative_to(ROOT))
     with alive(module(home), tree, home):
         for name in names:
@@ -112,11 +113,16 @@ def killer(file: Path, tree: ast.Module, names: list[str]) -> str:
                         check_quantizer(quantizer(name, **options))
                 except (Exception, Hangs) as problem:
                     return f"contract: {name}: {problem!r}"[:160]
-        said = io.StringIO()
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            code = pytest.main(["-xq", "-p", "no:cacheprovider", "-k", "not contract_holds and not importing", *TESTS])
-        failed = next((line for line in said.getvalue().splitlines() if line.startswith("FAILED")), "")
-        return f"tests: {failed}"[:160] if code == pytest.ExitCode.TESTS_FAILED else ""
+    return ""
+
+
+def by_tests(file: Path, tree: ast.Module) -> str:
+    """The test that notices a change, or that none does."""
+    home, said = str(file.relative_to(ROOT)), io.StringIO()
+    with alive(module(home), tree, home), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        code = pytest.main(["-xq", "-p", "no:cacheprovider", "-k", ASKED, *TESTS])
+    failed = next((line for line in said.getvalue().splitlines() if line.startswith("FAILED")), "")
+    return f"tests: {failed}"[:160] if code == pytest.ExitCode.TESTS_FAILED else NOTHING
 
 
 @contextlib.contextmanager
@@ -146,7 +152,12 @@ def main() -> None:
     for file, kind, where, tree, names in track(work, description="mutants"):
         key = f"{file.stem} {kind} {where}"
         if key not in held:
-            held[key] = killer(file, tree, names)
+            held[key] = by_contract(file, tree, names)
+            write_json(OUT, held)
+    for file, kind, where, tree, _ in track(work, description="tests"):
+        key = f"{file.stem} {kind} {where}"
+        if not held[key]:
+            held[key] = by_tests(file, tree)
             write_json(OUT, held)
     rows, left = [], []
     for kind in KINDS:
@@ -154,9 +165,16 @@ def main() -> None:
         by = Counter(said.partition(":")[0] for said in found.values())
         count = max(1, len(found))
         rows.append(
-            [kind, str(len(found)), str(by["contract"]), str(by["tests"]), str(by[""]), f"{1 - by[''] / count:.0%}"]
+            [
+                kind,
+                str(len(found)),
+                str(by["contract"]),
+                str(by["tests"]),
+                str(by[NOTHING]),
+                f"{1 - by[NOTHING] / count:.0%}",
+            ]
         )
-        left += [what.replace("|", "/") for what, said in found.items() if not said]
+        left += [what.replace("|", "/") for what, said in found.items() if said == NOTHING]
     text = table(["change", "made", "by the contract", "by tests alone", "not noticed", "noticed"], rows)
     fill(ROOT / "docs/measured/quantizers.md", "mutants", f"{text}\n\nNot noticed: {'; '.join(left) or 'none'}.")
 

@@ -18,7 +18,7 @@ from tokensieve.bench.codec.run import Config, run
 from tokensieve.bench.codec.signals import LENGTH
 from tokensieve.codec import list_quantizers
 
-RATE, EACH = 16000, 10
+RATE, EACH, STEPS = 16000, 10, 100
 SPECS = {
     "bsq": "bsq:8", "cascade": "cascade:256", "channels": "channels:256", "depths": "depths:16", "fsq": "fsq:16,16",
     "gsq": "gsq:16,groups=2", "joint": "joint:256", "lfq": "lfq:8", "product": "product:16", "quantile": "quantile:2",
@@ -64,7 +64,7 @@ def written(folder: Path) -> tuple[Path, Path]:
 
 @check(215)
 def audio_survey(bed: CheckContext) -> Outcome:
-    """100 digits of 16 x 16 pixels and 100 vowels made by formants (1 s at 16 kHz), 16 tokens, 300 steps, seed 0: bits of a
+    """100 digits of 16 x 16 pixels and 100 vowels made by formants (1 s at 16 kHz), 16 tokens, 100 steps, seed 0: bits of a
     signal, PSNR, linear probe and bits a token of the small model for every quantizer of the library, by `codec bench`, beside
     default and revived VQ; grids that grow are no shape of speech."""
     assert set(SPECS) == set(list_quantizers())
@@ -73,7 +73,7 @@ def audio_survey(bed: CheckContext) -> Outcome:
     whole = True
     for kind, folder in zip(("images", "speech"), written(home), strict=True):
         asked = tuple(s for name, s in SPECS.items() if kind == "images" or name != "scales")
-        rows = run(Config(folder, asked, (16,), home / f"{kind}-out", size=16))["rows"]
+        rows = run(Config(folder, asked, (16,), home / f"{kind}-out", size=16, steps=STEPS))["rows"]
         for name in (*asked, "vq, as published", "vq, revived"):
             row = rows[f"{name}@16"]
             values = [row.get(key) for key in ASKED]

@@ -126,6 +126,8 @@ def check_masks(q: Quantizer) -> None:
         expect(torch.equal(a.mask, there), "the mask that was given")
         expect(bool((a.indices[~there] == -1).all()), "-1 where there is no token")
         expect(bool((a.values[~mask] == 0).all()), "values of 0 where there is no token")
+        lone = [deepcopy(q).fit(x.detach(), mask, torch.Generator().manual_seed(2)) for x in (dirty, other)]
+        expect(_equal(*lone), "what stands at masked places to be no part of what is fitted to")
         same = torch.equal(a.indices, b.indices) and torch.equal(a.values.detach(), b.values.detach())
         expect(same and _equal(one, two), "what stands at masked places to touch nothing")
         expect(all(torch.equal(a.losses[k].detach(), b.losses[k].detach()) for k in a.losses), "nor losses")
@@ -222,6 +224,7 @@ def check_bad_input(q: Quantizer) -> None:
             z = draw(q, 13)
             z[1, 2, 0] = bad
             _refused(lambda: one(z), "a value that is not finite")  # noqa: B023
+            _refused(lambda: one.fit(z), "a value that is not finite, to be fitted to")  # noqa: B023
         _refused(lambda: one(draw(q, 13)[0]), "z without a batch")  # noqa: B023
         _refused(lambda: one(draw(q, 13)[..., :-1]), "z of fewer channels")  # noqa: B023
         _refused(lambda: one(draw(q, 13), torch.ones(B, places(q))), "a mask that is not bool")  # noqa: B023
@@ -231,6 +234,14 @@ def check_bad_input(q: Quantizer) -> None:
         bad_indices = held.clone()
         bad_indices[0, 0, 0] = wrong
         _refused(lambda: q.lookup(bad_indices), f"index {wrong}")  # noqa: B023
+    _refused(lambda: q.lookup(held.int()), "indices of int32")
+    if math.prod(q.levels) > 2**63:
+        _refused(lambda: q.pack(held), "to pack more than 63 bits")
+        return
+    for packed in (math.prod(q.levels), -2):
+        if packed < 2**63:
+            _refused(lambda: q.unpack(torch.tensor([packed])), f"packed index {packed}")  # noqa: B023
+    _refused(lambda: q.unpack(q.pack(held).int()), "packed indices of int32")
 
 
 def check_empty(q: Quantizer) -> None:

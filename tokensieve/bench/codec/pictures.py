@@ -42,6 +42,7 @@ def plot(results: dict[str, Any]) -> str:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import NullLocator
 
     lines: dict[str, list[dict[str, Any]]] = {}
     for row in results["rows"].values():
@@ -67,7 +68,11 @@ def plot(results: dict[str, Any]) -> str:
             i = coloured.index(name)
             ax.plot(x, y, MARKERS[i % 6] + "-", color=COLOURS[i % 7], label=name)
     ax.set_xscale("log", base=2)
-    ax.xaxis.set_major_formatter(lambda v, _: f"{v:g}")
+    ticks = apart([row["bits"] / 8 for rows in lines.values() for row in rows if row["bits"]])
+    ax.set_xticks(ticks, [f"{v:.0f}" for v in ticks])
+    ax.xaxis.set_minor_locator(NullLocator())
+    if ticks:
+        ax.set_xlim(ticks[0] / 1.1, ticks[-1] * 1.1)
     ax.set_xlabel("bytes of a signal, codes stored plainly")
     ax.set_ylabel("PSNR on held-out signals, dB")
     ax.grid(color="#eeeeee")
@@ -76,6 +81,15 @@ def plot(results: dict[str, Any]) -> str:
     fig.savefig(text, format="svg")
     plt.close(fig)
     return text.getvalue()
+
+
+def apart(sizes: list[float]) -> list[float]:
+    """Sizes to write below a logarithmic axis, from below: the largest, and those that are a twelfth below the next."""
+    out: list[float] = []
+    for size in sorted(sizes, reverse=True):
+        if not out or size < out[-1] / 1.09:
+            out.append(size)
+    return out[::-1]
 
 
 def histogram(counts: list[int]) -> str:
