@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import median, stdev
 from textwrap import fill as wrapped
@@ -94,6 +94,22 @@ class Sweep:
         error = stdev([a - share * b for a, b in zip(ours, full, strict=True)]) / len(full) ** 0.5
         return share, error / (sum(full) / len(full))
 
+    def spent(self, items: Sequence[str], keys: Sequence[str]) -> float:
+        """Seconds that these items took under the full model and some plans: their part of the batches that they were in."""
+        names = [i.name for i in self.items]
+        firsts = [names[names.index(i) // BATCH * BATCH] for i in items]
+        return sum(self._beside(first) + sum(self._alone(k, first) for k in (FULL, *keys)) for first in firsts) / BATCH
+
+    def _alone(self, key: str, first: str) -> float:
+        """Seconds of a batch under a plan; the encoder counts where it ran for this plan alone."""
+        ms = self.ask.passes[key][first]["ms"]
+        shared = key != FULL and all(s.site != "encoder" for s in self.cells[key].plan.stages)  # type: ignore[union-attr]
+        return (ms["total"] - (ms["encoder"] if shared else 0.0)) / 1000
+
+    def _beside(self, first: str) -> float:
+        """Seconds of a batch that are not the model's: pictures are read, answers judged."""
+        return self.seconds[first] - sum(self._alone(k, first) for k in (FULL, *self.cells))
+
     def replayed(self, items: Sequence[str], keys: Sequence[str], target: str) -> dict[str, Replies | str]:
         """What the sweep was told, as an answer to a search."""
         known = self.ask.records
@@ -119,10 +135,11 @@ def judged(sweep: Sweep, outcome: Outcome, goal: float, target: str) -> dict[str
     return row | {"right": share >= goal - error and least is not None and cost <= NEAR * least}
 
 
-def searches(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
-    """`advise` at each goal with each seed, in a quarter of the sweep's time."""
+def searches(sweep: Sweep, folder: Path, write: Callable[[list[dict[str, Any]]], None]) -> None:
+    """`advise` itself at each goal with each seed, in a quarter of the sweep's time; ``write`` is given what is done so far."""
     file = folder / "searches.json"
     done = json.loads(file.read_text()) if file.exists() else {}
+    write(list(done.values()))
     for seed in SEEDS:
         for goal in GOALS:
             key = f"{goal}#{seed}"
@@ -132,97 +149,106 @@ def searches(sweep: Sweep, folder: Path) -> list[dict[str, Any]]:
                     minutes=SHARE * sweep.total / 60, methods=METHODS, keep=BUDGETS, sites=SITES, new_tokens=NEW,
                     batch=BATCH, seed=seed, dtype="float32", device="cpu",
                 )  # fmt: skip
-                done[key] = {**judged(sweep, made.outcome, goal, "flops"), "seed": seed, "sentence": made.sentence}
+                row = judged(sweep, made.outcome, goal, "flops")
+                done[key] = row | {"seed": seed, "sentence": made.sentence, "time": made.outcome.seconds / sweep.total}
                 write_json(file, done)
                 print(key, made.sentence, flush=True)
-    return list(done.values())
+                write(list(done.values()))
 
 
 def replays(sweep: Sweep, folder: Path, target: str, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Searches on what the sweep was told, with no limit of time."""
+    """Searches on what the sweep was told, by a clock of the times that it took for it."""
     out = []
+    names = [i.name for i in sweep.items]
+    whole = sum(sweep.spent([n], list(sweep.cells)) for n in names)
     for seed in seeds:
         for goal in GOALS:
-            file = folder / "replay.json"
+            file, now = folder / "replay.json", [0.0]
             file.unlink(missing_ok=True)
-            terms = Terms(goal, 1e9, BATCH, seed)
-            names = [i.name for i in sweep.items]
-            found = search(list(sweep.cells), names, lambda i, k: sweep.replayed(i, k, target), terms, file)
-            out.append({**judged(sweep, found, goal, target), "seed": seed})
+
+            def ask(items: Sequence[str], keys: Sequence[str], now: list[float] = now) -> dict[str, Replies | str]:
+                now[0] += sweep.spent(items, keys)
+                return sweep.replayed(items, keys, target)
+
+            terms = Terms(goal, SHARE * whole / 60, BATCH, seed)
+            found = search(list(sweep.cells), names, ask, terms, file, clock=lambda now=now: now[0])  # type: ignore[misc]
+            out.append({**judged(sweep, found, goal, target), "seed": seed, "time": found.seconds / whole})
             file.unlink()
     return out
 
 
-def page(sweep: Sweep, made: Sequence[Mapping[str, Any]], again: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+def page(sweep: Sweep, again: Mapping[str, Sequence[Mapping[str, Any]]], made: Sequence[Mapping[str, Any]]) -> str:
     """The page as Markdown."""
     env = environment()
     intro = (
         f"`tokensieve advise` beside a full sweep of the packaged LLaVA: {len(sweep.cells)} plans ({', '.join(METHODS)}, and "
         f"random, uniform and pool at {' and '.join(SITES)}; {', '.join(map(str, BUDGETS))} visual tokens) and {COUNT} held-out "
-        f"questions. The sweep took {sweep.total:.0f} s. Then `advise --for flops` was given a quarter of that, at three goals "
-        "and with three seeds. Goals, plans and questions were fixed before anything was measured. A choice is right where the "
-        "sweep's own table says that it keeps the goal less one standard error at least, at no more than 1.05 of the FLOPs of "
-        "the cheapest plan that keeps it; or where no plan does, and `advise` says so."
+        f"questions, swept in full once ({sweep.total:.0f} s). Then a plan is looked for at three goals, in a quarter of the "
+        "sweep's time at most. Goals, plans and questions were fixed before anything was measured. A choice is right where the "
+        "sweep's own table says that it keeps the goal less one standard error at least, and that its cost is at most 1.05 of "
+        "that of the cheapest plan that keeps the goal; or where no plan keeps it, and it says so."
     )
     where = (
         f"{env['cpu']}, {env['threads']} threads, on a machine that others used too; torch {env['versions']['torch']}, "
         f"transformers {env['versions']['transformers']}. Made by `python -m benchmarks.advise`."
     )
-    rows = [
-        [
-            f"{100 * r['goal']:g}%", str(r["seed"]), str(r["meets"]), r["chosen"] or f"none ({r['why']})",
-            f"{100 * r['share']:.1f} ± {100 * r['error']:.1f}" if r["chosen"] else "–",
-            f"{r['ratio']:.2f}" if r.get("ratio") else "–", str(r["answers"]),
-            f"{r['seconds'] / sweep.total:.2f}", "yes" if r["right"] else "no",
-        ]
-        for r in made
-    ]  # fmt: skip
-    head = [
-        "goal",
-        "seed",
-        "plans that keep it",
-        "chosen",
-        "keeps, by the sweep",
-        "FLOPs of the cheapest",
-        "answers",
-        "of the sweep's time",
-        "right",
+    seeds = len({r["seed"] for r in again["flops"]})
+    replayed = (
+        f"Searches on what the sweep was told, with {seeds} seeds, by a clock of the times that the sweep took for the same "
+        "questions and plans. `memory` is bytes of the cache, `latency` the median over pairs of batches."
+    )
+    parts = [
+        "# Advice beside a sweep",
+        "",
+        wrapped(intro, 128),
+        "",
+        wrapped(where, 128),
+        "",
+        wrapped(replayed, 128),
+        "",
     ]
+    parts.append(table(HEAD, [_row(target, r) for target, found in again.items() for r in found]))
+    if made:
+        parts += [
+            "",
+            wrapped(f"`tokensieve advise --for flops` itself, {len(made)} times, by the clock on the wall.", 128),
+            "",
+        ]
+        parts.append(table(HEAD, [_row("flops", r) for r in made]))
+        parts += ["", *(f"> {r['sentence']}\n" for r in made[:3])]
     plans = []
     for key in sorted(sweep.cells, key=lambda k: sweep.cost(k, "flops")):
         share, error = sweep.quality(key)
         costs = [f"{100 * sweep.cost(key, t):.0f}%" for t in ("flops", "memory", "latency")]
         plans.append([key, f"{100 * share:.1f} ± {100 * error:.1f}", *costs])
-    more = []
-    for target, found in again.items():
-        for goal in GOALS:
-            some = [r for r in found if r["goal"] == goal]
-            right = sum(r["right"] for r in some)
-            answers = sum(r["answers"] for r in some) / len(some) / (COUNT * (len(sweep.cells) + 1))
-            more.append(
-                [target, f"{100 * goal:g}%", str(some[0]["meets"]), f"{right} of {len(some)}", f"{answers:.2f}"]
-            )
-    again_text = (
-        f"The same search on what the sweep was told, with {len(next(iter(again.values()))) // len(GOALS)} other seeds, and no "
-        "limit of time; latency is the median over pairs of batches."
-    )
-    return "\n".join(
-        [
-            "# Advice beside a sweep", "", wrapped(intro, 128), "", wrapped(where, 128), "", table(head, rows), "",
-            wrapped(again_text, 128), "",
-            table(["for", "goal", "plans that keep it", "right", "of the sweep's answers"], more), "",
-            "## The sweep", "",
-            table(["plan", "keeps, % of full", "FLOPs", "cache", "time"], plans), "",
-        ]
-    )  # fmt: skip
+    parts += ["", "## The sweep", "", table(["plan", "keeps, % of full", "FLOPs", "cache", "time"], plans), ""]
+    return "\n".join(parts)
+
+
+HEAD = (
+    "for", "goal", "seed", "plans that keep it", "chosen", "keeps, by the sweep", "of the least cost", "answers", "of the time",
+    "right",
+)  # fmt: skip
+
+
+def _row(target: str, r: Mapping[str, Any]) -> list[str]:
+    chosen = r["chosen"] is not None
+    return [
+        target, f"{100 * r['goal']:g}%", str(r["seed"]), str(r["meets"]), r["chosen"] if chosen else f"none ({r['why']})",
+        f"{100 * r['share']:.1f} ± {100 * r['error']:.1f}" if chosen else "–", f"{r['ratio']:.2f}" if r.get("ratio") else "–",
+        str(r["answers"]), f"{r['time']:.2f}", "yes" if r["right"] else "no",
+    ]  # fmt: skip
 
 
 def main(folder: Path = Path("out/advise")) -> None:
     sweep = Sweep(folder)
     sweep.run()
-    again = {t: replays(sweep, folder, t, range(100, 120)) for t in ("flops", "memory", "latency")}
-    made = searches(sweep, folder)
-    PAGE.write_text(page(sweep, made, again), encoding="utf-8")
+    again = {t: replays(sweep, folder, t, SEEDS) for t in ("flops", "memory", "latency")}
+
+    def write(made: Sequence[Mapping[str, Any]]) -> None:
+        PAGE.write_text(page(sweep, again, made), encoding="utf-8")
+
+    searches(sweep, folder, write)
 
 
 if __name__ == "__main__":

@@ -54,15 +54,8 @@ def grid(steps=(0.0, 0.02, 0.15, 0.5)):
 
 
 def found(tmp_path, asked, terms=TERMS, name="search.json"):
-    return search(list(asked.costs), asked.items, asked, terms, tmp_path / name)
-
-
-@pytest.fixture
-def clock(monkeypatch):
-    """Time is what the asked say."""
-    here = []
-    monkeypatch.setattr(halving, "perf_counter", lambda: here[0].clock)
-    return here.append
+    """What is found by a clock that says how long the asked would take."""
+    return search(list(asked.costs), asked.items, asked, terms, tmp_path / name, clock=lambda: asked.clock)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -140,18 +133,16 @@ def test_a_full_model_that_is_always_wrong_has_nothing_to_keep(tmp_path):
     assert found(tmp_path, rarely, name="rarely.json").why != "wrong"
 
 
-def test_time_limits_what_is_asked(tmp_path, clock):
+def test_time_limits_what_is_asked(tmp_path):
     asked = Asked(grid(), seconds=1.0)
-    clock(asked)
     out = found(tmp_path, asked, replace(TERMS, minutes=12))
     assert out.why == ""
     assert out.seconds == asked.clock <= 12 * 60
     assert len(out.judges) < 150
 
 
-def test_too_little_time_says_the_least(tmp_path, clock):
+def test_too_little_time_says_the_least(tmp_path):
     asked = Asked(grid(), seconds=1.0)
-    clock(asked)
     out = found(tmp_path, asked, replace(TERMS, minutes=0.1))
     assert (out.chosen, out.why) == (None, "late")
     assert out.needed == pytest.approx(2 * (50 + 20) / 60)
@@ -159,9 +150,8 @@ def test_too_little_time_says_the_least(tmp_path, clock):
     assert out.untried == list(asked.costs)
 
 
-def test_candidates_that_there_is_no_time_for_are_named(tmp_path, clock):
+def test_candidates_that_there_is_no_time_for_are_named(tmp_path):
     asked = Asked({f"c{i}": (0.5, 0.0) for i in range(60)}, seconds=1.0)
-    clock(asked)
     out = found(tmp_path, asked, replace(TERMS, minutes=10))
     assert out.untried == [f"c{i}" for i in range(12, 60)]
     assert out.chosen is not None
@@ -190,7 +180,7 @@ def test_an_interrupted_search_goes_on_and_asks_nothing_twice(tmp_path):
             return asked(items, candidates)
 
         with pytest.raises(KeyboardInterrupt):
-            search(list(asked.costs), asked.items, ask, TERMS, tmp_path / f"{stop}.json")
+            search(list(asked.costs), asked.items, ask, TERMS, tmp_path / f"{stop}.json", clock=lambda: 0.0)
         again = found(tmp_path, asked, name=f"{stop}.json")
         assert asked.calls == at_once.calls
         assert replace(again, seconds=0) == replace(whole, seconds=0)

@@ -82,7 +82,7 @@ def label(cell: Cell, passes: Sequence[Pass]) -> str:
         mean, whole = (sum(p["count"] * p[k] for p in passes) / sum(p["count"] for p in passes) for k in _TOKENS)
         sites = {s.site for s in cell.plan.stages} if cell.plan else set()
         over = ", the mean over layers," if "prefill" in sites else ""
-        return f"{cell.method} at {mean:.0f}{over} of {whole:.0f} visual tokens"
+        return f"{cell.key.rpartition('@')[0]} at {mean:.0f}{over} of {whole:.0f} visual tokens"
     keep = f"{100 * cell.keep:g}%" if isinstance(cell.keep, float) else f"{cell.keep} entries"
     return f"{cell.method} at {keep} of the cache"
 

@@ -94,6 +94,7 @@ def search(
     terms: Terms,
     file: Path,
     step: Progress = lambda done, total, what: None,
+    clock: Callable[[], float] = perf_counter,
 ) -> Outcome:
     """Look for the cheapest candidate that keeps the goal.
 
@@ -101,6 +102,7 @@ def search(
         candidates, items: names, each once. Candidates that time does not suffice for are left out from the end.
         file: where what was told is kept.
         step: is told how many items of how many were asked, and what is going on.
+        clock: seconds, by which the minutes are counted.
 
     Raises:
         ValueError: there is nothing to choose from, a name occurs twice, or ``file`` holds a search on other terms or is none.
@@ -111,7 +113,7 @@ def search(
             raise ValueError(f"{what}: each needs a name of its own, and none may be {FULL!r}")
     if not candidates:
         raise ValueError("candidates is empty; there is nothing to choose from")
-    return _Search(candidates, items, ask, terms, file, step).run()
+    return _Search(candidates, items, ask, terms, file, step, clock).run()
 
 
 def needed(items: int, terms: Terms) -> int:
@@ -127,9 +129,16 @@ def _finding(items: int) -> int:
 
 class _Search:
     def __init__(
-        self, candidates: Sequence[str], items: Sequence[str], ask: Ask, terms: Terms, file: Path, step: Progress
+        self,
+        candidates: Sequence[str],
+        items: Sequence[str],
+        ask: Ask,
+        terms: Terms,
+        file: Path,
+        step: Progress,
+        clock: Callable[[], float],
     ):
-        self.ask, self.terms, self.step = ask, terms, step
+        self.ask, self.terms, self.step, self.clock = ask, terms, step, clock
         self.candidates, self.items = list(candidates), random.Random(terms.seed).sample(list(items), len(items))
         self.told = Answered(file, terms, self.candidates, self.items)
         self.least = terms.least or fewest(terms.goal)
@@ -218,9 +227,9 @@ class _Search:
             if not todo and self.told.knows(FULL, some):
                 continue
             self.step(self.items.index(some[0]), len(self.items), f"asking {max(1, len(todo))} plans")
-            began = perf_counter()
+            began = self.clock()
             told = self.ask(some, todo)
-            self.told.add(some, told, perf_counter() - began)
+            self.told.add(some, told, self.clock() - began)
 
     def _least(self) -> float:
         """Minutes that one candidate takes through as many items as are needed, if it costs what the full model does."""
