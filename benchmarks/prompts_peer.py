@@ -1,7 +1,7 @@
 """Side by side with LLMLingua: `python -m benchmarks.prompts_peer [QUESTIONS]`.
 
 The peer has a folder of its own in `out/peers/`, and a process of its own; it reads texts by SmolLM2, as our `surprisal` does.
-Its constructor fetches a vocabulary of OpenAI's from the network, for statistics alone: that one call is replaced. What both leave
+Its constructor fetches a vocabulary from the network, for statistics alone: that one call is replaced. What both leave
 of the questions of `benchmarks.prompt_questions` is counted in SmolLM2's tokens and answered by it.
 """
 
