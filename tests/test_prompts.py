@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import tokensieve as ts
 from tokensieve.core.method_registry import get_method, list_methods
+from tokensieve.prompt.compress import WORDS
 from tokensieve.sites.prompt.clusters import CLUSTER
 from tokensieve.sites.prompt.cutting import WAYS, cut
 from tokensieve.sites.prompt.protect import protected
@@ -196,6 +197,13 @@ def test_a_sentence_over_the_budget_is_cut_at_words_and_says_so(compressor):
     assert made.source.startswith(made.text)
     assert made.source[len(made.text)] == " "
     assert any("cut to its first words" in note for note in made.notes)
+
+
+def test_methods_of_words_carry_a_warning(compressor):
+    text = "One thing is here. Another thing is there."
+    assert WORDS in compressor(text, QUESTION, keep=6, method="random-text", unit="word").notes
+    assert WORDS not in compressor(text, QUESTION, keep=6, method="random-text").notes
+    assert WORDS not in compressor(text, QUESTION, keep=1.0, method="random-text", unit="word").notes
 
 
 def test_empty_text_is_said(compressor):

@@ -20,7 +20,7 @@ from tokensieve.sites.prompt.filling import costs_of, fill
 from tokensieve.text.loading import open_tokenizer
 
 REVIEWS, DRAWS = (4, 20, 75), 5
-DOCUMENTS, QUERIES, KEEP = 240, 240, 0.8
+DOCUMENTS, QUERIES, LONGEST, KEEP = 120, 120, 500, 0.8
 TOPICS = {
     "battery": (
         "nine hours",
@@ -110,7 +110,7 @@ def tcra(_: Testbed) -> Outcome:
     every text a subsequence of its source."""
     bed = retrieval.CheckContext(DOCUMENTS, slice(QUERIES))
     encoder = bed.encoder
-    texts = [text[:1000] for text in bed.collection.bodies]
+    texts = [text[:LONGEST] for text in bed.collection.bodies]
     made = [compressor()(t, keep=KEEP, method="tcra") for t in texts]
     rooms = [max(1, m.after) for m in made]
     lost = Compressor(encoder=encoder, seed=SEED)

@@ -26,6 +26,8 @@ from tokensieve.text.loading import open_tokenizer
 BETWEEN = "\n\n"
 """What stands between passages."""
 
+WORDS = "words left from the midst of sentences: a model may no longer find what is still there; measure it by bench-prompts"
+
 
 class Compressor:
     """Compresses texts; it reads each unit of text once, however often it comes.
@@ -69,6 +71,8 @@ class Compressor:
         run = self._each if each else self._staged
         spans = run(source, starts, stages, question, stay, notes)
         left = "".join(source[a:b] for a, b in spans)
+        if left != source and any(getattr(s.method, "unit", "") == "word" for s in stages):
+            notes.append(WORDS)
         if self._count is None:
             notes.append(f"tokens are counted by the tokenizer of {self._name}; pass the target's: tokenizer=")
         if _foreign(question) and self._given is None and any(n.name == "text" for s in stages for n in s.needs):

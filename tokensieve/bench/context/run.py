@@ -14,7 +14,7 @@ from tokensieve.bench.loading import device_of, dtype_of, language_model
 from tokensieve.bench.metrics import METRICS
 from tokensieve.bench.questions import Question, read_questions
 from tokensieve.bench.results import Results, Settings
-from tokensieve.prompt.compress import Compressor
+from tokensieve.prompt.compress import WORDS, Compressor
 from tokensieve.prompt.compressed import Compressed
 from tokensieve.retrieval.encoders.loading import MINILM, load_encoder
 
@@ -108,7 +108,7 @@ def run(asked: PromptConfig, step: Step) -> Results:
     results = Results.open(asked.out, asked.settings(len(items)), found.skipped, [q.to_json() for q in items])
     _measured(results, work, items, step)
     data = results.data
-    data["notes"] = list(dict.fromkeys([*data.get("notes", []), *work.notes]))
+    data["notes"] = [*work.notes, *_told(data["records"], made)]
     kinds = {q.name: q.kind for q in items}
     data["rows"] = rows_of(data["records"], made, kinds)
     data["shown"] = _shown(work, items)
@@ -134,6 +134,18 @@ def _measured(results: Results, work: _Work, items: Sequence[Question], step: St
             results.write()
 
 
+def _told(records: dict[str, Any], made: Sequence[PromptCell]) -> list[str]:
+    """What was said of texts while they were compressed: of each line the first note, and of how many texts there was one."""
+    out = []
+    for cell in made:
+        noted = [r["notes"][0] for r in records[cell.key].values() if r["notes"]]
+        if noted:
+            out.append(
+                f"{cell.key}: of {len(noted)} of {len(records[cell.key])} texts something is to be said: {noted[0]}"
+            )
+    return out
+
+
 def compressed(compressor: Compressor, cell: PromptCell, item: Question) -> Compressed:
     """What a line leaves of a question's text; every unit is read anew, as a text that comes for the first time is."""
     compressor.forget()
@@ -142,18 +154,17 @@ def compressed(compressor: Compressor, cell: PromptCell, item: Question) -> Comp
 
 def _answered(work: _Work, cell: PromptCell, item: Question) -> dict[str, Any]:
     """The record of one answer."""
-    whole, seconds = "\n\n".join(item.context), 0.0
+    whole, seconds, told = "\n\n".join(item.context), 0.0, list[str]()
     context = "" if cell.key == NONE else whole
     if cell.plan is not None:
         made, seconds = timed(lambda: compressed(work.compressor, cell, item))
-        context = made.text
-        work.notes += [f"{cell.key}: {note}" for note in made.notes if "unit" not in note]
+        context, told = made.text, [note for note in made.notes if note != WORDS]
     reply = work.asker.ask(context, item.question, item.system, cell.inside)
     return {
         "said": reply.said, "contained": METRICS.get("contains")(reply.said, item.answers),
         "exact": METRICS.get("exact")(reply.said, item.answers), "survived": float(survived(context, item.answers)),
         "tokens": reply.tokens, "context": work.compressor.count(context), "compress": round(seconds, 4),
-        "answer": round(reply.seconds, 4),
+        "answer": round(reply.seconds, 4), "notes": told,
     }  # fmt: skip
 
 
