@@ -172,6 +172,10 @@ def test_what_cannot_be_done_is_said(tmp_path, docs):
     assert "give a --token-file" in problem("serve", out, "--host", "0.0.0.0")
     (tmp_path / "token").write_text("\n")
     assert "is empty" in problem("serve", out, "--token-file", tmp_path / "token")
+    (tmp_path / "token").write_text("secret")
+    both = ("--read-token-file", tmp_path / "token")
+    assert "stands beside a --token-file" in problem("serve", out, *both)
+    assert "holds another token" in problem("serve", out, "--token-file", tmp_path / "token", *both)
     with pytest.raises(IndexProblem, match="made for model"):
         Library.open(out, Words("other"))
 

@@ -158,7 +158,7 @@ def test_more_around_and_back(browser, served):
 
 
 def test_markdown_and_code_are_shown_as_such(browser, served):
-    browser.get(f"{served}/#q=delta&where=suffix+%3D+.md")
+    browser.get(f"{served}/#q=delta&where=suffix+%3D+.md%2C+size+%3E+500")
     status(browser, "2 of 16 passages")
     kinds = {
         e.get_attribute("class"): e.text
@@ -243,7 +243,8 @@ def test_text_is_text(browser, served):
 
 
 def test_nothing_comes_from_elsewhere_and_nothing_is_logged(browser, served):
-    browser.get_log("performance")
+    for what in ("performance", "browser"):  # of the tests before
+        browser.get_log(what)
     browser.get(f"{served}/#q=file")
     status(browser, "of 16 passages")
     sent = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]

@@ -410,6 +410,14 @@ def test_files_are_put_in_as_index_reads_them(client, shelf):
         assert why in said or "cannot be opened" in said
 
 
+def test_what_conditions_may_speak_of(client):
+    about = {"by": {"name": "Ann"}, "tags": ["x"], "long": "y" * 99}
+    client.post("/documents", content=lines({"id": "a", "text": "b", "metadata": about}), headers=LINES)
+    got = client.get("/fields").json()["fields"]
+    assert sorted(got["size"]) == sorted({len(text) for text in TEXTS.values()})
+    assert (got["by.name"], got["tags"], got["long"]) == (["Ann"], [], [])
+
+
 def test_some_of_a_document(client):
     client.post("/documents", content=lines({"id": "long", "text": "\n\n".join(["word " * 120] * 6)}), headers=LINES)
     whole = client.get("/documents", params={"id": "long"}).json()
@@ -462,7 +470,7 @@ def _lines(context, value):
 
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
-@pytest.mark.parametrize("path", ["/", "/health", "/about", "/search", "/searches", "/documents", "/files"])
+@pytest.mark.parametrize("path", ["/", "/health", "/about", "/search", "/searches", "/documents", "/files", "/fields"])
 def test_no_request_makes_it_fail(shelf, path, mode):
     """Requests that fit the schema are answered as it says, others refused as it says; by the checks of schemathesis."""
     schema = schemathesis.openapi.from_asgi("/openapi.json", application(shelf, TOKEN, hosts=None))

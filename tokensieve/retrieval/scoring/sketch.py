@@ -46,6 +46,12 @@ class Pooled:
         return queries
 
 
+@register_sketch("coarse")
+def coarse(dim: int) -> Pooled:
+    """A vector for every sixteen tokens: half the bytes of "pooled", of which more candidates are scored."""
+    return Pooled(dim, 16)
+
+
 @register_sketch("mean")
 @dataclass(frozen=True)
 class Mean:

