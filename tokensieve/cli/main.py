@@ -14,6 +14,7 @@ from tokensieve.cli import (
     catalog,
     codec,
     doctor,
+    encoders,
     harnesses,
     indexing,
     real,
@@ -26,7 +27,21 @@ from tokensieve.cli import (
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
-for group in (advise, bench, catalog, codec, doctor, harnesses, indexing, real, retrieval, tokenizer, upkeep, vllm):
+for group in (
+    advise,
+    bench,
+    catalog,
+    codec,
+    doctor,
+    encoders,
+    harnesses,
+    indexing,
+    real,
+    retrieval,
+    tokenizer,
+    upkeep,
+    vllm,
+):
     group.add(app)
 
 
