@@ -422,3 +422,9 @@ def test_the_reference_of_the_command_line_tells_of_every_command():
     assert "| `--seed` | int | `0` | For methods that draw, and for the choice of questions. |" in page
     assert "| `--json, --no-json` |  |  | Print JSON only. |" in page
     assert "tokensieve search AT QUERY [OPTIONS]" in page
+
+
+def test_the_page_of_faster_encoders_runs():
+    found = run("docs/how-to/encoder-speed.md")
+    assert found["s"].frames == (25, 50)
+    assert found["states"].shape == (2, 65, 32)

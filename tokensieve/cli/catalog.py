@@ -141,12 +141,19 @@ def models(
     names: Annotated[
         list[str] | None, typer.Argument(help="Model types to check now; the last record if none.")
     ] = None,
+    encoders: Annotated[
+        bool, typer.Option(help="Encoders of images, sound and text, in place of vision-language models.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """List the architectures that a sieve runs on, what was checked of each, and why others are refused."""
+    from tokensieve.bench.compat import encoders as towers
     from tokensieve.bench.compat import matrix
 
-    rows = matrix.matrix(names) if names else matrix.recorded()
+    if encoders:
+        rows = towers.matrix(names) if names else towers.recorded()
+    else:
+        rows = matrix.matrix(names) if names else matrix.recorded()
     if json_:
         typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
         return

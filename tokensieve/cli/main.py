@@ -14,6 +14,7 @@ from tokensieve.cli import (
     catalog,
     codec,
     doctor,
+    encoders,
     harnesses,
     indexing,
     prompts,
@@ -29,7 +30,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
 for group in (
-    advise, bench, catalog, codec, doctor, harnesses, indexing, prompts, real, retrieval, serving, tokenizer, upkeep, vllm,
+    advise, bench, catalog, codec, doctor, encoders, harnesses, indexing, prompts, real, retrieval, serving, tokenizer, upkeep,
+    vllm,
 ):  # fmt: skip
     group.add(app)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from tokensieve.core.plan import Plan, applied
 from tokensieve.core.stage import WHERE, Stage
 from tokensieve.parts.budget import Budget, Keep
 from tokensieve.sites.diffusion.subject import of_diffusers, subject
+from tokensieve.sites.encoder import speech
 from tokensieve.sites.model import compiled, copies, decoding, guards, towers
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
@@ -164,6 +165,11 @@ def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
         model.__dict__[NEST] = sieves
 
 
+@overload
+def sieve(model: Any, what: Literal["speech"], *, margin: float = ...) -> speech.Speech: ...
+
+
+@overload
 def sieve(
     model: Any,
     what: str | Method | Stage | Plan,
@@ -173,7 +179,19 @@ def sieve(
     seed: int = 0,
     scores: bool = False,
     **where: Any,
-) -> Sieve:
+) -> Sieve: ...
+
+
+def sieve(
+    model: Any,
+    what: str | Method | Stage | Plan,
+    keep: Budget | Callable[[float], float] | None = None,
+    *,
+    r: int | None = None,
+    seed: int = 0,
+    scores: bool = False,
+    **where: Any,
+) -> Sieve | speech.Speech:
     """Run a model on fewer tokens, through hooks that go away again.
 
     Args:
@@ -181,7 +199,8 @@ def sieve(
             or in front of a decoder), or, for methods that evict from the cache, a causal language model. What holds one may
             stand in its place: a `sentence-transformers` model, a pipeline, a model under PEFT. Or a pipeline of diffusers, or
             its unet or transformer (site="diffusion").
-        what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`.
+        what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`; or "speech", under which a Whisper runs on
+            what was said and ``margin`` seconds (see :class:`~tokensieve.sites.encoder.speech.Speech`).
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
             Of systems of several stages it is the mean over the language model's layers, or what the last leaves where the
             method says so (`sparsevlm`). In a pipeline of diffusers also a function of progress (0 the first step, 1 the last).
@@ -210,6 +229,10 @@ def sieve(
         if keep is not None or r is not None or where:
             raise ValueError("a plan or stage carries its own keep and options; pass the model and the plan only")
         return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
+    if what == "speech":
+        if keep is not None or r is not None:
+            raise ValueError("'speech' keeps what was said; nest it with another sieve: sieve(model, 'tome', keep=0.5)")
+        return speech.speech(model, **where)
     if keep is not None and r is not None:
         raise ValueError(f"keep={keep!r} and r={r!r}: both say how many tokens leave; give one of them")
     keep = Keep(r=r) if r is not None else keep
