@@ -207,9 +207,8 @@ def sieve(
         return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
-    denoises = of_diffusers(model)
-    if denoises:
+    if of_diffusers(model):
         where.setdefault("site", "diffusion")
     if isinstance(what, str):
-        check_names(what, where, (*WHERE, *(KEYWORDS if denoises else ()), "seed", "scores"))
+        check_names(what, where, (*WHERE, *(KEYWORDS if where.get("site") == "diffusion" else ()), "seed", "scores"))
     return Sieve(model, applied(what, keep, **where), seed, scores)
