@@ -1,7 +1,9 @@
 """Sieves on denoisers of diffusers: the contract of the site, and what it refuses."""
 
+import copy
 import json
 import re
+import threading
 from itertools import pairwise
 
 import pytest
@@ -454,3 +456,40 @@ def test_a_scheduler_that_was_replaced_is_noticed():
         made.scheduler = PNDMScheduler()
         with pytest.raises(RuntimeError, match="scheduler was replaced"):
             images(made)
+
+
+def test_what_holds_at_every_site_holds_here():
+    """The guards of copies, of weights that are not there, and of a forward that was compiled in its place."""
+    model = denoisers.build("DiTTransformer2DModel")
+    with ts.sieve(model, "tome", keep=0.5), pytest.raises(RuntimeError, match="a copy of DiTTransformer2DModel"):
+        copy.deepcopy(model)
+    copy.deepcopy(model)
+    with pytest.raises(ValueError, match="weights on the meta device"):
+        ts.sieve(copy.deepcopy(model).to("meta"), "tome", keep=0.5)
+    model.transformer_blocks[0].compile(backend="eager")
+    with pytest.raises(RuntimeError, match="holds a forward that torch.compile made"):
+        ts.sieve(model, "tome", keep=0.5)
+
+
+def test_another_thread_is_told_to_wait():
+    model, call = denoisers.build("DiTTransformer2DModel"), denoisers.TINY["DiTTransformer2DModel"].call()
+    said = []
+
+    def other(*_):
+        def run():
+            try:
+                model(**call)
+            except RuntimeError as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    with torch.no_grad(), ts.sieve(model, "tome", keep=0.5):
+        hook = model.norm_out.register_forward_pre_hook(other)
+        first = model(**call).sample
+        hook.remove()
+        assert torch.equal(model(**call).sample, first)
+    assert said
+    assert "running in another thread" in said[0]
