@@ -1,6 +1,10 @@
 """Sieves on denoisers of diffusers: the contract of the site, and what it refuses."""
 
+import copy
 import json
+import re
+import threading
+from itertools import pairwise
 
 import pytest
 import torch
@@ -16,7 +20,8 @@ from tokensieve.testbed.diffusion import pipeline
 
 METHODS = ("tome", "dart", "divprune", "random", "uniform", "pool")
 NAMES = (
-    "UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel", "FluxTransformer2DModel",
+    "UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel",
+    "FluxTransformer2DModel",
 )  # fmt: skip
 
 
@@ -125,21 +130,43 @@ def test_a_row_alone_is_what_it_is_in_a_batch(models, name, method):
 
 
 def test_choices_that_flip_were_ties_to_rounding(models):
-    """Of 100 seeds; a flat image is among them, whose tokens are told apart by their places alone."""
-    of, flips = models["DiTTransformer2DModel"], 0
-    noise = 0.0
+    """Of 100 seeds, each a batch of two; in the first a flat image, whose tokens differ by their places alone."""
+    of, flips, noise = models["DiTTransformer2DModel"], [], 0.0
+    entering = []
+    hook = of.model.transformer_blocks[0].attn1.register_forward_pre_hook(
+        lambda m, args, kwargs: entering.append(args[0]), with_kwargs=True
+    )
     for seed in range(100):
         x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(seed)) * (seed > 0)
-        noise = max(noise, close(torch.cat([of(i, hidden_states=x) for i in range(2)]), of(hidden_states=x)))
-        with ts.sieve(of.model, "tome", keep=0.5, layers=0) as s:
+        noise = max(noise, close(of(0, hidden_states=x), of(hidden_states=x)[:1]))
+        entering.clear()
+        with ts.sieve(of.model, "tome", keep=0.5, layers=0, shared=False) as s:
             both = of(hidden_states=x)
-            kept = s.last.stages[0].reduction.owner
-            alone = [(of(i, hidden_states=x), s.last.stages[0].reduction.owner) for i in range(2)]
-        same = all(torch.equal(owner[0], kept[i]) for i, (_, owner) in enumerate(alone))
-        flips += not same
-        if same:
-            assert close(torch.cat([out for out, _ in alone]), both) <= max(10 * noise, 2e-6)
-    assert flips == 0
+            batch = s.last.stages[0].reduction
+            alone = of(0, hidden_states=x)
+            single = s.last.stages[0].reduction
+        if torch.equal(single.owner[0], batch.owner[0]):
+            assert close(alone, both[:1]) <= 10 * noise
+        else:
+            flips.append(seed)
+            assert apart(entering[0][0], batch.kept[0][batch.owner[0]], single.kept[0][single.owner[0]]) < 1e-5
+    hook.remove()
+    assert flips in ([], [0])  # counted: of those that are not flat, none
+
+
+def apart(x, one, other):
+    """By how much the similarities differ at which two choices came apart: of each token that joins another one, or leaves in one
+    of them alone and might have stayed for the last that left in the other."""
+    unit = torch.nn.functional.normalize(x, dim=1)
+    place = torch.arange(len(x))
+    like = [(unit * unit[onto]).sum(1) for onto in (one, other)]
+    cut = [value[onto != place].min() for value, onto in zip(like, (one, other), strict=True)]
+    moved = (one != other) & (one != place) & (other != place)
+    gaps = [(like[0] - like[1])[moved].abs()]
+    for i, (a, b) in enumerate(((one, other), (other, one))):
+        left = (a != place) & (b == place)
+        gaps.append((like[i] - cut[1 - i])[left].abs())
+    return float(torch.cat(gaps).max())
 
 
 def test_of_equal_tokens_the_earlier_goes_first():
@@ -266,7 +293,7 @@ def test_cached_tokens_come_back_with_what_they_had_behind_the_last_block():
         images(made)
         hook.remove()
     gone = torch.ones(64, dtype=torch.bool).scatter(0, s.last.stages[0].reduction.kept[0], False)
-    for before, after in zip(out, out[1:], strict=False):
+    for before, after in pairwise(out):
         assert torch.equal(before[:, gone], after[:, gone])
         assert not torch.equal(before[:, ~gone], after[:, ~gone])
     assert last is made.transformer.transformer_blocks[-1]
@@ -293,18 +320,23 @@ def test_two_pipelines_share_nothing():
             assert torch.equal(images(a), under)
 
 
-def test_lora_works_under_a_sieve():
+def test_lora_works_under_a_sieve(models):
     peft = pytest.importorskip("peft")
-    made = pipe()
-    plain = images(made)
-    made.transformer.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
-    with ts.sieve(made, "tome", keep=0.5):
-        sieved = images(made)
-    assert not torch.equal(sieved, images(made))
-    made.transformer.disable_adapters()
-    assert torch.equal(images(made), plain)
+    model = denoisers.build("UNet2DConditionModel")
+    of = models["UNet2DConditionModel"]
+    model.add_adapter(peft.LoraConfig(r=2, init_lora_weights=False, target_modules=["to_q", "to_v"]))
+    with torch.no_grad():
+        adapted = model(**of.given).sample
+        with ts.sieve(model, "tome", keep=0.5) as s:
+            sieved = model(**of.given).sample
+            assert s.last.layer_tokens[0] == 32
+        assert torch.equal(model(**of.given).sample, adapted)
+        assert not torch.equal(sieved, adapted)
+        model.disable_adapters()
+        assert torch.equal(model(**of.given).sample, of.plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_a_compiled_denoiser_answers_as_the_plain_one(order):
     model = denoisers.build("DiTTransformer2DModel")
@@ -331,9 +363,8 @@ def test_offloading_asks_for_a_device():
             made.enable_model_cpu_offload()
             assert bool(images(made).isfinite().all())
         else:
-            with pytest.raises((RuntimeError, ValueError, AssertionError)):
+            with pytest.raises(RuntimeError, match="accelerator"):
                 made.enable_model_cpu_offload()
-                images(made)
 
 
 def test_a_plan_is_saved_and_loaded(tmp_path):
@@ -395,6 +426,8 @@ def test_what_is_no_denoiser_is_refused():
     ):
         with pytest.raises(ValueError, match=says):
             ts.sieve(model, "tome", keep=0.5, steps=(0.2, 1.0), site="diffusion")
+    with pytest.raises(ValueError, match="has no self-attention"):
+        ts.sieve(denoisers.diffusers.UNet1DModel(), "tome", keep=0.5)
     with pytest.raises(ValueError, match="visionzip runs at handoff"):
         ts.sieve(made, "visionzip", keep=0.5)
     with pytest.raises(ValueError, match="stands alone"):
@@ -412,7 +445,7 @@ def test_what_is_no_denoiser_is_refused():
 )
 def test_nothing_is_done_in_silence(name, form, error, guard):
     model, call = denoisers.build(name), denoisers.TINY[name].call()
-    says = guards.GUARDS[guard].says.split("}")[1].split("{")[0]
+    says = re.escape(guards.GUARDS[guard].says.split("}")[1 if guard != "untouched" else 0].split("{")[0])
     with torch.no_grad(), ts.sieve(model, "uniform", keep=0.5, form=form), pytest.raises(error, match=says):
         model(**call)
 
@@ -423,3 +456,40 @@ def test_a_scheduler_that_was_replaced_is_noticed():
         made.scheduler = PNDMScheduler()
         with pytest.raises(RuntimeError, match="scheduler was replaced"):
             images(made)
+
+
+def test_what_holds_at_every_site_holds_here():
+    """The guards of copies, of weights that are not there, and of a forward that was compiled in its place."""
+    model = denoisers.build("DiTTransformer2DModel")
+    with ts.sieve(model, "tome", keep=0.5), pytest.raises(RuntimeError, match="a copy of DiTTransformer2DModel"):
+        copy.deepcopy(model)
+    copy.deepcopy(model)
+    with pytest.raises(ValueError, match="weights on the meta device"):
+        ts.sieve(copy.deepcopy(model).to("meta"), "tome", keep=0.5)
+    model.transformer_blocks[0].compile(backend="eager")
+    with pytest.raises(RuntimeError, match="holds a forward that torch.compile made"):
+        ts.sieve(model, "tome", keep=0.5)
+
+
+def test_another_thread_is_told_to_wait():
+    model, call = denoisers.build("DiTTransformer2DModel"), denoisers.TINY["DiTTransformer2DModel"].call()
+    said = []
+
+    def other(*_):
+        def run():
+            try:
+                model(**call)
+            except RuntimeError as error:
+                said.append(str(error))
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    with torch.no_grad(), ts.sieve(model, "tome", keep=0.5):
+        hook = model.norm_out.register_forward_pre_hook(other)
+        first = model(**call).sample
+        hook.remove()
+        assert torch.equal(model(**call).sample, first)
+    assert said
+    assert "running in another thread" in said[0]

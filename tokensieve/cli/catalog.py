@@ -144,9 +144,13 @@ def models(
     encoders: Annotated[
         bool, typer.Option(help="Encoders of images, sound and text, in place of vision-language models.")
     ] = False,
+    diffusers: Annotated[bool, typer.Option("--diffusers", help="Classes of diffusers instead.")] = False,
     json_: Json = False,
 ) -> None:
     """List the architectures that a sieve runs on, what was checked of each, and why others are refused."""
+    if diffusers:
+        _denoisers(names, json_)
+        return
     from tokensieve.bench.compat import encoders as towers
     from tokensieve.bench.compat import matrix
 
@@ -159,6 +163,27 @@ def models(
         return
     print_table(
         ("architecture", "status", "checked", "note"), [(r.name, r.status, ", ".join(r.checked), r.why) for r in rows]
+    )
+
+
+def _denoisers(names: list[str] | None, json_: bool) -> None:
+    from tokensieve.bench.compat import denoiser_matrix
+
+    rows = denoiser_matrix.matrix(names) if names else denoiser_matrix.recorded()
+    if json_:
+        typer.echo(json.dumps([asdict(row) for row in rows], indent=2))
+        return
+    print_table(
+        ("class", "status", "attention", "stream", "note"),
+        [
+            (
+                r.name,
+                r.status,
+                *(", ".join(r.checked.get(f, ())) for f in ("attention", "stream")),
+                "; ".join(r.why.values()),
+            )
+            for r in rows
+        ],
     )
 
 

@@ -238,11 +238,10 @@ def sieve(
     keep = Keep(r=r) if r is not None else keep
     if keep is None:
         raise ValueError(f"keep is missing; say how many tokens to keep: sieve(model, {what!r}, keep=64)")
-    denoises = of_diffusers(model)
-    if denoises:
+    if of_diffusers(model):
         where.setdefault("site", "diffusion")
     if isinstance(what, str):
-        check_names(what, where, (*WHERE, *(KEYWORDS if denoises else ()), "seed", "scores"))
+        check_names(what, where, (*WHERE, *(KEYWORDS if where.get("site") == "diffusion" else ()), "seed", "scores"))
     made = get_method(what) if isinstance(what, str) else what
     if "site" not in where and made.site != "encoder" and "encoder" in made.sites and towers.towers(pretrained(model)):
         where["site"] = "encoder"

@@ -22,7 +22,7 @@ from tokensieve.testing.doctor_models import Checked, load, tiny_models
 from tokensieve.testing.doctor_sites import Finding, trials
 
 FORMAT = "tokensieve.doctor.1"
-PACKAGES = ("tokensieve", "torch", "transformers", "tokenizers", "safetensors")
+PACKAGES = ("tokensieve", "torch", "transformers", "tokenizers", "safetensors", "diffusers")
 BUILT = "the model is built"
 UNBUILT = "No sieve was tried: report it with the output of `tokensieve doctor --json`."
 

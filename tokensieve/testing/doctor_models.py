@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
+from tokensieve.bench.compat import denoisers
 from tokensieve.bench.compat import tiny_models as tiny
 from tokensieve.bench.compat.prompts import Prompts
 from tokensieve.bench.data import Sample
@@ -26,6 +28,7 @@ NEW = 4
 TEXTS = (96, 80)
 """Lengths of the random prompts of a causal language model, a batch padded on the left."""
 KERNELS = ("sdpa", "eager")
+DENOISER = "tiny denoiser of diffusers"
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Checked:
 
     Attributes:
         name: what the report calls it.
-        kind: "visual", "text" or "encoder".
+        kind: "visual", "text", "encoder" or "denoiser".
         inputs: what its forward pass is given.
         own: whether it is one of ours, which no sieve may refuse.
     """
@@ -65,7 +68,8 @@ class Checked:
 
     @torch.no_grad()
     def run(self) -> ModelOutput:
-        return self._encode() if self.kind == "encoder" else self._generate()
+        ways = {"encoder": self._encode, "denoiser": self._denoise}
+        return ways.get(self.kind, self._generate)()
 
     def _generate(self) -> ModelOutput:
         """Greedy answers; never an end of sequence, never a placeholder of pictures."""
@@ -77,6 +81,18 @@ class Checked:
         )  # fmt: skip
         held = (getattr(layer, "keys", None) for layer in cache_in(out).layers)
         return ModelOutput((out.sequences, *out.logits), tuple(0 if k is None else k.shape[-2] for k in held))
+
+    def _denoise(self) -> ModelOutput:
+        """One step; counted are the tokens of which each attention makes queries."""
+        seen: list[int] = []
+        makers = [m.to_q for m in self.model.modules() if callable(getattr(m, "processor", None))]
+        hooks = [m.register_forward_hook(lambda m, args, out: seen.append(out.shape[1])) for m in makers]
+        try:
+            out = self.model(**self.inputs, return_dict=False)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return ModelOutput(tuple(out), tuple(seen))
 
     def _encode(self) -> ModelOutput:
         stack, seen = find(self.model).vision, []
@@ -105,7 +121,14 @@ def tiny_models(device: str) -> dict[str, Callable[[], Checked]]:
         return Checked(name, kind, model.to(device), given, own=True)
 
     named = {f"tiny {kind} model, {kernel}": (kind, kernel) for kernel in KERNELS for kind in makers}
-    return {name: lambda name=name, how=how: made(name, *how) for name, how in named.items()}  # type: ignore[misc]
+    out = {name: lambda name=name, how=how: made(name, *how) for name, how in named.items()}  # type: ignore[misc]
+    return out | ({DENOISER: lambda: _tiny_denoiser(device)} if find_spec("diffusers") else {})
+
+
+def _tiny_denoiser(device: str) -> Checked:
+    name = "DiTTransformer2DModel"
+    given = {k: v.to(device) for k, v in denoisers.TINY[name].call().items()}
+    return Checked(DENOISER, "denoiser", denoisers.build(name).to(device), given, own=True)
 
 
 def _tiny_visual() -> tuple[Any, dict[str, Tensor]]:

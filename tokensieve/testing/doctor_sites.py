@@ -124,6 +124,9 @@ def trials(of: Checked) -> Iterator[SiteTrial]:
     if of.kind == "encoder":
         yield SiteTrial(of, "encoder", "tome", _blocks)
         return
+    if of.kind == "denoiser":
+        yield SiteTrial(of, "diffusion", "tome", _entered)
+        return
     if of.kind == "visual" and _crosses(of.model):
         yield SiteTrial(of, "cross", "trimmed-llama", _crossed)
     elif of.kind == "visual":
@@ -195,6 +198,11 @@ def _blocks(of: Checked, s: Sieve) -> list[int]:
     if set(kept) != {keep}:
         raise Wrong(f"{kept} of {n} tokens leave the encoder, and not {keep} of each picture")
     return [n, *budget.steps(n, keep, depth)[:-1]]
+
+
+def _entered(of: Checked, s: Sieve) -> list[int]:
+    """Every self-attention meets its share of the tokens."""
+    return [int(budget.counts(KEEP, torch.ones(1, n, dtype=torch.bool))) for n in of.plain.tokens]
 
 
 # ---- in words -------------------------------------------------------------------------------------------------------

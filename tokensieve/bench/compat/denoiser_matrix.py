@@ -11,6 +11,7 @@ from tokensieve.bench.compat import denoisers
 from tokensieve.bench.compat.check import Differs
 from tokensieve.bench.compat.denoiser_check import DenoiserCase
 from tokensieve.core.denoising import FORMS
+from tokensieve.core.errors import close
 
 
 @dataclass
@@ -59,7 +60,15 @@ def check(name: str) -> DenoiserVerdict:
 
 
 def matrix(names: Sequence[str] = ()) -> list[DenoiserVerdict]:
-    """The verdict on each class, all of them by default."""
+    """The verdict on each class, all of them by default.
+
+    Raises:
+        ValueError: a class that is not among those that are tried; the message offers the nearest names.
+    """
+    unknown = sorted(set(names) - set(denoisers.TINY))
+    if unknown:
+        near = close(unknown[0], list(denoisers.TINY))
+        raise ValueError(f"no denoiser called {unknown[0]} is tried" + (f"; did you mean {near}?" if near else ""))
     return [check(name) for name in names or denoisers.TINY]
 
 

@@ -199,9 +199,8 @@ TINY: dict[str, Tiny] = {
          "text_emb_dim": WIDTH, "axes_dims_rope": (4, 6, 6), "max_resolution": (16, 16), "llama_layers": [0, 1, 1, 1],
          "num_routed_experts": 2, "num_activated_experts": 1, "force_inference_output": True},
         lambda: {"hidden_states": noise(4, 16, 16), "timesteps": time(), **read(name="encoder_hidden_states_t5"),
-                 "encoder_hidden_states_llama3": noise(TEXT, WIDTH, seed=8)[None].repeat(2, 1, 1, 1),
+                 "encoder_hidden_states_llama3": [noise(TEXT, WIDTH, seed=i) for i in range(3)],
                  **pooled(name="pooled_embeds")},
-        unrowed=("encoder_hidden_states_llama3",),
     ),
     "CogVideoXTransformer3DModel": Tiny(
         {**COG, "sample_width": SIDE, "sample_height": SIDE, "sample_frames": 13, "max_text_seq_length": TEXT},

@@ -43,8 +43,9 @@ class DenoiserPass:
 
 
 def disabled(forward: F) -> F:
-    """A function that torch.compile leaves alone; what it calls is compiled on its own."""
-    return torch.compiler.disable(forward, recursive=False)  # type: ignore[no-any-return]
+    """A function that torch.compile leaves alone, with all that it calls: choosing tokens is no graph. What it is called by is
+    compiled as before."""
+    return torch.compiler.disable(forward)  # type: ignore[no-any-return]
 
 
 @contextmanager
