@@ -278,4 +278,4 @@ class EncoderSite:
             self.made.append(now)
         self._before = now if self.readers is not None else None
         stages, rows = [StageTrace(self.stage, now.total, now.score, now.grid)], list(range(now.total.batch))
-        self.trace = Trace(stages, rows, [float(n) for n in now.tokens], now.layout.place, now.stays())
+        self.trace = Trace(stages, rows, [float(n) for n in now.tokens], now.layout.place, stays=now.stays())
