@@ -1,14 +1,16 @@
 """Parity between seven languages on Debian's manual pages: `python -m benchmarks.parity`.
 
 Translated pages come from Debian's packages `manpages-*`, which `apt-get download` brings to out/manpages and nothing installs;
-English ones are those of the machine. Pages that all languages have are parallel: every second one balances, the others judge,
-and neither is learned from.
+English ones are those of the machine that are translated into one of the languages. Pages that all languages have are parallel:
+every second one balances, the others judge, and neither is learned from.
 """
 
 from __future__ import annotations
 
+import gzip
 import random
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,13 @@ from rich.table import Table
 
 from benchmarks.systems.tokenizers import gini
 from tokensieve.core.files import write_json
-from tokensieve.testbed.lm.corpus import manuals
+from tokensieve.testbed.lm.corpus import manuals, plain
 from tokensieve.text.config import TokenizerConfig
 from tokensieve.text.corpus import Corpus, Document
 from tokensieve.text.train import train
 
 LANGUAGES = ("de", "fr", "es", "pl", "uk", "ja")
-EACH = 1_500_000
+EACH = 800_000
 """Bytes of each language to learn from, at most."""
 FOLDER = Path("out/manpages")
 
@@ -39,10 +41,20 @@ def fetch() -> Path:
     return pages
 
 
+def english(names: Iterable[str], root: Path = Path("/usr/share/man")) -> dict[str, str]:
+    """Those of some pages that the machine has in English."""
+    files = {name: root / f"{name}.gz" for name in sorted(names)}
+    return {
+        name: plain(gzip.decompress(f.read_bytes()).decode("utf-8", errors="ignore"))
+        for name, f in files.items()
+        if f.is_file() and not f.is_symlink()
+    }
+
+
 def main() -> None:
     root = fetch()
     found = {name: {d.name: d.text for d in manuals(root / name)} for name in LANGUAGES}
-    found["en"] = {d.name: d.text for d in manuals()}
+    found["en"] = english({name for own in found.values() for name in own})
     order = sorted(set.intersection(*(set(own) for own in found.values())))
     texts: list[Document] = []
     sizes = {}

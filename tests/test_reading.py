@@ -64,7 +64,7 @@ def test_it_answers_as_the_plain_model_does_of_what_was_read(model, threshold, r
     ids = torch.cat([text()[:read], QUESTION])[None]
     assert torch.equal(found.ids, ids)
     plain = made.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=8, do_sample=False, pad_token_id=0)
-    out = made.generate(**found.inputs(made), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    out = made.generate(**found.inputs, max_new_tokens=8, do_sample=False, pad_token_id=0)
     assert torch.equal(out, plain)
 
 
@@ -79,7 +79,7 @@ def test_a_question_of_one_token_and_a_text_of_one_chunk():
     made = llama()
     found = ts.reading(made, always(0.4), chunk=64)(text(), QUESTION[:1])
     assert (found.read, found.probabilities, found.stopped, found.probed) == (40, (), False, 0)
-    assert made.generate(**found.inputs(made), max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (1, 43)
+    assert made.generate(**found.inputs, max_new_tokens=2, do_sample=False, pad_token_id=0).shape == (1, 43)
 
 
 def planted(n=60, chunks=5, seed=0):

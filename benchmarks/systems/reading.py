@@ -66,7 +66,7 @@ def cutoff(_: CheckContext) -> Outcome:
     found = [reader(s.text, s.question) for s, _ in held]
     mean = round(float(np.mean([r.read for r in found])))
     for read, (s, value) in zip(found, held, strict=True):
-        inputs = read.inputs(model)
+        inputs = read.inputs
         out = model.generate(**inputs, max_new_tokens=len(value), do_sample=False, pad_token_id=0)
         right["reading"] += out[0, read.ids.shape[1] :].tolist() == value
         for name, text in (("whole", s.text), ("beginning", s.text[:mean]), ("end", s.text[-mean:])):

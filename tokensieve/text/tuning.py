@@ -100,7 +100,8 @@ class Tuning:
         out = hashlib.sha256(json.dumps(self._settings).encode())
         out.update(self._stream.numpy().tobytes())
         for name, p in self.model.named_parameters():
-            out.update(f"{name} {tuple(p.shape)} {float(p.detach().sum(dtype=torch.float64))!r}".encode())
+            total = float(p.detach().sum(dtype=torch.float64))
+            out.update(f"{name} {tuple(p.shape)} {total:.9g}".encode())  # threads add up in an order of their own
         return out.hexdigest()
 
     def put_down(self, file: Path, facts: dict[str, Any]) -> None:

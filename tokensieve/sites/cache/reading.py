@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tokensieve.parts.attention import rows
 from tokensieve.parts.probes import Probes, fit
 from tokensieve.sites.cache.prefix import prefill
-from tokensieve.sites.model import compatibility, taps
+from tokensieve.sites.model import taps
 from tokensieve.sites.model.compatibility import Cache, DynamicLayer
 from tokensieve.sites.model.decoder import decoder
 
@@ -46,10 +46,14 @@ class Read:
     stopped: bool
     probed: int
 
-    def inputs(self, model: nn.Module) -> dict[str, Any]:
-        """What ``model.generate(**read.inputs(model))`` takes to answer; once, for it writes into the cache."""
-        given = {"input_ids": self.ids, "attention_mask": torch.ones_like(self.ids)}
-        return given | compatibility.cache_argument(model, self.cache)
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What ``model.generate(**read.inputs)`` takes to answer; once, for it writes into the cache."""
+        return {
+            "input_ids": self.ids,
+            "attention_mask": torch.ones_like(self.ids),
+            "past_key_values": self.cache,  # as generate calls it in all releases
+        }
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def reading(model: nn.Module, probes: Probes, chunk: int = 128, threshold: float
     """Read long texts only as far as a question needs::
 
         read = ts.reading(model, probes)(text_ids, question_ids)
-        answer = model.generate(**read.inputs(model), max_new_tokens=20)
+        answer = model.generate(**read.inputs, max_new_tokens=20)
         print(read.read, "of", read.of)
 
     Args:
