@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -91,7 +92,11 @@ def main(tokens: tuple[int, ...] = TOKENS) -> None:
         f"{len(timed)} of the {len(rows)} rows ({', '.join(map(str, tokens))} tokens) were timed: "
         f"{sum(spent.values()) / 60:.1f} CPU minutes on one thread."
     )
-    fill(PAGE, "photographs", f"{table(heads, lines)}\n\nIt says: {said}\n\n{cost}")
+    fill(
+        PAGE,
+        "photographs",
+        "\n\n".join([table(heads, lines), *(textwrap.fill(t, 130) for t in (f"It says: {said}", cost))]),
+    )
 
 
 if __name__ == "__main__":

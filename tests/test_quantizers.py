@@ -279,6 +279,11 @@ def test_a_refused_batch_leaves_the_start_to_the_next():
         q(z)
     assert not q.started
     assert bool(q.codebook.isfinite().all())
+    q(torch.randn(1, 30, 2))
+    assert q.started
+    held = q.codebook.clone()
+    q(100 + torch.randn(1, 30, 2))
+    assert float((q.codebook - held).abs().max()) < 10, "started twice"
 
 
 def test_large_finite_values_are_no_error():

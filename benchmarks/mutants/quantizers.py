@@ -13,6 +13,7 @@ import io
 import json
 import signal
 import sys
+import textwrap
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -176,7 +177,8 @@ def main() -> None:
         )
         left += [what.replace("|", "/") for what, said in found.items() if said == NOTHING]
     text = table(["change", "made", "by the contract", "by tests alone", "not noticed", "noticed"], rows)
-    fill(ROOT / "docs/measured/quantizers.md", "mutants", f"{text}\n\nNot noticed: {'; '.join(left) or 'none'}.")
+    told = textwrap.fill(f"Not noticed: {'; '.join(left) or 'none'}.", 130)
+    fill(ROOT / "docs/measured/quantizers.md", "mutants", f"{text}\n\n{told}")
 
 
 if __name__ == "__main__":
