@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -204,6 +205,16 @@ def test_methods_of_words_carry_a_warning(compressor):
     assert WORDS in compressor(text, QUESTION, keep=6, method="random-text", unit="word").notes
     assert WORDS not in compressor(text, QUESTION, keep=6, method="random-text").notes
     assert WORDS not in compressor(text, QUESTION, keep=1.0, method="random-text", unit="word").notes
+
+
+def test_units_that_the_encoder_reads_in_part_are_told(compressor):
+    whole = type(compressor._given)()
+    whole.reading = SimpleNamespace(document_length=8)
+    again = ts.Compressor(compressor._tokenizer, encoder=whole)
+    text = ["word " * 30 + "end.", "Short.", "Also short."]
+    assert any("1 units are longer" in n for n in again(text, QUESTION, keep=12, unit="passage").notes)
+    notes = again(text, QUESTION, keep=12, method="first-text", unit="passage").notes
+    assert notes == ("a unit of 62 tokens would come first and does not fit into 12: it is passed over",)
 
 
 def test_empty_text_is_said(compressor):

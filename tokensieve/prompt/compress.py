@@ -156,6 +156,8 @@ class Compressor:
             self._memory,
             lambda texts: self._single(self._encoder.queries(texts)),
             lambda texts: self._single(self._encoder.documents(texts)),
+            # Other encoders than those of this package need not say so.
+            lambda: getattr(getattr(self._encoder, "reading", None), "document_length", None),
             self.lm,
         )
 
@@ -192,7 +194,7 @@ def compress(
         tokenizer, encoder, lm: see :class:`Compressor`; make one where many texts are compressed.
         protect: what stays besides: "numbers", "code", "quotes", "urls", words of the text, patterns of ``re``, or (start, end).
             Units that hold some of it stay whole. Chat markers always do.
-        each: whether every passage has the budget for itself; otherwise they share it.
+        each: whether every passage has the budget for itself (the line ends between them come on top); otherwise they share it.
         seed: for methods that draw.
         options: of the method: ``unit="line"``.
 

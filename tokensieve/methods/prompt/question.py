@@ -34,7 +34,7 @@ class ByQuestion(PromptMethod):
     by: str = option("mmr", "how repetition is weighed", choices=("mmr", "facility"))
     trade: float = option(0.8, "how much likeness to the question counts, against repetition", lo=0.0, hi=1.0)
     neighbours: float = option(
-        0.2, "the share that the better neighbour has in a unit's worth", lo=0.0, hi=1.0, unit="share"
+        0.4, "the share that the better neighbour has in a unit's worth", lo=0.0, hi=1.0, unit="share"
     )
 
     def score(self, s: Signals) -> Tensor:

@@ -74,7 +74,9 @@ def fill(
             [span], [f"no unit fits into {room} tokens: the first choice, of {size}, is cut to its first words"]
         )
     if first is not None and costs[first] > room - held:
-        notes.append(f"the choice of a unit of {costs[first]} tokens does not fit into {room}; units behind it enter")
+        notes.append(
+            f"a unit of {costs[first]} tokens would come first and does not fit into {room}: it is passed over"
+        )
     return Filled(cut.left(kept), notes)
 
 

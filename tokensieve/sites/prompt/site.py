@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 from zlib import crc32
@@ -26,12 +26,14 @@ class Readers:
 
     Attributes:
         embed: vectors of texts; ask: those of questions, by the same encoder; bare: as ``embed``, for texts that come once.
+        longest: tells how many tokens of a text the encoder reads, where that is known.
         lm: a causal language model and its tokenizer.
     """
 
     embed: Embed | None = None
     ask: Embed | None = None
     bare: Embed | None = None
+    longest: Callable[[], int | None] = lambda: None
     lm: tuple[Any, Any] | None = None
 
 
@@ -65,7 +67,11 @@ def shorten(
     ]
     places = sorted((place, unit) for unit, place in enumerate(order.tolist()) if place >= 0)
     stay = set(must)
-    return fill(made, [unit for _, unit in places if unit not in stay], must, costs, room, count)
+    filled = fill(made, [unit for _, unit in places if unit not in stay], must, costs, room, count)
+    longest = readers.longest() if method.vectors else None
+    over = 0 if longest is None else sum(cost > longest for cost in costs)
+    told = [f"{over} units are longer than the {longest} tokens that the encoder reads: their beginnings decide"]
+    return Filled(filled.spans, [*filled.notes, *(told if over else [])])
 
 
 def _most(costs: Sequence[int], room: int) -> int:
