@@ -162,4 +162,4 @@ def test_what_a_worker_cannot_do_is_said(tmp_path, docs, cluster):
     with pytest.raises(Incompatible, match="vectors without texts"):
         mirror(shards, docs, lambda work, jobs: cluster.run(by_words(work, tmp_path / "diary"), jobs))
     with pytest.raises(IndexProblem, match="cannot be searched"):
-        cluster.Actors([tmp_path / "nowhere"]).ask("count")
+        cluster.Actors([tmp_path / "nowhere"]).ask("size")

@@ -27,6 +27,7 @@ from tokensieve.retrieval.service.watch import Watch, Watched
 from tokensieve.retrieval.service.writing import Id, add_writing
 
 SHARDED = "a collection in shards is only read; `tokensieve index` brings it up to date"
+NO_CROSS = "this service has no cross-encoder, and nothing was ranked again; `tokensieve serve --cross-encoder` gives it one"
 ERRORS: Responses = {
     status: {"model": wire.Error, "description": text}
     for status, text in {
@@ -121,10 +122,7 @@ def application(
 
     async def answers(how: wire.Query, queries: list[str]) -> list[wire.Answer]:
         start = time.perf_counter()
-        if how.cross and cross is None:
-            raise Refused(
-                422, "this service has no cross-encoder; `tokensieve serve --cross-encoder` gives it one", "cross"
-            )
+        said = [NO_CROSS] if how.cross and cross is None else []
         try:
             asked = gatherer.ask(
                 queries, k=how.k, where=None if how.where is None else how.where.root, keep=how.keep, fuse=how.fuse,
@@ -142,7 +140,7 @@ def application(
         return [
             wire.Answer(
                 hits=[wire.hit(query, f) for f in one.results], passages=count, milliseconds=spent, damaged=damaged,
-                notes=list(one.notes),
+                notes=[*one.notes, *said],
             )
             for query, one in zip(queries, found, strict=True)
         ]  # fmt: skip
