@@ -17,7 +17,7 @@ from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.bench import bench_encoder
 from tokensieve.planner.encoders.fidelity import Neighbours, word_errors
 from tokensieve.planner.encoders.items import read_items
-from tokensieve.planner.encoders.subject import Encoding
+from tokensieve.planner.encoders.subject import EncoderSubject
 
 
 def processor(images, return_tensors):
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def subject():
-    return Encoding("tiny", made("ViTModel").model, processor, "images")
+    return EncoderSubject("tiny", made("ViTModel").model, processor, "images")
 
 
 def takes(monkeypatch, share):

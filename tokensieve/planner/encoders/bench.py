@@ -18,8 +18,8 @@ from tokensieve.planner.encoders import page
 from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.candidates import SHARES, candidates, key
 from tokensieve.planner.encoders.fidelity import MEASURES
-from tokensieve.planner.encoders.items import Item, read_items
-from tokensieve.planner.encoders.subject import Encoding
+from tokensieve.planner.encoders.items import EncoderInput, read_items
+from tokensieve.planner.encoders.subject import EncoderSubject
 from tokensieve.planner.halving import Outcome, Terms, needed, search
 from tokensieve.planner.kept import Kept, kept
 from tokensieve.sites.encoder.schedule import Depth
@@ -74,7 +74,7 @@ class EncoderAdvice:
 
 
 def bench_encoder(
-    model: str | Encoding,
+    model: str | EncoderSubject,
     inputs: str | Path,
     *,
     fidelity: float = 0.99,
@@ -96,7 +96,7 @@ def bench_encoder(
     the search did not see. Interrupted, it goes on from where it was.
 
     Args:
-        model: a folder or a name, or an :class:`~tokensieve.planner.encoders.subject.Encoding`.
+        model: a folder or a name, or an :class:`~tokensieve.planner.encoders.subject.EncoderSubject`.
         inputs: a folder (or a file of texts, one a line).
         fidelity: what has to stay by ``measure``, reached by the lower end of the 95% interval.
         measure: one of "cosine", "neighbours", "tokens", "answer" and "wer" (see
@@ -126,7 +126,9 @@ def bench_encoder(
         items, skipped = read_items(folder, None if labels is None else Path(labels), limit)
         step(0, None, "loading the model")
         subject = (
-            model if isinstance(model, Encoding) else Encoding.load(model, items[0].kind, device, measure == "wer")
+            model
+            if isinstance(model, EncoderSubject)
+            else EncoderSubject.load(model, items[0].kind, device, measure == "wer")
         )
         if subject.kind != items[0].kind:
             raise ValueError(f"--inputs {folder}: it holds {items[0].kind}; {subject.name} takes {subject.kind}")
@@ -162,7 +164,11 @@ def bench_encoder(
 
 
 def _about(
-    subject: Encoding, items: Sequence[Item], measure: str, methods: Sequence[str] | None, shares: Sequence[float]
+    subject: EncoderSubject,
+    items: Sequence[EncoderInput],
+    measure: str,
+    methods: Sequence[str] | None,
+    shares: Sequence[float],
 ) -> dict[str, Any]:
     marks = {item.name: item.mark for item in items}
     return {"model": subject.name, "measure": measure, "methods": methods, "shares": list(shares), "inputs": marks}
@@ -215,7 +221,13 @@ def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], 
 
 
 def _sentence(
-    chosen: str | None, rows: Sequence[Row], found: Outcome, subject: Encoding, measure: str, goal: float, batch: int
+    chosen: str | None,
+    rows: Sequence[Row],
+    found: Outcome,
+    subject: EncoderSubject,
+    measure: str,
+    goal: float,
+    batch: int,
 ) -> str:
     kind = subject.kind
     if chosen is not None:
@@ -249,7 +261,7 @@ def _sentence(
     return f"Nothing keeps {goal:g}: the nearest, {name}, at {best.cost:.2f} of the time, keeps {k.share:.4f} by {measure}."
 
 
-def _since(subject: Encoding, name: str, cost: float, batch: int, seen: int) -> str:
+def _since(subject: EncoderSubject, name: str, cost: float, batch: int, seen: int) -> str:
     """From how many tokens a plan would be faster, at this batch: what choosing takes grows with the tokens, what it saves with
     their FLOPs, attention's square among them."""
     share, stack = float(name.split()[1]), subject.stack
