@@ -142,7 +142,7 @@ def bench_encoder(
         ask = AskingEncoder(subject, plans, items, wanted, out / RESULTS, seed)
         ask.embed(batch, step)
         found = search(list(plans), [i.name for i in items], ask, terms, out / SEARCH, step)
-        judges = found.judges or [i.name for i in items]
+        judges = found.judges
         chosen = _chosen(found, fidelity)
         _beside(chosen or _nearest(found), plans, ask, judges, batch, step)
     rows = _rows(plans, ask, judges, fidelity)
@@ -189,7 +189,7 @@ def _beside(
     name: str | None, plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], batch: int, step: Any
 ) -> None:
     """Have the table hold a plan and, at its budget, random, uniform and pool, on the same inputs."""
-    if name is None:
+    if name is None or not judges:
         return
     share = plans[name].stages[0].keep
     assert isinstance(share, float)
@@ -203,7 +203,7 @@ def _beside(
 def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], goal: float) -> list[Row]:
     rows = []
     for name, told in ask.measures.items():
-        if name not in plans or any(n not in told for n in judges):
+        if name not in plans or not judges or any(n not in told for n in judges):
             continue
         stage, times = plans[name].stages[0], [b / a for a, b in ask.seconds[name]]
         measures = {}
@@ -240,7 +240,8 @@ def _sentence(
     near = {k: s for k, s in found.standings.items() if (s.held or s.seen).share >= goal}
     if found.why == "late":
         return (
-            f"Nothing can be told in these minutes; it takes {found.needed:.1f} on this machine. Give --minutes more."
+            f"Nothing can be told in these minutes; it takes {found.needed:.1f} on this machine. Give --minutes more, and another "
+            "--out."
         )
     if near:
         name = min(near, key=lambda k: near[k].cost)
