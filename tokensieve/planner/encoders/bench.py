@@ -240,8 +240,8 @@ def _sentence(
     near = {k: s for k, s in found.standings.items() if (s.held or s.seen).share >= goal}
     if found.why == "late":
         return (
-            f"Nothing can be told in these minutes; it takes {found.needed:.1f} on this machine. Give --minutes more, and another "
-            "--out."
+            f"Nothing can be told in these minutes; it takes {found.needed:.1f} on this machine. Give --minutes more, and "
+            "another --out."
         )
     if near:
         name = min(near, key=lambda k: near[k].cost)
