@@ -124,7 +124,8 @@ def main() -> None:
         gain, hand = t["full"] / t["tome"], t["full"] / t["by hand"]
         print(
             f"r={r}: tome {gain:.2f}x, by hand {hand:.2f}x: {hand / gain:.3f} of its time; FLOPs promise {promised:.2f}x, "
-            f"{gain / promised:.2f} of that; random {t['full'] / t['random']:.2f}x, {t['random'] / t['lengths']:.3f} of the blocks "
+            f"{gain / promised:.2f} of that; random "
+            f"{t['full'] / t['random']:.2f}x, {t['random'] / t['lengths']:.3f} of the blocks "
             "on those lengths"
         )
     key = torch.randn(asked.batch, 6, 196, 64)

@@ -110,6 +110,9 @@ class EncoderSubject:
             handle.remove()
         states = held[0].float().cpu()
         real = inputs.get("attention_mask")
+        shorter = getattr(self.model, "_get_feature_vector_attention_mask", None)
+        if real is not None and shorter is not None and real.shape[1] != states.shape[1]:
+            real = shorter(states.shape[1], real)  # of samples, that of frames
         if real is None or real.shape != states.shape[:2]:
             real = torch.ones(states.shape[:2])
         mask = real.cpu().bool()
