@@ -62,6 +62,8 @@ def test_the_fastest_plan_that_keeps_the_fidelity_is_written(monkeypatch, folder
     assert s.last is not None
     page = (tmp_path / "encoder.html").read_text()
     assert told.sentence in page.replace("&#39;", "'")
+    assert page.count("tokens in front of each block") == 4
+    assert page.count("data:image/png;base64,") == 4
     assert (tmp_path / "encoder.png").stat().st_size > 5000
     assert json.loads((tmp_path / "results.json").read_text())["measures"].keys() >= {"random 0.5"}
 

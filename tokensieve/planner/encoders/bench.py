@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,9 @@ from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.candidates import SHARES, candidates, key
 from tokensieve.planner.encoders.fidelity import MEASURES
 from tokensieve.planner.encoders.items import EncoderInput, read_items
+from tokensieve.planner.encoders.shown import examples
 from tokensieve.planner.encoders.subject import EncoderSubject
-from tokensieve.planner.halving import Outcome, Terms, needed, search
+from tokensieve.planner.halving import FIRST, SEARCHED, Outcome, Terms, needed, search
 from tokensieve.planner.kept import Kept, kept
 from tokensieve.sites.encoder.schedule import Depth
 from tokensieve.sites.encoder.schedule import shares as done_by
@@ -142,7 +144,7 @@ def bench_encoder(
         ask = AskingEncoder(subject, plans, items, wanted, out / RESULTS, seed)
         ask.embed(batch, step)
         found = search(list(plans), [i.name for i in items], ask, terms, out / SEARCH, step)
-        judges = found.judges
+        judges = found.judges or _unseen([i.name for i in items], seed, found.why)
         chosen = _chosen(found, fidelity)
         _beside(chosen or _nearest(found), plans, ask, judges, batch, step)
     rows = _rows(plans, ask, judges, fidelity)
@@ -157,9 +159,10 @@ def bench_encoder(
     write_json(out / TABLE, made.to_json())
     if made.plan is not None:
         made.plan.save(out / PLAN)
-    page.write_page(
-        made, subject.name, subject.kind, found, wanted, fidelity, batch, len(items), {**left, **found.left}
-    )
+    name = chosen or (rows[0].key if rows else None)
+    shown = [] if name is None else examples(subject, plans[name], items)
+    told = {**left, **found.left}
+    page.write_page(made, subject.name, subject.kind, found, wanted, fidelity, batch, len(items), told, shown)
     return made
 
 
@@ -172,6 +175,13 @@ def _about(
 ) -> dict[str, Any]:
     marks = {item.name: item.mark for item in items}
     return {"model": subject.name, "measure": measure, "methods": methods, "shares": list(shares), "inputs": marks}
+
+
+def _unseen(names: Sequence[str], seed: int, why: str) -> list[str]:
+    """The items with which a search judges, where it ended before it did; none where there was no time."""
+    if why == "late":
+        return []
+    return random.Random(seed).sample(list(names), len(names))[max(FIRST, round(SEARCHED * len(names))) :]
 
 
 def _chosen(found: Outcome, fidelity: float) -> str | None:
@@ -246,7 +256,7 @@ def _sentence(
     if near:
         name = min(near, key=lambda k: near[k].cost)
         if near[name].cost >= 1:
-            cost, seen = near[name].cost, int(next(r.tokens[0] for r in rows)) if rows else 0
+            cost, seen = near[name].cost, int(rows[0].tokens[0]) if rows else 0
             told = f"of the plans that keep {goal:g}, the fastest, {name}, takes {cost:.2f} of the time."
             return f"Nothing is faster here: {told} {_since(subject, name, cost, batch, seen) if seen else ''}".strip()
         k = near[name].held or near[name].seen

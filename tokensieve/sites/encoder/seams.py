@@ -110,7 +110,7 @@ def _weighs(module: nn.Module) -> bool:
 
 
 @functools.cache
-def _called(block: type[nn.Module]) -> list[str]:
+def _called(block: Any) -> list[str]:
     """The submodules that a block's forward calls, in the order in which they run."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(block.forward))))
