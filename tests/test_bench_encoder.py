@@ -17,7 +17,7 @@ from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.bench import bench_encoder
 from tokensieve.planner.encoders.fidelity import Neighbours, word_errors
 from tokensieve.planner.encoders.items import read_items
-from tokensieve.planner.encoders.subject import Encoding
+from tokensieve.planner.encoders.subject import EncoderSubject
 
 
 def processor(images, return_tensors):
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def subject():
-    return Encoding("tiny", made("ViTModel").model, processor, "images")
+    return EncoderSubject("tiny", made("ViTModel").model, processor, "images")
 
 
 def takes(monkeypatch, share):
@@ -62,6 +62,8 @@ def test_the_fastest_plan_that_keeps_the_fidelity_is_written(monkeypatch, folder
     assert s.last is not None
     page = (tmp_path / "encoder.html").read_text()
     assert told.sentence in page.replace("&#39;", "'")
+    assert page.count("tokens in front of each block") == 4
+    assert page.count("data:image/png;base64,") == 4
     assert (tmp_path / "encoder.png").stat().st_size > 5000
     assert json.loads((tmp_path / "results.json").read_text())["measures"].keys() >= {"random 0.5"}
 

@@ -255,7 +255,7 @@ def test_an_encoder_of_text_is_checked(tmp_path):
         hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=48, vocab_size=64
     )
     of = doctor_models.load(saved(tmp_path, transformers.BertModel(config)), "cpu")
-    assert [f.detail for f in found(of) if f.check == SHORT] == ["96 x 3 -> 96, 80, 64"]
+    assert [f.detail for f in found(of) if f.check == SHORT] == ["96 x 3 -> 96, 81, 65"]
 
 
 # ---- bad input ------------------------------------------------------------------------------------------------------

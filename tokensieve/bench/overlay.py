@@ -49,11 +49,11 @@ def look(subject: Subject, sample: Sample, plan: Plan, seed: int = 0, new_tokens
     score = trace.stages[0].score
     heat = None if score is None or score.shape[1] != reduction.n else score[0].float().cpu().numpy()
     pixels = inputs["pixel_values"]
-    seen = _as_seen(pixels) if pixels.dim() >= 4 else sample.image  # packed patches are no picture
+    seen = as_seen(pixels) if pixels.dim() >= 4 else sample.image  # packed patches are no picture
     return Shown(seen, reduction.rows(slice(0, 1)).to("cpu"), grid, heat, answer)
 
 
-def _as_seen(pixels: torch.Tensor) -> Image.Image:
+def as_seen(pixels: torch.Tensor) -> Image.Image:
     """The image as the encoder got it (resized, cropped), stretched back to 0..255."""
     x = pixels.reshape(-1, *pixels.shape[-3:])[0].float().cpu()
     low, high = x.amin((1, 2), keepdim=True), x.amax((1, 2), keepdim=True)

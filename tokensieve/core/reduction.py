@@ -161,9 +161,16 @@ class Reduction:
         if self.matrix is not None:
             return torch.bmm(self.matrix.to(flat.dtype), flat)
         assert self.weight is not None
-        weighed = flat * self.weight.to(flat.dtype)[..., None]
-        slot = self.owner.clamp(min=0)[..., None].expand_as(weighed)
-        return flat.new_zeros(self.batch, self.m, flat.shape[2]).scatter_add_(1, slot, weighed)
+        # Slots begin as their own token, and only what joins one is added: whole vectors move faster than single elements.
+        rows, weight = flat.flatten(0, 1), self.weight.to(flat.dtype).flatten()
+        start = torch.arange(self.batch, device=flat.device)[:, None]
+        kept, slot = (self.kept + start * self.n).flatten(), self.owner.clamp(min=0)
+        own = self.kept.gather(1, slot) == torch.arange(self.n, device=flat.device)
+        out = rows.index_select(0, kept) * (weight[kept] * self.mask.flatten())[:, None]
+        joins = ((self.owner >= 0) & ~own).flatten().nonzero()[:, 0]
+        into = (slot + start * self.m).flatten()[joins]
+        out = out.index_add(0, into, rows.index_select(0, joins) * weight[joins, None])
+        return out.view(self.batch, self.m, flat.shape[2])
 
     def restore(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
         """From ``(B, M, D)`` back to ``(B, N, D)``: every source token takes the value of its slot.

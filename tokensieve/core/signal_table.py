@@ -122,7 +122,7 @@ TABLE = {
         ),
         Signal(
             "pagerank", ATTENTION, "what attention among all tokens gathers at each in a few steps",
-            instead=("received_attention",), sites=("prefill",), values="share",
+            instead=("received_attention",), sites=("encoder", "prefill"), values="share",
         ),
         Signal(
             "last_attention", ATTENTION, "the row of attention of the last prompt token",

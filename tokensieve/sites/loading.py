@@ -118,3 +118,31 @@ def processor_of(name: str) -> Any:
     tokenizer = AutoTokenizer.from_pretrained(name)
     images = AutoImageProcessor.from_pretrained(name, backend="pil")
     return still(image_processor=images, tokenizer=tokenizer, chat_template=tokenizer.chat_template)
+
+
+def encoder_of(name: str, kind: str, hears: bool = False, device: str = "cpu") -> tuple[Any, Any]:
+    """An encoder with the head that it was saved with, in single precision, and what prepares "images", "sound", "texts" for it;
+    safetensors only, no code of its own.
+
+    Args:
+        hears: whether what is heard is to be written down, which takes a tokenizer too.
+
+    Raises:
+        ValueError: it cannot be loaded, or takes something else.
+    """
+    import torch
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
+
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        model = maker_of(config).from_pretrained(name, dtype=torch.float32, use_safetensors=True).to(device)
+        if kind == "images":
+            processor = AutoImageProcessor.from_pretrained(name, backend="pil")
+        elif kind == "texts":
+            processor = AutoTokenizer.from_pretrained(name)
+        else:
+            processor = (AutoProcessor if hears else AutoFeatureExtractor).from_pretrained(name)
+    except (OSError, ValueError, ImportError) as error:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"cannot load {name!r} as an encoder of {kind}: {said}") from error
+    return model, processor

@@ -166,7 +166,7 @@ def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
 
 
 @overload
-def sieve(model: Any, what: Literal["speech"], *, margin: float = ...) -> speech.Speech: ...
+def sieve(model: Any, what: Literal["speech"], *, margin: float = ...) -> speech.SpeechCut: ...
 
 
 @overload
@@ -191,7 +191,7 @@ def sieve(
     seed: int = 0,
     scores: bool = False,
     **where: Any,
-) -> Sieve | speech.Speech:
+) -> Sieve | speech.SpeechCut:
     """Run a model on fewer tokens, through hooks that go away again.
 
     Args:
@@ -200,7 +200,7 @@ def sieve(
             stand in its place: a `sentence-transformers` model, a pipeline, a model under PEFT. Or a pipeline of diffusers, or
             its unet or transformer (site="diffusion").
         what: a method's name, a :class:`Method`, a :class:`Stage` or a :class:`Plan`; or "speech", under which a Whisper runs on
-            what was said and ``margin`` seconds (see :class:`~tokensieve.sites.encoder.speech.Speech`).
+            what was said and ``margin`` seconds (see :class:`~tokensieve.sites.encoder.speech.SpeechCut`).
         keep: the budget, for a name or a method: tokens (int), share (float) or :class:`Keep`; per image unless it says "prompt".
             Of systems of several stages it is the mean over the language model's layers, or what the last leaves where the
             method says so (`sparsevlm`). In a pipeline of diffusers also a function of progress (0 the first step, 1 the last).

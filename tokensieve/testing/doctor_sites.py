@@ -192,12 +192,14 @@ def _evicted(of: Checked, s: Sieve) -> list[int]:
 
 def _blocks(of: Checked, s: Sieve) -> list[int]:
     """Every block meets fewer tokens than the one before, in equal steps."""
-    n, depth = of.plain.tokens[0], len(of.plain.tokens)
+    depth = len(of.plain.tokens)
+    n = s.last.stages[0].reduction.n if s.last is not None else of.plain.tokens[0]
+    stay = of.plain.tokens[0] - n  # what has a role in a text, and never leaves
     keep = int(budget.counts(KEEP, torch.ones(1, n, dtype=torch.bool)))
     kept = s.last.stages[0].reduction.counts.tolist() if s.last is not None else []
     if set(kept) != {keep}:
         raise Wrong(f"{kept} of {n} tokens leave the encoder, and not {keep} of each picture")
-    return [n, *budget.steps(n, keep, depth)[:-1]]
+    return [stay + left for left in (n, *budget.steps(n, keep, depth)[:-1])]
 
 
 def _entered(of: Checked, s: Sieve) -> list[int]:

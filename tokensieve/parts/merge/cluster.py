@@ -98,7 +98,9 @@ def _centres(unit: Tensor, label: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def means(x: Tensor, count: Tensor, candidates: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+def means(
+    x: Tensor, count: Tensor, candidates: Tensor, steps: int, weight: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """K-means of the candidates by Euclidean distance, into exactly ``count[b]`` clusters, by at most ``steps`` rounds.
 
     The first centres are candidates at equal steps along the row. A cluster that is left without tokens takes the one
@@ -107,16 +109,18 @@ def means(x: Tensor, count: Tensor, candidates: Tensor, steps: int) -> tuple[Ten
 
     Args:
         x: ``(B, N, d)``.
+        weight: ``(B, N)``, what each counts in its centre; None: all the same.
 
     Returns:
         the tokens at which clusters stand, ``(B, N)`` bool, and for each candidate the one of its cluster, ``(B,
         N)`` long, -1 elsewhere.
     """
+    counts = candidates.to(x.dtype) if weight is None else weight.to(x.dtype) * candidates
     place, valid = compact(evenly(count, candidates))
     centre = take(x, place)
     label, first = _assign(x, centre, valid, candidates)
     for _ in range(steps - 1):
-        centre, before = _member_means(x, label, candidates, centre), label
+        centre, before = _member_means(x, label, counts, centre), label
         label, first = _assign(x, centre, valid, candidates)
         if torch.equal(label, before):
             break
@@ -126,8 +130,7 @@ def means(x: Tensor, count: Tensor, candidates: Tensor, steps: int) -> tuple[Ten
     return chosen, first.clamp(max=n - 1).gather(1, label).masked_fill_(~(candidates & (count > 0)[:, None]), -1)
 
 
-def _member_means(x: Tensor, label: Tensor, candidates: Tensor, centre: Tensor) -> Tensor:
-    weight = candidates.to(x.dtype)
+def _member_means(x: Tensor, label: Tensor, weight: Tensor, centre: Tensor) -> Tensor:
     size = x.new_zeros(centre.shape[:2]).scatter_add_(1, label, weight)
     row = torch.arange(len(x), device=x.device)[:, None] * centre.shape[1]
     total = (
@@ -135,7 +138,7 @@ def _member_means(x: Tensor, label: Tensor, candidates: Tensor, centre: Tensor) 
         .flatten(0, 1)
         .index_add_(0, (label + row).flatten(), (x * weight[..., None]).flatten(0, 1))
     )
-    return total.view_as(centre) / size.clamp(min=1)[..., None]
+    return total.view_as(centre) / size.clamp(min=1e-12)[..., None]
 
 
 def _assign(x: Tensor, centre: Tensor, valid: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:

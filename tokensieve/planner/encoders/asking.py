@@ -13,8 +13,8 @@ import torch
 from tokensieve.core.files import write_json
 from tokensieve.core.plan import Plan
 from tokensieve.planner.encoders.fidelity import Neighbours, measured
-from tokensieve.planner.encoders.items import Item
-from tokensieve.planner.encoders.subject import Encoding, Said
+from tokensieve.planner.encoders.items import EncoderInput
+from tokensieve.planner.encoders.subject import EncoderOutput, EncoderSubject
 from tokensieve.planner.halving import FULL, Replies
 from tokensieve.sites.sieve import Sieve
 
@@ -33,9 +33,9 @@ class AskingEncoder:
 
     def __init__(
         self,
-        subject: Encoding,
+        subject: EncoderSubject,
         plans: Mapping[str, Plan],
-        items: Sequence[Item],
+        items: Sequence[EncoderInput],
         measure: str,
         file: Path,
         seed: int = 0,
@@ -73,16 +73,16 @@ class AskingEncoder:
         write_json(self.file, data)
         return out
 
-    def _own(self, full: Said, index: int, item: Item) -> float:
+    def _own(self, full: EncoderOutput, index: int, item: EncoderInput) -> float:
         """The full model's own score: 1, or whether it says the label."""
         return self._label(full, index, item) if self.measure == "labels" else 1.0
 
-    def _label(self, said: Said, index: int, item: Item) -> float:
+    def _label(self, said: EncoderOutput, index: int, item: EncoderInput) -> float:
         answer, names = said.answer[index], getattr(self.subject.model.config, "id2label", {})
         told = said.words[index] if answer is None else names.get(int(answer), answer) if answer.isdigit() else answer
         return float(told == item.label)
 
-    def _under(self, key: str, items: Sequence[Item], inputs: dict[str, Any], full: Said) -> Replies:
+    def _under(self, key: str, items: Sequence[EncoderInput], inputs: dict[str, Any], full: EncoderOutput) -> Replies:
         sieve = Sieve(self.subject.model, self.plans[key], self.seed)
         with sieve:
             ours = self.subject.say(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ from tokensieve.planner.encoders import page
 from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.candidates import SHARES, candidates, key
 from tokensieve.planner.encoders.fidelity import MEASURES
-from tokensieve.planner.encoders.items import Item, read_items
-from tokensieve.planner.encoders.subject import Encoding
-from tokensieve.planner.halving import Outcome, Terms, needed, search
+from tokensieve.planner.encoders.items import EncoderInput, read_items
+from tokensieve.planner.encoders.shown import examples
+from tokensieve.planner.encoders.subject import EncoderSubject
+from tokensieve.planner.halving import FIRST, SEARCHED, Outcome, Terms, needed, search
 from tokensieve.planner.kept import Kept, kept
 from tokensieve.sites.encoder.schedule import Depth
 from tokensieve.sites.encoder.schedule import shares as done_by
@@ -74,7 +76,7 @@ class EncoderAdvice:
 
 
 def bench_encoder(
-    model: str | Encoding,
+    model: str | EncoderSubject,
     inputs: str | Path,
     *,
     fidelity: float = 0.99,
@@ -96,7 +98,7 @@ def bench_encoder(
     the search did not see. Interrupted, it goes on from where it was.
 
     Args:
-        model: a folder or a name, or an :class:`~tokensieve.planner.encoders.subject.Encoding`.
+        model: a folder or a name, or an :class:`~tokensieve.planner.encoders.subject.EncoderSubject`.
         inputs: a folder (or a file of texts, one a line).
         fidelity: what has to stay by ``measure``, reached by the lower end of the 95% interval.
         measure: one of "cosine", "neighbours", "tokens", "answer" and "wer" (see
@@ -126,7 +128,9 @@ def bench_encoder(
         items, skipped = read_items(folder, None if labels is None else Path(labels), limit)
         step(0, None, "loading the model")
         subject = (
-            model if isinstance(model, Encoding) else Encoding.load(model, items[0].kind, device, measure == "wer")
+            model
+            if isinstance(model, EncoderSubject)
+            else EncoderSubject.load(model, items[0].kind, device, measure == "wer")
         )
         if subject.kind != items[0].kind:
             raise ValueError(f"--inputs {folder}: it holds {items[0].kind}; {subject.name} takes {subject.kind}")
@@ -140,7 +144,7 @@ def bench_encoder(
         ask = AskingEncoder(subject, plans, items, wanted, out / RESULTS, seed)
         ask.embed(batch, step)
         found = search(list(plans), [i.name for i in items], ask, terms, out / SEARCH, step)
-        judges = found.judges or [i.name for i in items]
+        judges = found.judges or _unseen([i.name for i in items], seed, found.why)
         chosen = _chosen(found, fidelity)
         _beside(chosen or _nearest(found), plans, ask, judges, batch, step)
     rows = _rows(plans, ask, judges, fidelity)
@@ -155,17 +159,29 @@ def bench_encoder(
     write_json(out / TABLE, made.to_json())
     if made.plan is not None:
         made.plan.save(out / PLAN)
-    page.write_page(
-        made, subject.name, subject.kind, found, wanted, fidelity, batch, len(items), {**left, **found.left}
-    )
+    name = chosen or (rows[0].key if rows else None)
+    shown = [] if name is None else examples(subject, plans[name], items)
+    told = {**left, **found.left}
+    page.write_page(made, subject.name, subject.kind, found, wanted, fidelity, batch, len(items), told, shown)
     return made
 
 
 def _about(
-    subject: Encoding, items: Sequence[Item], measure: str, methods: Sequence[str] | None, shares: Sequence[float]
+    subject: EncoderSubject,
+    items: Sequence[EncoderInput],
+    measure: str,
+    methods: Sequence[str] | None,
+    shares: Sequence[float],
 ) -> dict[str, Any]:
     marks = {item.name: item.mark for item in items}
     return {"model": subject.name, "measure": measure, "methods": methods, "shares": list(shares), "inputs": marks}
+
+
+def _unseen(names: Sequence[str], seed: int, why: str) -> list[str]:
+    """The items with which a search judges, where it ended before it did; none where there was no time."""
+    if why == "late":
+        return []
+    return random.Random(seed).sample(list(names), len(names))[max(FIRST, round(SEARCHED * len(names))) :]
 
 
 def _chosen(found: Outcome, fidelity: float) -> str | None:
@@ -183,7 +199,7 @@ def _beside(
     name: str | None, plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], batch: int, step: Any
 ) -> None:
     """Have the table hold a plan and, at its budget, random, uniform and pool, on the same inputs."""
-    if name is None:
+    if name is None or not judges:
         return
     share = plans[name].stages[0].keep
     assert isinstance(share, float)
@@ -197,7 +213,7 @@ def _beside(
 def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], goal: float) -> list[Row]:
     rows = []
     for name, told in ask.measures.items():
-        if name not in plans or any(n not in told for n in judges):
+        if name not in plans or not judges or any(n not in told for n in judges):
             continue
         stage, times = plans[name].stages[0], [b / a for a, b in ask.seconds[name]]
         measures = {}
@@ -215,7 +231,13 @@ def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], 
 
 
 def _sentence(
-    chosen: str | None, rows: Sequence[Row], found: Outcome, subject: Encoding, measure: str, goal: float, batch: int
+    chosen: str | None,
+    rows: Sequence[Row],
+    found: Outcome,
+    subject: EncoderSubject,
+    measure: str,
+    goal: float,
+    batch: int,
 ) -> str:
     kind = subject.kind
     if chosen is not None:
@@ -228,12 +250,13 @@ def _sentence(
     near = {k: s for k, s in found.standings.items() if (s.held or s.seen).share >= goal}
     if found.why == "late":
         return (
-            f"Nothing can be told in these minutes; it takes {found.needed:.1f} on this machine. Give --minutes more."
+            f"Nothing can be told in these minutes; it takes {found.needed:.1f} on this machine. Give --minutes more, and "
+            "another --out."
         )
     if near:
         name = min(near, key=lambda k: near[k].cost)
         if near[name].cost >= 1:
-            cost, seen = near[name].cost, int(next(r.tokens[0] for r in rows)) if rows else 0
+            cost, seen = near[name].cost, int(rows[0].tokens[0]) if rows else 0
             told = f"of the plans that keep {goal:g}, the fastest, {name}, takes {cost:.2f} of the time."
             return f"Nothing is faster here: {told} {_since(subject, name, cost, batch, seen) if seen else ''}".strip()
         k = near[name].held or near[name].seen
@@ -249,7 +272,7 @@ def _sentence(
     return f"Nothing keeps {goal:g}: the nearest, {name}, at {best.cost:.2f} of the time, keeps {k.share:.4f} by {measure}."
 
 
-def _since(subject: Encoding, name: str, cost: float, batch: int, seen: int) -> str:
+def _since(subject: EncoderSubject, name: str, cost: float, batch: int, seen: int) -> str:
     """From how many tokens a plan would be faster, at this batch: what choosing takes grows with the tokens, what it saves with
     their FLOPs, attention's square among them."""
     share, stack = float(name.split()[1]), subject.stack

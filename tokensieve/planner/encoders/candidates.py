@@ -8,7 +8,7 @@ from tokensieve.bench.run import BASELINES
 from tokensieve.core.method_registry import get_method, list_methods
 from tokensieve.core.plan import Plan
 from tokensieve.core.stage import Stage
-from tokensieve.planner.encoders.subject import Encoding
+from tokensieve.planner.encoders.subject import EncoderSubject
 from tokensieve.sites.sieve import Sieve
 
 SHARES = (0.5, 0.75, 0.25, 0.9)
@@ -20,7 +20,7 @@ FIRST = ("tome", *BASELINES)
 
 
 def candidates(
-    subject: Encoding, methods: Sequence[str] | None = None, shares: Sequence[float] = SHARES
+    subject: EncoderSubject, methods: Sequence[str] | None = None, shares: Sequence[float] = SHARES
 ) -> tuple[dict[str, Plan], dict[str, str]]:
     """Plans by name, those that are tried first in front, and why methods are not among them; random, uniform and pool are.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from tokensieve.planner.encoders.subject import Said
+from tokensieve.planner.encoders.subject import EncoderOutput
 
 MEASURES = ("cosine", "neighbours", "tokens", "answer", "wer", "labels")
 """cosine: of the pooled output; neighbours: the share of the nearest items that are the same; tokens: the mean cosine of the
@@ -16,7 +16,9 @@ states behind the blocks; answer: whether the head says the same; wer: one less 
 full; labels: whether the head says the label."""
 
 
-def measured(full: Said, ours: Said, names: Sequence[str], near: Neighbours | None) -> list[dict[str, float]]:
+def measured(
+    full: EncoderOutput, ours: EncoderOutput, names: Sequence[str], near: Neighbours | None
+) -> list[dict[str, float]]:
     """Of each item of a batch every measure that the model has, 1 where nothing is lost."""
     cosine = (full.pooled * ours.pooled).sum(1).clamp(0, 1)
     out = []

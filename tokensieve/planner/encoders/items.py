@@ -18,7 +18,7 @@ KINDS = ("images", "sound", "texts")
 
 
 @dataclass(frozen=True)
-class Item:
+class EncoderInput:
     """One input.
 
     Attributes:
@@ -44,7 +44,9 @@ class Item:
         return sha256(held).hexdigest()[:16]
 
 
-def read_items(folder: Path, labels: Path | None = None, limit: int | None = None) -> tuple[list[Item], list[str]]:
+def read_items(
+    folder: Path, labels: Path | None = None, limit: int | None = None
+) -> tuple[list[EncoderInput], list[str]]:
     """The items of a folder, of the kind that most of its files are of, and why others are left out.
 
     A file of texts holds one a line; where a folder holds several, each of them is one text.
@@ -68,7 +70,7 @@ def read_items(folder: Path, labels: Path | None = None, limit: int | None = Non
         items = _texts(chosen)
     else:
         base = folder if folder.is_dir() else folder.parent
-        items = [Item(str(p.relative_to(base)), kind, p) for p in chosen]
+        items = [EncoderInput(str(p.relative_to(base)), kind, p) for p in chosen]
     good = []
     for item in items:
         try:
@@ -89,15 +91,15 @@ def _kind(file: Path) -> str | None:
     return "images" if suffix in SUFFIXES else "sound" if suffix in SOUNDS else "texts" if suffix in TEXTS else None
 
 
-def _texts(files: list[Path]) -> list[Item]:
+def _texts(files: list[Path]) -> list[EncoderInput]:
     found = {p: p.read_text(encoding="utf-8", errors="replace") for p in files}
     if len(files) == 1:
         lines = [line.strip() for line in found[files[0]].splitlines()]
-        return [Item(f"line {i + 1}", "texts", line) for i, line in enumerate(lines) if line]
-    return [Item(p.name, "texts", text.strip()) for p, text in found.items() if text.strip()]
+        return [EncoderInput(f"line {i + 1}", "texts", line) for i, line in enumerate(lines) if line]
+    return [EncoderInput(p.name, "texts", text.strip()) for p, text in found.items() if text.strip()]
 
 
-def _labelled(items: list[Item], file: Path) -> list[Item]:
+def _labelled(items: list[EncoderInput], file: Path) -> list[EncoderInput]:
     with file.open(newline="", encoding="utf-8") as lines:
         known = {row[0]: row[1] for row in csv.reader(lines) if len(row) >= 2}
     missing = [i.name for i in items if i.name not in known]
@@ -105,4 +107,4 @@ def _labelled(items: list[Item], file: Path) -> list[Item]:
         raise ValueError(
             f"--labels {file}: no label of {missing[0]!r}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
-    return [Item(i.name, i.kind, i.what, known[i.name]) for i in items]
+    return [EncoderInput(i.name, i.kind, i.what, known[i.name]) for i in items]

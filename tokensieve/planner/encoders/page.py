@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from typing import Any
 
@@ -27,8 +27,9 @@ def write_page(
     batch: int,
     items: int,
     left: Mapping[str, str],
+    shown: Sequence[Any] = (),
 ) -> None:
-    """Write page and plot into the folder of an advice."""
+    """Write page and plot into the folder of an advice; ``shown``: examples of inputs under its plan."""
     measures = list(dict.fromkeys(what for row in made.rows for what in row.kept))
     chart = ""
     if made.rows:
@@ -40,6 +41,7 @@ def write_page(
     text = templates().get_template(PAGE).render(
         made=made, name=name, kind=kind, found=found, measure=measure, measures=measures, goal=f"{goal:g}", batch=batch,
         items=items, left=left, chart=chart, env=environment(), level=f"{100 * LEVEL:.0f}%", baselines=BASELINES,
+        shown=shown, under=made.chosen or (made.rows[0].key if made.rows else ""),
     )  # fmt: skip
     write_text(made.out / PAGE, text)
 

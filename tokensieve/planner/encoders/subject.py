@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tokensieve.planner.encoders.items import Item
-from tokensieve.sites.loading import maker_of
+from tokensieve.planner.encoders.items import EncoderInput
+from tokensieve.sites.loading import encoder_of
 from tokensieve.sites.model import towers
 from tokensieve.sites.model.blocks import Stack
 
@@ -21,7 +21,7 @@ RATE = 16_000
 
 
 @dataclass(frozen=True)
-class Said:
+class EncoderOutput:
     """What an encoder says of a batch, on the processor.
 
     Attributes:
@@ -35,7 +35,7 @@ class Said:
     words: list[str | None]
 
 
-class Encoding:
+class EncoderSubject:
     """An encoder with what it takes: images, sound or texts.
 
     Args:
@@ -55,29 +55,16 @@ class Encoding:
         self.pooling = pooling
 
     @classmethod
-    def load(cls, name: str, kind: str, device: str = "cpu", hears: bool = False) -> Encoding:
+    def load(cls, name: str, kind: str, device: str = "cpu", hears: bool = False) -> EncoderSubject:
         """A model by its folder or name, with the head that it was saved with; safetensors only.
 
         Raises:
             ValueError: it cannot be loaded, or takes something else.
         """
-        from transformers import AutoConfig, AutoFeatureExtractor, AutoImageProcessor, AutoProcessor, AutoTokenizer
-
-        try:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-            model = maker_of(config).from_pretrained(name, dtype=torch.float32, use_safetensors=True).to(device)
-            if kind == "images":
-                processor = AutoImageProcessor.from_pretrained(name, backend="pil")
-            elif kind == "texts":
-                processor = AutoTokenizer.from_pretrained(name)
-            else:
-                processor = (AutoProcessor if hears else AutoFeatureExtractor).from_pretrained(name)
-        except (OSError, ValueError, ImportError) as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"cannot load {name!r} as an encoder of {kind}: {said}") from error
+        model, processor = encoder_of(name, kind, hears, device)
         return cls(name, model, processor, kind, hears, _pooling(name))
 
-    def inputs(self, items: Sequence[Item]) -> dict[str, Tensor]:
+    def inputs(self, items: Sequence[EncoderInput]) -> dict[str, Tensor]:
         """A batch as the model takes it."""
         read = [item.read() for item in items]
         if self.kind == "images":
@@ -110,7 +97,7 @@ class Encoding:
         return self.model(**inputs)
 
     @torch.no_grad()
-    def say(self, inputs: dict[str, Tensor]) -> Said:
+    def say(self, inputs: dict[str, Tensor]) -> EncoderOutput:
         """What it says, with the states behind its blocks."""
         held: list[Tensor] = []
         last = self.stack.layers[-1]
@@ -123,11 +110,14 @@ class Encoding:
             handle.remove()
         states = held[0].float().cpu()
         real = inputs.get("attention_mask")
+        shorter = getattr(self.model, "_get_feature_vector_attention_mask", None)
+        if real is not None and shorter is not None and real.shape[1] != states.shape[1]:
+            real = shorter(states.shape[1], real)  # of samples, that of frames
         if real is None or real.shape != states.shape[:2]:
             real = torch.ones(states.shape[:2])
         mask = real.cpu().bool()
         tokens = [x[m] for x, m in zip(states, mask, strict=True)]
-        return Said(
+        return EncoderOutput(
             normalize(self._pooled(out, tokens), dim=-1),
             tokens,
             self._answers(out, len(tokens)),

@@ -87,7 +87,7 @@ def targets(stage: Stage, depth: Depth, count: Tensor) -> list[Tensor]:
         last = torch.tensor([solved(depth, n, keep.flops, stage.schedule) for n in count.tolist()], device=count.device)
     else:
         last = budget.of(keep, count)
-    return [count - ((count - last) * share + 0.5).long() for share in shares(number, stage.schedule)]
+    return [count - ((count - last) * share).round().long() for share in shares(number, stage.schedule)]
 
 
 def leaving(r: int, number: int, schedule: str) -> list[int]:
@@ -119,7 +119,7 @@ def solved(depth: Depth, n: int, share: float, schedule: str) -> int:
     full = depth.flops([(float(n), float(n))] * len(depth.stack.layers))
 
     def cost(last: int) -> float:
-        left = [n - int((n - last) * done + 0.5) for done in shares(len(depth.layers), schedule)]
+        left = [n - round((n - last) * done) for done in shares(len(depth.layers), schedule)]
         return depth.flops(depth.tokens(n, left)) / full
 
     least = cost(1)

@@ -9,6 +9,7 @@ handed fewer tokens there, and put out fewer.
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import textwrap
 from collections.abc import Callable
@@ -108,7 +109,8 @@ def _weighs(module: nn.Module) -> bool:
     return any(isinstance(m, nn.Linear) for m in module.modules())
 
 
-def _called(block: type[nn.Module]) -> list[str]:
+@functools.cache
+def _called(block: Any) -> list[str]:
     """The submodules that a block's forward calls, in the order in which they run."""
     try:
         tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(block.forward))))

@@ -15,7 +15,7 @@ from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.sites.encoder import arguments, inside, readout, roles, schedule, seams
 from tokensieve.sites.encoder.state import EncoderReduction, Step
-from tokensieve.sites.encoder.watch import ENCODER_SIGNALS, Watch
+from tokensieve.sites.encoder.watch import INSIDE_SIGNALS, Watch
 from tokensieve.sites.model import calls, checkpointing, guards, taps, towers
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
@@ -56,7 +56,7 @@ class EncoderSite:
                 f"{method.name} at site='encoder' weighs or hides keys through an attention mask, which {kernel} does not take; "
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
-        supplied(stage, (*ENCODER_SIGNALS, "features"))
+        supplied(stage, (*INSIDE_SIGNALS, "features"))
         if self.alone:
             ledger.every.append(stage)
             ledger.models.append(stack.root)

@@ -34,7 +34,7 @@ def spoken(features: Tensor) -> Tensor:
     return torch.where(sound, at, 0).amax(1)
 
 
-class Speech:
+class SpeechCut:
     """A Whisper whose encoder is given the sound and ``margin`` seconds behind it: a context manager, or :meth:`attach` and
     :meth:`detach`; it nests with sieves of the same model.
 
@@ -62,7 +62,7 @@ class Speech:
         self.frames: tuple[int, int] | None = None
         self._undo: list[Detach] = []
 
-    def attach(self) -> Speech:
+    def attach(self) -> SpeechCut:
         """Put the hooks on.
 
         Raises:
@@ -80,7 +80,7 @@ class Speech:
             self._undo.pop()()
         self.encoder.__dict__.pop(NEST, None)
 
-    def __enter__(self) -> Speech:
+    def __enter__(self) -> SpeechCut:
         return self.attach()
 
     def __exit__(self, *_: object) -> None:
@@ -121,9 +121,9 @@ class _Shorter:
         self.encoder.config.max_source_positions = self.encoder.embed_positions.num_embeddings = self.whole
 
 
-def speech(model: nn.Module, **options: Any) -> Speech:
+def speech(model: nn.Module, **options: Any) -> SpeechCut:
     """What ``tokensieve.sieve(model, "speech", margin=...)`` makes."""
     unknown = sorted(set(options) - {"margin"})
     if unknown:
         raise ValueError(f"'speech' has no option {unknown[0]!r}; it takes margin, seconds behind the last sound")
-    return Speech(model, **options)
+    return SpeechCut(model, **options)

@@ -18,6 +18,10 @@ from tokensieve.sites.model.clock import Clock
 Heard = dict[str, dict[int, list[Tensor]]]
 """Signals by name and layer, one of each call: a block may be called several times in one pass."""
 ENCODER_SIGNALS = ("cls_attention", "received_attention", "cls_similarity", "keys", "values")
+INSIDE_SIGNALS = (*ENCODER_SIGNALS, "pagerank")
+"""Those that are read where tokens leave."""
+STEPS = 30
+"""Of a PageRank (arXiv 2305.17328: its first layers; it settles in fewer)."""
 
 
 class Watch:
@@ -56,7 +60,9 @@ class Watch:
     def names(self, need: Need) -> list[str]:
         """What is recorded for a need: the first of it and its stand-ins that this encoder has."""
         for name in (need.name, *need.instead):
-            if name in ENCODER_SIGNALS and (not name.startswith("cls_") or self.stack.cls):
+            if name in (ENCODER_SIGNALS if self.mask is None else INSIDE_SIGNALS) and (
+                not name.startswith("cls_") or self.stack.cls
+            ):
                 return [name]
         return []
 
@@ -101,8 +107,21 @@ class Watch:
             return rows.received(call.query, call.key, call.scale, mask)[..., first:]
         if name == "cls_similarity":
             return rows.attend(call.value[:, :, :1], call.value, 1.0, _first(mask))[:, :, 0, first:]
+        if name == "pagerank":
+            return _settled(call, mask)[..., first:]
         x = call.key if name == "keys" else call.value
         return x if self.mask is not None else x[:, :, first:].transpose(1, 2).flatten(2)
+
+
+def _settled(call: taps.Call, mask: Tensor | None) -> Tensor:
+    """Where attention comes to rest that all tokens hold alike at first, ``(B, H, n)``."""
+    query, key = call.query, call.key
+
+    def attend(first: int, last: int) -> Tensor:
+        part = mask if mask is None or mask.dim() < 4 or mask.shape[-2] == 1 else mask[..., first:last, :]
+        return rows.attend(query[:, :, first:last], key, call.scale, part)
+
+    return rows.spread(attend, key.new_full((len(key), key.shape[2]), 1 / key.shape[2], dtype=torch.float32), STEPS)
 
 
 def _first(mask: Tensor | None) -> Tensor | None:

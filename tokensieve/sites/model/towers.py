@@ -29,7 +29,9 @@ SEPARATE = ("temporal_attention", "temporal_layernorm")
 def towers(model: nn.Module) -> dict[str, nn.Module]:
     """The encoders that a model holds, by name: of two towers both, of a model with a decoder its encoder, and of a bare encoder
     itself, by the name ""; {} where a language model stands behind the encoder, or there is none."""
-    config: Any = model.config
+    config: Any = getattr(model, "config", None)
+    if config is None:
+        return {}
     if getattr(config, "is_encoder_decoder", False):
         get: Any = getattr(model, "get_encoder", None)
         found = None if get is None else get()
