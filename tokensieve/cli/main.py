@@ -8,12 +8,25 @@ from typing import Annotated
 import typer
 
 from tokensieve import __version__
-from tokensieve.cli import bench, catalog, codec, doctor, harnesses, indexing, real, retrieval, tokenizer, upkeep, vllm
+from tokensieve.cli import (
+    bench,
+    catalog,
+    codec,
+    diffusion,
+    doctor,
+    harnesses,
+    indexing,
+    real,
+    retrieval,
+    tokenizer,
+    upkeep,
+    vllm,
+)
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
-for group in (bench, catalog, codec, doctor, harnesses, indexing, real, retrieval, tokenizer, upkeep, vllm):
+for group in (bench, catalog, codec, diffusion, doctor, harnesses, indexing, real, retrieval, tokenizer, upkeep, vllm):
     group.add(app)
 
 
