@@ -72,6 +72,8 @@ def ratios(
     """By name the time of a call under a context as a share of the plain call's, in turns; and the share of selection."""
     took: dict[str, list[float]] = {name: [] for name in around}
     chosen: dict[str, list[float]] = {}
+    latents, *_ = given.values()  # by place: tomesd looks for them there
+    rest = dict(list(given.items())[1:])
     for i in range(rounds + 1):
         for name, make in around.items():
             with make() as s:
@@ -79,7 +81,7 @@ def ratios(
                 if timed:
                     s.timed = True
                 began = perf_counter()
-                model(**given)
+                model(latents, **rest)
                 spent = perf_counter() - began
             if i:
                 took[name].append(spent)
