@@ -1,13 +1,14 @@
 """How long a step of a denoiser takes with fewer tokens, as a share of the plain step, beside tomesd where that is installed.
 
-`python -m benchmarks.diffusion [--rounds 9] [--out out/diffusion-speed.json]`: random weights; calls in turns within one process,
-medians of ratios. tomesd is no dependency: `pip install --target DIR --no-deps tomesd==0.1.3`, and DIR on PYTHONPATH.
+`python -m benchmarks.diffusion [--rounds 9] [--note TEXT]`: random weights; calls in turns within one process, medians of ratios;
+written to docs/measured/diffusion-speed.md. tomesd is no dependency: `pip install --target DIR --no-deps tomesd==0.1.3`, and DIR
+on PYTHONPATH.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -20,12 +21,21 @@ import diffusers
 import torch
 from torch import nn
 
-from tokensieve.core.files import write_json
 from tokensieve.core.stage import stage
 from tokensieve.sites.sieve import sieve
 
 METHODS = ("tome", "dart", "divprune", "random", "uniform", "pool")
 KEEPS = (0.5, 0.25)
+SIDES = (8, 16, 32, 64)
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "diffusion-speed.md"
+HEAD = """# Steps of denoisers
+
+How long one step takes under a sieve, as a share of the plain step; in brackets what choosing the tokens takes, as a share of the
+plain step too. Random weights: time does not depend on them. UNet: `UNet2DConditionModel`, latents of 64 x 64 (4,096 and 1,024
+tokens), 32 and 64 channels, heads of 4. DiT: 1,024 tokens, width 128, 4 layers. Made by `python -m benchmarks.diffusion`.
+"""
+BETWEEN = """`tome` at keep 0.5, by the number of tokens in the finest attention: below 1 it pays.
+"""
 
 
 def unet(side: int = 64) -> tuple[nn.Module, dict[str, Any]]:
@@ -112,28 +122,50 @@ def arms(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--out", type=Path, default=Path("out/diffusion-speed.json"))
+    parser.add_argument("--note", default="", help="what else is to be known of the machine")
     given = parser.parse_args()
-    found: dict[str, Any] = {
-        "threads": torch.get_num_threads(),
-        "diffusers": diffusers.__version__,
-        "torch": torch.__version__,
-    }
-    for name, make in (("unet", unet), ("dit", dit)):
+    found: dict[str, Any] = {}
+    sizes: dict[str, dict[int, float]] = {}
+    for name, make in (("UNet", unet), ("DiT", dit)):
         model, call = make()
         for keep in KEEPS:
             key = f"{name}, keep {keep:g}"
-            found[key] = ratios(model, call, arms(model, keep, name == "unet"), given.rounds)
-            print(key, json.dumps(found[key], indent=1))
-        sizes = {}
-        for side in (8, 16, 32, 64):
+            found[key] = ratios(model, call, arms(model, keep, name == "UNet"), given.rounds)
+            print(key, found[key])
+        for side in SIDES:
             model, call = make(side)
             shares = ratios(model, call, arms(model, 0.5, False, ("tome",)), given.rounds)
-            sizes[side * side] = shares["tome"]["time"]
-        found[f"{name}, tome at keep 0.5 by tokens"] = sizes
-        print(name, "by tokens", sizes)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(given.out, found)
+            sizes.setdefault(name, {})[side * side] = shares["tome"]["time"]
+        print(name, sizes[name])
+    PAGE.write_text(page(found, sizes, given.rounds, given.note), encoding="utf-8")
+
+
+def page(found: dict[str, Any], sizes: dict[str, dict[int, float]], rounds: int, note: str) -> str:
+    """The numbers as Markdown."""
+    columns = list(found)
+    names = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    out = [HEAD, f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in names:
+        cells = [_cell(found[column].get(name)) for column in columns]
+        out.append(f"| {name} | {' | '.join(cells)} |")
+    out += ["", BETWEEN, "| tokens | " + " | ".join(sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for n in next(iter(sizes.values())):
+        out.append(f"| {n:,} | " + " | ".join(f"{of[n]:.2f}" for of in sizes.values()) + " |")
+    machine = f"{platform.machine()}, {torch.get_num_threads()} thread, medians of {rounds} calls in turns"
+    return (
+        "\n".join(
+            [*out, "", f"{machine}; diffusers {diffusers.__version__}, torch {torch.__version__}. {note}".rstrip()]
+        )
+        + "\n"
+    )
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if "selection" not in row:
+        return f"{row['time']:.2f}"
+    return f"{row['time']:.2f} ({row['selection']:.0%})" + ("" if row["pays"] else ", does not pay")
 
 
 if __name__ == "__main__":
