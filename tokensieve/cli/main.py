@@ -13,6 +13,7 @@ from tokensieve.cli import (
     bench,
     catalog,
     codec,
+    diffusion,
     doctor,
     encoders,
     harnesses,
@@ -30,8 +31,8 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="Spend fewer tokens."
 )
 for group in (
-    advise, bench, catalog, codec, doctor, encoders, harnesses, indexing, prompts, real, retrieval, serving, tokenizer, upkeep,
-    vllm,
+    advise, bench, catalog, codec, diffusion, doctor, encoders, harnesses, indexing, prompts, real, retrieval, serving,
+    tokenizer, upkeep, vllm,
 ):  # fmt: skip
     group.add(app)
 

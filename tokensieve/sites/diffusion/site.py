@@ -84,6 +84,8 @@ class DiffusionSite:
         return disabled(begin)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._ledger.elsewhere:  # a thread that was refused is at its end, and not the pass that runs
+            return
         now, self._now = self._now, None
         if now is None or output is None:  # it broke off
             return

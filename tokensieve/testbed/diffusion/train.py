@@ -23,7 +23,7 @@ JUDGE = TrainingStage("judge", rate=2e-3, batch=64, steps=300)
 DENOISER = TrainingStage("denoiser", rate=2e-3, batch=64, steps=3500)
 DROPPED = 0.1
 """The share of scenes that are learned without their class, for guidance."""
-SAMPLES = 1200
+SAMPLES = 240
 NAMES = ("torch", "diffusers", "safetensors")
 
 
@@ -102,8 +102,8 @@ def rates(home: Path, samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
     found = {"scenes": (judge(x).argmax(1) == labels).float().mean().item()}
     for guidance in (1.0, 2.0):
         right = torch.zeros(len(shapes.CLASSES))
-        for start in range(0, samples, 120):
-            asked = labels[start : start + 120]
+        for start in range(0, samples, 60):
+            asked = labels[start : start + 60]
             g = torch.Generator().manual_seed(seed * 7919 + start)
             images = pipe(asked, guidance_scale=guidance, generator=g, output_type="pt").images
             right += torch.bincount(asked[judge(2 * images - 1).argmax(1) == asked], minlength=len(right))

@@ -1,0 +1,172 @@
+"""How long a step of a denoiser takes with fewer tokens, as a share of the plain step, beside tomesd where that is installed.
+
+`python -m benchmarks.diffusion [--rounds 9] [--note TEXT]`: random weights; calls in turns within one process, medians of ratios;
+written to docs/measured/diffusion-speed.md. tomesd is no dependency: `pip install --target DIR --no-deps tomesd==0.1.3`, and DIR
+on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import diffusers
+import torch
+from torch import nn
+
+from tokensieve.core.stage import stage
+from tokensieve.sites.sieve import sieve
+
+METHODS = ("tome", "dart", "divprune", "random", "uniform", "pool")
+KEEPS = (0.5, 0.25)
+SIDES = (8, 16, 32, 64)
+PAGE = Path(__file__).parent.parent / "docs" / "measured" / "diffusion-speed.md"
+HEAD = """# Steps of denoisers
+
+How long one step takes under a sieve, as a share of the plain step; in brackets what choosing the tokens takes, as a share of the
+plain step too. Random weights: time does not depend on them. UNet: `UNet2DConditionModel`, latents of 64 x 64 (4,096 and 1,024
+tokens), 32 and 64 channels, heads of 4. DiT: 1,024 tokens, width 128, 4 layers. Made by `python -m benchmarks.diffusion`.
+"""
+BETWEEN = """`tome` at keep 0.5, by the number of tokens in the finest attention: below 1 it pays.
+"""
+
+
+def unet(side: int = 64) -> tuple[nn.Module, dict[str, Any]]:
+    """64 x 64 latents: 4,096 and 1,024 tokens; (32, 64) channels, head_dim 4, one layer a block."""
+    blocks = ("CrossAttnDownBlock2D",) * 2
+    torch.manual_seed(0)
+    made = diffusers.UNet2DConditionModel(
+        sample_size=64, in_channels=4, out_channels=4, layers_per_block=1, block_out_channels=(32, 64), down_block_types=blocks,
+        up_block_types=("CrossAttnUpBlock2D",) * 2, cross_attention_dim=32, attention_head_dim=4, norm_num_groups=8,
+    )  # fmt: skip
+    return made.eval(), {
+        "sample": torch.randn(1, 4, side, side), "timestep": torch.tensor(500), "encoder_hidden_states": torch.randn(1, 8, 32)
+    }  # fmt: skip
+
+
+def dit(side: int = 32) -> tuple[nn.Module, dict[str, Any]]:
+    """Latents of 32 x 32 tokens at patch 2: 1,024; width 128, 4 layers."""
+    torch.manual_seed(0)
+    made = diffusers.DiTTransformer2DModel(
+        num_attention_heads=4, attention_head_dim=32, in_channels=4, num_layers=4, sample_size=2 * side, patch_size=2,
+        num_embeds_ada_norm=10,
+    )  # fmt: skip
+    return made.eval(), {
+        "hidden_states": torch.randn(1, 4, 2 * side, 2 * side), "timestep": torch.tensor([500]), "class_labels": torch.tensor([1])
+    }  # fmt: skip
+
+
+@contextmanager
+def peer(model: nn.Module, keep: float) -> Iterator[None]:
+    """tomesd, merging at both resolutions as we do."""
+    import tomesd
+
+    tomesd.apply_patch(model, ratio=1 - keep, max_downsample=2, use_rand=False)
+    try:
+        yield
+    finally:
+        tomesd.remove_patch(model)
+
+
+@torch.no_grad()
+def ratios(
+    model: nn.Module, given: dict[str, Any], around: dict[str, Callable[[], Any]], rounds: int
+) -> dict[str, Any]:
+    """By name the time of a call under a context as a share of the plain call's, in turns; and the share of selection."""
+    took: dict[str, list[float]] = {name: [] for name in around}
+    chosen: dict[str, list[float]] = {}
+    latents, *_ = given.values()  # by place: tomesd looks for them there
+    rest = dict(list(given.items())[1:])
+    for i in range(rounds + 1):
+        for name, make in around.items():
+            with make() as s:
+                timed = hasattr(s, "timed")
+                if timed:
+                    s.timed = True
+                began = perf_counter()
+                model(latents, **rest)
+                spent = perf_counter() - began
+            if i:
+                took[name].append(spent)
+                if timed:
+                    chosen.setdefault(name, []).append(s.seconds)
+    plain = took.pop("plain")
+    out: dict[str, Any] = {}
+    for name, times in took.items():
+        out[name] = {"time": round(median(a / b for a, b in zip(times, plain, strict=True)), 3)}
+        if name in chosen:
+            out[name]["selection"] = round(median(a / b for a, b in zip(chosen[name], plain, strict=True)), 3)
+            out[name]["pays"] = out[name]["time"] < 1
+    return out
+
+
+def arms(
+    model: nn.Module, keep: float, with_peer: bool, methods: tuple[str, ...] = METHODS
+) -> dict[str, Callable[[], Any]]:
+    out: dict[str, Callable[[], Any]] = {"plain": nullcontext}
+    for name in methods:
+        one = stage(name, keep, site="diffusion")
+        out[name] = lambda one=one: sieve(model, one)
+    if with_peer and find_spec("tomesd"):
+        out["tomesd"] = lambda: peer(model, keep)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--note", default="", help="what else is to be known of the machine")
+    given = parser.parse_args()
+    found: dict[str, Any] = {}
+    sizes: dict[str, dict[int, float]] = {}
+    for name, make in (("UNet", unet), ("DiT", dit)):
+        model, call = make()
+        for keep in KEEPS:
+            key = f"{name}, keep {keep:g}"
+            found[key] = ratios(model, call, arms(model, keep, name == "UNet"), given.rounds)
+            print(key, found[key])
+        for side in SIDES:
+            model, call = make(side)
+            shares = ratios(model, call, arms(model, 0.5, False, ("tome",)), given.rounds)
+            sizes.setdefault(name, {})[side * side] = shares["tome"]["time"]
+        print(name, sizes[name])
+    PAGE.write_text(page(found, sizes, given.rounds, given.note), encoding="utf-8")
+
+
+def page(found: dict[str, Any], sizes: dict[str, dict[int, float]], rounds: int, note: str) -> str:
+    """The numbers as Markdown."""
+    columns = list(found)
+    names = list(dict.fromkeys(name for rows in found.values() for name in rows))
+    out = [HEAD, f"| method | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for name in names:
+        cells = [_cell(found[column].get(name)) for column in columns]
+        out.append(f"| {name} | {' | '.join(cells)} |")
+    out += ["", BETWEEN, "| tokens | " + " | ".join(sizes) + " |", "|---" * (len(sizes) + 1) + "|"]
+    for n in next(iter(sizes.values())):
+        out.append(f"| {n:,} | " + " | ".join(f"{of[n]:.2f}" for of in sizes.values()) + " |")
+    machine = f"{platform.machine()}, {torch.get_num_threads()} thread, medians of {rounds} calls in turns"
+    return (
+        "\n".join(
+            [*out, "", f"{machine}; diffusers {diffusers.__version__}, torch {torch.__version__}. {note}".rstrip()]
+        )
+        + "\n"
+    )
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    if "selection" not in row:
+        return f"{row['time']:.2f}"
+    return f"{row['time']:.2f} ({row['selection']:.0%})" + ("" if row["pays"] else ", does not pay")
+
+
+if __name__ == "__main__":
+    main()
