@@ -139,45 +139,47 @@ def _limited() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+Work = list[tuple[Path, str, str, ast.Module, list[str]]]
+
+
 def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     held: dict[str, str] = json.loads(OUT.read_text()) if OUT.is_file() else {}
     OUT.parent.mkdir(parents=True, exist_ok=True)
-    work = []
+    work: Work = []
     for file in [*sorted(HOME.glob("[a-z]*.py")), *BASE]:
         home = f"tokensieve.codec.quantizers.{file.stem}"
         own = [n for n in QUANTIZERS.names() if any(c.__module__ == home for c in QUANTIZERS.get(n).__mro__)]
         names = list(BROAD) if file in BASE else own
         work += [(file, kind, where, tree, names) for kind, where, tree in changes(file.read_text())]
-    for file, kind, where, tree, names in track(work, description="mutants"):
+    for file, kind, where, tree, names in track(work, description="contract"):
         key = f"{file.stem} {kind} {where}"
         if key not in held:
             held[key] = by_contract(file, tree, names)
             write_json(OUT, held)
+    written(work, held)
     for file, kind, where, tree, _ in track(work, description="tests"):
         key = f"{file.stem} {kind} {where}"
         if not held[key]:
             held[key] = by_tests(file, tree)
             write_json(OUT, held)
+    written(work, held)
+
+
+def written(work: Work, held: dict[str, str]) -> None:
+    """The part of the page; before tests are asked it says so."""
     rows, left = [], []
-    for kind in KINDS:
-        found = {f"`{f.stem}` {w}": held[f"{f.stem} {k} {w}"] for f, k, w, _, _ in work if k == kind}
+    for kind in (*KINDS, "all"):
+        found = {f"`{f.stem}` {w}": held[f"{f.stem} {k} {w}"] for f, k, w, _, _ in work if kind in (k, "all")}
         by = Counter(said.partition(":")[0] for said in found.values())
-        count = max(1, len(found))
-        rows.append(
-            [
-                kind,
-                str(len(found)),
-                str(by["contract"]),
-                str(by["tests"]),
-                str(by[NOTHING]),
-                f"{1 - by[NOTHING] / count:.0%}",
-            ]
-        )
-        left += [what.replace("|", "/") for what, said in found.items() if said == NOTHING]
+        missed = by[NOTHING] + by[""]
+        counts = (len(found), by["contract"], by["tests"], missed)
+        rows.append([kind, *map(str, counts), f"{1 - missed / max(1, len(found)):.0%}"])
+        left += [what.replace("|", "/") for what, said in found.items() if said in ("", NOTHING) and kind != "all"]
     text = table(["change", "made", "by the contract", "by tests alone", "not noticed", "noticed"], rows)
-    told = textwrap.fill(f"Not noticed: {'; '.join(left) or 'none'}.", 130)
+    asked = "" if all(held.values()) else "Tests were not asked about all that the contract did not notice. "
+    told = textwrap.fill(f"{asked}Not noticed: {'; '.join(left) or 'none'}.", 130)
     fill(ROOT / "docs/measured/quantizers.md", "mutants", f"{text}\n\n{told}")
 
 
