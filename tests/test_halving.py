@@ -71,10 +71,9 @@ def test_the_cheapest_that_keeps_the_goal_is_found_with_a_quarter_of_the_answers
     assert out.answers == asked.answers
     assert list(out.standings) == sorted(out.standings, key=lambda k: out.standings[k].cost)
     held = out.standings[out.chosen].held
-    assert (held.count, out.judges) == (
-        150,
-        [i for items, some in asked.calls if out.chosen in some for i in items][50:],
-    )
+    assert held.count == len(out.judges) >= 100
+    wide = {i for items, some in asked.calls for i in items if len(some) > halving.FINALISTS}
+    assert wide.isdisjoint(out.judges)
     rows = [int(i) for i in out.judges]
     assert held.share == asked.scores[out.chosen][rows].sum() / asked.scores[FULL][rows].sum()
     assert held.low < held.share < held.high
@@ -110,10 +109,10 @@ def test_one_that_was_passed_over_is_asked_after_all(tmp_path):
         asked.scores[key][late[::3]] = 0
     out = found(tmp_path, asked, name="again.json")
     assert out.chosen == "costly"
-    assert out.standings["costly"].held.count == 150
+    assert out.standings["costly"].held.count == len(out.judges) >= 100
 
 
-@pytest.mark.parametrize(("goal", "items", "needed"), [(0.98, 12, 66), (0.98, 65, 66), (0.9, 12, 28)])
+@pytest.mark.parametrize(("goal", "items", "needed"), [(0.98, 12, 58), (0.98, 57, 58), (0.9, 12, 28)])
 def test_too_few_items_say_how_many_are_needed(tmp_path, goal, items, needed):
     asked = Asked(grid(), count=items)
     out = found(tmp_path, asked, replace(TERMS, goal=goal))
@@ -135,17 +134,17 @@ def test_a_full_model_that_is_always_wrong_has_nothing_to_keep(tmp_path):
 
 def test_time_limits_what_is_asked(tmp_path):
     asked = Asked(grid(), seconds=1.0)
-    out = found(tmp_path, asked, replace(TERMS, minutes=12))
+    out = found(tmp_path, asked, replace(TERMS, minutes=10))
     assert out.why == ""
-    assert out.seconds == asked.clock <= 12 * 60
-    assert len(out.judges) < 150
+    assert out.seconds == asked.clock <= 10 * 60
+    assert max(s.seen.count for s in out.standings.values()) < 200
 
 
 def test_too_little_time_says_the_least(tmp_path):
     asked = Asked(grid(), seconds=1.0)
     out = found(tmp_path, asked, replace(TERMS, minutes=0.1))
     assert (out.chosen, out.why) == (None, "late")
-    assert out.needed == pytest.approx(2 * (50 + 20) / 60)
+    assert out.needed == pytest.approx((halving.FIRST + 20) / 60)
     assert asked.answers == halving.FIRST
     assert out.untried == list(asked.costs)
 
@@ -153,7 +152,7 @@ def test_too_little_time_says_the_least(tmp_path):
 def test_candidates_that_there_is_no_time_for_are_named(tmp_path):
     asked = Asked({f"c{i}": (0.5, 0.0) for i in range(60)}, seconds=1.0)
     out = found(tmp_path, asked, replace(TERMS, minutes=10))
-    assert out.untried == [f"c{i}" for i in range(12, 60)]
+    assert out.untried == [f"c{i}" for i in range(24, 60)]
     assert out.chosen is not None
 
 
@@ -250,19 +249,12 @@ def test_bad_names_and_scores(tmp_path):
 # ---- chances ------------------------------------------------------------------------------------------------------------
 
 
-def test_hope_is_the_chance_that_no_cheaper_one_will_do():
-    stand = {"dear": (0.9, 0.8), "cheap": (0.2, 0.5), "middle": (0.5, 0.25), "none": (1.0, 1.0)}
-    ours = hopes(stand)
-    every = dict.fromkeys(stand, 0.0)
-    for good in itertools.product([False, True], repeat=3):
-        names = ("cheap", "middle", "dear")
-        chance = np.prod([stand[n][1] if g else 1 - stand[n][1] for n, g in zip(names, good, strict=True)])
-        first = next((n for n, g in zip(names, good, strict=True) if g), None)
-        if first:
-            every[first] += chance
-    assert ours == pytest.approx(every)
+def test_hope_is_the_chance_to_keep_the_goal_times_the_doubt_that_a_cheaper_one_does():
+    stand = {"dear": (0.9, 0.8), "cheap": (0.2, 0.75), "middle": (0.5, 0.25), "none": (1.0, 1.0)}
+    # "cheap" is more likely than not, by a half; "middle" says nothing of those behind it.
+    assert hopes(stand) == pytest.approx({"cheap": 0.75, "middle": 0.5 * 0.25, "dear": 0.5 * 0.8, "none": 0.0})
     near = hopes({"a": (0.500, 0.3), "b": (0.505, 0.9)})
-    assert near == pytest.approx({"b": 0.9, "a": 0.1 * 0.3})
+    assert near == pytest.approx({"b": 0.9, "a": 0.2 * 0.3})
 
 
 def test_what_is_kept():

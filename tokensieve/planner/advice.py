@@ -158,8 +158,8 @@ def _times(share: float) -> str:
 
 
 def _less(share: float, what: str) -> str:
-    change = round(100 * (share - 1))
-    return f"no less {what}" if change == 0 else f"{abs(change)}% {'less' if change < 0 else 'more'} {what}"
+    change, fewer = round(100 * (share - 1)), "fewer" if what == "FLOPs" else "less"
+    return f"no {fewer} {what}" if change == 0 else f"{abs(change)}% {fewer if change < 0 else 'more'} {what}"
 
 
 def _even(found: Mapping[str, Any] | None, asked: AdviseConfig) -> str:
@@ -226,7 +226,8 @@ def _short(outcome: Outcome, asked: AdviseConfig, items: int) -> str:
         where = f"{asked.what}, on which it was seen to have next to no chance"
     assert best is not None
     return (
-        f"Nothing reaches {100 * asked.quality:g}%: of {count} none does. The nearest, {key} at {stand[key].cost:.2f}, keeps "
+        f"Nothing was found that reaches {100 * asked.quality:g}%: of {count} none did. "
+        f"The nearest, {key} at {stand[key].cost:.2f}, keeps "
         f"{percent(best)} on {best.count} {where}."
     )
 

@@ -9,12 +9,13 @@ Knows nothing of what candidates are or what is asked: whoever has something to 
     found.chosen  # the name of a candidate, or None; found.why says why
 
 Candidates come in the order in which they are left out where time does not suffice for all, the last first. Items are drawn in an
-order of the seed; the first quarter finds the candidates that are worth asking the rest. On that rest, which the search did not
-see, the cheapest is chosen whose share of the full model's score is the goal at least.
+order of the seed. The first of them find the candidates that are worth asking the rest: half of the items at most, fewer where it
+is clear earlier. On that rest, which the search did not see, and on all together, the cheapest is chosen whose share of the full
+model's score is the goal at least.
 
-At first each candidate is asked a few items. Then, whenever as many more have been asked, half as many candidates are asked the
-next: those with the most hope, which is the chance to be the answer: that the goal is kept, and by no cheaper one. A candidate is
-compared with the full model item by item (:mod:`tokensieve.planner.kept`).
+At first each candidate is asked a few items. Then half as many are asked as many more, and so on: those with the most hope. That
+is the chance that a candidate keeps the goal, times how little is said for cheaper ones: one that more likely keeps the goal than
+not stands before those that cost more. A candidate is compared with the full model item by item (:mod:`tokensieve.planner.kept`).
 
 Everything that was told is written to ``file`` after each call, whole or not at all (:mod:`tokensieve.planner.told`); the same
 search goes on from there, and one on other terms is refused by name.
@@ -31,7 +32,6 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import count
 from pathlib import Path
 from time import perf_counter
 
@@ -42,18 +42,22 @@ __all__ = ["FULL", "Ask", "Outcome", "Replies", "Standing", "Terms", "needed", "
 
 FIRST = 8
 """Items that every candidate is asked."""
-TOGETHER = 12
+TOGETHER = 24
 """Candidates that are asked these at once, at most."""
 TRIED = 0.33
 """The share of the time that may go before all of them were."""
-SEARCHED = 0.25
-"""The share of the items with which candidates are found; the rest judge."""
+NARROW = 4
+"""Candidates that halving leaves; they may be others each time."""
 FINALISTS = 2
-"""Candidates that halving leaves."""
+"""Candidates that are asked to the end."""
+SETTLED = 0.6
+"""The hope of one candidate at which it is asked alone."""
+JUDGED = 1.5
+"""The time that a candidate is judged in, for as many items as it takes, as a multiple of the full model's alone."""
 HOPELESS = 0.02
-"""The chance of being the answer below which a candidate is not asked."""
+"""The hope below which a candidate is not asked."""
 PLAUSIBLE = 0.1
-"""The chance of being the answer from which on a candidate is asked the rest after all, if those that were have failed."""
+"""The hope from which on a candidate is asked the items that judge after all, if those that were have failed."""
 
 Ask = Callable[[Sequence[str], Sequence[str]], Mapping[str, Replies | str]]
 """From items and candidates to what each of these and the full model (``FULL``) said; a string is why one cannot be asked."""
@@ -119,12 +123,7 @@ def search(
 def needed(items: int, terms: Terms) -> int:
     """How many items it takes to tell anything, where so many are too few; 0 where they are not."""
     least = terms.least or fewest(terms.goal)
-    return 0 if items - _finding(items) >= least else next(n for n in count() if n - _finding(n) >= least)
-
-
-def _finding(items: int) -> int:
-    """How many of so many items find candidates."""
-    return max(FIRST, round(SEARCHED * items))
+    return 0 if items >= FIRST + least else FIRST + least
 
 
 class _Search:
@@ -142,7 +141,6 @@ class _Search:
         self.candidates, self.items = list(candidates), random.Random(terms.seed).sample(list(items), len(items))
         self.told = Answered(file, terms, self.candidates, self.items)
         self.least = terms.least or fewest(terms.goal)
-        self.found = _finding(len(self.items))
         self.asked: list[str] = []
 
     def run(self) -> Outcome:
@@ -157,10 +155,8 @@ class _Search:
         if least > self.terms.minutes:
             return self._end("late", needed=least)
         self._first()
-        done = self._through()
-        if self.told.decided(f"late at {done}", self._late) and done < self.found + self.least:
-            return self._end("late", needed=self.terms.minutes * len(self.items) / done)
-        return self._judged(self.items[self.found : done])
+        found = self._find()
+        return self._judged(self.items[found : self._ask_on(found)])
 
     def _first(self) -> None:
         """The first items, asked of as many candidates as there is time for."""
@@ -170,27 +166,44 @@ class _Search:
             self._tell(self.items[:FIRST], self.candidates[start : start + TOGETHER])
             self.asked = self.candidates[: start + TOGETHER]
 
-    def _through(self) -> int:
-        """The other items, asked of fewer and fewer, as long as there is time and hope; how many were asked."""
-        done, rung, width = FIRST, 2 * FIRST, max(FINALISTS, math.ceil(len(self.asked) / 2))
-        while done < len(self.items) and not self.told.decided(f"late at {done}", self._late):
-            some = self.told.decided(f"at {done}", partial(self._hopeful, done, width))
-            if not some:
+    def _find(self) -> int:
+        """A few more items at a time, asked of fewer and fewer, until one is likely to be the answer; how many were asked."""
+        done, width = FIRST, math.ceil(len(self.asked) / 2)
+        most = min(len(self.items) // 2, len(self.items) - self.least)
+        while done + FIRST <= most and not self.told.decided(f"late at {done}", self._late_to_judge):
+            some, settled = self.told.decided(f"at {done}", partial(self._hopeful, done, width))
+            if settled or not some:
                 break
-            end = min(self.found if done < self.found else len(self.items), done + self.terms.batch)
-            end = min(end, rung) if rung > done else end
-            self._tell(self.items[done:end], some)
-            done = end
-            if done >= rung:
-                rung, width = 2 * rung, max(FINALISTS, math.ceil(width / 2))
+            self._tell(self.items[done : done + FIRST], some)
+            done, width = done + FIRST, max(NARROW, math.ceil(width / 2))
         return done
 
-    def _hopeful(self, done: int, width: int) -> list[str]:
-        """At most ``width`` candidates that are worth asking more, those that were passed over before among them."""
+    def _ask_on(self, found: int) -> int:
+        """All other items, asked of one finalist after another, as long as there is time and hope; how many were asked."""
+        done = found
+        while done < len(self.items) and not self.told.decided(f"late after {done}", self._late):
+            some = self.told.decided(f"after {done}", partial(self._finalists, done))
+            if not some:
+                break
+            self._tell(self.items[done : done + self.terms.batch], some)
+            done = min(len(self.items), done + self.terms.batch)
+        return done
+
+    def _finalists(self, done: int) -> list[str]:
+        """The most hopeful of those that may still keep the goal."""
+        here = [c for c in self.asked if c not in self.told.left]
+        stand = self.told.stand(here, self.items[:done])
+        return [k for k, s in stand.items() if s.hope >= HOPELESS and s.seen.chance >= PLAUSIBLE][:FINALISTS]
+
+    def _hopeful(self, done: int, width: int) -> tuple[list[str], bool]:
+        """At most ``width`` candidates that are worth asking more, those that were passed over before among them; and whether the
+        first is likely to be the answer."""
         here = [c for c in self.asked if c not in self.told.left]
         if self.told.worthless(self.items[:done]):
-            return here[:width]
-        return [c for c, s in self.told.stand(here, self.items[:done]).items() if s.hope >= HOPELESS][:width]
+            return here[:width], False
+        stand = self.told.stand(here, self.items[:done])
+        hoped = [c for c, s in stand.items() if s.hope >= HOPELESS]
+        return hoped[:width], bool(hoped) and stand[hoped[0]].hope >= SETTLED
 
     def _judged(self, judges: Sequence[str]) -> Outcome:
         """The verdict; where all that were asked to the end have failed, the most hopeful of the others are asked after all."""
@@ -198,24 +211,39 @@ class _Search:
         while True:
             stand = self._standings(judges)
             good = {
-                k: s.held.share for k, s in stand.items() if s.held and s.cost < 1 and s.held.share >= self.terms.goal
+                k: s.held.share
+                for k, s in stand.items()
+                if s.held is not None and s.cost < 1 and min(s.held.share, s.seen.share) >= self.terms.goal
             }
             if good:
                 # Of those that cost the same, the one that keeps most.
                 least = stand[next(iter(good))].cost
                 near = [k for k in good if stand[k].cost <= least * (1 + NEAR)]
-                return self._end("", max(near, key=good.__getitem__), judges=judges)
+                chosen = max(near, key=good.__getitem__)
+                missing = [i for i in judges if not self.told.knows(chosen, [i])]
+                if not missing or self.told.decided(f"late for {chosen}, {len(missing)}", self._late):
+                    return self._end("", chosen, judges=judges)
+                self._tell(missing[: self.terms.batch], [chosen])
+                continue
             open_ = [k for k, s in stand.items() if s.held is None and k not in gone and k not in self.told.left]
-            ahead = [k for k, s in self.told.stand(open_, self.items).items() if s.hope >= PLAUSIBLE][:FINALISTS]
+            ahead = [k for k, s in self.told.stand(open_, self.items).items() if s.hope >= PLAUSIBLE][:1]
             if not judges or not ahead or self.told.decided(f"late for {ahead[0]}", self._late):
-                pays = any(s.cost < 1 for s in stand.values())
-                return self._end("short" if pays else "costly" if stand else "failed", judges=judges)
+                return self._end(self._without(stand, ahead), judges=judges, needed=2 * self.terms.minutes)
             gone |= set(ahead)
             for start in range(0, len(judges), self.terms.batch):
-                self._tell(judges[start : start + self.terms.batch], ahead)
-                ahead = [k for k, s in self.told.stand(ahead, self.items).items() if s.seen.chance >= HOPELESS]
-                if not ahead:
+                if self.told.decided(f"late for {ahead[0]} at {start}", self._late):
                     break
+                self._tell(judges[start : start + self.terms.batch], ahead)
+                if self.told.stand(ahead, self.items)[ahead[0]].seen.chance < HOPELESS:
+                    break
+
+    def _without(self, stand: Mapping[str, Standing], ahead: Sequence[str]) -> str:
+        """Why there is no answer."""
+        if not stand:
+            return "failed"
+        if all(s.cost >= 1 for s in stand.values()):
+            return "costly"
+        return "late" if ahead and all(s.held is None for s in stand.values()) else "short"
 
     # ---- asking ---------------------------------------------------------------------------------------------------------
 
@@ -232,8 +260,13 @@ class _Search:
             self.told.add(some, told, self.clock() - began)
 
     def _least(self) -> float:
-        """Minutes that one candidate takes through as many items as are needed, if it costs what the full model does."""
-        return self.told.seconds / self.told.answers * 2 * (self.found + self.least) / 60
+        """Minutes that the full model alone takes through as many items as are needed."""
+        return self.told.seconds / self.told.answers * (FIRST + self.least) / 60
+
+    def _late_to_judge(self) -> bool:
+        """Whether there would be no time for one candidate to be judged if another call came first."""
+        reserve = self.told.first / FIRST * JUDGED * self.least
+        return self.told.seconds + self.told.last + reserve > 60 * self.terms.minutes
 
     def _late(self, share: float = 1.0) -> bool:
         """Whether another call like the last one would end behind that share of the time."""
@@ -242,10 +275,12 @@ class _Search:
     # ---- what it comes to -----------------------------------------------------------------------------------------------
 
     def _standings(self, judges: Sequence[str]) -> dict[str, Standing]:
-        """The cheapest first."""
-        stand = self.told.stand(self.asked, self.items)
-        whole = {k for k in stand if judges and self.told.knows(k, judges)}
-        made = {k: replace(s, held=self.told.kept(k, judges)) if k in whole else s for k, s in stand.items()}
+        """The cheapest first; of those that were asked as many of the judges as it takes, what they keep on them."""
+        made = self.told.stand(self.asked, self.items)
+        for key in made:
+            known = [i for i in judges if self.told.knows(key, [i])]
+            if len(known) >= self.least:
+                made[key] = replace(made[key], held=self.told.kept(key, known))
         return dict(sorted(made.items(), key=lambda pair: pair[1].cost))
 
     def _end(self, why: str, chosen: str | None = None, needed: float = 0.0, judges: Sequence[str] = ()) -> Outcome:

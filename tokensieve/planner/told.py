@@ -68,7 +68,7 @@ class Standing:
     Attributes:
         cost: median over the calls, as a share of the full model's; costs: of each call.
         seen: what it keeps on all items that it was asked; held: on those that judge, None where it was not asked all of them.
-        hope: the chance of being the answer.
+        hope: see :func:`hopes`.
     """
 
     cost: float
@@ -84,7 +84,8 @@ class Answered:
     Attributes:
         scores: by candidate, the full model among them, and item.
         left: why candidates cannot be asked.
-        seconds: of asking so far, last: of the last call; answers: how many there were, the full model's counted.
+        seconds: of asking so far; first, last: of the first and the last call.
+        answers: how many there were, the full model's counted.
     """
 
     def __init__(self, file: Path, terms: Terms, candidates: Sequence[str], items: Sequence[str]):
@@ -108,6 +109,10 @@ class Answered:
         return float(self._data["last"])
 
     @property
+    def first(self) -> float:
+        return float(self._data["first"])
+
+    @property
     def answers(self) -> int:
         return int(self._data["answers"])
 
@@ -128,6 +133,7 @@ class Answered:
                 self.costs.setdefault(key, {})[items[0]] = float(one.cost)
         self._data["seconds"] += seconds
         self._data["last"] = seconds
+        self._data["first"] = self._data["first"] or seconds
         self._data["answers"] += len(items) * len(told)
         self.write()
 
@@ -173,8 +179,13 @@ class Answered:
         return max(far) or max(full[i] for i in items)
 
 
+def doubt(chance: float) -> float:
+    """What a chance of keeping the goal leaves to costlier candidates: all, while it is not more likely than not."""
+    return min(1.0, 2 - 2 * chance)
+
+
 def hopes(standing: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-    """By candidate the chance that it keeps the goal and no cheaper one does.
+    """By candidate the chance that it keeps the goal, times the doubt whether a cheaper one does.
 
     Args:
         standing: by candidate its cost and its chance of keeping the goal, which are taken as independent. Of those whose costs
@@ -188,7 +199,7 @@ def hopes(standing: Mapping[str, tuple[float, float]]) -> dict[str, float]:
         end = next((i for i, (c, _) in enumerate(ranked) if c > ranked[start][0] * (1 + NEAR)), len(ranked))
         for key in sorted((k for _, k in ranked[start:end]), key=lambda k: (-standing[k][1], k)):
             out[key] = left * standing[key][1]
-            left *= 1 - standing[key][1]
+            left *= doubt(standing[key][1])
         start = end
     return out
 
@@ -208,6 +219,7 @@ def _opened(file: Path, terms: dict[str, Any]) -> dict[str, Any]:
             "left": {},
             "decided": {},
             "seconds": 0.0,
+            "first": 0.0,
             "last": 0.0,
             "answers": 0,
         }
