@@ -48,8 +48,8 @@ prompts: $(MADE)
 	$(BIN)/python -m benchmarks.prompt_questions out/prompts/qa.jsonl
 	$(BIN)/tokensieve bench-prompts --data out/prompts/qa.jsonl --model smollm2 --keep 0.25 --methods question,surprisal \
 		--new-tokens 20 --out out/prompts/help
-	$(BIN)/python -m benchmarks.prompts_peer
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prompts
+	$(BIN)/python -m benchmarks.prompts_peer
 
 peers: $(MADE)
 	$(BIN)/python -m benchmarks.peers
