@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MADE := .venv/.made
 
-.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval models peers pins mutants benchmark kvpress byte-peer lmms vllm vllm-all docs release clean
+.PHONY: demo test test-slow test-matrix test-all systems leaderboard retrieval prompts models peers pins mutants benchmark kvpress byte-peer lmms vllm vllm-all docs release clean
 
 $(MADE): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tokensieve needs Python 3.11 or later; set PYTHON=...")'
@@ -43,6 +43,13 @@ leaderboard: $(MADE)
 retrieval: $(MADE)
 	$(BIN)/python -m benchmarks.retrieval
 	$(BIN)/python -m benchmarks.inside
+
+prompts: $(MADE)
+	$(BIN)/python -m benchmarks.prompt_questions out/prompts/qa.jsonl
+	$(BIN)/tokensieve bench-prompts --data out/prompts/qa.jsonl --model smollm2 --keep 0.25 --methods question,surprisal \
+		--new-tokens 20 --out out/prompts/help
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prompts
+	$(BIN)/python -m benchmarks.prompts_peer
 
 peers: $(MADE)
 	$(BIN)/python -m benchmarks.peers

@@ -64,8 +64,10 @@ def test_cost_counts_tokens_where_they_are():
     assert handoff.kv_bytes < inside.kv_bytes < inside.full_kv_bytes
     assert encoder.encoder_flops < encoder.full_encoder_flops == handoff.encoder_flops
     assert ts.cost(model, ts.stage("fastv", keep=ts.Keep(average=40)), tokens=64).final == 16
-    with pytest.raises(ValueError, match="no language model"):
-        ts.cost(model.model.vision_tower, ts.stage("tome", keep=16))
+    alone = ts.cost(model.model.vision_tower, ts.stage("tome", keep=16), tokens=64)
+    assert (alone.flops, alone.final) == (0, 16)
+    with pytest.raises(ValueError, match="handoff"):
+        ts.cost(model.model.vision_tower, ts.stage("fastervlm", keep=16, site="handoff"), tokens=64)
 
 
 def test_a_cell_says_what_was_done(subject, samples):
