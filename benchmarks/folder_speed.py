@@ -29,8 +29,10 @@ from tokensieve.core.files import write_json
 from tokensieve.retrieval import Index
 from tokensieve.retrieval.encoders.loading import load_encoder
 
-DIM, VECTORS, ASKED, SEED = 64, 12, 12, 0
-SIZES, TEXTS, ROUNDS = (3_500, 100_000), 128, 7
+SHAPES = {3_500: (384, 32), 100_000: (64, 12)}
+"""Passages, and the dimensions and number of the vectors of each."""
+ASKED, SEED = 12, 0
+TEXTS, ROUNDS = 128, 7
 WORDS = [
     f"{a}{b}{c}"
     for a in "bdfgklmnprstvz"
@@ -62,14 +64,15 @@ def encode() -> dict[str, Any]:
 def laid(at: Path, count: int) -> Index:
     """Clustered vectors, and texts whose words are as unevenly frequent as those of real text."""
     draw, g = random.Random(SEED), torch.Generator().manual_seed(SEED)
-    centres = normalize(torch.randn(500, DIM, generator=g), dim=1)
+    dim, vectors = SHAPES[count]
+    centres = normalize(torch.randn(500, dim, generator=g), dim=1)
     weights = [1 / (1 + i) for i in range(len(WORDS))]
-    index = Index.create(at, DIM, "int8")
+    index = Index.create(at, dim, "int8")
     with index:
         for start in range(0, count, 5000):
             n = min(5000, count - start)
-            topics = torch.randint(0, 500, (n, VECTORS), generator=g)
-            x = normalize(centres[topics] + 0.1 * torch.randn(n, VECTORS, DIM, generator=g), dim=2)
+            topics = torch.randint(0, 500, (n, vectors), generator=g)
+            x = normalize(centres[topics] + 0.5 * dim**-0.5 * torch.randn(n, vectors, dim, generator=g), dim=2)
             notes = [
                 {"text": " ".join(draw.choices(WORDS, weights, k=90)), "suffix": draw.choice([".md", ".py"])}
                 for _ in range(n)
@@ -82,11 +85,11 @@ def laid(at: Path, count: int) -> Index:
 def search() -> dict[str, Any]:
     """Hybrid and filtered searches beside plain ones."""
     out: dict[str, Any] = {}
-    for count in SIZES:
+    for count, (dim, _) in SHAPES.items():
         with TemporaryDirectory() as folder:
             index = laid(Path(folder) / "i", count)
             g, draw = torch.Generator().manual_seed(1), random.Random(1)
-            queries = [normalize(torch.randn(ASKED, DIM, generator=g), dim=1) for _ in range(8)]
+            queries = [normalize(torch.randn(ASKED, dim, generator=g), dim=1) for _ in range(8)]
             words = [" ".join(draw.choices(WORDS, k=5)) for _ in queries]
 
             def each(one: Callable[[Any, str], Any], queries: Any = queries, words: Any = words) -> Callable[[], None]:
@@ -107,13 +110,13 @@ def search() -> dict[str, Any]:
 
 
 def compact() -> dict[str, Any]:
-    """Copying the files, synced, over compacting an index of which four fifths are deleted in small commits."""
-    ratios = []
+    """Copying the files, synced, over compacting an index of which a third is deleted."""
+    ratios, count = [], min(SHAPES)
     for _ in range(3):
         with TemporaryDirectory() as folder:
-            index = laid(Path(folder) / "i", 10_000)
+            index = laid(Path(folder) / "i", count)
             with index:
-                index.delete([str(i) for i in range(0, 10_000, 3)])
+                index.delete([str(i) for i in range(0, count, 3)])
                 start = time.perf_counter()
                 _copied(index.folder, Path(folder) / "copy")
                 copied, start = time.perf_counter() - start, time.perf_counter()

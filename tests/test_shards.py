@@ -146,6 +146,10 @@ def test_words_pages_and_documents_are_those_of_one_library(tmp_path):
         assert held
         assert all(f"{some[40]} {some[41]}" in f.text for f in held)
         assert collection.notes("x", {"sufix": 1}) == ("no document has the field 'sufix'",)
+        vectors = whole.encoder.queries(["word"]).vectors
+        assert [h.id for h in collection.best(vectors, 3, rerank=0)] == [
+            h.id for h in whole.index.search(vectors, 3, rerank=0)
+        ]
         assert collection.get("t07.txt") == whole.get("t07.txt")
         assert collection.get("nobody") == []
         assert sorted(collection.ids()) == sorted(whole.ids())

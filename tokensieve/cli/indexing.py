@@ -44,7 +44,9 @@ def index(
     ] = None,
     sketch: Annotated[
         str | None,
-        typer.Option(help="What candidates are found by: pooled (if new), mean or fde; none to score all passages."),
+        typer.Option(
+            help="What candidates are found by: pooled (if new), coarse, mean or fde; none to score all passages."
+        ),
     ] = None,
     overlap: Annotated[
         int | None,

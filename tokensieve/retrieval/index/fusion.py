@@ -59,16 +59,14 @@ def candidates(
     """
     if not scores:
         return []
-    starts = bounds([len(s) for s in scores]).tolist()
+    starts = bounds([len(s) for s in scores])
     like, words = torch.cat(list(scores)), torch.cat(bm25(state.views, text, admitted, counts))
-    by_sense = set(_first(state, starts, like, like > -torch.inf, most))
-    pool = sorted({*by_sense, *_first(state, starts, words, words > 0, most)})
+    by_sense = _first(state, starts, like, like > -torch.inf, most)
+    pool = torch.cat([by_sense, _first(state, starts, words, words > 0, most)]).unique()
+    sensed = torch.isin(pool, by_sense)
     like = _known(state, query, like, starts, pool)
-    out = []
-    for place in pool:
-        name = _id(state, starts, place)
-        out.append(Candidate(name, float(like[place]), float(words[place]), place in by_sense))
-    return out
+    about = zip(like[pool].tolist(), words[pool].tolist(), sensed.tolist(), strict=True)
+    return [Candidate(name, *one) for name, one in zip(_ids(state, starts, pool), about, strict=True)]
 
 
 def fused(found: Sequence[Candidate], k: int, fuse: Fuse) -> list[Hit]:
@@ -92,28 +90,31 @@ def fused(found: Sequence[Candidate], k: int, fuse: Fuse) -> list[Hit]:
     return [Hit(c.id, c.sense, {}, value[c.id]) for c in held[:k]]
 
 
-def _first(state: Snapshot, starts: list[int], scores: Tensor, open_: Tensor, depth: int) -> list[int]:
-    """The places of the best documents, equal scores in the order of ids."""
+def _first(state: Snapshot, starts: Tensor, scores: Tensor, open_: Tensor, depth: int) -> Tensor:
+    """The places of the best documents, of equal scores those of the lower ids."""
     some = scores.masked_fill(~open_, -torch.inf)
     count = min(depth, int(open_.sum()))
     if not count:
-        return []
+        return torch.empty(0, dtype=torch.long)
     least = some.topk(count).values[-1]
-    places = ((some >= least) & open_).nonzero()[:, 0].tolist()
-    return sorted(places, key=lambda p: (-float(scores[p]), _id(state, starts, p)))[:count]
+    above, equal = (some > least).nonzero()[:, 0], ((some == least) & open_).nonzero()[:, 0]
+    if len(equal) > count - len(above):
+        named = sorted(zip(_ids(state, starts, equal), equal.tolist(), strict=True))
+        equal = torch.tensor([place for _, place in named[: count - len(above)]])
+    return torch.cat([above, equal])
 
 
-def _known(state: Snapshot, query: Ragged, like: Tensor, starts: list[int], pool: list[int]) -> Tensor:
+def _known(state: Snapshot, query: Ragged, like: Tensor, starts: Tensor, pool: Tensor) -> Tensor:
     """MaxSim of all candidates: those that only words have found are scored now."""
-    like = like.clone()
-    missing = torch.tensor([p for p in pool if like[p] == -torch.inf], dtype=torch.long)
-    prepared = state.codec.prepare(query.tokens)
-    for v, view in enumerate(state.views):
-        docs = missing[(missing >= starts[v]) & (missing < starts[v + 1])] - starts[v]
+    missing = pool[like[pool] == -torch.inf]
+    if not len(missing):
+        return like
+    like, prepared = like.clone(), state.codec.prepare(query.tokens)
+    for view, first, last in zip(state.views, starts.tolist(), starts.tolist()[1:], strict=False):
+        docs = missing[(missing >= first) & (missing < last)]
         if len(docs):
-            like[docs + starts[v]] = search.score(view.segment.tokens, state.codec, prepared, query, docs, -torch.inf)[
-                :, 0
-            ]
+            tokens = view.segment.tokens
+            like[docs] = search.score(tokens, state.codec, prepared, query, docs - first, -torch.inf)[:, 0]
     return like
 
 
@@ -125,11 +126,8 @@ def _even(scores: Sequence[float]) -> Tensor:
     return (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
 
 
-def _at(starts: list[int], place: int) -> tuple[int, int]:
-    v = next(i for i in range(len(starts) - 1) if starts[i] <= place < starts[i + 1])
-    return v, place - starts[v]
-
-
-def _id(state: Snapshot, starts: list[int], place: int) -> str:
-    v, doc = _at(starts, place)
-    return state.views[v].segment.id(doc)
+def _ids(state: Snapshot, starts: Tensor, places: Tensor) -> list[str]:
+    views = (torch.searchsorted(starts, places, right=True) - 1).tolist()
+    docs = places.tolist()
+    ends = starts.tolist()
+    return [state.views[v].segment.id(place - ends[v]) for v, place in zip(views, docs, strict=True)]

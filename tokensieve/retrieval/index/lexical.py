@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from hashlib import blake2b
 
 import numpy as np
@@ -126,7 +127,9 @@ def _worded(views: Sequence[View]) -> list[View]:
     return [view for view in views if view.segment.worded()]
 
 
+@lru_cache(maxsize=64)
 def _wanted(query: str) -> list[int]:
+    """Hashes of a query's words; asked for once for each segment."""
     return sorted({_key(term) for term in terms(query, query=True)})
 
 

@@ -115,6 +115,8 @@ class IndexReader:
         self, state: snapshot.Snapshot, one: Ragged, text: str, seen: list[Tensor], k: int, rerank: int | None,
         counts: WordCounts | None = None,
     ) -> list[Candidate]:  # fmt: skip
+        # What stands far down a ranking counts little: as many are scored exactly as k hits alone would ask for.
+        rerank = tune.rerank(state, seen, k) if rerank is None else rerank
         scores = [s[:, 0] for s in self._scores(state, one, seen, depth(k), rerank)]
         return candidates(state, one, text, scores, seen, depth(k), counts)
 

@@ -27,7 +27,9 @@ from tokensieve.retrieval.service.watch import Watch, Watched
 from tokensieve.retrieval.service.writing import Id, add_writing
 
 SHARDED = "a collection in shards is only read; `tokensieve index` brings it up to date"
-NO_CROSS = "this service has no cross-encoder, and nothing was ranked again; `tokensieve serve --cross-encoder` gives it one"
+NO_CROSS = (
+    "this service has no cross-encoder, and nothing was ranked again; `tokensieve serve --cross-encoder` gives it one"
+)
 ERRORS: Responses = {
     status: {"model": wire.Error, "description": text}
     for status, text in {

@@ -171,6 +171,10 @@ class Collection(Searching):
             found = [self._fused(*one, k, where, rerank, fuse) for one in zip(vectors, words or (), strict=True)]
         return [at_least(hits, min_score) for hits in found]
 
+    def best(self, query: Tensor, k: int = 10, where: Where | None = None, rerank: int | None = None) -> list[Hit]:
+        """The k passages of the highest MaxSim with a query ``(Q, dim)`` (see :meth:`Index.search`)."""
+        return self.hits([query], k, where, rerank)[0]
+
     def _fused(
         self, query: Tensor, words: str, k: int, where: Where | None, rerank: int | None, fuse: Fuse
     ) -> list[Hit]:
