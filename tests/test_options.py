@@ -173,11 +173,13 @@ def test_misspelt_options_are_answered_with_the_near_ones():
     said = r"snapkv has no option windw, did you mean window\? its options are window, kernel, pooling"
     with pytest.raises(ValueError, match=said + "$"):
         ts.get_method("snapkv", windw=3)
-    with pytest.raises(ValueError, match=said + ", beside site, layers, positions, every, prefill$"):
+    with pytest.raises(
+        ValueError, match=said + ", beside site, layers, positions, every, prefill, tower, readout, between, schedule$"
+    ):
         ts.stage("snapkv", 9, windw=3)
     with pytest.raises(ValueError, match=said):
         ts.sieve(decoder(), "snapkv", keep=9, windw=3)
-    with pytest.raises(ValueError, match=r"snapkv has no option sede, did you mean seed\?"):
+    with pytest.raises(ValueError, match=r"snapkv has no option sede, did you mean seed, schedule\?"):
         ts.sieve(decoder(), "snapkv", keep=9, sede=3)
     with pytest.raises(ValueError, match=r"snapkv has no option layer, did you mean layers\?"):
         ts.stage("snapkv", 9, layer=3)

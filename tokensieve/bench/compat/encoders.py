@@ -18,8 +18,6 @@ from tokensieve.sites.model import taps, towers
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.sieve import sieve
 
-CONVOLVED = "convolution"
-
 
 class EncoderCase:
     """An encoder under test.

@@ -160,9 +160,9 @@ def bench_encoder(
     if made.plan is not None:
         made.plan.save(out / PLAN)
     name = chosen or (rows[0].key if rows else None)
-    shown = [] if name is None else examples(subject, plans[name], items)
+    seen = [] if name is None else examples(subject, plans[name], items)
     told = {**left, **found.left}
-    page.write_page(made, subject.name, subject.kind, found, wanted, fidelity, batch, len(items), told, shown)
+    page.write_page(made, subject.name, subject.kind, found, wanted, fidelity, batch, len(items), told, seen)
     return made
 
 

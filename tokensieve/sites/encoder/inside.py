@@ -79,5 +79,5 @@ class _Places:
 
 def places(root: nn.Module, site: HasPass) -> list[Detach]:
     """Have position embeddings that are added between blocks (YOLOS) be those of the tokens that are there."""
-    between = [m for m in root.modules() if hasattr(m, "mid_position_embeddings")]
+    between = [m for m in root.modules() if "MidPosition" in type(m).__name__]
     return [m.register_forward_hook(lambda module, args, output: _Places(output, site)).remove for m in between]

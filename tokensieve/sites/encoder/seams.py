@@ -50,7 +50,8 @@ def seam(block: nn.Module) -> Seam | None:
     parts = children.get("layer")
     if isinstance(parts, nn.ModuleList) and len(parts) == 2 and type(parts[1]).__name__.endswith("LayerFF"):
         return Seam(parts[1])
-    order = [n for n in _called(type(block)) if n in children]
+    kind: Any = type(block)
+    order = [n for n in _called(kind) if n in children]
     attending = [n for n in order if _attends(children[n])]
     if len(set(attending)) != 1 or "Conv" in "".join(type(m).__name__ for m in block.modules()):
         return None
