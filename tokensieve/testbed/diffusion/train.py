@@ -92,6 +92,8 @@ def _save(home: Path, model: Any, scheduler: Any, judge: nn.Module) -> None:
     scheduler.save_pretrained(home / "scheduler")
     tensors = {k: v.contiguous().to(torch.bfloat16 if v.dim() == 4 else v.dtype) for k, v in judge.state_dict().items()}
     save_file(tensors, home / "classifier.safetensors")
+    for file in home.rglob("*.safetensors"):
+        file.chmod(0o644)  # safetensors writes for the owner alone
 
 
 @torch.no_grad()
