@@ -150,7 +150,7 @@ def test_an_exception_is_named_and_ends_nothing(monkeypatch):
     bad = [f for f in report.findings if f.status == "failed"]
     assert {f.site for f in bad} == {"cache"}
     assert {f.detail for f in bad} == {"KeyError: 'past_key_values'"}
-    assert len(report.findings) == 18
+    assert len(report.findings) == 21
     assert not report.ok
 
 
@@ -218,7 +218,9 @@ def test_the_command_prints_json_of_a_fixed_form(tmp_path):
     assert set(report) == {
         "format", "ok", "tested", "tested_releases", "versions", "devices", "kernels", "extras", "findings",
     }  # fmt: skip
-    assert set(report["versions"]) == {"python", "tokensieve", "torch", "transformers", "tokenizers", "safetensors"}
+    assert set(report["versions"]) == {
+        "python", "tokensieve", "torch", "transformers", "tokenizers", "safetensors", "diffusers",
+    }  # fmt: skip
     assert "cpu" in report["devices"]
     names = [k["name"] for k in report["kernels"]]
     assert names == ["sdpa", "eager", "flash_attention_2", "flex_attention"]

@@ -30,6 +30,7 @@ class ByQuestion(PromptMethod):
     """
 
     needs = (Text,)
+    positional = "what stands beside a unit that is like the question counts for more"
     unranked = "what repeats other units is worth less than its own likeness to the question"
     by: str = option("mmr", "how repetition is weighed", choices=("mmr", "facility"))
     trade: float = option(0.8, "how much likeness to the question counts, against repetition", lo=0.0, hi=1.0)
