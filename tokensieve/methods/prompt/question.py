@@ -44,7 +44,7 @@ class ByQuestion(PromptMethod):
         like = score.cosine(s.features, text)
         if s.text_mask is not None:
             like = like.masked_fill(~s.text_mask[:, None], -torch.inf)
-        own = like.amax(2)
+        own = twins.level(like.amax(2), twins.firsts(s.features, s.valid))
         place, there = select.compact(s.valid)
         front = own.gather(1, place).masked_fill(~there, -1.0)
         wall = front.new_full((s.batch, 1), -1.0)
