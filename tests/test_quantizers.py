@@ -133,6 +133,10 @@ def summed(self, x, generator):
         ),
         ("fitting", "quantile", {"bins": 8, "dim": 3}, {"set_from": shifted}, "more than one code for all"),
         (
+            "fitting", "product", {"groups": 2, "dim": 4, "codes": 8},
+            {"set_from": lambda self, u, g: None}, "fit to reach the quantizers that it is made of",
+        ),
+        (
             "stages", "residual", {"stages": 2, "dim": 4, "codes": 8},
             {"assign": summed}, "each stage to come nearer",
         ),

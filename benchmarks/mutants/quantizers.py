@@ -61,16 +61,19 @@ class Hangs(BaseException):
 
 def changes(source: str) -> Iterator[tuple[str, str, ast.Module]]:
     """Every change of a file: its kind, the code and its line, and the tree."""
-    count = len(list(ast.walk(ast.parse(source))))
-    for at in range(count):
-        tree = ast.parse(source)
-        node = list(ast.walk(tree))[at]
-        if _function(tree, node) in (None, *PASSED) or _in_words(tree, node):
+    whole = ast.parse(source)
+    words = {n for word in ast.walk(whole) if isinstance(word, (ast.Raise, ast.JoinedStr)) for n in ast.walk(word)}
+    functions = [f for f in ast.walk(whole) if isinstance(f, ast.FunctionDef)]
+    inside = {n: f.name for f in functions for statement in f.body for n in ast.walk(statement)}
+    for at, held in enumerate(ast.walk(whole)):
+        if inside.get(held) in (None, *PASSED) or held in words:
             continue
-        where = f"{getattr(node, 'lineno', 0)}: {ast.unparse(node)[:60]}"
-        kind = _changed(node)
+        if not isinstance(held, (ast.Compare, ast.BinOp, ast.If, ast.IfExp, ast.Expr)):
+            continue
+        tree = ast.parse(source)
+        kind = _changed(list(ast.walk(tree))[at])
         if kind:
-            yield kind, where, ast.fix_missing_locations(tree)
+            yield kind, f"{getattr(held, 'lineno', 0)}: {ast.unparse(held)[:60]}", ast.fix_missing_locations(tree)
 
 
 def _changed(node: Any) -> str:
@@ -88,19 +91,6 @@ def _changed(node: Any) -> str:
         node.value = ast.Constant(None)
         return KINDS[3]
     return ""
-
-
-def _function(tree: ast.Module, node: ast.AST) -> str | None:
-    for function in (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)):
-        if any(inner is node for statement in function.body for inner in ast.walk(statement)):
-            return function.name
-    return None
-
-
-def _in_words(tree: ast.Module, node: ast.AST) -> bool:
-    """Whether a node is a part of a message."""
-    words = (n for n in ast.walk(tree) if isinstance(n, (ast.Raise, ast.JoinedStr)))
-    return any(inner is node for word in words for inner in ast.walk(word))
 
 
 def by_contract(file: Path, tree: ast.Module, names: list[str]) -> str:

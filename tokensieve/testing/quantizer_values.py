@@ -54,6 +54,11 @@ def check_fitting(q: Quantizer) -> None:
         z = middle + spread * draw(q, 18, POOL)
         one = deepcopy(q).fit(z, generator=torch.Generator().manual_seed(0))
         if _same(q, one):
+            for part in (m for m in q.modules() if isinstance(m, Quantizer) and m is not q):
+                expect(
+                    _same(part, deepcopy(part).fit(draw(part, 18, POOL))),
+                    "fit to reach the quantizers that it is made of",
+                )
             return
         if not q.aligned:
             expect(
