@@ -86,7 +86,8 @@ def card(
         [
             "# A LLaVA around SmolLM2", "",
             "A CLIP-like tower, trained by image-text contrast on generated scenes, and a projector in front of",
-            f"SmolLM2-135M-Instruct, which was not changed: {VISUAL} visual tokens. Made by `python -m benchmarks.around`, {where}.",
+            f"SmolLM2-135M-Instruct, which was not changed: {VISUAL} visual tokens.",
+            f"Made by `python -m benchmarks.around`, {where}.",
             "",
             "## Training", "", table(["stage", "steps", "minutes", "done"], stages_), "",
             "## Properties, fixed before any method is measured", "",
