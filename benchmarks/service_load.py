@@ -9,14 +9,10 @@ was answered for is there. The same is written to `out/service-load.json`.
 
 from __future__ import annotations
 
-import http.client
 import json
-import multiprocessing
 import re
-import resource
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -24,69 +20,17 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from benchmarks.folders import _code
+from benchmarks.load_client import QUERIES
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.sources.texts import Text
 
 CLIENTS, SECONDS, ROUNDS = 20, 8.0, 3
-QUERIES = (
-    "parse command line options", "copy a directory tree", "make a temporary file", "compare two texts", "read a tar archive",
-    "configuration file with sections", "rotate log files", "median of data", "insert into a sorted list", "priority queue",
-    "split a string like the shell", "wrap a paragraph", "time a statement", "send mail", "cache results of a function",
-    "secure token", "print a calendar", "serve files", "write a csv file", "pool of threads",
-)  # fmt: skip
-
-
-def ask(port: int, clients: int, seconds: float, out: Any) -> None:
-    """Closed loops: each client asks again as soon as it has been answered."""
-    times: list[float] = []
-    errors: list[str] = []
-    end = time.perf_counter() + seconds
-
-    def loop(number: int) -> None:
-        connection, i = http.client.HTTPConnection("127.0.0.1", port, timeout=120), number
-        while time.perf_counter() < end:
-            body, start = json.dumps({"query": QUERIES[i % len(QUERIES)], "k": 10}), time.perf_counter()
-            connection.request("POST", "/search", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            read = answer.read()
-            times.append(time.perf_counter() - start)
-            if answer.status != 200:
-                errors.append(read.decode()[:200])
-            i += 1
-
-    begun = time.perf_counter()
-    threads = [threading.Thread(target=loop, args=(n,)) for n in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    spent = time.perf_counter() - begun
-    out.put(
-        {"rate": len(times) / spent, "times": times, "errors": errors, "cpu": (used.ru_utime + used.ru_stime) / spent}
-    )
-
-
-def put_in(port: int, stop: Any, done: Any) -> None:
-    """Documents, ten at a time, until told to stop; says how many were answered for."""
-    connection, count = http.client.HTTPConnection("127.0.0.1", port, timeout=300), 0
-    while not stop.is_set():
-        lines = [
-            json.dumps({"id": f"new {count + i}", "text": f"note {count + i} " + "of words " * 60}) for i in range(10)
-        ]
-        connection.request("POST", "/documents", "\n".join(lines), {"Content-Type": "application/x-ndjson"})
-        answer = connection.getresponse()
-        answer.read()
-        if answer.status == 200:
-            count += 10
-    done.put(count)
 
 
 def measured(at: Path, seconds: float, rounds: int) -> dict[str, Any]:
     """Both loads in turns, during one ingest."""
-    context = multiprocessing.get_context("spawn")
     command = [
         sys.executable,
         "-c",
@@ -101,26 +45,19 @@ def measured(at: Path, seconds: float, rounds: int) -> dict[str, Any]:
     try:
         assert server.stdout is not None
         port = int(re.search(r":(\d+)  ", server.stdout.readline())[1])  # type: ignore[index]
-        out, stop, done = context.Queue(), context.Event(), context.Queue()
+        asking = [sys.executable, "-m", "benchmarks.load_client", str(port)]
 
         def load(clients: int) -> dict[str, Any]:
-            asking = context.Process(target=ask, args=(port, clients, seconds, out))
-            asking.start()
-            found = out.get()
-            asking.join()
-            return found
+            return json.loads(subprocess.check_output([*asking, str(clients), str(seconds)]))
 
         load(1)
         alone = median(load(1)["times"])
-        writer = context.Process(target=put_in, args=(port, stop, done))
-        writer.start()
+        writer = subprocess.Popen([*asking, "ingest"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         one, many = [], []
         for _ in range(rounds):
             one.append(load(1))
             many.append(load(CLIENTS))
-        stop.set()
-        answered = done.get()
-        writer.join()
+        answered = int(writer.communicate("")[0])
     finally:
         server.terminate()
         server.wait()
