@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.reference import entropy_scaling_117, sparse_videogen2_369
 from benchmarks.systems.bed import CheckContext, Outcome, check
-from tokensieve.testbed.diffusion import pipeline, shapes
+from tokensieve.testbed.diffusion import shapes
 
 SIDES = (4, 6, 12, 16)
 """Tokens of a side, where the model was trained on 8: 0.25 to 4 times as many tokens."""
@@ -45,6 +45,8 @@ def _random(side: int, factor: float) -> float:
 @torch.no_grad()
 def _trained(side: int, factor: float) -> float:
     """Over all layers of the packaged denoiser; scenes noised to the middle of the schedule, resized to that many tokens."""
+    from tokensieve.testbed.diffusion import pipeline
+
     pipe = pipeline.load()
     x, labels = shapes.batch("test", 0, 0, 12)
     x = torch.nn.functional.interpolate(x, (4 * side, 4 * side), mode="bilinear")
