@@ -23,7 +23,14 @@ FLOORS = (
 )  # fmt: skip
 INSIDE = {
     "sites": (
-        ("model",), ("cache",), ("encoder",), ("visual",), ("prompt",), ("diffusion",), ("table", "cost"), ("sieve", "subtokens"),
+        ("model",),
+        ("cache",),
+        ("encoder",),
+        ("visual",),
+        ("prompt",),
+        ("diffusion",),
+        ("table", "cost"),
+        ("sieve", "subtokens"),
         ("loading",),
     ),
 }

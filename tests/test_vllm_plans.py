@@ -122,11 +122,8 @@ def test_a_blind_encoder_serves_what_reads_features():
     assert {"divprune", "uniform", "random"} <= set(served_methods(blind))
 
 
-def test_the_way_out_is_named(monkeypatch):
-    assert "served are" in refusal("trim")
-    assert "divprune" in refusal("trim")
-    monkeypatch.setattr(refusals, "ADVISE", "json")
-    assert "--runtime vllm" in refusal("trim")
+def test_the_way_out_is_named():
+    assert "`tokensieve advise MODEL ... --runtime vllm` gives a plan that can be served" in refusal("trim")
 
 
 def test_every_served_method_keeps_what_it_should():

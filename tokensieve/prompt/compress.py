@@ -19,7 +19,7 @@ from tokensieve.retrieval.encoders.loading import MINILM, load_encoder
 from tokensieve.sites.prompt.counting import TokenCounter
 from tokensieve.sites.prompt.cutting import joined
 from tokensieve.sites.prompt.protect import Protected, Span, protected
-from tokensieve.sites.prompt.site import Readers, shorten
+from tokensieve.sites.prompt.site import TextReaders, shorten
 from tokensieve.sites.prompt.vectors import Memory
 from tokensieve.text.loading import open_tokenizer
 
@@ -151,8 +151,8 @@ class Compressor:
         return MINILM if self._given is None else getattr(self._given, "name", type(self._given).__name__)
 
     @cached_property
-    def _readers(self) -> Readers:
-        return Readers(
+    def _readers(self) -> TextReaders:
+        return TextReaders(
             self._memory,
             lambda texts: self._single(self._encoder.queries(texts)),
             lambda texts: self._single(self._encoder.documents(texts)),

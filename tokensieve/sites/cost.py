@@ -135,7 +135,9 @@ def _of_encoder(model: nn.Module, stack: Stack, stages: Sequence[Stage], tokens:
     """The cost of one sequence in an encoder alone; nothing is prefilled or cached behind it."""
     wrong = next((s for s in stages if s.site != "encoder"), None)
     if wrong is not None:
-        raise ValueError(f"site={wrong.site!r} of {wrong.method.name}; {type(model).__name__} is an encoder alone: site='encoder'")
+        raise ValueError(
+            f"site={wrong.site!r} of {wrong.method.name}; {type(model).__name__} is an encoder alone: site='encoder'"
+        )
     depth = schedule.Depth(stack, (), around=stack.specials)
     before = full = depth.tokens(tokens, ())
     last = tokens

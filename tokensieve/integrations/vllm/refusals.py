@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +34,7 @@ SITES = {
     "vectors": "it is for stored vectors",
     "prompt": "it takes text away before a prompt is sent; use tokensieve.compress",
 }
-ADVISE = "tokensieve.cli.advise"
+WAY_OUT = "`tokensieve advise MODEL ... --runtime vllm` gives a plan that can be served"
 
 
 class Unserved(ValueError):
@@ -69,20 +68,13 @@ def why_not(plan: Plan, tower: Tower | None = None) -> str | None:
         tower: the encoder of the model it is for; None for what can be said of any.
     """
     told = refused_stage(plan, tower or ANY)
-    return None if told is None else f"{told}; {way_out(tower)}"
+    return None if told is None else f"{told}; {WAY_OUT}"
 
 
 def served_methods(tower: Tower | None = None) -> list[str]:
     """The methods that can be served, by name, with their defaults and as one stage at the handoff."""
     names = list_methods(site="handoff")
     return [name for name in names if refused_stage(Plan(Stage(get_method(name), 16, "handoff")), tower or ANY) is None]
-
-
-def way_out(tower: Tower | None = None) -> str:
-    """What to do instead: the command that looks for a plan that can be served, or the methods that are."""
-    if importlib.util.find_spec(ADVISE) is not None:
-        return "`tokensieve advise MODEL ... --runtime vllm` gives a plan that can be served"
-    return f"served are {', '.join(served_methods(tower))}"
 
 
 def refused_stage(plan: Plan, tower: Tower) -> str | None:

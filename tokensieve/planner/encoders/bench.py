@@ -22,7 +22,7 @@ from tokensieve.planner.encoders.fidelity import MEASURES
 from tokensieve.planner.encoders.items import EncoderInput, read_items
 from tokensieve.planner.encoders.shown import examples
 from tokensieve.planner.encoders.subject import EncoderSubject
-from tokensieve.planner.halving import FIRST, SEARCHED, Outcome, Terms, needed, search
+from tokensieve.planner.halving import FIRST, Outcome, Terms, needed, search
 from tokensieve.planner.kept import Kept, kept
 from tokensieve.sites.encoder.schedule import Depth
 from tokensieve.sites.encoder.schedule import shares as done_by
@@ -33,7 +33,7 @@ LENGTHS = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
 @dataclass(frozen=True)
-class Row:
+class EncoderRow:
     """One plan on the inputs that the search did not see.
 
     Attributes:
@@ -66,7 +66,7 @@ class EncoderAdvice:
     sentence: str
     plan: Plan | None
     chosen: str | None
-    rows: list[Row]
+    rows: list[EncoderRow]
     skipped: list[str]
     out: Path
 
@@ -178,10 +178,10 @@ def _about(
 
 
 def _unseen(names: Sequence[str], seed: int, why: str) -> list[str]:
-    """The items with which a search judges, where it ended before it did; none where there was no time."""
+    """Items that a search has not seen, where it ended before it judged: it finds candidates with half of them at most."""
     if why == "late":
         return []
-    return random.Random(seed).sample(list(names), len(names))[max(FIRST, round(SEARCHED * len(names))) :]
+    return random.Random(seed).sample(list(names), len(names))[max(FIRST, len(names) // 2) :]
 
 
 def _chosen(found: Outcome, fidelity: float) -> str | None:
@@ -210,7 +210,7 @@ def _beside(
             ask(missing[start : start + batch], [one])
 
 
-def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], goal: float) -> list[Row]:
+def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], goal: float) -> list[EncoderRow]:
     rows = []
     for name, told in ask.measures.items():
         if name not in plans or not judges or any(n not in told for n in judges):
@@ -225,14 +225,16 @@ def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], 
         ends = (tokens[0], tokens[-1]) if tokens else (0.0, 0.0)
         spread = (min(times), max(times))
         rows.append(
-            Row(name, stage.method.name, stage.keep, stage.schedule, median(times), spread, measures, ends, len(judges))
+            EncoderRow(
+                name, stage.method.name, stage.keep, stage.schedule, median(times), spread, measures, ends, len(judges)
+            )
         )
     return sorted(rows, key=lambda row: row.time)
 
 
 def _sentence(
     chosen: str | None,
-    rows: Sequence[Row],
+    rows: Sequence[EncoderRow],
     found: Outcome,
     subject: EncoderSubject,
     measure: str,

@@ -21,7 +21,7 @@ from tokensieve.sites.prompt.vectors import Embed, shifts
 
 
 @dataclass(frozen=True)
-class Readers:
+class TextReaders:
     """The small models that read a text, each present where it was given.
 
     Attributes:
@@ -43,7 +43,7 @@ def shorten(
     stage: Stage,
     room: int,
     count: TokenCounter,
-    readers: Readers,
+    readers: TextReaders,
     question: str = "",
     protected: Sequence[Span] = (),
     seed: int = 0,
@@ -86,7 +86,7 @@ def _most(costs: Sequence[int], room: int) -> int:
 
 
 def signals(
-    made: Cut, method: PromptMethod, readers: Readers, question: str, protected: Sequence[Span], seed: int
+    made: Cut, method: PromptMethod, readers: TextReaders, question: str, protected: Sequence[Span], seed: int
 ) -> Signals:
     """What a method reads of a text's units.
 
