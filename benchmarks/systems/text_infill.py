@@ -94,7 +94,8 @@ def infilling(_: CheckContext) -> Outcome:
             wanted = [middle.encode() for _, middle, _ in held]
         said = [spelling.joined(a) for a in answers(model, list(given), 64)]
         n[f"right, {name}"] = sum(a == w for a, w in zip(said, wanted, strict=True))
-    return n["right, FIM-SE"] > n["right, whole tokens"], n
+    # Of six answers that are right in one way alone, all six are by chance in one case of 64.
+    return n["right, FIM-SE"] >= n["right, whole tokens"] + 6, n
 
 
 def grown(model: Any) -> None:
