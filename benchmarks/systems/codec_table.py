@@ -66,7 +66,7 @@ def written(folder: Path) -> tuple[Path, Path]:
 def audio_survey(bed: CheckContext) -> Outcome:
     """100 digits of 16 x 16 pixels and 100 vowels made by formants (1 s at 16 kHz), 16 tokens, 100 steps, seed 0: bits of a
     signal, PSNR, linear probe and bits a token of the small model for every quantizer of the library, by `codec bench`, beside
-    default and revived VQ; grids that grow are no shape of speech."""
+    default and revived VQ, none of them collapsed; grids that grow are no shape of speech."""
     assert set(SPECS) == set(list_quantizers())
     home = codec_bed.FILE.parent / f"table-{codec_bed.mark(__file__)}"
     n: dict[str, Any] = {}
@@ -77,7 +77,7 @@ def audio_survey(bed: CheckContext) -> Outcome:
         for name in (*asked, "vq, as published", "vq, revived"):
             row = rows[f"{name}@16"]
             values = [row.get(key) for key in ASKED]
-            whole = whole and all(value is not None and math.isfinite(value) for value in values)
+            whole = whole and not row["collapsed"] and all(v is not None and math.isfinite(v) for v in values)
             told = ", ".join(f"{value:.4g} {what}" for value, what in zip(values, ASKED.values(), strict=True))
             n[f"{kind}, {name}"] = told + (", collapsed" if row["collapsed"] else "")
     return whole, n
