@@ -197,6 +197,14 @@ def test_the_page_on_prompts_runs(forget):
     check_prompt_method("longest-first")
 
 
+def test_the_page_on_diffusers_runs():
+    pytest.importorskip("diffusers")
+    from tokensieve.testbed.diffusion import pipeline
+
+    found = run("docs/how-to/diffusion.md", pipe=pipeline.load(), prompt=[0])
+    assert found["heat"].shape[1:] == (8, 8)
+
+
 def test_the_page_on_retrieval_runs(tmp_path):
     found = run("docs/how-to/retrieval.md", folder=tmp_path / "my.index")
     assert found["hit"].document == "note"
