@@ -469,6 +469,11 @@ def _lines(context, value):
     return "\n".join(json.dumps(v) for v in value) if isinstance(value, list) else json.dumps(value)
 
 
+def _sent(case):
+    """Whether a body is small enough to be read: others are refused for their size, which no schema tells."""
+    return not isinstance(case.body, list) or sum(len(str(line)) for line in case.body) < 1 << 20
+
+
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize("path", ["/", "/health", "/about", "/search", "/searches", "/documents", "/fields"])
 def test_no_request_makes_it_fail(shelf, path, mode):
@@ -481,7 +486,7 @@ def test_no_request_makes_it_fail(shelf, path, mode):
         if operation.path != path:
             continue
         try:
-            cases = operation.as_strategy(generation_mode=mode)
+            cases = operation.as_strategy(generation_mode=mode).filter(_sent)
 
             @settings(
                 max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
