@@ -50,11 +50,22 @@ def serving(at, *more):
     try:
         found = re.search(r":(\d+)  ", process.stdout.readline())
         assert found, process.stderr.read()
+        listening(process, int(found[1]))
         yield process, int(found[1])
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait(PATIENCE)
+
+
+def listening(process, port):
+    """Come back once it answers, which is a little after it has said where."""
+    while process.poll() is None:
+        try:
+            return call(port, "GET", "/health")
+        except ConnectionRefusedError:
+            continue
+    raise AssertionError(process.stderr.read())
 
 
 def call(port, method, path, body=None, **headers):
@@ -67,6 +78,10 @@ def call(port, method, path, body=None, **headers):
 def put(port, name, **headers):
     line = json.dumps({"id": name, "text": f"{name} is a new text."})
     return call(port, "POST", "/documents", line, **{"Content-Type": "application/x-ndjson"}, **headers)
+
+
+def ask(port, **headers):
+    return call(port, "POST", "/search", '{"query": "rivers"}', **{"Content-Type": "application/json"}, **headers)
 
 
 def test_what_was_answered_for_outlives_a_kill(at):
@@ -84,6 +99,7 @@ def test_what_was_answered_for_outlives_a_kill(at):
         writer = threading.Thread(target=write)
         writer.start()
         while len(answered) < 8:
+            assert writer.is_alive()
             writer.join(0.01)
         process.kill()
         writer.join()
@@ -121,7 +137,7 @@ def test_workers_share_an_index_and_tokens_differ(at, tmp_path):
         (tmp_path / name).write_text(token)
     tokens = ("--token-file", str(tmp_path / "write"), "--read-token-file", str(tmp_path / "read"))
     with serving(at, "--workers", "2", *tokens) as (process, port):
-        assert call(port, "POST", "/search", '{"query": "rivers"}', Authorization="Bearer look")[0] == 200
+        assert ask(port, Authorization="Bearer look")[0] == 200
         assert put(port, "of two", Authorization="Bearer look")[0] == 403
         assert put(port, "of two", Authorization="Bearer all")[0] == 200
         for _ in range(6):  # whichever answers
@@ -133,4 +149,4 @@ def test_workers_share_an_index_and_tokens_differ(at, tmp_path):
         assert len(workers) == 2
         for worker in workers:
             os.kill(worker, signal.SIGKILL)
-        assert call(port, "POST", "/search", '{"query": "rivers"}', Authorization="Bearer look")[0] == 200
+        assert ask(port, Authorization="Bearer look")[0] == 200

@@ -21,7 +21,7 @@ from tokensieve.parts.attention import rows
 from tokensieve.parts.probes import Probes, fit
 from tokensieve.sites.cache.prefix import prefill
 from tokensieve.sites.model import taps
-from tokensieve.sites.model.compatibility import Cache, DynamicLayer
+from tokensieve.sites.model.compatibility import GENERATE_CACHE, Cache, DynamicLayer
 from tokensieve.sites.model.decoder import decoder
 
 
@@ -52,7 +52,7 @@ class Read:
         return {
             "input_ids": self.ids,
             "attention_mask": torch.ones_like(self.ids),
-            "past_key_values": self.cache,  # as generate calls it in all releases
+            GENERATE_CACHE: self.cache,
         }
 
 

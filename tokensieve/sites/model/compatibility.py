@@ -69,6 +69,8 @@ SIEVABLE = (DynamicLayer, DynamicSlidingWindowLayer)
 
 CACHE = ("cache", "past_key_values", "layer_past")
 """What the cache of keys and values is called among arguments and outputs, the newest name first."""
+GENERATE_CACHE = "past_key_values"
+"""The name by which `generate` takes a cache, in all releases."""
 
 CONTINUOUS = "init_continuous_batching"
 """The method of a model behind all ways to batch continuously, where a release has them."""
