@@ -70,7 +70,7 @@ def test_it_holds_the_package_and_nothing_else(wheel):
     release.check_contents(held, release.files(ROOT))
     release.check_metadata(metadata, ts.__version__)
     assert {Path(name).name for name in held}.issuperset(NEEDED)
-    assert sum(name.endswith("model.safetensors") for name in held) == 3
+    assert sum(name.endswith("model.safetensors") for name in held) == 4  # three language models and a denoiser
 
 
 def test_what_is_imported_is_the_wheel(fresh, tmp_path):
