@@ -32,7 +32,7 @@ BAD = {
     "too much": ({"method": "divprune", "keep": 1.5}, "keep=1.5"),
     "a word": ({"method": "divprune", "keep": "all"}, "keep='all'"),
     "a missing file": ({"plan": "nowhere.json"}, "No such file"),
-    "inside the language model": ({"method": "fastv", "keep": 64}, "one block table.*served are"),
+    "inside the language model": ({"method": "fastv", "keep": 64}, "one block table.*tokensieve advise MODEL"),
     "at the cache": ({"method": "snapkv", "keep": 64}, "one block table"),
     "adaptive": ({"method": "trim", "keep": 64}, "before the encoder runs"),
     "of the text": ({"method": "cdpruner", "keep": 64}, "reads the text"),
