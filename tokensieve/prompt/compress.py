@@ -74,7 +74,9 @@ class Compressor:
         if left != source and any(getattr(s.method, "unit", "") == "word" for s in stages):
             notes.append(WORDS)
         if self._count is None:
-            notes.append(f"tokens are counted by the tokenizer of {self._name}; pass the target's as tokenizer= (--tokenizer)")
+            notes.append(
+                f"tokens are counted by the tokenizer of {self._name}; pass the target's as tokenizer= (--tokenizer)"
+            )
         if _foreign(question) and self._given is None and any(n.name == "text" for s in stages for n in s.needs):
             notes.append("the question is hardly in Latin letters, and the embedded MiniLM was trained on English")
         counted = self._name if self._count is None else _named(self._tokenizer)
