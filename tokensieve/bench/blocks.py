@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from html import escape
 from inspect import getdoc
 from typing import Any
 
 from tokensieve.bench.columns import columns
+from tokensieve.bench.pages import templates
 from tokensieve.bench.results import beats_random
 from tokensieve.bench.tables import ordered
 from tokensieve.core.registry import Registry
@@ -96,14 +96,6 @@ def shown(report: Report) -> list[tuple[Block, str]]:
         if html.strip():
             out.append((block, html))
     return out
-
-
-@cache
-def templates() -> Any:
-    """The templates of the page."""
-    from jinja2 import Environment, PackageLoader
-
-    return Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True)
 
 
 def _template(name: str, **given: Any) -> str:

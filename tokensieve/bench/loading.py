@@ -66,6 +66,12 @@ def device_of(asked: str) -> str:
     return asked
 
 
+def found(device: str, dtype: str) -> dict[str, str]:
+    """What "auto" comes to on this machine, as settings name it."""
+    where = device_of(device)
+    return {"device": where, "dtype": str(dtype_of(dtype, where)).removeprefix("torch.")}
+
+
 def dtype_of(asked: str, device: str) -> torch.dtype:
     """A precision by name; "auto" is bfloat16 on an accelerator that computes in it, and float32 elsewhere.
 

@@ -16,7 +16,7 @@ from tokensieve.bench.answers import Answers
 from tokensieve.bench.continuations import Continuations
 from tokensieve.bench.data import Sample
 from tokensieve.bench.equal import EQUAL, FULL, RANDOM, Cell, Shape, by_bytes, cached, cells, from_files
-from tokensieve.bench.loading import device_of, dtype_of, language_model
+from tokensieve.bench.loading import found, language_model
 from tokensieve.bench.metrics import METRICS
 from tokensieve.bench.questions import Question, read_questions
 from tokensieve.bench.results import OwnSettings, Results
@@ -68,10 +68,9 @@ class OwnConfig:
 
     def settings(self, items: int) -> OwnSettings:
         """What decides the numbers, with the device and precision that "auto" found."""
-        device = device_of(self.device)
         return OwnSettings(
             model=self.model, data=str(self.data), question="", samples=items, seed=self.seed, batch=self.batch,
-            new_tokens=self.new_tokens, dtype=str(dtype_of(self.dtype, device)).removeprefix("torch."), device=device,
+            new_tokens=self.new_tokens, **found(self.device, self.dtype),
             score=self.score, equal=self.equal,
         )  # fmt: skip
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import StringIO
 from typing import Any
 
+from tokensieve.bench.pages import svg
 from tokensieve.planner.kept import Kept
 from tokensieve.planner.told import Standing
 
@@ -82,7 +82,6 @@ def _pyplot() -> Any:
 
 
 def _svg(fig: Any) -> str:
-    buffer = StringIO()
-    fig.savefig(buffer, format="svg")
+    made = svg(fig)
     _pyplot().close(fig)
-    return buffer.getvalue()[buffer.getvalue().index("<svg") :]
+    return made

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
-from functools import cache
-from io import BytesIO
 from typing import Any
 
 from tokensieve.bench.data import Found, read_image
 from tokensieve.bench.equal import FULL, Cell
+from tokensieve.bench.pages import picture, templates
 from tokensieve.bench.paired import LEVEL
 from tokensieve.bench.results import environment
 from tokensieve.core.files import write_text
@@ -47,7 +45,7 @@ def write(
         for key, s in made.outcome.standings.items()
     ]
     charted = made.outcome.standings
-    page = templates().get_template(PAGE).render(
+    page = templates("tokensieve.planner").get_template(PAGE).render(
         made=made, asked=asked, rows=rows, target=TARGETS[asked.target], goal=f"{100 * asked.quality:g}%", items=len(items),
         level=f"{100 * LEVEL:.0f}%", found=found, notes=[*found.notes, *(ask.notes if ask is not None else [])],
         frontier=charts.frontier(charted, made.name, asked.quality, TARGETS[asked.target]) if charted else "",
@@ -108,14 +106,4 @@ def broken(ask: Asking, items: Sequence[Any], key: str, asked: AdviseConfig) -> 
 def _thumbnail(file: Any) -> str:
     image = read_image(file)
     image.thumbnail((SIDE, SIDE))
-    buffer = BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-@cache
-def templates() -> Any:
-    """The templates of the page."""
-    from jinja2 import Environment, PackageLoader
-
-    return Environment(loader=PackageLoader("tokensieve.planner"), autoescape=True)
+    return picture(image, "jpeg", quality=85)

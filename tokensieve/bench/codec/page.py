@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,15 @@ from tokensieve.bench.codec import pictures
 from tokensieve.bench.codec.run import file_name
 from tokensieve.bench.codec.table import about_features, said, table
 from tokensieve.bench.codec.verdict import below_pca, budgets, verdict
+from tokensieve.bench.pages import embedded, templates
 from tokensieve.core.files import write_text
 
 
 def page(results: dict[str, Any], folder: Path) -> Path:
     """Write the page beside the results."""
-    from jinja2 import Environment, PackageLoader
-
     rows = results["rows"]
     heads, cells, meanings = table(rows, results["test"])
-    template = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("codec.html")
+    template = templates().get_template("codec.html")
     html = template.render(
         data=results, heads=heads, plot=pictures.plot(results), features=about_features(results), said=said(rows),
         verdicts=[(bits, what, verdict(rows, bits)) for bits, what in sorted(budgets(rows).items())],
@@ -53,5 +51,4 @@ def _strips(rows: dict[str, Any], folder: Path) -> list[tuple[str, list[tuple[st
 
 
 def _uri(folder: Path, key: str) -> str:
-    data = (folder / "pictures" / f"{file_name(key)}.png").read_bytes()
-    return "data:image/png;base64," + base64.b64encode(data).decode()
+    return embedded((folder / "pictures" / f"{file_name(key)}.png").read_bytes())

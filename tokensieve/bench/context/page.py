@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from tokensieve.bench.context.cells import FULL, NONE
 from tokensieve.bench.context.rows import verdicts
 from tokensieve.bench.context.table import COLUMNS, table
+from tokensieve.bench.pages import svg, templates
 from tokensieve.bench.plots import COLOURS, MARKERS
 from tokensieve.core.files import write_text
 from tokensieve.prompt.compressed import Compressed
@@ -17,15 +17,13 @@ from tokensieve.prompt.shown import stretches
 
 def page(data: dict[str, Any], folder: Path) -> Path:
     """Write the page beside the results (whole or not at all)."""
-    from jinja2 import Environment, PackageLoader
-
     heads, cells = table(data["rows"])
     lines = [(row, cell) for row, cell in zip(data["rows"].values(), cells, strict=True)]
     shown = [
         one | {"lines": {key: (made, list(stretches(_read(made)))) for key, made in one["lines"].items()}}
         for one in data["shown"]
     ]
-    template = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("prompts.html")
+    template = templates().get_template("prompts.html")
     file = folder / "report.html"
     html = template.render(
         data=data, heads=heads, lines=lines, verdicts=verdicts(data["rows"]), plot=plot(data["rows"]), shown=shown,
@@ -70,7 +68,6 @@ def plot(rows: dict[str, dict[str, Any]]) -> str:
     ax.set_ylabel("questions answered (%)")
     ax.set_ylim(-3, 103)
     ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
-    out = StringIO()
-    fig.savefig(out, format="svg")
+    made = svg(fig)
     plt.close(fig)
-    return out.getvalue()[out.getvalue().index("<svg") :]
+    return made

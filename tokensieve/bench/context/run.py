@@ -10,7 +10,7 @@ from typing import Any
 from tokensieve.bench.context.asking import PromptAsker, timed
 from tokensieve.bench.context.cells import NONE, PromptCell, cells
 from tokensieve.bench.context.rows import rows_of
-from tokensieve.bench.loading import device_of, dtype_of, language_model
+from tokensieve.bench.loading import found, language_model
 from tokensieve.bench.metrics import METRICS
 from tokensieve.bench.questions import Question, read_questions
 from tokensieve.bench.results import Results, Settings
@@ -60,10 +60,9 @@ class PromptConfig:
 
     def settings(self, items: int) -> PromptSettings:
         """What decides the numbers."""
-        device = device_of(self.device)
         return PromptSettings(
             model=self.model, data=str(self.data), question="", samples=items, seed=self.seed, batch=1,
-            new_tokens=self.new_tokens, dtype=str(dtype_of(self.dtype, device)).removeprefix("torch."), device=device,
+            new_tokens=self.new_tokens, **found(self.device, self.dtype),
             encoder=self.encoder or MINILM, lm=self.lm or self.model,
         )  # fmt: skip
 

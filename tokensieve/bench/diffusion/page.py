@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from tokensieve.bench.pages import picture, templates
 from tokensieve.core.files import write_text
 
 TILE = 96
@@ -59,18 +58,16 @@ def _pays(row: dict[str, Any]) -> str:
 
 def page(results: dict[str, Any], folder: Path) -> Path:
     """Write the page beside the results."""
-    from jinja2 import Environment, PackageLoader
-
     heads, cells = table(results)
     plain = Image.open(folder / "pictures" / "plain.png").convert("RGB")
     shown = []
     for key, row in results["rows"].items():
         made = Image.open(folder / "pictures" / f"{key.replace(' ', '-')}.png").convert("RGB")
-        maps = [(f"step {m['step']}", _uri(_map(m["grid"], m["kept"]))) for m in row["kept"]]
-        shown.append((key, _uri(_large(made)), _uri(_large(_difference(plain, made))), maps))
-    template = Environment(loader=PackageLoader("tokensieve.bench"), autoescape=True).get_template("diffusion.html")
+        maps = [(f"step {m['step']}", picture(_map(m["grid"], m["kept"]))) for m in row["kept"]]
+        shown.append((key, picture(_large(made)), picture(_large(_difference(plain, made))), maps))
+    template = templates().get_template("diffusion.html")
     html = template.render(
-        data=results, heads=heads, rows=zip(results["rows"].values(), cells, strict=True), plain=_uri(_large(plain)),
+        data=results, heads=heads, rows=zip(results["rows"].values(), cells, strict=True), plain=picture(_large(plain)),
         meanings=[(head, COLUMNS[head]) for head in heads], shown=shown,
     )  # fmt: skip
     file = folder / "report.html"
@@ -96,9 +93,3 @@ def _large(image: Image.Image) -> Image.Image:
     scale = TILE / image.height if image.height < TILE else min(1.0, 256 / image.height)
     size = (max(round(image.width * scale), 1), max(round(image.height * scale), 1))
     return image.resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.BILINEAR)
-
-
-def _uri(image: Image.Image) -> str:
-    out = io.BytesIO()
-    image.save(out, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from typing import Any
 
+from tokensieve.bench.pages import svg, templates
 from tokensieve.bench.paired import LEVEL
 from tokensieve.bench.results import environment
 from tokensieve.bench.run import BASELINES
 from tokensieve.core.files import write, write_text
 from tokensieve.planner.charts import BLUE, GREY, ORANGE
 from tokensieve.planner.halving import Outcome
-from tokensieve.planner.page import templates
 
 PAGE, PLOT = "encoder.html", "encoder.png"
 
@@ -34,11 +33,9 @@ def write_page(
     chart = ""
     if made.rows:
         figure = _figure(made, measure, goal)
-        held = StringIO()
-        figure.savefig(held, format="svg")
-        chart = held.getvalue()[held.getvalue().index("<svg") :]
+        chart = svg(figure)
         write(made.out / PLOT, lambda part: figure.savefig(part, dpi=130, format="png"))
-    text = templates().get_template(PAGE).render(
+    text = templates("tokensieve.planner").get_template(PAGE).render(
         made=made, name=name, kind=kind, found=found, measure=measure, measures=measures, goal=f"{goal:g}", batch=batch,
         items=items, left=left, chart=chart, env=environment(), level=f"{100 * LEVEL:.0f}%", baselines=BASELINES,
         shown=shown, under=made.chosen or (made.rows[0].key if made.rows else ""),

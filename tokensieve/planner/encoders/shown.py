@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from tokensieve.bench.overlay import Shown, as_seen, overlay
+from tokensieve.bench.pages import picture
 from tokensieve.core.plan import Plan
 from tokensieve.planner.encoders.items import EncoderInput
 from tokensieve.planner.encoders.subject import EncoderSubject
@@ -58,7 +57,7 @@ def examples(subject: EncoderSubject, plan: Plan, items: Sequence[EncoderInput])
         )
         words = _words(subject.processor, inputs, trace) if subject.kind == "texts" else []
         if image is not None or words:
-            out.append(Example(item.name, "" if image is None else _uri(image), words, trace.layer_tokens))
+            out.append(Example(item.name, "" if image is None else picture(image), words, trace.layer_tokens))
     return out
 
 
@@ -97,9 +96,3 @@ def _words(tokenizer: Any, inputs: dict[str, Any], trace: Trace) -> list[tuple[s
         return []
     told = tokenizer.convert_ids_to_tokens(ids)
     return [(str(word), bool(kept)) for word, kept in zip(told, stays[0].tolist(), strict=True)]
-
-
-def _uri(image: Image.Image) -> str:
-    held = BytesIO()
-    image.save(held, "PNG")
-    return "data:image/png;base64," + base64.b64encode(held.getvalue()).decode()
