@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tokensieve.cli.common import measured, print_table
-from tokensieve.cli.progress import bar
+from tokensieve.cli.progress import Whole
 
 codec = typer.Typer(no_args_is_help=True, help="Discrete tokenizers: which one, at what cost, on your data.")
 
@@ -58,7 +58,7 @@ def bench(
     asked = tuple(tokenizer or DEFAULT)
 
     def work() -> None:
-        with _Bar() as bar:  # before anything heavy is imported
+        with Whole("reading") as bar:  # before anything heavy is imported
             from tokensieve.bench.codec.page import page
             from tokensieve.bench.codec.run import Config, run
             from tokensieve.bench.codec.table import about_features, said, table
@@ -79,21 +79,3 @@ def bench(
         typer.echo(f"\n{page(results, out)}")
 
     measured(work, out)
-
-
-class _Bar:
-    """Progress of the whole run, with the time that is left."""
-
-    def __init__(self) -> None:
-        self._bar = bar()
-        self._task = self._bar.add_task("reading", total=None)
-
-    def __enter__(self) -> _Bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def step(self, what: str, done: float, of: float) -> None:
-        self._bar.update(self._task, description=what, completed=done, total=of)

@@ -48,8 +48,24 @@ class Steps:
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
 
-    def step(self, what: str, done: int, of: int) -> None:
+    def step(self, what: str, done: float, of: float) -> None:
         """So much of so much is done."""
         if what not in self._tasks:
             self._tasks[what] = self._bar.add_task(what)
         self._bar.update(self._tasks[what], completed=done, total=of)
+
+
+class Whole(Steps):
+    """One bar on stderr for all that is done.
+
+    Args:
+        first: what is done before it is known how much there is.
+    """
+
+    def __init__(self, first: str) -> None:
+        super().__init__()
+        self._task = self._bar.add_task(first, total=None)
+
+    def step(self, what: str, done: float, of: float) -> None:
+        """So much of so much is done, and this is what is being done."""
+        self._bar.update(self._task, description=what, completed=done, total=of)
