@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 from tokensieve.parts import select
 from tokensieve.sites.diffusion import modules, reduced
 from tokensieve.sites.diffusion.choice import Choice
-from tokensieve.sites.diffusion.running import DenoiserPass, disabled, fewer
-from tokensieve.sites.model.calls import Detach, around, names_of
+from tokensieve.sites.diffusion.running import DenoiserPass, fewer, instead
+from tokensieve.sites.model.calls import Detach
 
 
 class AttentionForm:
@@ -37,24 +38,14 @@ class AttentionForm:
         self._extra_first = modules.text_first(denoiser)
 
     def attach(self) -> list[Detach]:
-        return [around(m, "forward", self._wrap(name, m)) for name, m in self.modules.items()]
+        return [instead(m, self._acts, partial(self._attend, name, m)) for name, m in self.modules.items()]
 
-    def _wrap(self, name: str, module: nn.Module) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        places = names_of(module)
-
-        def wrap(plain: Callable[..., Any]) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                now = self._running()
-                if now is None or now.keep is None:
-                    return plain(*args, **kwargs)
-                return self._attend(now, name, module, plain, {**dict(zip(places, args, strict=False)), **kwargs})
-
-            return disabled(forward)
-
-        return wrap
+    def _acts(self) -> DenoiserPass | None:
+        now = self._running()
+        return None if now is None or now.keep is None else now
 
     def _attend(
-        self, now: DenoiserPass, name: str, module: nn.Module, plain: Callable[..., Any], given: dict[str, Any]
+        self, name: str, module: nn.Module, now: DenoiserPass, plain: Callable[..., Any], given: dict[str, Any]
     ) -> Any:
         first = next(iter(given))
         row = modules.row_of(module, first, given, now.latents, self._extra_first)

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from tokensieve.core import budget
 from tokensieve.core.reduction import Reduction
 from tokensieve.sites.diffusion.latents import Latents
 from tokensieve.sites.diffusion.reduced import Row
 from tokensieve.sites.model import guards
+from tokensieve.sites.model.calls import Detach, around, names_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,6 +48,26 @@ def disabled(forward: F) -> F:
     """A function that torch.compile leaves alone, with all that it calls: choosing tokens is no graph. What it is called by is
     compiled as before."""
     return torch.compiler.disable(forward)  # type: ignore[no-any-return]
+
+
+def instead(
+    module: nn.Module,
+    acts: Callable[[], DenoiserPass | None],
+    call: Callable[[DenoiserPass, Callable[..., Any], dict[str, Any]], Any],
+) -> Detach:
+    """Have ``call`` answer for a module, given the pass, the plain forward and the arguments by name, where ``acts`` has one."""
+    places = names_of(module)
+
+    def wrap(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            now = acts()
+            if now is None:
+                return plain(*args, **kwargs)
+            return call(now, plain, {**dict(zip(places, args, strict=False)), **kwargs})
+
+        return disabled(forward)
+
+    return around(module, "forward", wrap)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,8 +13,8 @@ from tokensieve.core.reduction import Reduction
 from tokensieve.sites.diffusion import modules, reduced
 from tokensieve.sites.diffusion.choice import Choice
 from tokensieve.sites.diffusion.reduced import Row
-from tokensieve.sites.diffusion.running import DenoiserPass, disabled, fewer
-from tokensieve.sites.model.calls import Detach, around, names_of
+from tokensieve.sites.diffusion.running import DenoiserPass, fewer, instead
+from tokensieve.sites.model.calls import Detach
 
 STREAMLESS: dict[str, str] = {"WanVACETransformer3DModel": "its control blocks see all tokens"}
 """Denoisers whose blocks need all tokens, and why."""
@@ -50,8 +51,13 @@ class StreamForm:
         self._cached = choice.stage.denoising is not None and choice.stage.denoising.cached
 
     def attach(self) -> list[Detach]:
-        out: list[Detach] = [around(m, "forward", self._wrap(i, m)) for i, m in enumerate(self.modules.values())]
+        every = enumerate(self.modules.values())
+        out: list[Detach] = [instead(m, self._acts, partial(self._block, i, m)) for i, m in every]
         return [*out, self.clear]
+
+    def _acts(self) -> DenoiserPass | None:
+        now = self._running()
+        return None if now is None or (now.keep is None and not self._cached) else now
 
     def clear(self) -> None:
         """Forget what a pass or a run has left."""
@@ -63,22 +69,8 @@ class StreamForm:
         if now.first:
             self._held = None
 
-    def _wrap(self, index: int, module: nn.Module) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-        places = names_of(module)
-
-        def wrap(plain: Callable[..., Any]) -> Callable[..., Any]:
-            def forward(*args: Any, **kwargs: Any) -> Any:
-                now = self._running()
-                if now is None or (now.keep is None and not self._cached):
-                    return plain(*args, **kwargs)
-                return self._block(now, index, module, plain, {**dict(zip(places, args, strict=False)), **kwargs})
-
-            return disabled(forward)
-
-        return wrap
-
     def _block(
-        self, now: DenoiserPass, index: int, module: nn.Module, plain: Callable[..., Any], given: dict[str, Any]
+        self, index: int, module: nn.Module, now: DenoiserPass, plain: Callable[..., Any], given: dict[str, Any]
     ) -> Any:
         if self._left is None:
             given = self._entered(now, index, module, given)
