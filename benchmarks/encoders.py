@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,8 +15,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
+from benchmarks.pages import verdicts
 from tokensieve.bench.compat.encoders import check, recorded
-from tokensieve.bench.compat.matrix import Verdict
 from tokensieve.bench.compat.tiny_encoders import architectures
 
 ROOT = Path(__file__).parent.parent
@@ -42,16 +41,6 @@ work.
 """
 
 
-def page(rows: Sequence[Verdict], versions: str) -> str:
-    """The matrix as Markdown."""
-    count = Counter(row.status for row in rows)
-    lines = [f"{n} {status}" for status, n in count.most_common()]
-    out = [HEAD + f"{', '.join(lines)}; {versions}.", "", '<div class="roomy" markdown>', ""]
-    out += ["| architecture | | checked | note |", "|---|---|---|---|"]
-    out += [f"| {r.name} | {r.status} | {', '.join(r.checked)} | {r.why.replace('|', '/')} |" for r in rows]
-    return "\n".join([*out, "", "</div>"]) + "\n"
-
-
 def main(names: Sequence[str] = ()) -> None:
     before = {row.name: row for row in recorded()} if RECORD.is_file() else {}
     every = architectures()
@@ -62,7 +51,7 @@ def main(names: Sequence[str] = ()) -> None:
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     data = {"versions": versions, "encoders": [asdict(row) for row in rows]}
     RECORD.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    (ROOT / "docs" / "measured" / "encoders.md").write_text(page(rows, versions), encoding="utf-8")
+    (ROOT / "docs" / "measured" / "encoders.md").write_text(HEAD + verdicts(rows, versions), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ was answered for is there. The same is written to `out/service-load.json`.
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from typing import Any
 
 from benchmarks.folders import _code
 from benchmarks.load_client import QUERIES
+from benchmarks.served import serving
 from tokensieve.core.files import write_json
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
@@ -31,20 +31,7 @@ CLIENTS, SECONDS, ROUNDS = 20, 8.0, 3
 
 def measured(at: Path, seconds: float, rounds: int) -> dict[str, Any]:
     """Both loads in turns, during one ingest."""
-    command = [
-        sys.executable,
-        "-c",
-        "from tokensieve.cli.main import main; main()",
-        "serve",
-        str(at),
-        "--port",
-        "0",
-        "--no-log",
-    ]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        port = int(re.search(r":(\d+)  ", server.stdout.readline())[1])  # type: ignore[index]
+    with serving(at, "--no-log") as (_, port):
         asking = [sys.executable, "-m", "benchmarks.load_client", str(port)]
 
         def load(clients: int) -> dict[str, Any]:
@@ -58,9 +45,6 @@ def measured(at: Path, seconds: float, rounds: int) -> dict[str, Any]:
             one.append(load(1))
             many.append(load(CLIENTS))
         answered = int(writer.communicate("")[0])
-    finally:
-        server.terminate()
-        server.wait()
     library = Library.open(at)
     names = library.names()
     texts = [QUERIES[i % len(QUERIES)] for i in range(CLIENTS)]

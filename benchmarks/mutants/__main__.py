@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -23,6 +21,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks.mutants import helpers, operators, page, traced
+from benchmarks.mutants.limited import Hangs, limited
 from benchmarks.mutants.operators import INERT, Mutant
 from benchmarks.mutants.patched import ROOT, patched, recompiled
 from tokensieve.core import method_registry
@@ -35,10 +34,6 @@ SECONDS = 20
 
 PINNED, IDLE, SAME = "pinned", "never evaluated", "never differed"
 Checks = dict[str, Callable[[], None]]
-
-
-class Hangs(BaseException):
-    """A check takes too long."""
 
 
 def main() -> None:
@@ -145,24 +140,11 @@ def _control(state: dict[str, Any], sources: dict[str, str], checks: dict[str, C
 
 def _fails(check: Callable[[], None]) -> bool:
     try:
-        with _limited():
+        with limited(SECONDS):
             check()
     except (AssertionError, Hangs, RecursionError):
         return True
     return False
-
-
-@contextmanager
-def _limited() -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise Hangs
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 if __name__ == "__main__":

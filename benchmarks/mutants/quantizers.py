@@ -11,7 +11,6 @@ import ast
 import contextlib
 import io
 import json
-import signal
 import sys
 import textwrap
 import warnings
@@ -24,6 +23,7 @@ import pytest
 import torch
 from rich.progress import track
 
+from benchmarks.mutants.limited import Hangs, limited
 from benchmarks.mutants.patched import ROOT, alive, module
 from benchmarks.pages import fill, table
 from tests.test_quantizers import CASES
@@ -53,10 +53,6 @@ SWAPS: dict[type, type] = {
 }
 SIGNS: dict[type, type] = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult}
 KINDS = ("comparison swapped", "arithmetic swapped", "condition negated", "call left out")
-
-
-class Hangs(BaseException):
-    """A check takes too long."""
 
 
 def changes(source: str) -> Iterator[tuple[str, str, ast.Module]]:
@@ -100,7 +96,7 @@ def by_contract(file: Path, tree: ast.Module, names: list[str]) -> str:
         for name in names:
             for options in CASES[name]:
                 try:
-                    with _limited():
+                    with limited(SECONDS):
                         check_quantizer(quantizer(name, **options))
                 except (Exception, Hangs) as problem:
                     return f"contract: {name}: {problem!r}"[:160]
@@ -114,19 +110,6 @@ def by_tests(file: Path, tree: ast.Module) -> str:
         code = pytest.main(["-xq", "-p", "no:cacheprovider", "-k", ASKED, *TESTS])
     failed = next((line for line in said.getvalue().splitlines() if line.startswith("FAILED")), "")
     return f"tests: {failed}"[:160] if code == pytest.ExitCode.TESTS_FAILED else NOTHING
-
-
-@contextlib.contextmanager
-def _limited() -> Iterator[None]:
-    def stop(*_: Any) -> None:
-        raise Hangs
-
-    signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 Work = list[tuple[Path, str, str, ast.Module, list[str]]]
