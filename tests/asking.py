@@ -44,6 +44,13 @@ def fake_subject() -> Subject:
     return Subject("fake", model, FakeProcessor())
 
 
+def talking_subject() -> Subject:
+    """One whose processor knows the texts of its prompts."""
+    made = fake_subject()
+    made.processor = TalkingProcessor()
+    return made
+
+
 def noise(count: int) -> list[Sample]:
     rng = np.random.default_rng(0)
     pictures = [Image.fromarray(rng.integers(0, 255, (40, 40, 3), dtype=np.uint8)) for _ in range(count)]

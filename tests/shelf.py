@@ -9,6 +9,9 @@ import torch
 from torch.nn.functional import normalize
 
 from tokensieve.retrieval.encoders.encoded import Encoded, Identity, ends
+from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
+from tokensieve.retrieval.sources.texts import Text
 
 DIM = 16
 STOP = {"a", "the", "how", "do", "i", "is", "of"}
@@ -20,6 +23,14 @@ def laid(folder, texts):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
+
+
+def put(at, texts):
+    """An index of texts, by their names; each knows its length."""
+    made = Library.create(at, Recipe(codec="float32"), Words())
+    made.put([Text(name, text, {"size": len(text)}) for name, text in texts.items()])
+    made.close()
+    return made
 
 
 class Words:

@@ -8,7 +8,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import tokensieve as ts
-from tests.asking import TalkingProcessor, fake_subject
+from tests.asking import fake_subject, talking_subject
 from tests.models import decoder
 from tokensieve.bench.equal import Shape
 from tokensieve.cli.main import app
@@ -32,9 +32,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def subject():
-    made = fake_subject()
-    made.processor = TalkingProcessor()
-    return made
+    return talking_subject()
 
 
 @pytest.fixture(scope="module")

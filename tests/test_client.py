@@ -6,11 +6,9 @@ import pytest
 from fastapi.testclient import TestClient
 
 import tokensieve as ts
-from tests.shelf import Words
+from tests.shelf import put
 from tokensieve.retrieval import client as client_module
 from tokensieve.retrieval.client import ServiceError
-from tokensieve.retrieval.index.library import Library
-from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.service import application
 from tokensieve.retrieval.sources.texts import Text
 
@@ -19,10 +17,7 @@ TEXTS = {"read": "Open a file and read it.", "cat": "The cat sat.", "dog": 'A do
 
 @pytest.fixture
 def shelf(tmp_path):
-    made = Library.create(tmp_path / "my.index", Recipe(codec="float32"), Words())
-    made.put([Text(name, text, {"size": len(text)}) for name, text in TEXTS.items()])
-    made.close()
-    return made
+    return put(tmp_path / "my.index", TEXTS)
 
 
 @pytest.fixture

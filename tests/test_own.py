@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 import tokensieve as ts
-from tests.asking import TalkingProcessor, fake_subject
+from tests.asking import talking_subject
 from tokensieve.bench import columns, equal
 from tokensieve.bench.answers import Answers
 from tokensieve.bench.equal import FULL, WHOLE, Cell, Shape
@@ -32,9 +32,7 @@ def quick(monkeypatch):
 
 @pytest.fixture(scope="module")
 def subject():
-    made = fake_subject()
-    made.processor = TalkingProcessor()
-    return made
+    return talking_subject()
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
-from tests.shelf import Words
+from tests.shelf import Words, put
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.library import Library
-from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.service import application, writing
 from tokensieve.retrieval.service.gather import Busy, Gatherer
 from tokensieve.retrieval.service.limits import Limits
-from tokensieve.retrieval.sources.texts import Text
 
 TOKEN = "a secret"
 LINES = {"Content-Type": "application/x-ndjson"}
@@ -30,10 +28,7 @@ TEXTS = {"read.md": "Open a file and read it line by line.", "socket": "Close a 
 
 @pytest.fixture
 def shelf(tmp_path):
-    made = Library.create(tmp_path / "my.index", Recipe(codec="float32"), Words())
-    made.put([Text(name, text, {"size": len(text)}) for name, text in TEXTS.items()])
-    made.close()
-    return made
+    return put(tmp_path / "my.index", TEXTS)
 
 
 @pytest.fixture

