@@ -37,7 +37,7 @@ LENGTHS, TURNS = (500,), 1
 
 def theirs(model: Any, tokenizer: Any, spelling: Spelling) -> Callable[[bytes], tuple[Any, Any, float, float]]:
     """A function of a prefix that gives (258,) log-probabilities of bytes, of a token's end, and of the text's; those of the
-    beam's proper rows alone; the weight of the others; and seconds, of the first."""
+    beam's proper rows alone, None where it holds none; the weight of the others; and seconds, of the first."""
     sys.path.append(str(FOLDER))
     from genlm.backend.llm.hf import AsyncTransformer  # type: ignore[import-not-found]
     from genlm.bytes import BeamParams, ByteBeamState  # type: ignore[import-not-found]
@@ -55,7 +55,7 @@ def theirs(model: Any, tokenizer: Any, spelling: Spelling) -> Callable[[bytes], 
         seconds = process_time() - began
         proper = [s for s in beam.states if is_proper(spelling, s.lm_state.context[1:])]
         share = sum(math.exp(s.weight - beam.logZ) for s in proper)
-        return logs, (await ByteBeamState(proper, params).logp_next()).ps, 1 - share, seconds
+        return logs, (await ByteBeamState(proper, params).logp_next()).ps if proper else None, 1 - share, seconds
 
     return lambda prefix: loop.run_until_complete(asked(prefix))
 
@@ -83,7 +83,8 @@ def main(lengths: Sequence[int] = LENGTHS) -> None:
             p = found.log_probs.exp().numpy()
             row = {"bytes": len(prefix.encode()), "word": word, "seconds": own, "theirs": other, "ratio": own / other}
             row |= {"outside": found.outside, "improper rows of the beam": improper}
-            row |= {"total variation": variation(p, logs), "to its proper rows": variation(p, proper)}
+            near = None if proper is None else variation(p, proper)
+            row |= {"total variation": variation(p, logs), "to its proper rows": near}
             data["rows"].append(row)
             FILE.parent.mkdir(parents=True, exist_ok=True)
             write_json(FILE, data)
@@ -91,9 +92,10 @@ def main(lengths: Sequence[int] = LENGTHS) -> None:
         "bytes", "ours, s", "theirs, s", "ratio", "improper", "total variation", "to its proper rows", "outside"
     )
     for row in data["rows"]:
+        near = row["to its proper rows"]
         table.add_row(
             str(row["bytes"]), f"{row['seconds']:.2f}", f"{row['theirs']:.1f}", f"{row['ratio']:.4f}",
-            f"{row['improper rows of the beam']:.2g}", f"{row['total variation']:.2g}", f"{row['to its proper rows']:.2g}",
+            f"{row['improper rows of the beam']:.2g}", f"{row['total variation']:.2g}", "it holds none" if near is None else f"{near:.2g}",
             f"{row['outside']:.2g}",
         )  # fmt: skip
     Console().print(table)

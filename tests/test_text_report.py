@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -120,6 +121,18 @@ def test_texts_are_compared_as_each_would_be_alone(made, texts):
         place += len(own) + 1
     assert got.starts.tolist() == starts
     assert got.counts.tolist() == [len(coder.tokenizer.encode(t, add_special_tokens=False).ids) for t in texts]
+
+
+def test_special_tokens_that_text_spells_are_text():
+    tokenizer = Tokenizer.from_str(trained().tokenizer.to_str())
+    tokenizer.add_special_tokens(["<name>"])
+    texts = ["ab <name>12 <name>", "<na"]
+    got = (coder := Coder("t", tokenizer)).encode(texts, [t.encode() for t in texts])
+    assert got.exact.all() and got.returns.all() and coder.vocabulary.bytes[tokenizer.token_to_id("<name>")] is None
+    assert {3, 11} <= set(got.starts.tolist())
+    (measured,) = measure([coder], [Document(str(i), t) for i, t in enumerate(texts)])
+    counts = np.sum([plain_counts(tokenizer, t) for t in texts], 0).tolist()
+    assert [measured.words, measured.word_pieces, measured.numbers, measured.number_pieces] == counts
 
 
 def test_renyi_and_odd_numbers():

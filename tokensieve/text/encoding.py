@@ -62,6 +62,11 @@ class Coder:
         self._fast: Any = None
         self._asked = False
         spelled = [b or b"" for b in self.vocabulary.bytes]
+        if (
+            self.vocabulary.kind == "byte-level"
+        ):  # whose decoder writes a special token that matched as text as it stands
+            for i in self.vocabulary.special & self.vocabulary.added:
+                spelled[i] = str(self.vocabulary.strings[i]).encode()
         self._widths = np.array([len(b) for b in spelled], np.int64)
         self._from = np.cumsum(self._widths) - self._widths
         self._spelled = np.frombuffer(b"".join(spelled), np.uint8)
