@@ -92,10 +92,11 @@ def main(lengths: Sequence[int] = LENGTHS) -> None:
         "bytes", "ours, s", "theirs, s", "ratio", "improper", "total variation", "to its proper rows", "outside"
     )
     for row in data["rows"]:
-        near = row["to its proper rows"]
+        proper = row["to its proper rows"]
+        near = "it holds none" if proper is None else f"{proper:.2g}"
         table.add_row(
             str(row["bytes"]), f"{row['seconds']:.2f}", f"{row['theirs']:.1f}", f"{row['ratio']:.4f}",
-            f"{row['improper rows of the beam']:.2g}", f"{row['total variation']:.2g}", "it holds none" if near is None else f"{near:.2g}",
+            f"{row['improper rows of the beam']:.2g}", f"{row['total variation']:.2g}", near,
             f"{row['outside']:.2g}",
         )  # fmt: skip
     Console().print(table)

@@ -128,7 +128,9 @@ def test_special_tokens_that_text_spells_are_text():
     tokenizer.add_special_tokens(["<name>"])
     texts = ["ab <name>12 <name>", "<na"]
     got = (coder := Coder("t", tokenizer)).encode(texts, [t.encode() for t in texts])
-    assert got.exact.all() and got.returns.all() and coder.vocabulary.bytes[tokenizer.token_to_id("<name>")] is None
+    assert got.exact.all()
+    assert got.returns.all()
+    assert coder.vocabulary.bytes[tokenizer.token_to_id("<name>")] is None
     assert {3, 11} <= set(got.starts.tolist())
     (measured,) = measure([coder], [Document(str(i), t) for i, t in enumerate(texts)])
     counts = np.sum([plain_counts(tokenizer, t) for t in texts], 0).tolist()
