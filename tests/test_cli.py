@@ -23,9 +23,7 @@ def call(*args):
 
 def fails(*args):
     """stderr of a command that must end with exit code 2 and one line."""
-    done = subprocess.run(
-        [sys.executable, "-c", "from tokensieve.cli.main import main; main()", *args], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "tokensieve", *args], capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr

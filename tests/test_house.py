@@ -19,7 +19,7 @@ NAME = PACKAGE.name
 CHAPTERS = ("codec", "retrieval", "text")
 FLOORS = (
     ("core", "extras", "_moved"), ("parts",), ("methods",), ("sites",), ("nn",), CHAPTERS, ("prompt",), ("testbed",), ("bench",),
-    ("planner",), ("catalog",), ("integrations",), ("testing",), ("cli",),
+    ("planner",), ("catalog",), ("integrations",), ("testing",), ("cli", "__main__"),
 )  # fmt: skip
 INSIDE = {
     "sites": (
