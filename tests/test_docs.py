@@ -182,15 +182,18 @@ def test_the_page_on_tokenizers_runs():
         QUANTIZERS.forget("ternary")
 
 
-def test_the_page_on_prompts_runs(forget):
+def test_the_page_on_prompts_runs(forget, tmp_path, monkeypatch):
     pytest.importorskip("sentencex")
+    monkeypatch.chdir(tmp_path)
+    batches = [(torch.randint(1, 50, (2, 24)), torch.randint(1, 50, (2, 6)))]
     passages = [
         "Nothing happens here. It is quiet.",
         "The server uses port 8417. Clients wait for it.",
         "Roses grow. It rains.",
     ]
-    found = run("docs/how-to/prompts.md", tokenizer=lm.path(), passages=passages, llm=decoder())
+    found = run("docs/how-to/prompts.md", tokenizer=lm.path(), passages=passages, llm=decoder(), batches=batches)
     assert found["passage"] == 1
+    assert found["answer"].shape == (2, 5)
     assert "Roses grow." in "".join(found["dropped"])
     assert found["share"] < 0.6
     forget.append("longest-first")
