@@ -15,6 +15,7 @@ from tokensieve.sites.prompt.clusters import CLUSTER
 from tokensieve.sites.prompt.cutting import WAYS, cut
 from tokensieve.sites.prompt.protect import protected
 from tokensieve.testing import check_prompt_method
+from tokensieve.testing.memory import Largest
 from tokensieve.testing.prompts import QUESTION, check_compressed, checking_compressor
 
 pytest.importorskip("sentencex")
@@ -113,6 +114,52 @@ def test_the_sentence_that_answers_stays(compressor):
     assert made.origin(place) == (17, passages[17].index("8417"))
     with pytest.raises(IndexError, match="characters 0 to"):
         made.origin(len(made.text))
+
+
+def test_a_heading_comes_with_its_sentence(compressor):
+    """Also where it is as unlike the question as a sentence can be, and in front of what is like it."""
+    pages = [f"page_{n}(x, y)\n\nIt does the thing number {n}. It returns nothing at all." for n in range(12)]
+    pages[7] = "zebra(quagga)\n\nIt listens on the port. It returns nothing at all."
+    made = compressor(pages, QUESTION, keep=40)
+    assert "zebra(quagga)\n\nIt listens on the port." in made.text
+    kept = [part for part in re.split(r"(?=page_|zebra)", made.text) if "(" in part]
+    assert all("." in part for part in kept[:-1])
+
+
+def test_a_heading_that_does_not_fit_lets_its_sentence_stay(compressor):
+    heading = "a very long title of words that say what all below it is about"
+    made = compressor([f"{heading}\n\nThe port is 8417."], QUESTION, keep=compressor.count("The port is 8417.") + 1)
+    assert made.text == "The port is 8417."
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("surprisal", "tcra")])
+def test_what_is_held_and_counted_grows_as_the_passages_do(compressor, name):
+    """Not as their square: the largest tensor, and how many times over the text is counted."""
+
+    def work(number: int) -> tuple[int, float]:
+        texts = [f"Room {n} is quiet. Nothing of note happens in {n * 7}." for n in range(number)]
+        again = ts.Compressor(compressor._tokenizer, encoder=compressor._given)
+        count, seen = again._count.each, []
+        again._count.each = lambda texts: seen.extend(map(len, texts)) or count(texts)
+        with Largest() as largest:
+            made = again(texts, QUESTION, keep=0.2, method=name)
+        return largest.elements, sum(seen) / len(made.source)
+
+    few, many = work(60), work(480)
+    assert many[0] <= 8.5 * few[0]
+    assert many[1] <= 40
+
+
+@pytest.mark.slow
+def test_of_ten_thousand_passages_the_one_that_answers_stays(compressor):
+    passages = [f"Nothing of note happens in room {n}. It is quiet there." for n in range(10_000)]
+    passages[7_531] += " The server listens on port 8417 and does use it."
+    made = compressor(passages, QUESTION, keep=512)
+    assert "8417" in made.text
+    assert 500 < made.after <= 512
+    assert made.origin(made.text.index("8417"))[0] == 7_531
+    half = compressor(passages, QUESTION, keep=0.5)
+    assert 0.499 * half.before < half.after <= 0.5 * half.before
 
 
 def test_repetitions_enter_last(compressor):

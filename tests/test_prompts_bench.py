@@ -73,7 +73,7 @@ def test_every_line_is_asked_and_a_second_run_goes_on(file, tmp_path, monkeypatc
     assert row["full"]["kinds"] == {"x": [row["full"]["kinds"]["x"][0], 1], "y": [row["full"]["kinds"]["y"][0], 1]}
     assert "random words@0.5" in page(data, tmp_path / "out").read_text()
 
-    monkeypatch.setattr(PromptAsker, "ask", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(PromptAsker, "together", lambda *_: pytest.fail("asked again"))
     again = run(asked, lambda *_: None).data
     assert again["rows"] == row
     with pytest.raises(ValueError, match="other settings"):
@@ -93,6 +93,23 @@ def test_a_prompt_over_the_context_is_refused(made):
     model, tokenizer = made
     with pytest.raises(ValueError, match="context ends at"):
         PromptAsker(model, tokenizer, 2, 0).ask("word " * 20_000, "What?", "")
+
+
+def test_questions_asked_together_are_answered_as_alone(made, file, tmp_path):
+    model, tokenizer = made
+    asker = PromptAsker(model, tokenizer, 6, 0)
+    asked = [("One. " * n, f"What is {n}?", "") for n in (1, 9, 4)]
+    together = asker.together(asked)
+    alone = [asker.ask(*one) for one in asked]
+    assert [(r.said, r.tokens) for r in together] == [(r.said, r.tokens) for r in alone]
+    assert len({r.seconds for r in together}) == 1
+    one = PromptConfig("testbed", file, ["last-text"], [0.5], tmp_path / "one", new_tokens=3)
+    two = replace(one, out=tmp_path / "two", batch=2)
+    said = [
+        {key: [r["said"] for r in own.values()] for key, own in run(c, lambda *_: None).data["records"].items()}
+        for c in (one, two)
+    ]
+    assert said[0] == said[1]
 
 
 def test_where_it_pays():

@@ -15,6 +15,7 @@ from tokensieve.parts.select.marginal import behind, marginal
 from tokensieve.prompt.compressed import Compressed, back, forth
 from tokensieve.sites.prompt import surprisal
 from tokensieve.sites.prompt.cutting import Cut, cut, held
+from tokensieve.sites.prompt.headings import headed, headings
 from tokensieve.sites.prompt.protect import protected
 from tokensieve.sites.prompt.vectors import Memory, encoded, shifts
 
@@ -51,6 +52,28 @@ def test_covering_tells_the_order_of_the_picks():
     for count in (1, 5, 12):
         chosen = coverage.cover(like, torch.tensor([count, count]), everyone)
         assert torch.equal(chosen, (order >= 0) & (order < count))
+
+
+def test_headings_are_found_and_belong_to_what_is_below_them():
+    text = (
+        "name(x)\n\nIt does. It ends.\n\nNotes\n-----\nOne more.\n\n# Last #\nA line.\n\nStay here, please.\n\n- item\n\n"
+        "```\ncode\n\nmore code\n```\n\nNothing below"
+    )
+    made = cut(text, [0], "sentence")
+    units, above = made.units(), headings(made)
+    found = {unit: units[i] if i >= 0 else "" for unit, i in zip(units, above, strict=True)}
+    assert found == {
+        "name(x)": "", "It does.": "name(x)", "It ends.": "name(x)", "Notes": "", "-----": "Notes", "One more.": "Notes",
+        "# Last #": "", "A line.": "# Last #", "Stay here, please.": "# Last #", "- item": "# Last #", "```": "# Last #",
+        "code": "# Last #", "more code": "# Last #", "Nothing below": "# Last #",
+    }  # fmt: skip
+    assert headings(cut("Title\n\nOne.\n\nTwo.", [0, 13], "sentence")) == [-1, 0, -1]
+
+
+def test_a_heading_enters_once_behind_its_first_sentence():
+    assert headed([3, 0, 2, 1, 4], [-1, 0, 0, -1, 3]) == [2, 0, 1, 4, 3]
+    assert headed([0, 1], [-1, -1]) == [0, 1]
+    assert headed([2, 1], [-1, 0, 0]) == [2, 1]
 
 
 # ---- vectors ------------------------------------------------------------------------------------------------------------

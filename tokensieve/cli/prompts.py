@@ -147,6 +147,9 @@ def bench_prompts(
         str | None, typer.Option(help="A folder or hub name of an encoder of sentences. [MiniLM]")
     ] = None,
     lm: Annotated[str | None, typer.Option(help="For surprisal; the model that answers if not given.")] = None,
+    batch: Annotated[
+        int, typer.Option(min=1, help="Questions answered at once: quicker, but times are then shares of a batch's.")
+    ] = 1,
     seed: Annotated[int, typer.Option(help="For methods that draw.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda, ... or auto.")] = "auto",
@@ -158,7 +161,7 @@ def bench_prompts(
     names = [n.strip() for n in methods.split(",") if n.strip()]
     asked = PromptConfig(
         model, data, names, [budget(k) for k in keep.split(",")], out, tuple(plan or ()), limit, new_tokens, seed, dtype, device,
-        encoder, lm,
+        encoder, lm, batch,
     )  # fmt: skip
 
     def work() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -22,7 +23,7 @@ class Reply:
     """What a model said.
 
     Attributes:
-        tokens: of the whole prompt; seconds: from the prompt to the end of the answer.
+        tokens: of the whole prompt; seconds: from the prompt to the end of the answer, or this one's share of those asked with it.
     """
 
     said: str
@@ -50,36 +51,45 @@ class PromptAsker:
         return [*self._marked(before), *own, *self._marked(after)]
 
     def ask(self, context: str, question: str, system: str, plan: Plan | None = None) -> Reply:
-        """Ask a question.
+        """Ask a question; as :meth:`together`."""
+        return self.together([(context, question, system)], plan)[0]
+
+    def together(self, asked: Sequence[tuple[str, str, str]], plan: Plan | None = None) -> list[Reply]:
+        """Ask some questions at once, each of a text, a question and a system prompt; shorter ones are padded on the left.
 
         Args:
             plan: stages that run in the model.
 
+        Returns:
+            a reply each; of several, each has an equal share of the seconds.
+
         Raises:
-            ValueError: the prompt and its answer are longer than the model's context.
+            ValueError: a prompt and its answer are longer than the model's context.
         """
-        ids = self.ids(context, question, system)
+        prompts = [self.ids(*one) for one in asked]
         longest = getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
-        if longest is not None and len(ids) + self.new_tokens > longest:
-            raise ValueError(f"a prompt of {len(ids)} tokens and its answer; the model's context ends at {longest}")
-        row = torch.tensor([ids], device=self.model.device)
+        width = max(map(len, prompts))
+        if longest is not None and width + self.new_tokens > longest:
+            raise ValueError(f"a prompt of {width} tokens and its answer; the model's context ends at {longest}")
         where, began = device(self.model), 0.0
         if plan is not None:
             with Sieve(self.model, plan, self.seed):
                 began = now(where)
-                out = self._generate(row)
+                out = self._generate(prompts, width)
         else:
             began = now(where)
-            out = self._generate(row)
-        seconds = now(where) - began
-        said = self.tokenizer.decode(out[0, len(ids) :], skip_special_tokens=True)
-        return Reply(" ".join(said.split()), len(ids), seconds)
+            out = self._generate(prompts, width)
+        seconds = (now(where) - began) / len(prompts)
+        said = self.tokenizer.batch_decode(out[:, width:], skip_special_tokens=True)
+        return [Reply(" ".join(s.split()), len(ids), seconds) for s, ids in zip(said, prompts, strict=True)]
 
     @torch.no_grad()
-    def _generate(self, row: torch.Tensor) -> torch.Tensor:
+    def _generate(self, prompts: Sequence[list[int]], width: int) -> torch.Tensor:
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
+        rows = torch.tensor([[pad or 0] * (width - len(ids)) + ids for ids in prompts], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=self.model.device)
         return self.model.generate(
-            row, attention_mask=torch.ones_like(row), max_new_tokens=self.new_tokens, do_sample=False, pad_token_id=pad
+            rows, attention_mask=mask, max_new_tokens=self.new_tokens, do_sample=False, pad_token_id=pad
         )
 
     def _frame(self, system: str) -> tuple[str, str]:

@@ -41,6 +41,7 @@ class PromptConfig:
 
     Attributes:
         data: the file of questions, with contexts; plans: files of saved plans, which run beside the methods.
+        batch: questions that are answered at once; times are then each one's share.
         encoder: a sentence encoder; None for the embedded one. lm: a language model for surprisal; None for the one that answers.
     """
 
@@ -57,11 +58,12 @@ class PromptConfig:
     device: str = "auto"
     encoder: str | None = None
     lm: str | None = None
+    batch: int = 1
 
     def settings(self, items: int) -> PromptSettings:
         """What decides the numbers."""
         return PromptSettings(
-            model=self.model, data=str(self.data), question="", samples=items, seed=self.seed, batch=1,
+            model=self.model, data=str(self.data), question="", samples=items, seed=self.seed, batch=self.batch,
             new_tokens=self.new_tokens, **found(self.device, self.dtype),
             encoder=self.encoder or MINILM, lm=self.lm or self.model,
         )  # fmt: skip
@@ -105,7 +107,7 @@ def run(asked: PromptConfig, step: Step) -> Results:
     if bare:
         work.notes.append(f"{bare} lines have no context, or images or choices, and were left out")
     results = Results.open(asked.out, asked.settings(len(items)), found.skipped, [q.to_json() for q in items])
-    _measured(results, work, items, step)
+    _measured(results, work, items, asked.batch, step)
     data = results.data
     data["notes"] = [*work.notes, *_told(data["records"], made)]
     kinds = {q.name: q.kind for q in items}
@@ -115,21 +117,25 @@ def run(asked: PromptConfig, step: Step) -> Results:
     return results
 
 
-def _measured(results: Results, work: _Work, items: Sequence[Question], step: Step) -> None:
+def _measured(results: Results, work: _Work, items: Sequence[Question], batch: int, step: Step) -> None:
     records = results.data.setdefault("records", {})
     of = len(items) * len(work.made)
     done = sum(q.name in records.get(c.key, {}) for c in work.made for q in items)
     warm = False
-    for item in items:
-        left = [c for c in work.made if item.name not in records.get(c.key, {})]
-        for cell in left:
+    for start in range(0, len(items), batch):
+        fresh = False
+        for cell in work.made:
+            own = records.setdefault(cell.key, {})
+            left = [q for q in items[start : start + batch] if q.name not in own]
+            if not left:
+                continue
             if not warm:  # what loads at the first call is in no measured time
-                _answered(work, cell, item)
-                warm = True
-            records.setdefault(cell.key, {})[item.name] = _answered(work, cell, item)
-            done += 1
-            step(f"{cell.key}: {item.name}", done, of)
-        if left:
+                _answered(work, cell, left[:1])
+            own |= {q.name: record for q, record in zip(left, _answered(work, cell, left), strict=True)}
+            warm = fresh = True
+            done += len(left)
+            step(f"{cell.key}: {left[-1].name}", done, of)
+        if fresh:
             results.write()
 
 
@@ -151,20 +157,29 @@ def compressed(compressor: Compressor, cell: PromptCell, item: Question) -> Comp
     return compressor(item.context, item.question, plan=cell.plan)
 
 
-def _answered(work: _Work, cell: PromptCell, item: Question) -> dict[str, Any]:
-    """The record of one answer."""
-    whole, seconds, told = "\n\n".join(item.context), 0.0, list[str]()
-    context = "" if cell.key == NONE else whole
-    if cell.plan is not None:
-        made, seconds = timed(lambda: compressed(work.compressor, cell, item))
-        context, told = made.text, [note for note in made.notes if note != WORDS]
-    reply = work.asker.ask(context, item.question, item.system, cell.inside)
-    return {
-        "said": reply.said, "contained": METRICS.get("contains")(reply.said, item.answers),
-        "exact": METRICS.get("exact")(reply.said, item.answers), "survived": float(survived(context, item.answers)),
-        "tokens": reply.tokens, "context": work.compressor.count(context), "compress": round(seconds, 4),
-        "answer": round(reply.seconds, 4), "notes": told,
-    }  # fmt: skip
+def _answered(work: _Work, cell: PromptCell, items: Sequence[Question]) -> list[dict[str, Any]]:
+    """The records of answers that are given at once."""
+    texts, seconds, told = list[str](), list[float](), list[list[str]]()
+    for item in items:
+        context, taken, notes = "" if cell.key == NONE else "\n\n".join(item.context), 0.0, list[str]()
+        if cell.plan is not None:
+            made, taken = timed(lambda item=item: compressed(work.compressor, cell, item))
+            context, notes = made.text, [note for note in made.notes if note != WORDS]
+        texts.append(context)
+        seconds.append(round(taken, 4))
+        told.append(notes)
+    replies = work.asker.together(
+        [(t, q.question, q.system) for t, q in zip(texts, items, strict=True)], cell.inside
+    )
+    return [
+        {
+            "said": reply.said, "contained": METRICS.get("contains")(reply.said, item.answers),
+            "exact": METRICS.get("exact")(reply.said, item.answers), "survived": float(survived(context, item.answers)),
+            "tokens": reply.tokens, "context": work.compressor.count(context), "compress": taken,
+            "answer": round(reply.seconds, 4), "notes": notes,
+        }
+        for item, context, taken, notes, reply in zip(items, texts, seconds, told, replies, strict=True)
+    ]  # fmt: skip
 
 
 def survived(context: str, answers: Sequence[str]) -> bool:

@@ -17,13 +17,18 @@ SHARP = 10.0
 """How sharply a unit's likeness to the question weighs it among what is to be covered: e to this power at a cosine of 1."""
 
 
+PICKS = 1000
+"""Units that are weighed against each other, at most: time grows with them times all units."""
+
+
 @register_method("question")
 @dataclass(frozen=True)
 class ByQuestion(PromptMethod):
     """Units whose vectors are near to the question's, each less so where one that is in already says the same.
 
     A unit counts for a share as much as the better one of its two neighbours in the text, so that what stands beside an answer
-    can come with it. Units that repeat another word for word enter behind all others. ``by`` is maximal marginal relevance, or
+    can come with it. Units that repeat another word for word enter behind all others. Behind the first thousand, units enter by
+    their worth alone, so that time is linear in the text. ``by`` is maximal marginal relevance, or
     facility location: how well what is in covers all units, each as far as it is like the question. Source: Carbonell and
     Goldstein, SIGIR 1998 (doi 10.1145/290941.291025), and for coverage of a question arXiv 2508.18264; with several question
     vectors the nearest counts. Deviation: neighbours and repetitions are no part of either.
@@ -56,6 +61,7 @@ class ByQuestion(PromptMethod):
         worth, unit = self.score(s), normalize(s.features, dim=-1)
         first = twins.firsts(s.features, s.valid)
         fresh = s.valid if first is None else s.valid & (first == torch.arange(s.n, device=s.device))
+        most = most.clamp(max=PICKS)
         if self.by == "mmr":
             picked = marginal.marginal(unit, worth, most, fresh, self.trade)
         else:

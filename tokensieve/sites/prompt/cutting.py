@@ -10,6 +10,9 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from tokensieve.extras import Lazy
 from tokensieve.sites.prompt.clusters import WORD, Clusters
 from tokensieve.sites.prompt.protect import MARKERS, Span
@@ -64,9 +67,16 @@ class Cut:
         """The text of :meth:`left`."""
         return "".join(self.text[a:b] for a, b in self.left(kept))
 
+    @cached_property
+    def _widths(self) -> NDArray[np.int64]:
+        """Of the blanks behind each unit but the last: line ends first, then characters, in one number."""
+        gaps = ((a[1], b[0]) for a, b in pairwise(self.spans))
+        return np.array([(self.text.count("\n", a, b) << 40) + b - a for a, b in gaps], dtype=np.int64)
+
     def _gap(self, before: int, unit: int) -> Span:
-        gaps = [(self.spans[i][1], self.spans[i + 1][0]) for i in range(before, unit)]
-        return max(gaps, key=lambda g: (self.text.count("\n", *g), g[1] - g[0], -g[0]))
+        # By an array: a text of very many units asks for this of each, and few of them may stay.
+        at = before + int(self._widths[before:unit].argmax())
+        return self.spans[at][1], self.spans[at + 1][0]
 
 
 def joined(spans: Iterable[Span]) -> list[Span]:

@@ -83,21 +83,29 @@ def fill(
 def _completed(
     cut: Cut, order: Sequence[int], kept: list[int], costs: Sequence[int], room: int, count: TokenCounter
 ) -> list[int]:
-    """Units that stay, with all those besides, in order, that still fit."""
-    total, inside = count(cut.join(kept)) if kept else 0, set(kept)
-    again = True
-    while again:
-        again = False
-        out = [unit for unit in order if unit not in inside and costs[unit] <= room - total + SAVED]
+    """Units that stay, with all those besides, in order, that still fit.
+
+    Each round takes what fits by the text around it, and the text that this makes decides: what proves too much leaves again,
+    last ones first, and one that is too much by itself stays out.
+    """
+    total, inside, refused = count(cut.join(kept)) if kept else 0, set(kept), set[int]()
+    while True:
+        out = [u for u in order if u not in inside and u not in refused and costs[u] <= room - total + SAVED]
+        tried, held = list[int](), total
         for unit, more in zip(out, _further(cut, kept, out, count), strict=True):
-            if total + more > room:
-                continue
-            tried = sorted({*inside, unit})
-            size = count(cut.join(tried))
-            if size <= room:
-                # Its neighbours' costs are other ones now; they are asked again in the next round.
-                inside, kept, total, again = set(tried), tried, size, True
-    return kept
+            if held + more <= room:
+                tried.append(unit)
+                held += max(more, 0)
+        if not tried:
+            return kept
+        while (size := count(cut.join(sorted({*inside, *tried})))) > room and len(tried) > 1:
+            del tried[-max(1, len(tried) // 4) :]
+        if size > room:
+            refused.add(tried[0])
+        else:
+            # Neighbours' costs are other ones now: they are asked again, and what was refused as well.
+            inside |= set(tried)
+            kept, total, refused = sorted(inside), size, set()
 
 
 def _further(cut: Cut, kept: Sequence[int], out: Sequence[int], count: TokenCounter) -> list[int]:

@@ -15,6 +15,7 @@ from tokensieve.core.stage import Stage
 from tokensieve.sites.prompt.counting import TokenCounter
 from tokensieve.sites.prompt.cutting import Cut, cut, held
 from tokensieve.sites.prompt.filling import Filled, costs_of, fill
+from tokensieve.sites.prompt.headings import headed, headings
 from tokensieve.sites.prompt.protect import Span
 from tokensieve.sites.prompt.surprisal import surprisals
 from tokensieve.sites.prompt.vectors import Embed, shifts
@@ -65,9 +66,11 @@ def shorten(
     order = method.order(signals(made, method, readers, question, protected, seed), torch.tensor([_most(costs, room)]))[
         0
     ]
-    places = sorted((place, unit) for unit, place in enumerate(order.tolist()) if place >= 0)
-    stay = set(must)
-    filled = fill(made, [unit for _, unit in places if unit not in stay], must, costs, room, count)
+    places, stay = sorted((place, unit) for unit, place in enumerate(order.tolist()) if place >= 0), set(must)
+    enter = [unit for _, unit in places if unit not in stay]
+    if method.unit == "sentence":
+        enter = headed(enter, headings(made))
+    filled = fill(made, enter, must, costs, room, count)
     longest = readers.longest() if method.vectors else None
     over = 0 if longest is None else sum(cost > longest for cost in costs)
     told = [f"{over} units are longer than the {longest} tokens that the encoder reads: their beginnings decide"]

@@ -62,16 +62,18 @@ def shifts(words: Cut, sentences: Cut, embed: Embed) -> Tensor:
     members: dict[int, list[int]] = {}
     for word, sentence in enumerate(home):
         members.setdefault(sentence, []).append(word)
-    texts, asked = [], []
+    wholes, shorter, asked, of = list[str](), list[str](), list[int](), list[int]()
     for own in members.values():
         if len(own) > 1:
+            wholes.append(words.join(own))
             for word in own:
-                texts.append(words.join([w for w in own if w != word]))
+                shorter.append(words.join([w for w in own if w != word]))
                 asked.append(word)
-    whole = {s: words.join(own) for s, own in members.items()}
-    vectors = dict(zip(whole, encoded(embed, list(whole.values())), strict=True))
+                of.append(len(wholes) - 1)
     out = torch.ones(len(words.spans))
-    if texts:
-        full = torch.stack([vectors[home[word]] for word in asked])
-        out[torch.tensor(asked)] = 1 - (encoded(embed, texts) * full).sum(1)
+    if asked:
+        # Sentences and what is left of them are read together: in batches of few texts each token costs more.
+        vectors = encoded(embed, [*wholes, *shorter])
+        full = vectors[: len(wholes)][torch.tensor(of)]
+        out[torch.tensor(asked)] = 1 - (vectors[len(wholes) :] * full).sum(1)
     return out
