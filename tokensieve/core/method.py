@@ -55,6 +55,7 @@ class Method:
             method with a :meth:`score`; None where that is what its needs say.
         positional: why of identical tokens others than the earliest may stay; "" where the earliest do.
         sited: by site, options whose default is another one there.
+        denoises: fields of :class:`~tokensieve.core.denoising.Denoising` whose default is another one for it.
     """
 
     name: ClassVar[str] = ""
@@ -73,6 +74,7 @@ class Method:
     favours: ClassVar[tuple[str, ...] | None] = None
     positional: ClassVar[str] = ""
     sited: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    denoises: ClassVar[Mapping[str, Any]] = {}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

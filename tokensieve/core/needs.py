@@ -175,3 +175,9 @@ VisualShare = Need("visual_share")
 
 TokenIds = Need("token_ids")
 """The vocabulary's number of each cached token."""
+
+Change = Need("change")
+"""How far each token of a denoiser has moved since the last pass of all of them."""
+
+Staleness = Need("staleness")
+"""In how many passes of a denoiser each token has taken no part."""

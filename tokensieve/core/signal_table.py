@@ -227,6 +227,13 @@ TABLE = {
         Signal(
             "surprisal", "(B, N)", "nats of the unit's tokens under a language model, on average", sites=("prompt",)
         ),
+        Signal(
+            "change", "(B, N)", "how far a token's state behind a denoiser's last block is from that before the last pass of all",
+            sites=("diffusion",),
+        ),
+        Signal(
+            "staleness", "(B, N)", "how many passes of a denoiser went by since the token took part in one", sites=("diffusion",)
+        ),
     )
 }  # fmt: skip
 

@@ -70,6 +70,8 @@ class Signals:
     passage: Tensor | None = None
     shift: Tensor | None = None
     surprisal: Tensor | None = None
+    change: Tensor | None = None
+    staleness: Tensor | None = None
     seed: int = 0
     """For methods that draw."""
     more: Mapping[str, LayerTensor] = field(default_factory=dict)

@@ -127,7 +127,7 @@ class Stage:
                 raise ValueError(f"denoising={self.denoising} at site={self.site!r}; it goes with site='diffusion'")
             return
         if self.denoising is None:
-            object.__setattr__(self, "denoising", Denoising())
+            object.__setattr__(self, "denoising", Denoising(**self.method.denoises))
         if self.method.adaptive:
             raise ValueError(
                 f"{self.method.name} keeps as many tokens as it likes; at site='diffusion' rows keep equally many"
@@ -197,12 +197,13 @@ class Stage:
 def stage(name: str | Method, keep: budget.Budget | Callable[[float], float], **where: Any) -> Stage:
     """A stage: ``ts.stage("tome", keep=0.5)``; keywords are the fields of :class:`Stage` or options of
     the method; at ``site="diffusion"`` `form`, `steps`, `shared` and `cached` too, and ``keep`` may be a function of progress."""
-    site = where.get("site") or (name.site if isinstance(name, Method) else method_class(name).site)
+    kind = name if isinstance(name, Method) else method_class(name)
+    site = where.get("site") or kind.site
     keywords = (*WHERE, *denoising.KEYWORDS) if site == "diffusion" else WHERE
     placed = {k: where.pop(k) for k in keywords if k in where}
     if site == "diffusion":
         told = {k: placed.pop(k) for k in denoising.KEYWORDS if k in placed}
-        placed["denoising"] = Denoising(**told, schedule=keep if callable(keep) else None)
+        placed["denoising"] = Denoising(**{**kind.denoises, **told}, schedule=keep if callable(keep) else None)
         keep = 1.0 if callable(keep) else keep
     if callable(keep):
         raise ValueError(f"keep is a function; of progress, it goes with site='diffusion', and this is site={site!r}")
@@ -211,7 +212,7 @@ def stage(name: str | Method, keep: budget.Budget | Callable[[float], float], **
             raise ValueError(f"options {sorted(where)} belong to the method; it is already made")
         return Stage(name, keep, **placed)
     check_names(name, where, keywords)
-    return Stage(get_method(name, **{**method_class(name).sited.get(site, {}), **where}), keep, **placed)
+    return Stage(get_method(name, **{**kind.sited.get(site, {}), **where}), keep, **placed)
 
 
 def _unit(keep: budget.Keep) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,21 +25,26 @@ class Choice:
 
     @torch.no_grad()
     def of(
-        self, x: Tensor, grid: tuple[int, int] | None, keep: budget.Budget, halves: bool, answered: bool, **known: Any
+        self,
+        x: Tensor,
+        grid: tuple[int, int] | None,
+        keep: budget.Budget,
+        halves: bool,
+        answered: bool,
+        **known: Tensor,
     ) -> Reduction | None:
         """The reduction of tokens ``(B, N, D)``; None where all stay.
 
         Args:
             halves: whether the two halves of the rows choose together, by the mean of what they hold.
             answered: whether a token that is dropped takes the output of the most similar one that stays.
-            known: further signals.
+            known: further signals, ``(B, N)``.
         """
         if int(budget.counts(keep, torch.ones(1, x.shape[1], dtype=torch.bool))) == x.shape[1]:
             return None
         with self.clock:
-            features = x.float()
-            features = (features[: len(x) // 2] + features[len(x) // 2 :]) / 2 if halves else features
-            signals = Signals.of(features, grid=grid, seed=self.seed, **known)
+            features, *more = (_mean(t.float()) if halves else t.float() for t in (x, *known.values()))
+            signals = Signals.of(features, grid=grid, seed=self.seed, **dict(zip(known, more, strict=True)))
             # On a processor each row is computed as it would be alone, to the last bit.
             apart = signals.batch > 1 and x.device.type == "cpu"
             rows = [signals.row(i) for i in range(signals.batch)] if apart else [signals]
@@ -59,3 +63,8 @@ class Choice:
         owner = torch.where(gone, slot.gather(1, nearest.clamp(min=0)), found.owner)
         # The weight of a token that was dropped is 0 already.
         return Reduction(found.n, found.kept, found.mask, owner, found.weight, None)
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Of the two halves of the rows."""
+    return (x[: len(x) // 2] + x[len(x) // 2 :]) / 2

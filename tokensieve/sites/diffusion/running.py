@@ -30,6 +30,7 @@ class DenoiserPass:
         halves: whether both halves of the batch choose together.
         progress: of the run, 0 where that is not asked.
         first: whether no pass of this run came before.
+        call: which pass of its step it is, from 0: some pipelines ask for the two halves of guidance one after the other.
         seen: by the name of each module that met the tokens of the latents, their row and what became of them (None: all stayed).
     """
 
@@ -38,6 +39,7 @@ class DenoiserPass:
     halves: bool
     progress: float
     first: bool = False
+    call: int = 0
     seen: dict[str, tuple[Row, Reduction | None, int]] = field(default_factory=dict)
 
     def met(self, name: str, row: Row, r: Reduction | None, rows: int) -> None:

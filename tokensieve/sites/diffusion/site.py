@@ -26,6 +26,9 @@ from tokensieve.sites.model.trace import StageTrace, Trace
 
 FORMS: dict[str, Callable[..., AttentionForm | StreamForm]] = {"attention": AttentionForm, "stream": StreamForm}
 
+BETWEEN_STEPS = ("change", "staleness")
+"""Signals that say what became of tokens in earlier steps."""
+
 
 class DiffusionSite:
     """One stage in the denoisers of what was passed.
@@ -48,12 +51,18 @@ class DiffusionSite:
                 f"{_asked(self._how)} needs to know how far a run is, which a pipeline's scheduler says; pass the pipeline in "
                 f"the place of its {type(found.denoisers[0]).__name__}"
             )
+        told = [n.name for n in stage.method.needs if n.name in BETWEEN_STEPS]
+        if told and not self._how.cached:
+            raise ValueError(
+                f"{stage.method.name} goes by {' and '.join(told)}, which only form='stream' with cached=True knows of; leave "
+                "both out"
+            )
         self._progress = Progress(found.pipeline) if self._how.timed or self._how.cached else None
         self._denoisers = found.denoisers
         ledger.every.append(stage)
         ledger.models += found.denoisers
         self._now: DenoiserPass | None = None
-        self._run = -1
+        self._step, self._call = (-1, -1), 0
         self.trace: Trace | None = None
         choice = Choice(stage, clock, ledger.seed(stage))
         self._forms = [FORMS[self._how.form](d, choice, lambda: self._now) for d in self._denoisers]
@@ -75,9 +84,10 @@ class DiffusionSite:
             progress = 0.0 if self._progress is None else self._progress.now
             acts = self._how.steps[0] <= progress <= self._how.steps[1]
             keep = self._how.budget(self._stage.keep, progress) if acts else None
-            run = 0 if self._progress is None else self._progress.run
-            first, self._run = run != self._run, run
-            self._now = DenoiserPass(seen, keep, seen.halves and self._how.shared, progress, first)
+            step = (0, 0) if self._progress is None else (self._progress.run, self._progress.entry)
+            first, self._call = step[0] != self._step[0], self._call + 1 if step == self._step else 0
+            self._step = step
+            self._now = DenoiserPass(seen, keep, seen.halves and self._how.shared, progress, first, self._call)
             if isinstance(form, StreamForm):
                 form.begin(self._now)
 

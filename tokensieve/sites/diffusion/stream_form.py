@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tokensieve.core.reduction import Reduction
@@ -18,6 +19,34 @@ from tokensieve.sites.model.calls import Detach
 
 STREAMLESS: dict[str, str] = {"WanVACETransformer3DModel": "its control blocks see all tokens"}
 """Denoisers whose blocks need all tokens, and why."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What tokens had behind the last block when they last went through it.
+
+    Attributes:
+        state: ``(B, N, D)``.
+        start: the same before the last pass of all tokens, or of that pass where none came before.
+        stale: ``(B, N)``, the passes since each token's last one.
+    """
+
+    state: Tensor
+    start: Tensor
+    stale: Tensor
+
+    @classmethod
+    def whole(cls, state: Tensor, before: Held | None) -> Held:
+        """Behind a pass of all tokens."""
+        return cls(state, state if before is None else before.state, torch.zeros_like(state[..., 0]))
+
+    def then(self, state: Tensor, kept: Tensor) -> Held:
+        """Behind a pass of those that were kept ``(B, M)``."""
+        return Held(state, self.start, (self.stale + 1).scatter(1, kept, 0.0))
+
+    @property
+    def signals(self) -> dict[str, Tensor]:
+        return {"change": (self.state - self.start).float().norm(dim=2), "staleness": self.stale}
 
 
 class StreamForm:
@@ -47,7 +76,7 @@ class StreamForm:
         self._row: Row | None = None
         self._left: tuple[Tensor, Reduction] | None = None
         self._image_at: int | None = None
-        self._held: Tensor | None = None
+        self._held: dict[int, Held] = {}
         self._cached = choice.stage.denoising is not None and choice.stage.denoising.cached
 
     def attach(self) -> list[Detach]:
@@ -61,13 +90,14 @@ class StreamForm:
 
     def clear(self) -> None:
         """Forget what a pass or a run has left."""
-        self._row = self._left = self._image_at = self._held = None
+        self._row = self._left = self._image_at = None
+        self._held = {}
 
     def begin(self, now: DenoiserPass) -> None:
         """A pass begins."""
         self._row = self._left = self._image_at = None
         if now.first:
-            self._held = None
+            self._held = {}
 
     def _block(
         self, index: int, module: nn.Module, now: DenoiserPass, plain: Callable[..., Any], given: dict[str, Any]
@@ -79,7 +109,8 @@ class StreamForm:
             if self._row is not None:
                 self._image_at = _image_of(out, self._row.n + (self._row.extra if self._row.inside else 0))
                 if self._cached and index == len(self.names) - 1:
-                    self._held = self._row.image(_part(out, self._image_at)).detach()
+                    state = self._row.image(_part(out, self._image_at)).detach()
+                    self._held[now.call] = Held.whole(state, self._of(now, state))
             return out
         x, r = self._left
         row = self._row
@@ -92,15 +123,21 @@ class StreamForm:
         if at is None:
             at = _image_of(out, r.m + (row.extra if row.inside else 0))
         got = _part(out, at)
-        fill = row.image(x) if self._held is None or not self._cached else self._held
+        held = self._of(now, row.image(x))
+        fill = row.image(x) if held is None else held.state
         # A text that was a stream of its own may have joined the tokens on the way.
         row = replace(row, inside=got.shape[1] == r.m + row.extra)
         # Tokens that were merged come back in their own last state too: a shared one would blur what sets them apart.
         back = fill.to(got.dtype).scatter(1, r.kept[..., None].expand(-1, -1, got.shape[2]), row.image(got, r.m))
-        if self._cached:
-            self._held = back.detach()
+        if held is not None:
+            self._held[now.call] = held.then(back.detach(), r.kept)
         back = row.join(got, back)
         return back if isinstance(out, Tensor) else tuple(back if i == at else part for i, part in enumerate(out))
+
+    def _of(self, now: DenoiserPass, image: Tensor) -> Held | None:
+        """What was held from the same pass of earlier steps, unless there were others, or pictures of another size."""
+        held = self._held.get(now.call)
+        return None if held is None or held.state.shape[:2] != image.shape[:2] else held
 
     def _entered(self, now: DenoiserPass, index: int, module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
         """In front of the block at which tokens leave, its arguments without them."""
@@ -113,10 +150,13 @@ class StreamForm:
             return given
         x = given[first]
         image = row.image(x)
-        if self._cached and (self._held is None or self._held.shape[:2] != image.shape[:2]):
+        held = self._of(now, image)
+        if self._cached and held is None:
             now.met(self.names[index], row, None, len(x))  # nothing to come back with yet: all stay
             return given
-        r = self._choice.of(image, row.grid, now.keep, now.halves, answered=False)
+        r = self._choice.of(
+            image, row.grid, now.keep, now.halves, answered=False, **({} if held is None else held.signals)
+        )
         now.met(self.names[index], row, r, len(x))
         if r is None:
             return given

@@ -1,0 +1,1 @@
+"""Methods for denoisers, which go by what a run has been through."""
