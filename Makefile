@@ -21,7 +21,11 @@ test: $(MADE)
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m "not slow"
 
+# A browser and its driver are of one version; the package's is the browser's.
 test-slow: $(MADE)
+	@if command -v chromium >/dev/null && ! command -v chromedriver >/dev/null && ! $(BIN)/python -c 'import chromedriver_py' \
+	2>/dev/null; then $(BIN)/pip install --quiet --disable-pip-version-check \
+	"chromedriver-py==$$(chromium --version | sed 's/[^0-9]*\([0-9]*\).*/\1/').*"; fi
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
 # Other releases of transformers go to out/matrix.

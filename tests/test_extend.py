@@ -503,7 +503,7 @@ def test_a_package_that_is_installed_is_found_by_its_entry_point(tmp_path):
             assert name in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("name", ["mean", "pooled", "coarse", "fde"])
+@pytest.mark.parametrize("name", ["mean", "pooled", "coarse", "signs", "fde"])
 def test_the_packaged_sketches_pass(name):
     testing.check_sketch(name)
 

@@ -109,6 +109,21 @@ def test_scores_are_those_of_an_index_made_anew(tmp_path_factory, seed):
     index.close()
 
 
+def test_counts_of_words_take_the_fewest_bytes_that_hold_them(tmp_path):
+    made = Library.create(tmp_path / "i", Recipe(codec="float32"), Words())
+    made.put([Text("few", "a b a"), *(Text(f"n{i}", "c") for i in range(200)), Text("many", "a " * 300)])
+    (segment,) = (v.segment for v in made.index._state.views)
+    assert {name: str(segment.get(name).dtype) for name in ("word_docs", "word_counts", "word_lengths")} == {
+        "word_docs": "torch.int16", "word_counts": "torch.int16", "word_lengths": "torch.int16",
+    }  # fmt: skip
+    assert names(made.search("a", fuse=1.0, k=2)) == ["many", "few"]
+    made.remove(["many"])
+    made.index.compact()
+    (segment,) = (v.segment for v in made.index._state.views)
+    assert str(segment.get("word_counts").dtype) == "torch.int8"
+    assert names(made.search("a", fuse=1.0, k=1)) == ["few"]
+
+
 def test_ranks_of_both_are_fused(shelf):
     query = "quick fox"
     sense, said, both = (names(shelf.search(query, k=50, fuse=fuse)) for fuse in ("none", 1.0, "rrf"))

@@ -1,7 +1,8 @@
-"""The page, driven in a headless Chromium."""
+"""The page, driven in a headless Chromium, by its own driver or by that of the package `chromedriver-py`."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import socket
@@ -32,10 +33,20 @@ TEXTS = {
     + "\n\n```\nrun delta --all\n```\n",
 }
 
+
+def driver():
+    """Where the driver is; None where there is none."""
+    try:
+        return shutil.which("chromedriver") or importlib.import_module("chromedriver_py").binary_path
+    except ImportError:
+        return None
+
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
-        not (shutil.which("chromium") and shutil.which("chromedriver")), reason="needs chromium, chromedriver"
+        not (shutil.which("chromium") and driver()),
+        reason="needs chromium, and chromedriver or the package chromedriver-py of the browser's version",
     ),
 ]
 
@@ -61,11 +72,11 @@ def browser():
     options.binary_location = shutil.which("chromium")
     # What the page asks for is recorded.
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(shutil.which("chromedriver")))
-    driver.set_page_load_timeout(PATIENCE)
-    driver.set_script_timeout(PATIENCE)
-    yield driver
-    driver.quit()
+    made = webdriver.Chrome(options, webdriver.ChromeService(driver()))
+    made.set_page_load_timeout(PATIENCE)
+    made.set_script_timeout(PATIENCE)
+    yield made
+    made.quit()
 
 
 @pytest.fixture

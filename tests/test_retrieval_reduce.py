@@ -61,10 +61,27 @@ def test_texts_are_reduced_as_if_alone(name, keep, monkeypatch):
         r = made(ts.Signals(features=x[i][None], **given), keep)
         torch.testing.assert_close(out[i], normalize(r.apply(x[i][None])[0], dim=-1), atol=1e-6, rtol=1e-5)
         c, d = out.offsets[i : i + 2].tolist()
-        assert torch.equal(out.spans[c:d], x.spans[a:b][r.kept[0]])
+        assert out.spans[c:d].tolist() == spanned(x.spans[a:b].tolist(), r)
         assert torch.equal(out.signals["ids"][c:d], x.signals["ids"][a:b][r.kept[0]])
     assert torch.equal(out.single, x.single)
     torch.testing.assert_close(torch.linalg.vector_norm(out.vectors, dim=1), torch.ones(len(out.vectors)))
+
+
+def spanned(spans, r):
+    """The definition: all characters of neighbours that were merged, else those of the one that stays."""
+    out = []
+    for slot, place in enumerate(r.kept[0].tolist()):
+        members = [i for i, owner in enumerate(r.owner[0].tolist()) if owner == slot]
+        said = [spans[i] for i in members if spans[i][0] >= 0]
+        near = members == list(range(members[0], members[-1] + 1))
+        out.append([min(a for a, _ in said), max(b for _, b in said)] if near and said else spans[place])
+    return out
+
+
+def test_neighbours_that_were_merged_stand_for_all_their_characters():
+    x = Encoded(torch.eye(6), torch.tensor([0, 6]), torch.tensor([[-1, -1], [0, 4], [5, 7], [8, 12], [12, 14], [-1, -1]]))
+    assert reduce.reduce(x, "pool", 2).spans.tolist() == [[0, 7], [8, 14]]
+    assert reduce.reduce(x, "first-k", 2).spans.tolist() == [[-1, -1], [0, 4]]
 
 
 @pytest.mark.parametrize("held", [1, 300, 2**22])

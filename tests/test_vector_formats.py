@@ -87,6 +87,15 @@ def test_centroids_pay_on_clustered_vectors():
     assert (fitted.decode(fitted.encode(x)) - x).square().sum() < bare / 4
 
 
+def test_centroids_take_half_of_the_bytes_where_that_loses_nothing():
+    x = vectors(4000, 24)
+    fitted = vector_format("residual2", 24).fit(x)
+    assert fitted.state["centroids"].dtype == torch.float16
+    # Those of earlier releases are not rounded by being written again.
+    earlier = fitted.centroids + 1e-5
+    assert torch.equal(vector_format("residual2", 24, centroids=earlier).state["centroids"], earlier)
+
+
 @given(st.integers(1, 30), st.integers(1, 20), st.sampled_from([1, 2, 4]), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
 def test_packing(dim, n, bits, seed):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 BATCH, ROWS = 2**15, 128
 """Tokens and texts of a batch."""
+FAR = 1 << 62
 READ = ("idf", "stop", "word", "received_attention")
 
 
@@ -28,7 +29,8 @@ READ = ("idf", "stop", "word", "received_attention")
 def reduce(encoded: Encoded, method: str | Method, keep: Budget, *, seed: int = 0) -> Encoded:
     """Fewer vectors for each text.
 
-    What becomes of several vectors has length 1 again, and the span of the one at whose place it stands.
+    What becomes of several vectors has length 1 again. Its span is theirs, from the first to the last character, where they are
+    neighbours, and that of the one at whose place it stands where they are not.
 
     Args:
         encoded: with the signals that the method needs (``idf`` from :class:`Frequencies`, the others from the encoder).
@@ -48,12 +50,29 @@ def reduce(encoded: Encoded, method: str | Method, keep: Budget, *, seed: int = 
         kept = encoded.at(place.gather(1, r.kept)[r.mask], ends(r.counts), single)
         if not r.drops:
             mixed = normalize(r.apply(encoded.vectors[place])[r.mask], dim=-1)
-            kept = Encoded(mixed, kept.offsets, kept.spans, kept.signals, single)
+            spans = _spans(encoded.spans[place], r)[r.mask]
+            kept = Encoded(mixed, kept.offsets, spans, kept.signals, single)
         parts.append(kept)
         order.append(rows)
     back = torch.empty(len(encoded), dtype=torch.long)
     back[torch.cat(order)] = torch.arange(len(encoded))
     return join(parts).rows(back)
+
+
+def _spans(spans: Tensor, r: Reduction) -> Tensor:
+    """The characters of each slot, ``(B, M, 2)``, of tokens' spans ``(B, N, 2)``; those of markers begin below 0."""
+    own = spans.gather(1, r.kept[..., None].expand(-1, -1, 2))
+    slot, step = r.owner.clamp(min=0), torch.arange(r.n).expand_as(r.owner)
+    member = r.owner >= 0
+
+    def over(values: Tensor, of: Tensor, how: str, none: int) -> Tensor:
+        return torch.full_like(r.kept, none).scatter_reduce(1, slot, values.where(of, none), how)
+
+    held = torch.zeros_like(r.kept).scatter_add_(1, slot, member.long())
+    near = over(step, member, "amax", -1) - over(step, member, "amin", FAR) + 1 == held
+    said = member & (spans[..., 0] >= 0)
+    first, last = over(spans[..., 0], said, "amin", FAR), over(spans[..., 1], said, "amax", -1)
+    return torch.stack([first, last], 2).where((near & (last >= 0))[..., None], own)
 
 
 @torch.no_grad()

@@ -176,7 +176,13 @@ def _laid(keys: np.ndarray, docs: np.ndarray, counts: np.ndarray, lengths: np.nd
     hashes, first = np.unique(keys[order], return_index=True)
     ends = np.append(first[1:], len(order)).astype(np.int64) if len(hashes) else np.zeros(0, np.int64)
     held = {
-        TERMS: hashes.astype(np.int64), ENDS: ends, DOCS: docs[order].astype(np.int32), COUNTS: counts[order].astype(np.int32),
-        LENGTHS: lengths.astype(np.int32),
+        TERMS: hashes.astype(np.int64), ENDS: _small(ends), DOCS: _small(docs[order]), COUNTS: _small(counts[order]),
+        LENGTHS: _small(lengths),
     }  # fmt: skip
     return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in held.items()}
+
+
+def _small(x: np.ndarray) -> np.ndarray:
+    """Counts in the smallest type that holds them all."""
+    most = int(x.max(initial=0))
+    return x.astype(next(kind for kind in (np.int8, np.int16, np.int32, np.int64) if most <= np.iinfo(kind).max))

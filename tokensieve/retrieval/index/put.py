@@ -159,6 +159,8 @@ class Putting:
                 spans = encoded.spans[encoded.offsets[i] : encoded.offsets[i + 1]]
                 # What stands above a passage has its characters before the first; markers have none.
                 spans = torch.where(spans >= 0, spans - row.above, spans)
+                # A vector of both is shown in the text.
+                spans[:, 0] = torch.where(spans[:, 1] > 0, spans[:, 0].clamp(min=0), spans[:, 0])
                 notes.append({**row.note, "spans": spans.flatten().tolist()})
             done(len(part))
         if rows:

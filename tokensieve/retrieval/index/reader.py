@@ -151,6 +151,20 @@ class IndexReader:
             raise Damaged(f"document {id!r} cannot be read: {', '.join(state.views[place[0]].damaged)}")
         return Document(id, state.codec.decode(segment.tokens.take(docs)[0]), segment.metadata(place[1]))
 
+    def held(self, ids: Sequence[str]) -> list[Document | None]:
+        """As :meth:`get` of several, None for those that are not there or cannot be read."""
+        state, read = self._state, {}
+        places = state.find(ids)
+        for v, view in enumerate(state.views):
+            docs = torch.tensor(sorted({p[1] for p in places if p is not None and p[0] == v}), dtype=torch.long)
+            docs = docs[view.segment.tokens.sound(docs)]
+            if len(docs):
+                fields, cuts = view.segment.tokens.take(docs)
+                parts = state.codec.decode(fields).split(cuts.diff().tolist())
+                for doc, vectors in zip(docs.tolist(), parts, strict=True):
+                    read[v, doc] = Document(view.segment.id(doc), vectors, view.segment.metadata(doc))
+        return [None if p is None else read.get(p) for p in places]
+
     def metadata(self, ids: Sequence[str]) -> list[dict[str, Any] | None]:
         """The metadata of documents, None for those that are not there; no vector is read."""
         return _metadata(self._state, ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +148,7 @@ def found(query: Asked, id: str, score: float, vectors: Tensor, metadata: Mappin
     for i, (like, at) in enumerate(zip(best.tolist(), place.tolist(), strict=True)):
         a, b = spans[2 * at], spans[2 * at + 1]
         span = _span(a, b)
-        over = (a + len(context) + 1, b + len(context) + 1) if a < 0 and b != -1 else None
+        over = (a + len(context) + 1, b + len(context) + 1) if a < 0 and a != b else None
         matches.append(Match(query.spans[i], span and whole(text, span), like, query.stop[i], over))
     a, b = metadata["span"]
     about = metadata.get(marks.CONTEXT, ""), metadata.get(marks.PLACE, "")
@@ -197,13 +196,12 @@ def firsts(ranked: Callable[[int], list[Hit]], k: int) -> list[Hit]:
 
 def with_vectors(index: Index, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
     """Hits with their metadata and vectors, without those whose text is damaged or that were deleted since."""
-    stored = []
-    for hit in hits:
-        with suppress(KeyError):
-            document = index.get(hit.id)
-            if sound(document.metadata, len(document.vectors)):
-                stored.append((replace(hit, metadata=dict(document.metadata)), document.vectors))
-    return stored
+    documents = index.held([hit.id for hit in hits])
+    return [
+        (replace(hit, metadata=dict(document.metadata)), document.vectors)
+        for hit, document in zip(hits, documents, strict=True)
+        if document is not None and sound(document.metadata, len(document.vectors))
+    ]
 
 
 def rank_results(

@@ -133,7 +133,7 @@ def _refuse_other_vectors(segment: Segment, codec: VectorFormat, sketch: Sketch 
 
 def sketch_codec(sketch: Sketch) -> VectorFormat:
     """How sketches are stored."""
-    return vector_format("int8", sketch.size)
+    return vector_format(getattr(sketch, "codec", "int8"), sketch.size)
 
 
 def _stands(folder: Path, manifest: Mapping[str, Any]) -> bool:

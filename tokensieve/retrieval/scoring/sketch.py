@@ -15,7 +15,10 @@ from tokensieve.retrieval.scoring.ragged import Ragged
 
 
 class Sketch(Protocol):
-    """Turns documents and queries into smaller sets of vectors, ``size`` dimensions each, compared by MaxSim."""
+    """Turns documents and queries into smaller sets of vectors, ``size`` dimensions each, compared by MaxSim.
+
+    The vectors are stored in int8; one that has another vector format in ``codec`` has them stored in that.
+    """
 
     @property
     def size(self) -> int: ...
@@ -34,6 +37,7 @@ class Pooled:
 
     dim: int
     factor: int = 8
+    codec: str = "int8"
 
     @property
     def size(self) -> int:
@@ -50,6 +54,12 @@ class Pooled:
 def coarse(dim: int) -> Pooled:
     """A vector for every sixteen tokens: half the bytes of "pooled", of which more candidates are scored."""
     return Pooled(dim, 16)
+
+
+@register_sketch("signs")
+def signs(dim: int) -> Pooled:
+    """A vector for every eight tokens, of which only the signs are stored: an eighth of the bytes of "pooled"."""
+    return Pooled(dim, 8, "binary")
 
 
 @register_sketch("mean")

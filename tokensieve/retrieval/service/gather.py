@@ -11,6 +11,8 @@ from typing import Any
 from tokensieve.retrieval.index.searching import Answered, Searching
 from tokensieve.retrieval.service.limits import Limits
 
+RETURN = 0.01
+"""Seconds in which those who have just been answered together may ask again and go together again."""
 PAUSE = 0.5
 """Seconds that an ingest waits for searches, at most, before it goes on."""
 
@@ -30,8 +32,8 @@ class Waiting:
 class Gatherer:
     """One thread that searches a library for all who ask.
 
-    It never waits for more to come: while it searches, others queue, and those are the next batch. So one client alone waits for
-    nobody, and many share the encoder and the scoring.
+    While it searches, others queue, and those are the next batch. Behind a batch of several it waits a moment for as many to come
+    back, so that they do not part into few and many. One client alone waits for nobody.
 
     Attributes:
         batches, searched: how many batches there were, and how many queries in them.
@@ -81,8 +83,12 @@ class Gatherer:
             self._thread.join()
 
     def _work(self) -> None:
+        batch: dict[str, list[Waiting]] = {}
         while True:
             with self._changed:
+                together = sum(len(same) for same in batch.values())
+                if together > 1:
+                    self._changed.wait_for(lambda: len(self._queue) >= together or self._closed, RETURN)  # noqa: B023
                 self._busy = False
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._queue or self._closed)

@@ -33,6 +33,7 @@ class Residual(VectorFormat):
         super().__post_init__()
         if not self.centroids.numel():
             object.__setattr__(self, "centroids", torch.zeros(1, self.dim))
+        object.__setattr__(self, "centroids", self.centroids.float())
 
     def fit(self, sample: Tensor) -> Residual:
         from sklearn.cluster import MiniBatchKMeans
@@ -41,11 +42,14 @@ class Residual(VectorFormat):
         count = 1 << max(int(most).bit_length() - 1, 0)
         means = MiniBatchKMeans(count, batch_size=4096, max_iter=20, n_init=1, init="random", random_state=0)
         means.fit(sample.float().cpu().numpy())
-        return Residual(self.dim, torch.from_numpy(means.cluster_centers_).float())
+        # Rounded to what takes half of the bytes: in a small index centroids weigh as much as vectors.
+        return Residual(self.dim, torch.from_numpy(means.cluster_centers_).half())
 
     @property
     def state(self) -> dict[str, Tensor]:
-        return {"centroids": self.centroids}
+        small = self.centroids.half()
+        # Those of earlier releases were not rounded, and stay as they are.
+        return {"centroids": small if torch.equal(small.float(), self.centroids) else self.centroids}
 
     def nearest(self, x: Tensor) -> Tensor:
         """``(n,)``: the centroid of least squared distance to each of ``(n, dim)``."""
