@@ -73,7 +73,7 @@ def by_hand(model: ViTModel, x: Tensor, r: int) -> Tensor:
     size = x.new_ones(*x.shape[:2], 1)
     for block in model.layers:
         a, h = block.attention, block.layernorm_before(x)
-        q, k, v = (p(h).unflatten(2, (6, 64)).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
+        q, k, v = (p(h).unflatten(2, (6, -1)).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
         y = scaled_dot_product_attention(q, k, v, attn_mask=size.log()[:, None, :, 0][:, :, None])
         x = x + a.o_proj(y.transpose(1, 2).flatten(2))
         x, size = merged(x, size, matched(k[:, :, 1:].mean(1), r))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def expect(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
 
 def finite(name: str, value: Tensor, mask: Tensor | None) -> None:
     """Refuse NaN and infinity outside padding, naming the first place. One pass in the good case."""
-    if not value.is_floating_point() or bool(torch.isfinite(value.sum())) or bool(torch.isfinite(value).all()):
+    if not value.is_floating_point() or isfinite(value.detach().sum()) or bool(torch.isfinite(value).all()):
         return
     bad = ~torch.isfinite(value)
     of_text = signal(name).axis is None

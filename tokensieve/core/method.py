@@ -111,10 +111,9 @@ class Method:
     def __call__(self, s: Signals, keep: budget.Budget | Tensor) -> Reduction:
         """Resolve the budget and reduce; the identity where every token is kept."""
         counts = budget.counts(keep, s.valid)
-        if bool((counts == s.n).all()):
-            return Reduction.identity(s.batch, s.n, s.device)
         if bool((counts == s.valid.sum(1)).all()):
-            return Reduction.keep(s.valid)
+            whole = s.mask is None or bool(s.mask.all())
+            return Reduction.identity(s.batch, s.n, s.device) if whole else Reduction.keep(s.valid)
         if self.pairs and s.batch > 1 and s.n >= LONG and s.device.type == "cpu":
             # The pairs of one long row fit the processor's caches; those of all rows do not.
             return Reduction.stack([self(s.row(i), counts[i : i + 1]) for i in range(s.batch)])

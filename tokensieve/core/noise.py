@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 
-def noise(features: Tensor, valid: Tensor, seed: int) -> Tensor:
-    """``(B, N)`` uniform noise in [0, 1), 0 at padding, from features ``(B, N, D)`` and ``valid`` ``(B, N)`` bool.
+def noise(features: Tensor, valid: Tensor | None, seed: int) -> Tensor:
+    """``(B, N)`` uniform noise in [0, 1), 0 at padding, from features ``(B, N, D)`` and ``valid`` ``(B, N)`` bool; None where
+    there is no padding.
 
     The same row draws the same noise in any batch, under any padding and in any precision; different rows draw different
     noise. Of the contents counts the mean magnitude, to four digits: rounding in a model does not change the draw.
     """
     size = torch.linalg.vector_norm(features.detach().float(), ord=1, dim=2)
-    mean = torch.where(valid, size, 0.0).double().sum(1, keepdim=True) / valid.sum(1, keepdim=True)
-    contents = (mean.clamp(min=1e-30).log() * 4096).round().long()
-    row = scrambled(contents + scrambled(torch.full_like(contents, seed)))
-    draw = scrambled(row + valid.long().cumsum(1) * 0x1E3779B97F4A7C15)
-    return torch.where(valid, (draw >> 20 & 0xFFFFFF).float() / 2**24, 0.0)
+    if valid is None:
+        total, count = size.double().sum(1, keepdim=True), features.shape[1]
+        place = torch.arange(1, count + 1, device=size.device)
+    else:
+        total, count = torch.where(valid, size, 0.0).double().sum(1, keepdim=True), valid.sum(1, keepdim=True)
+        place = valid.long().cumsum(1)
+    contents = ((total / count).clamp(min=1e-30).log() * 4096).round().long()
+    row = scrambled(contents + _salt(seed))
+    draw = scrambled(row + place * 0x1E3779B97F4A7C15)
+    out = (draw >> 20 & 0xFFFFFF).float() / 2**24
+    return out if valid is None else torch.where(valid, out, 0.0)
+
+
+@cache
+def _salt(seed: int) -> int:
+    return int(scrambled(torch.tensor(seed)))
 
 
 def scrambled(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -63,11 +64,9 @@ class Reduction:
         owner = torch.where(target >= 0, slot.gather(1, target.clamp(min=0)), -1)
         owner = torch.where(chosen, slot, owner)
         weight = torch.ones(chosen.shape, device=chosen.device) if weight is None else weight
-        weight = torch.where(owner >= 0, weight, 0.0)
-        total = weight.new_zeros(kept.shape).scatter_add_(1, owner.clamp(min=0), weight)
-        return cls(
-            chosen.shape[1], kept, mask, owner, weight / total.gather(1, owner.clamp(min=0)).clamp(min=1e-12), None
-        )
+        weight, at = torch.where(owner >= 0, weight, 0.0), owner.clamp(min=0)
+        total = weight.new_zeros(kept.shape).scatter_add_(1, at, weight)
+        return cls(chosen.shape[1], kept, mask, owner, weight / total.gather(1, at).clamp(min=1e-12), None)
 
     @classmethod
     def weighted(cls, chosen: Tensor, target: Tensor, weight: Tensor) -> Reduction:
@@ -105,6 +104,16 @@ class Reduction:
         """``(B,)`` slots in use per row."""
         return self.mask.sum(1)
 
+    @cached_property
+    def even(self) -> bool:
+        """Whether all rows keep equally many tokens, so that no slot is padding."""
+        return bool(self.mask.all())
+
+    @cached_property
+    def loses(self) -> bool:
+        """Whether some token is in no slot."""
+        return bool((self.owner < 0).any())
+
     @property
     def drops(self) -> bool:
         """True when every slot is exactly its kept token, so nothing is mixed."""
@@ -134,6 +143,9 @@ class Reduction:
         self._check(x, dim)
         if self.is_identity:
             return x
+        if dim == 1 and x.dim() == 3 and x.is_contiguous():  # whole vectors move several times as fast as single elements
+            row = torch.arange(self.batch, device=x.device)[:, None] * self.n
+            return x.flatten(0, 1).index_select(0, (self.kept + row).flatten()).view(self.batch, self.m, x.shape[2])
         shape = [1] * x.dim()
         shape[0], shape[dim] = self.batch, self.m
         size = list(x.shape)
@@ -164,12 +176,17 @@ class Reduction:
         # Slots begin as their own token, and only what joins one is added: whole vectors move faster than single elements.
         rows, weight = flat.flatten(0, 1), self.weight.to(flat.dtype).flatten()
         start = torch.arange(self.batch, device=flat.device)[:, None]
-        kept, slot = (self.kept + start * self.n).flatten(), self.owner.clamp(min=0)
-        own = self.kept.gather(1, slot) == torch.arange(self.n, device=flat.device)
-        out = rows.index_select(0, kept) * (weight[kept] * self.mask.flatten())[:, None]
-        joins = ((self.owner >= 0) & ~own).flatten().nonzero()[:, 0]
-        into = (slot + start * self.m).flatten()[joins]
-        out = out.index_add(0, into, rows.index_select(0, joins) * weight[joins, None])
+        kept = (self.kept + start * self.n).flatten()
+        own = weight.index_select(0, kept)
+        out = rows.index_select(0, kept)
+        # Most slots are their own token alone.
+        mixed = (own != 1 if self.even else (own != 1) | ~self.mask.flatten()).nonzero()[:, 0]
+        share = own if self.even else own * self.mask.flatten()
+        out.index_copy_(0, mixed, out.index_select(0, mixed) * share.index_select(0, mixed)[:, None])
+        alone = torch.zeros(len(rows), dtype=torch.bool, device=flat.device).index_fill_(0, kept, True)
+        joins = (~alone & (self.owner >= 0).flatten() if self.loses else ~alone).nonzero()[:, 0]
+        into = (self.owner + start * self.m).flatten().index_select(0, joins)
+        out.index_add_(0, into, rows.index_select(0, joins) * weight.index_select(0, joins)[:, None])
         return out.view(self.batch, self.m, flat.shape[2])
 
     def restore(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
@@ -186,6 +203,8 @@ class Reduction:
             out = torch.bmm(weights.transpose(1, 2).to(y.dtype), y)
         else:
             out = y.gather(1, self.owner.clamp(min=0)[..., None].expand(-1, -1, y.shape[2]))
+        if not self.loses:
+            return out
         gone = (self.owner < 0)[..., None]
         return torch.where(gone, fill.to(y) if isinstance(fill, Tensor) else torch.full((), fill).to(y), out)
 

@@ -202,7 +202,7 @@ class Signals:
     def noise(self, salt: int = 0) -> Tensor:
         """``(B, N)`` uniform in [0, 1), drawn from the seed and the row's own contents: the same in any batch (see
         :func:`tokensieve.core.noise.noise`)."""
-        return noise(self.features, self.valid, self.seed * 7919 + salt)
+        return noise(self.features, self.mask, self.seed * 7919 + salt)
 
     def over(self, **changes: Any) -> Signals:
         """A copy with some signals replaced."""

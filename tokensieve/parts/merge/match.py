@@ -36,12 +36,16 @@ def bipartite(metric: Tensor, count: Tensor, candidates: Tensor, weight: Tensor)
     Returns:
         the tokens that stay, ``(B, N)`` bool, and the token that each candidate joins, ``(B, N)`` long, -1 elsewhere.
     """
+    n_valid = candidates.sum(1)
+    count = count.minimum(n_valid)
+    full = bool(candidates.all())
+    if full and bool((n_valid - count <= n_valid // 2).all()):  # one round does
+        gone, into = pairs(metric, n_valid - count, candidates)
+        return ~gone, into
     place, valid = compact(candidates)
-    x = metric if bool(candidates.all()) else take(metric, place)
+    x = metric if full else take(metric, place)
     w = weight.gather(1, place) * valid
     owner = (candidates.long().cumsum(1) - 1).clamp(min=0)
-    n_valid = valid.sum(1)
-    count = count.minimum(n_valid)
     while bool((n_valid > count).any()):
         leave = (n_valid - count).minimum(n_valid // 2)
         gone, into = pairs(x, leave, valid)

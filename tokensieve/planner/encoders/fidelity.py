@@ -62,7 +62,7 @@ class Neighbours:
 
 def word_errors(reference: str, heard: str) -> float:
     """The word error rate: words to insert, leave out or change, over those of the reference; case and punctuation are none."""
-    a, b = _words(reference), _words(heard)
+    a, b = words(reference), words(heard)
     if not a:
         return float(bool(b))
     before = list(range(len(b) + 1))
@@ -74,5 +74,6 @@ def word_errors(reference: str, heard: str) -> float:
     return before[-1] / len(a)
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """The words of a text, without case and punctuation."""
     return "".join(c.lower() if c.isalnum() or c == "'" else " " for c in text).split()

@@ -77,11 +77,11 @@ def targets(stage: Stage, depth: Depth, count: Tensor) -> list[Tensor]:
     """
     keep, number = stage.keep, len(depth.layers)
     if isinstance(keep, budget.Keep) and keep.r is not None:
-        now, out = count, []
+        now, out = count.tolist(), []
         for gone in leaving(keep.r, number, stage.schedule):
             # One matching lets at most half of the tokens leave.
-            now = (now - gone).maximum((now + 1) // 2) if gone else now
-            out.append(now)
+            now = [max(n - gone, (n + 1) // 2) if gone else n for n in now]
+            out.append(torch.tensor(now, device=count.device))
         return out
     if isinstance(keep, budget.Keep) and keep.flops is not None:
         last = torch.tensor([solved(depth, n, keep.flops, stage.schedule) for n in count.tolist()], device=count.device)

@@ -1,8 +1,11 @@
 """Seams: where in a block, between its attention and its feed-forward network, tokens can leave.
 
-The block itself goes on adding what both give to states of the old length. So of a block that normalises in front (ViT and its
-kin) the network is handed fewer tokens, what it gives is spread to the old length, and what the block puts out is reduced: a mean
-of states that all got the same added is that mean with it added. Blocks whose network adds to its own input (BERT, T5) are
+Where no gradient is recorded, the states that the attention's output was added to are made those of fewer tokens in place, and
+what the block does with them from there on, it does with fewer.
+
+Else the block itself goes on adding what both give to states of the old length. So of a block that normalises in front (ViT and
+its kin) the network is handed fewer tokens, what it gives is spread to the old length, and what the block puts out is reduced: a
+mean of states that all got the same added is that mean with it added. Blocks whose network adds to its own input (BERT, T5) are
 handed fewer tokens there, and put out fewer.
 """
 
@@ -68,12 +71,18 @@ def seam(block: nn.Module) -> Seam | None:
     return Seam(children[behind[0]], (), children[behind[-1]])
 
 
-def attach(found: Seam, reduce: Callable[[Tensor], Tensor], spread: Callable[[Tensor], Tensor]) -> list[Detach]:
+def attach(
+    found: Seam,
+    reduce: Callable[[Tensor], Tensor],
+    spread: Callable[[Tensor], Tensor],
+    own: Callable[[Tensor], bool],
+) -> list[Detach]:
     """Have tokens leave at a seam.
 
     Args:
         reduce: from the states behind the attention to fewer; the same tensor where none leave.
         spread: from fewer states to as many as there were.
+        own: whether states are the block's own, and no gradient of them is asked for, so that they may become others in place.
     """
     held: dict[str, Tensor] = {}
 
@@ -81,6 +90,9 @@ def attach(found: Seam, reduce: Callable[[Tensor], Tensor], spread: Callable[[Te
         fewer = reduce(args[0])
         held.clear()
         if fewer is args[0]:
+            return None
+        if own(args[0]):
+            args[0].set_(fewer)
             return None
         held.update(whole=args[0], fewer=fewer)
         return (fewer, *args[1:])

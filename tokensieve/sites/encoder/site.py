@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from tokensieve.core.needs import Need
-from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.sites.encoder import arguments, inside, readout, roles, schedule, seams
@@ -94,7 +93,7 @@ class EncoderSite:
             out.append(layer.register_forward_pre_hook(self._enter(i), with_kwargs=True).remove)
             found, attention = self.seams[i], self.stack.attentions[i]
             if self.between and found is not None:
-                out += seams.attach(found, partial(self._at_seam, i), self._spread)
+                out += seams.attach(found, partial(self._at_seam, i), self._spread, self._own)
             out.append(layer.register_forward_hook(self._after(i), prepend=True).remove)
             if attention is not None:
                 out.append(taps.attach(attention, limit=lambda call: (self._mask(call), None)))
@@ -166,6 +165,7 @@ class EncoderSite:
             if now is None:
                 return None
             now.tokens.append(hidden.shape[1])
+            now.entered = hidden
             if now.shape is None:
                 return None
             named = arguments.gathered(named, now.index, heads, now.layout.length)
@@ -183,14 +183,19 @@ class EncoderSite:
             raise ValueError(
                 "between=True under gradient checkpointing: a block runs again in the backward pass; pass between=False"
             )
+        first = not now.steps
         with self.clock:
             fewer = self._reduce(now, now.at(index), hidden)
-        if now.step is not None and not now.step.averages:
+        if first and now.step is not None and not now.step.averages:
             raise ValueError(
                 f"between: {self.stage.method.name} mixes tokens in shares that are no means; pass between=False, with which "
                 "tokens leave behind the block"
             )
         return fewer
+
+    def _own(self, hidden: Tensor) -> bool:
+        entered = None if self.now is None else self.now.entered
+        return not torch.is_grad_enabled() and entered is not None and hidden.data_ptr() != entered.data_ptr()
 
     def _spread(self, hidden: Tensor) -> Tensor:
         step = None if self.now is None else self.now.step
@@ -207,6 +212,7 @@ class EncoderSite:
                     new = self._reduce(now, at, hidden)
             elif now.step is not None and hidden.shape[1] == now.step.layout.length:
                 new = now.step.apply(hidden)
+            now.entered = None
             now.step, now.calls, now.chained = None, now.calls + 1, isinstance(output, (tuple, list))
             if at == self.depth - 1 and self.readers is None:
                 new, now.restored = now.restore(new), True
@@ -227,10 +233,9 @@ class EncoderSite:
             depth = schedule.Depth(self.stack, self.layers, self.between, layout.length - layout.count)
             count = torch.full((len(hidden),), layout.count) if layout.valid is None else layout.valid.sum(1)
             now.targets = schedule.targets(self.stage, depth, count.to(hidden.device))
-            now.total = Reduction.identity(len(hidden), layout.count, hidden.device)
-        target, before = now.targets[self.layers.index(index)], now.total
-        assert before is not None
-        count = before.counts if layout.valid is None else layout.valid.sum(1)
+            now.begin(len(hidden), hidden.device)
+        target = now.targets[self.layers.index(index)]
+        count = layout.count if layout.valid is None else layout.valid.sum(1)
         if bool((target >= count).all()):
             return hidden
         tokens = layout.tokens(hidden)
@@ -238,12 +243,12 @@ class EncoderSite:
         given = {n: layout.of(v[index][-1], n in ("keys", "values")) for n, v in heard.items() if index in v}
         if not self.watch.wanted(index) <= given.keys():  # stand-ins would be taken in silence
             raise guards.refusal("unheard", signals=" and ".join(sorted(self.watch.wanted(index))))
-        whole = before.is_identity
+        whole = not now.steps
         signals = Signals.of(
             tokens,
             mask=layout.valid,
             grid=now.grid if whole else None,
-            sizes=None if whole else before.sizes(),
+            sizes=now.weights,
             seed=self.ledger.seed(self.stage),
             **given,
         )
@@ -272,10 +277,11 @@ class EncoderSite:
 
     def _end(self) -> None:
         now = self.now
-        if now is None or now.total is None:
+        total = None if now is None else now.total
+        if now is None or total is None:
             return
         if self.made is not None:
             self.made.append(now)
         self._before = now if self.readers is not None else None
-        stages, rows = [StageTrace(self.stage, now.total, now.score, now.grid)], list(range(now.total.batch))
+        stages, rows = [StageTrace(self.stage, total, now.score, now.grid)], list(range(total.batch))
         self.trace = Trace(stages, rows, [float(n) for n in now.tokens], now.layout.place, stays=now.stays())

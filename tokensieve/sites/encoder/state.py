@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from tokensieve.core.reduction import Reduction
 from tokensieve.parts.select import compact, take
@@ -17,15 +18,15 @@ class Remaining:
     """The tokens that are there behind some block.
 
     Attributes:
-        total: from the tokens that may leave to those of them that are left.
+        steps: how many steps led to them.
         owner: ``(B, L)`` long, where each token of the whole sequence is now, itself or the one it was merged into; -1 where it
             left.
         place: ``(B, m)`` long, where in the whole sequence each one stands, -1 at padding.
-        slots: ``(B, M)`` long, where among those that are there each slot of ``total`` stands.
+        slots: ``(B, M)`` long, where among those that are there each of them stands that may leave.
         left: how many parcels of :attr:`EncoderReduction.parcels` had left.
     """
 
-    total: Reduction
+    steps: int
     owner: Tensor
     place: Tensor
     slots: Tensor
@@ -38,7 +39,8 @@ class EncoderReduction:
     Attributes:
         grid: rows and columns of the patches of each image; None where that is not known.
         layout: of the whole sequence; current: of the one that is there.
-        total: from the tokens that may leave to those that are left so far; None in front of the first stage.
+        steps: what became of the tokens that may leave, one after the other.
+        weights: ``(B, M)``, how many stand for each of those that are left; None where each stands for itself.
         targets: how many are to be left behind each of the site's blocks, a tensor ``(B,)`` each.
         by_length: what was there when the states held so many tokens, special ones included.
         score: what the method ranked by at first; None where nobody asked.
@@ -46,7 +48,7 @@ class EncoderReduction:
         shape: what is there now; None while all tokens are.
         bias: ``(B, m)``, what is added to attention to each token; None where nothing is.
         index: by a number of tokens, which of those each one is that is there.
-        step: what leaves in the block that is running.
+        step: what leaves in the block that is running; entered: the states that it was called with.
         calls: blocks that have run; tokens: in front of each.
         chained: whether blocks hand on more than states, so that some of it is of the tokens of an earlier block.
         restored: whether the states have their full length again.
@@ -54,7 +56,9 @@ class EncoderReduction:
 
     def __init__(self, grid: tuple[int, int] | None, layout: Layout):
         self.grid, self.layout, self.current = grid, layout, layout
-        self.total: Reduction | None = None
+        self.steps: list[Reduction] = []
+        self.weights: Tensor | None = None
+        self._totals: list[Reduction] = []
         self.targets: list[Tensor] = []
         self.by_length: dict[int, Remaining] = {}
         self.score: Tensor | None = None
@@ -63,8 +67,24 @@ class EncoderReduction:
         self.bias: Tensor | None = None
         self.index: dict[int, Tensor] = {}
         self.step: Step | None = None
+        self.entered: Tensor | None = None
         self.calls, self.tokens = 0, list[int]()
         self.chained = self.restored = False
+
+    def begin(self, batch: int, device: torch.device) -> None:
+        """A stage stands in front of its first block."""
+        self._totals = [Reduction.identity(batch, self.layout.count, device)]
+
+    @property
+    def total(self) -> Reduction | None:
+        """From the tokens that may leave to those that are left so far; None in front of the first stage."""
+        return self.composed(len(self.steps)) if self._totals else None
+
+    def composed(self, steps: int) -> Reduction:
+        """From the tokens that may leave to those that so many steps have left: composed when somebody asks."""
+        while len(self._totals) <= steps:
+            self._totals.append(self._totals[-1].then(self.steps[len(self._totals) - 1]))
+        return self._totals[steps]
 
     def at(self, index: int) -> int:
         """The block that is running: ``index``, or more where one module is called again and again."""
@@ -76,27 +96,29 @@ class EncoderReduction:
         Args:
             hidden: ``(B, L, D)``, in the state in which they do; proportional: whether attention weighs the others by size.
         """
-        assert self.total is not None
         batch, length = hidden.shape[:2]
-        every = torch.arange(length, device=hidden.device).expand(batch, -1)
-        place = every if self.shape is None else self.shape.place
-        owner = every if self.shape is None else self.shape.owner
-        self.total = self.total.then(step.inner)
-        if not step.keeps:
-            gone = (step.owner < 0) & (place >= 0)
-            gone = gone if step.layout.real is None else gone & step.layout.real
+        before, intact = self.shape, self.layout.place is None and not self.parcels
+        self.steps.append(step.inner)
+        self.weights = self._weights(step.inner)
+        if step.inner.loses:
+            gone = step.owner < 0 if step.layout.real is None else (step.owner < 0) & step.layout.real
             if bool(gone.any()):
                 at, there = compact(gone)
-                self.parcels.append((place.gather(1, at).masked_fill(~there, -1), take(hidden.contiguous(), at)))
-        owner = torch.where(owner >= 0, step.owner.gather(1, owner.clamp(min=0)), -1)
-        place = place.gather(1, step.kept)
+                left = at if before is None else before.place.gather(1, at)
+                self.parcels.append((left.masked_fill(~there, -1), take(hidden.contiguous(), at)))
+        owner, place = step.owner, step.kept
+        if before is not None:
+            place = before.place.gather(1, step.kept)
+            owner = step.owner.gather(1, before.owner if intact else before.owner.clamp(min=0))
+            owner = owner if intact else torch.where(before.owner >= 0, owner, -1)
         place = place if step.real is None else place.masked_fill(~step.real, -1)
         earlier = self.index if self.chained else {}
         self.index = {n: i.gather(1, step.kept) for n, i in earlier.items() if n != self.layout.count}
         self.index |= {length: step.kept, self.layout.length: place}
         if self.layout.place is None and step.real is None and self.layout.count != self.layout.length:
-            self.index.setdefault(self.layout.count, self.total.kept)
-        self.shape = Remaining(self.total, owner, place, step.slots, len(self.parcels))
+            front = self.layout.front
+            self.index.setdefault(self.layout.count, place[:, front : place.shape[1] - self.layout.back] - front)
+        self.shape = Remaining(len(self.steps), owner, place, step.slots, len(self.parcels))
         self.by_length[step.length] = self.shape
         self.current = step.next()
         self.bias = self.sizes().to(hidden.dtype) if proportional else None
@@ -104,9 +126,20 @@ class EncoderReduction:
             zeros = torch.zeros(step.real.shape, dtype=hidden.dtype, device=hidden.device)
             self.bias = zeros.masked_fill(~step.real, torch.finfo(hidden.dtype).min)
 
+    def _weights(self, inner: Reduction) -> Tensor | None:
+        if inner.drops:
+            return None if self.weights is None else self.weights.gather(1, inner.kept)
+        if any(step.matrix is not None for step in self.steps):
+            return self.composed(len(self.steps)).sizes()
+        if self.weights is None:
+            return inner.sizes()
+        held = self.weights.masked_fill(inner.owner < 0, 0.0) if inner.loses else self.weights
+        out = held.new_zeros(inner.kept.shape).scatter_add_(1, inner.owner.clamp(min=0), held)
+        return out if inner.even else out.clamp(min=1.0)
+
     def stays(self) -> Tensor:
         """``(B, L)`` bool: the tokens of the whole sequence whose places are still there."""
-        batch = 1 if self.total is None else self.total.batch
+        batch = self._totals[0].batch if self._totals else 1
         out = torch.zeros(batch, self.layout.length, dtype=torch.bool)
         if self.shape is None:
             return ~out if self.layout.real is None else self.layout.real.cpu()
@@ -131,11 +164,13 @@ class EncoderReduction:
     def sizes(self) -> Tensor:
         """``(B, m)``: the logarithm of how many tokens each one stands for that is there; the least number at padding."""
         assert self.shape is not None
-        assert self.total is not None
-        place, sizes = self.shape.place, self.total.sizes()
+        place, last = self.shape.place, self.steps[-1]
+        sizes = torch.ones(last.kept.shape, device=place.device) if self.weights is None else self.weights
+        if self.current.place is None:
+            return pad(sizes.log(), (self.current.front, self.current.back))
         out = torch.zeros(place.shape, device=place.device)
         # Padding slots repeat the place of a row's last one.
-        out.scatter_reduce_(1, self.shape.slots, sizes.log().masked_fill(~self.total.mask, 0.0), "amax")
+        out.scatter_reduce_(1, self.shape.slots, sizes.log().masked_fill(~last.mask, 0.0), "amax")
         return out.masked_fill(place < 0, torch.finfo(out.dtype).min)
 
     def widen(self, x: Tensor, first: int) -> Tensor:
@@ -144,10 +179,10 @@ class EncoderReduction:
         Args:
             first: special tokens around the patches, which ``x`` does not hold.
         """
-        if self.total is None or x.shape[1] == self.total.n:
+        if not self.steps or x.shape[1] == self.steps[0].n:
             return x
         flat = x.reshape(*x.shape[:2], -1)
-        return self.by_length[first + x.shape[1]].total.restore(flat).reshape(x.shape[0], -1, *x.shape[2:])
+        return self.composed(self.by_length[first + x.shape[1]].steps).restore(flat).reshape(x.shape[0], -1, *x.shape[2:])
 
     def restore(self, hidden: Tensor) -> Tensor:
         """``(B, m, D)`` behind some block -> ``(B, L, D)``: merged tokens have the state of theirs, those that left the one in
@@ -156,8 +191,10 @@ class EncoderReduction:
         if shape is None or layout is None or hidden.shape[1] == layout.length:
             return hidden
         out = take(hidden.contiguous(), shape.owner.clamp(min=0))
-        if shape.total.matrix is not None:
+        if any(step.matrix is not None for step in self.steps[: shape.steps]):
             out = self._mixed(out, hidden, shape)
+        if self.layout.place is None and not shape.left:
+            return out
         gone = shape.owner < 0
         if bool(gone.any()):
             out = out.masked_fill(gone[..., None], 0.0)
@@ -169,7 +206,7 @@ class EncoderReduction:
 
     def _mixed(self, out: Tensor, hidden: Tensor, shape: Remaining) -> Tensor:
         """Of tokens that went to several slots, the mean of these."""
-        layout, total = self.layout, shape.total
+        layout, total = self.layout, self.composed(shape.steps)
         assert layout is not None
         mixed = total.restore(take(hidden.contiguous(), shape.slots))
         if layout.place is None:
@@ -190,6 +227,7 @@ class Step:
             next one each token is, -1 where it left.
         slots: ``(B, M)`` long, where in the next one each slot of ``inner`` stands.
         real: ``(B, m)`` bool, False at padding; None where there is none.
+        whole: of all tokens; None where those that stay lie scattered, or are mixed by a matrix.
     """
 
     inner: Reduction
@@ -198,6 +236,7 @@ class Step:
     owner: Tensor
     slots: Tensor
     real: Tensor | None
+    whole: Reduction | None = None
 
     @classmethod
     def of(cls, inner: Reduction, layout: Layout) -> Step:
@@ -205,15 +244,19 @@ class Step:
         front, back, m = layout.front, layout.back, inner.m
         device, batch = inner.kept.device, inner.batch
         if layout.place is None:
-            tail = torch.arange(layout.length - back, layout.length, device=device)
-            ends = [torch.arange(front, device=device).expand(batch, -1), tail.expand(batch, -1)]
-            kept = torch.cat([ends[0], inner.kept + front, ends[1]], 1)
-            owner = torch.where(inner.owner >= 0, inner.owner + front, -1)
-            owner = torch.cat([ends[0], owner, ends[1] - layout.length + front + m + back], 1)
-            mask = inner.mask
-            real = None if bool(mask.all()) else torch.nn.functional.pad(mask, (front, back), value=True)
+            ahead = torch.arange(front, device=device).expand(batch, -1)
+            tail = torch.arange(layout.length - back, layout.length, device=device).expand(batch, -1)
+            moved = inner.owner + front
+            moved = moved.masked_fill(inner.owner < 0, -1) if inner.loses else moved
+            kept, owner = inner.kept + front, moved
+            if front or back:
+                kept = torch.cat([ahead, kept, tail], 1)
+                owner = torch.cat([ahead, owner, tail - layout.count + m], 1)
+            mask = pad(inner.mask, (front, back), value=True)
+            weight = None if inner.weight is None else pad(inner.weight, (front, back), value=1.0)
+            whole = None if inner.matrix is not None else Reduction(layout.length, kept, mask, owner, weight, None)
             slots = torch.arange(front, front + m, device=device).expand(batch, -1)
-            return cls(inner, layout, kept, owner, slots, real)
+            return cls(inner, layout, kept, owner, slots, None if inner.even else mask, whole)
         assert layout.valid is not None
         batch, length = len(layout.place), layout.length
         row = torch.arange(batch, device=device)[:, None]
@@ -234,11 +277,6 @@ class Step:
         return cls(inner, layout, kept, owner, order.gather(1, slots), None if bool(held.all()) else held)
 
     @property
-    def keeps(self) -> bool:
-        """Whether every token is kept or merged into one that is, so that none has left."""
-        return not self.inner.drops and bool((self.owner >= 0).all())
-
-    @property
     def averages(self) -> bool:
         """Whether each slot is a token, or a mean of tokens."""
         inner = self.inner
@@ -256,6 +294,8 @@ class Step:
     def apply(self, x: Tensor) -> Tensor:
         """``(B, L, D)`` -> ``(B, m, D)``."""
         inner, layout = self.inner, self.layout
+        if self.whole is not None:
+            return self.whole.apply(x)
         if layout.place is None:
             tokens = x[:, layout.front : layout.length - layout.back]
             parts = (x[:, : layout.front], inner.apply(tokens), x[:, layout.length - layout.back :])
@@ -270,8 +310,7 @@ class Step:
     def spread(self, x: Tensor) -> Tensor:
         """``(B, m, D)`` -> ``(B, L, D)``: each token has what its slot has, those that left zeros."""
         out = take(x.contiguous(), self.owner.clamp(min=0))
-        gone = self.owner < 0
-        return out.masked_fill(gone[..., None], 0.0) if bool(gone.any()) else out
+        return out.masked_fill(self.owner[..., None] < 0, 0.0) if self.inner.loses or self.layout.real is not None else out
 
     def next(self) -> Layout:
         """The layout of the next sequence."""

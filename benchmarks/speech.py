@@ -1,0 +1,198 @@
+"""How much silence behind the last word a Whisper needs: word error rates of a real one on sentences that espeak-ng speaks.
+
+`python -m benchmarks.speech [--sentences 100]` runs Whisper tiny.en on them in full, cut behind the speech plus a margin, and with
+frames merged on top, one after the other; resumed from out/speech.json. The margin is chosen on the first half of the sentences
+and told on the second; the table goes to docs/how-to/encoder-speed.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import tokensieve as ts
+from benchmarks.pages import fill, table
+from tokensieve.bench.results import environment
+from tokensieve.core.files import write_json
+from tokensieve.planner.encoders.fidelity import word_errors, words
+from tokensieve.testbed import real
+from tokensieve.testbed.real.espeak import speak
+
+PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "encoder-speed.md"
+FORMAT = "tokensieve.speech.1"
+MARGINS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
+SLACK = 0.01
+"""By how much the word error rate of a margin may lie above that of the padded clip, and the margin still be chosen."""
+
+WHO = ("the old farmer", "my younger sister", "a tall stranger", "the new teacher", "our neighbor", "the captain", "his uncle",
+       "the woman in the red coat", "a group of students", "the baker", "her doctor", "the little boy", "an engineer")  # fmt: skip
+DID = ("carried two baskets of apples", "forgot a heavy suitcase", "painted a small wooden boat", "bought seven yellow flowers",
+       "left a letter on the table", "found a silver watch", "cooked a pot of soup", "read the morning newspaper",
+       "repaired the broken window", "drew a map of the island", "sold thirty books", "hid the key under a stone",
+       "watched the birds in the garden", "opened a bottle of water")  # fmt: skip
+WHERE = ("at the market", "near the river", "behind the school", "in the kitchen", "at the train station",
+         "on the second floor", "next to the church", "in front of the hotel", "by the lake", "at the end of the street")  # fmt: skip
+WHEN = ("on Monday morning", "last summer", "before the rain began", "late in the evening", "after a long walk",
+        "at half past nine", "during the winter", "while everyone was asleep", "on the first day of March")  # fmt: skip
+WHY = ("because the road was closed", "and nobody asked why", "so we had to wait", "but the weather was cold",
+       "and then went home", "because there was no money left", "and the dog followed slowly")  # fmt: skip
+
+
+def sentences(count: int, seed: int = 0) -> list[str]:
+    """Plain sentences of seven to twenty words, all unlike."""
+    draw, out = random.Random(seed), dict[str, None]()
+    while len(out) < count:
+        parts = [draw.choice(WHO), draw.choice(DID), draw.choice(WHERE)]
+        parts += [draw.choice(more) for more in (WHEN, WHY) if draw.random() < 0.5]
+        text = " ".join(parts)
+        out[text[0].upper() + text[1:] + "."] = None
+    return list(out)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How sentences are heard: with what margin (None: padded), and how many of the frames are left for the decoder."""
+
+    margin: float | None
+    method: str = ""
+    keep: float = 1.0
+    layers: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        cut = "padded" if self.margin is None else f"margin {self.margin:g} s"
+        where = f" in block {self.layers[0] + 1}" if self.layers else " over the blocks" if self.method else ""
+        return cut + (f", {self.method} {self.keep:g}{where}" if self.method else "")
+
+
+def arms(margin: float) -> list[Arm]:
+    """Those that merge, at a margin."""
+    out = [Arm(margin, "tome", 0.5), Arm(margin, "tome", 0.25)]
+    return [*out, *(Arm(margin, "tome", 0.5, (b,)) for b in (0, 3)), Arm(margin, "random", 0.5), Arm(margin, "pool", 0.5)]
+
+
+def looped(text: str) -> str:
+    """A text in which what is said again and again at once is said once: three words or more that are said twice in a row, or
+    fewer that are said four times."""
+    said, i = words(text), 0
+    while i < len(said):
+        for size in range((len(said) - i) // 2, 0, -1):
+            piece, times = said[i : i + size], 1
+            while said[i + times * size : i + (times + 1) * size] == piece:
+                times += 1
+            if times >= (2 if size >= 3 else 4):
+                del said[i + size : i + times * size]
+                break
+        i += 1
+    return " ".join(said)
+
+
+def hear(model: Any, processor: Any, features: torch.Tensor, arm: Arm) -> tuple[str, float, int]:
+    """What is heard, the encoder's seconds and frames."""
+    with ExitStack() as held, torch.no_grad():
+        cut = None if arm.margin is None else held.enter_context(ts.sieve(model, "speech", margin=arm.margin))
+        if arm.method:
+            merged = {"keep": arm.keep, "readout": "merged", "layers": arm.layers}
+            held.enter_context(ts.sieve(model, arm.method, **merged))
+        start = perf_counter()
+        states = model.get_encoder()(features)
+        seconds = perf_counter() - start
+        ids = model.generate(encoder_outputs=states, do_sample=False, num_beams=1)
+    frames = 1500 if cut is None or cut.frames is None else cut.frames[0]
+    return str(processor.batch_decode(ids, skip_special_tokens=True)[0]), seconds, frames
+
+
+def rates(rows: Sequence[dict[str, Any]]) -> tuple[float, float, int]:
+    """Of sentences: the word error rate, the same with each loop counted once, and how many loop."""
+    count = sum(len(words(r["said"])) for r in rows)
+    errors = [word_errors(r["said"], r["heard"]) * len(words(r["said"])) for r in rows]
+    once = [word_errors(r["said"], looped(r["heard"])) * len(words(r["said"])) for r in rows]
+    return sum(errors) / count, sum(once) / count, sum(loops(r) for r in rows)
+
+
+def loops(row: dict[str, Any]) -> bool:
+    return looped(row["heard"]) != " ".join(words(row["heard"]))
+
+
+def chosen(cells: dict[str, list[dict[str, Any]]], half: int) -> float:
+    """The least margin whose word error rate, and that with loops counted once, lie at most ``SLACK`` above the padded clip's on
+    the first half; the one with the least where none does."""
+    full = rates(cells[Arm(None).name][:half])
+    found = {m: rates(cells[Arm(m).name][:half]) for m in MARGINS}
+    good = [m for m, r in found.items() if r[0] <= full[0] + SLACK and r[1] <= full[1] + SLACK]
+    return min(good) if good else min(found, key=lambda m: found[m][0])
+
+
+def measure(file: Path, count: int) -> dict[str, Any]:
+    """All arms on all sentences; on disk after each sentence."""
+    model, processor = real.load("whisper")
+    said = sentences(count)
+    heard = [processor(speak(s), sampling_rate=16_000, return_tensors="pt").input_features for s in said]
+    data: dict[str, Any] = {"format": FORMAT, "sentences": said, "cells": {}}
+    data |= {**environment(), "date": date.today().isoformat()}
+    if file.exists():
+        data = json.loads(file.read_text(encoding="utf-8"))
+        if data.get("format") != FORMAT or data["sentences"] != said:
+            raise ValueError(f"{file} holds other sentences; move it")
+    first = [Arm(None), *(Arm(m) for m in MARGINS)]
+    for some in (first, None):
+        for i, text in enumerate(tqdm(said)):
+            for arm in arms(chosen(data["cells"], count // 2)) if some is None else some:
+                rows = data["cells"].setdefault(arm.name, [])
+                if len(rows) == i:
+                    told, seconds, frames = hear(model, processor, heard[i], arm)
+                    rows.append({"said": text, "heard": told, "seconds": seconds, "frames": frames})
+            write_json(file, data)
+    return data
+
+
+def told(data: dict[str, Any]) -> str:
+    """The table, and which margin was chosen."""
+    half = len(data["sentences"]) // 2
+    full = sum(r["seconds"] for r in data["cells"][Arm(None).name])
+    rows = []
+    for name, cells in data["cells"].items():
+        line = [name, f"{sum(r['frames'] for r in cells) / len(cells):.0f}"]
+        for some in (cells[:half], cells[half:]):
+            everything, once, again = rates(some)
+            line += [f"{100 * everything:.1f}", f"{100 * once:.1f}", str(again)]
+        rows.append([*line, f"{sum(r['seconds'] for r in cells) / full:.2f}"])
+    head = ["", "frames", *(("WER, first half", "loops once", "that loop", "WER, second half", "loops once", "that loop"))]
+    count = sum(len(words(s)) for s in data["sentences"])
+    return (
+        f"Measured on {data['date']}: Whisper tiny.en, greedy, on {2 * half} sentences ({count} words) that espeak-ng speaks, one "
+        f"thread of {data['cpu']}; word error rates in per cent, and encoder time beside the padded clip's. "
+        f"`python -m benchmarks.speech` measures again.\n\n"
+        + table([*head, "time"], rows)
+        + f"\n\nBy the first half a margin of {chosen(data['cells'], half):g} s is chosen: the least whose rates lie at most a "
+        "point above the padded clip's."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sentences", type=int, default=100)
+    parser.add_argument("--out", type=Path, default=Path("out/speech.json"))
+    parser.add_argument("--page", action="store_true", help="fill the page")
+    asked = parser.parse_args()
+    asked.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    text = told(measure(asked.out, asked.sentences))
+    print(text)
+    if asked.page:
+        fill(PAGE, "speech", text)
+
+
+if __name__ == "__main__":
+    main()
