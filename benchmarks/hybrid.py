@@ -48,7 +48,7 @@ def main() -> None:
     for i in track(range(len(ranks.get("none", ())), len(texts)), "queries", console=Console(stderr=True)):
         right = str(int(bed.relevant[i]))
         found = {"none": index.search(asked[i], K)}
-        candidates = index.candidates(asked[i], texts[i], K, None, None, index.word_counts(texts[i]))
+        candidates = index.candidates(asked[i], texts[i], K, None, None, 0.5, index.word_counts(texts[i]))
         found |= {str(way): fused(candidates, K, way) for way in WAYS}
         for way, hits in found.items():
             ids = [hit.id for hit in hits]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from tokensieve.retrieval.index import search
-from tokensieve.retrieval.index.lexical import WordCounts, bm25
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.index.snapshot import Snapshot
-from tokensieve.retrieval.scoring.ragged import Ragged, bounds
+from tokensieve.retrieval.scoring.ragged import bounds
 
 Fuse = Literal["none", "rrf"] | float
 """How words count: not at all, by the ranks of both (reciprocal rank fusion), or by a share of the score, from 0 to 1."""
@@ -30,9 +28,9 @@ def check_fuse(fuse: Fuse) -> None:
         raise ValueError(f"fuse={fuse!r}; it is 'none', 'rrf' or a share of the score for words, from 0 to 1")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A document that may be among the best of a collection: its MaxSim, its BM25, and whether MaxSim found it."""
+class Candidate(NamedTuple):
+    """A document that may be among the best of a collection: its MaxSim (minus infinity where it is not known), its BM25, and
+    whether MaxSim found it."""
 
     id: str
     sense: float
@@ -45,28 +43,19 @@ def depth(k: int) -> int:
     return max(POOL, 2 * k)
 
 
-def candidates(
-    state: Snapshot, query: Ragged, text: str, scores: Sequence[Tensor], admitted: Sequence[Tensor], most: int,
-    counts: WordCounts | None = None,
-) -> list[Candidate]:  # fmt: skip
+def candidates(state: Snapshot, like: np.ndarray, words: np.ndarray, said: np.ndarray, most: int) -> list[Candidate]:
     """What may be among the best of a collection for one query: the first of each ranking.
 
     Args:
-        scores: MaxSim, ``(D,)`` for each view; minus infinity where it is not known.
-        text: the query's words.
-        most: of each ranking.
-        counts: words of the whole collection, where this is a part of it.
+        like: MaxSim, ``(D,)`` of the documents of all views; minus infinity where it is not known.
+        words: BM25, ``(D,)``.
+        said: the places of the first by words.
+        most: of those by MaxSim.
     """
-    if not scores:
-        return []
-    starts = bounds([len(s) for s in scores])
-    like, words = torch.cat(list(scores)), torch.cat(bm25(state.views, text, admitted, counts))
-    by_sense = _first(state, starts, like, like > -torch.inf, most)
-    pool = torch.cat([by_sense, _first(state, starts, words, words > 0, most)]).unique()
-    sensed = torch.isin(pool, by_sense)
-    like = _known(state, query, like, starts, pool)
-    about = zip(like[pool].tolist(), words[pool].tolist(), sensed.tolist(), strict=True)
-    return [Candidate(name, *one) for name, one in zip(_ids(state, starts, pool), about, strict=True)]
+    by_sense = first(state, like, -np.inf, most)
+    pool = np.union1d(by_sense, said)
+    about = like[pool], words[pool], np.isin(pool, by_sense)
+    return list(map(Candidate, _ids(state, pool), *(each.tolist() for each in about)))
 
 
 def fused(found: Sequence[Candidate], k: int, fuse: Fuse) -> list[Hit]:
@@ -90,32 +79,34 @@ def fused(found: Sequence[Candidate], k: int, fuse: Fuse) -> list[Hit]:
     return [Hit(c.id, c.sense, {}, value[c.id]) for c in held[:k]]
 
 
-def _first(state: Snapshot, starts: Tensor, scores: Tensor, open_: Tensor, depth: int) -> Tensor:
-    """The places of the best documents, of equal scores those of the lower ids."""
-    some = scores.masked_fill(~open_, -torch.inf)
-    count = min(depth, int(open_.sum()))
-    if not count:
-        return torch.empty(0, dtype=torch.long)
-    least = some.topk(count).values[-1]
-    above, equal = (some > least).nonzero()[:, 0], ((some == least) & open_).nonzero()[:, 0]
-    if len(equal) > count - len(above):
-        named = sorted(zip(_ids(state, starts, equal), equal.tolist(), strict=True))
-        equal = torch.tensor([place for _, place in named[: count - len(above)]])
-    return torch.cat([above, equal])
+def first(state: Snapshot, scores: np.ndarray, above: float, most: int) -> np.ndarray:
+    """The places, among the documents of all views, of those that score best; of equal scores those of the lower ids.
+
+    Args:
+        scores: ``(D,)``.
+        above: what a score must be above.
+    """
+    places = np.flatnonzero(scores > above)
+    if len(places) <= most:
+        return places
+    some = scores[places]
+    least = _at(some, most)
+    better, equal = places[some > least], places[some == least]
+    if len(better) + len(equal) > most:
+        named = sorted(zip(_ids(state, equal), equal.tolist(), strict=True))
+        equal = np.array([place for _, place in named[: most - len(better)]])
+    return np.concatenate([better, equal])
 
 
-def _known(state: Snapshot, query: Ragged, like: Tensor, starts: Tensor, pool: Tensor) -> Tensor:
-    """MaxSim of all candidates: those that only words have found are scored now."""
-    missing = pool[like[pool] == -torch.inf]
-    if not len(missing):
-        return like
-    like, prepared = like.clone(), state.codec.prepare(query.tokens)
-    for view, first, last in zip(state.views, starts.tolist(), starts.tolist()[1:], strict=False):
-        docs = missing[(missing >= first) & (missing < last)]
-        if len(docs):
-            tokens = view.segment.tokens
-            like[docs] = search.score(tokens, state.codec, prepared, query, docs - first, -torch.inf)[:, 0]
-    return like
+def leading(scores: np.ndarray, places: np.ndarray, k: int) -> np.ndarray:
+    """Of some places the k that score best, and those that score as the last of them."""
+    some = scores[places]
+    return places[some >= _at(some, k)] if len(places) > k else places
+
+
+def _at(scores: np.ndarray, rank: int) -> float:
+    """The score at a rank, counted from the best."""
+    return np.partition(scores, len(scores) - rank)[len(scores) - rank]
 
 
 def _even(scores: Sequence[float]) -> Tensor:
@@ -126,8 +117,8 @@ def _even(scores: Sequence[float]) -> Tensor:
     return (x - x.min()) / (x.max() - x.min()).clamp(min=1e-12)
 
 
-def _ids(state: Snapshot, starts: Tensor, places: Tensor) -> list[str]:
-    views = (torch.searchsorted(starts, places, right=True) - 1).tolist()
-    docs = places.tolist()
-    ends = starts.tolist()
-    return [state.views[v].segment.id(place - ends[v]) for v, place in zip(views, docs, strict=True)]
+def _ids(state: Snapshot, places: np.ndarray) -> list[str]:
+    starts = bounds([view.segment.docs for view in state.views]).numpy()
+    views = np.searchsorted(starts, places, side="right") - 1
+    docs = places - starts[views]
+    return [state.views[v].segment.id(doc) for v, doc in zip(views.tolist(), docs.tolist(), strict=True)]

@@ -11,6 +11,7 @@ Okapi BM25 (Robertson and Zaragoza 2009) with Lucene's idf, which is never negat
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -57,7 +58,7 @@ def joined(parts: Sequence[tuple[Segment, Tensor]], order: Tensor) -> dict[str, 
     for segment, kept in parts:
         if not segment.worded():
             return None
-        hashes, ends, of, n = (segment.get(name).numpy() for name in NAMES)
+        hashes, ends, of, n = (segment.array(name) for name in NAMES)
         new = np.full(segment.docs, -1, np.int64)
         new[kept.numpy()] = start + np.arange(len(kept))
         place = new[of]
@@ -65,12 +66,17 @@ def joined(parts: Sequence[tuple[Segment, Tensor]], order: Tensor) -> dict[str, 
         keys.append(np.repeat(hashes, np.diff(ends, prepend=0))[stays])
         docs.append(place[stays])
         counts.append(n[stays])
-        lengths.append(segment.get(LENGTHS).numpy()[kept.numpy()])
+        lengths.append(segment.array(LENGTHS)[kept.numpy()])
         start += len(kept)
     rank = np.empty(start, np.int64)
     rank[order.numpy()] = np.arange(start)
     every = np.concatenate(lengths)[order.numpy()]
     return _laid(np.concatenate(keys), rank[np.concatenate(docs)], np.concatenate(counts), every)
+
+
+_Postings = dict[int, tuple[np.ndarray, np.ndarray]] | None
+"""By the hash of a word: the documents of a segment that hold it, ascending, and how often each does; None of one whose words
+cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +95,20 @@ class WordCounts:
 
 def word_counts(views: Sequence[View], query: str) -> WordCounts:
     """Counts of a query's words over living documents."""
+    return _counted(views, [_postings(view, query) for view in views])
+
+
+def _counted(views: Sequence[View], found: Sequence[_Postings]) -> WordCounts:
     documents, total, holding = 0, 0, Counter[int]()
-    for view in _worded(views):
-        alive = view.alive.numpy()
-        documents += int(alive.sum())
-        total += int(view.segment.get(LENGTHS).numpy()[alive].sum(dtype=np.int64))
-        for key in _wanted(query):
-            holding[key] += int(alive[_entries(view.segment, key)[0]].sum())
+    for view, postings in zip(views, found, strict=True):
+        if postings is None:
+            continue
+        lengths, alive = view.segment.array(LENGTHS), view.alive.numpy()
+        whole = bool(alive.all())
+        documents += np.count_nonzero(alive)
+        total += int((lengths if whole else lengths[alive]).sum(dtype=np.int64))
+        for key, (docs, _) in postings.items():
+            holding[key] += len(docs) if whole else np.count_nonzero(alive[docs])
     return WordCounts(documents, total, holding)
 
 
@@ -107,24 +120,28 @@ def bm25(
     Args:
         counts: those of the collection that the views are a part of; by default they are all of it.
     """
-    counts = counts or word_counts(views, query)
+    found = [_postings(view, query) for view in views]
+    counts = counts or _counted(views, found)
     mean = max(counts.terms / max(counts.documents, 1), 1.0)
     out = []
-    for view, mask in zip(views, admitted, strict=True):
+    for view, mask, postings in zip(views, admitted, found, strict=True):
         score = np.zeros(len(mask))
-        if view.segment.worded():
-            lengths = view.segment.get(LENGTHS).numpy()
-            for key in _wanted(query):
-                docs, n = _entries(view.segment, key)
+        if postings:
+            long = K1 * (1 - B) + view.segment.array(LENGTHS) * (K1 * B / mean)
+            for key, (docs, n) in postings.items():
                 held = counts.holding.get(key, 0)
-                idf = np.log(1 + (counts.documents - held + 0.5) / (held + 0.5))
-                score[docs] += idf * n * (K1 + 1) / (n + K1 * (1 - B + B * lengths[docs] / mean))
-        out.append(torch.from_numpy(np.where(mask.numpy(), score, 0.0)))
+                idf = math.log(1 + (counts.documents - held + 0.5) / (held + 0.5))
+                score[docs] += n / (long[docs] + n) * (idf * (K1 + 1))
+            score[~mask.numpy()] = 0.0
+        out.append(torch.from_numpy(score))
     return out
 
 
-def _worded(views: Sequence[View]) -> list[View]:
-    return [view for view in views if view.segment.worded()]
+def _postings(view: View, query: str) -> _Postings:
+    if not view.segment.worded():
+        return None
+    found = {key: _entries(view.segment, key) for key in _wanted(query)}
+    return {key: entries for key, entries in found.items() if len(entries[0])}
 
 
 @lru_cache(maxsize=64)
@@ -154,7 +171,7 @@ def _inner(phrase: str) -> list[str]:
 
 
 def _entries(segment: Segment, key: int) -> tuple[np.ndarray, np.ndarray]:
-    hashes, ends, docs, counts = (segment.get(name).numpy() for name in NAMES)
+    hashes, ends, docs, counts = (segment.array(name) for name in NAMES)
     i = int(np.searchsorted(hashes, key))
     if i == len(hashes) or hashes[i] != key:
         return docs[:0], counts[:0]

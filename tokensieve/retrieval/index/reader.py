@@ -13,14 +13,16 @@ from torch import Tensor
 from tokensieve.retrieval.errors import Damaged, Gone
 from tokensieve.retrieval.index import search, snapshot, tune
 from tokensieve.retrieval.index.filters import Where, check, fields
-from tokensieve.retrieval.index.fusion import Candidate, Fuse, candidates, check_fuse, depth, fused
-from tokensieve.retrieval.index.lexical import TERMS, WordCounts, holding, word_counts
+from tokensieve.retrieval.index.fusion import Candidate, Fuse, candidates, check_fuse, depth, first, fused, leading
+from tokensieve.retrieval.index.lexical import TERMS, WordCounts, bm25, holding, word_counts
 from tokensieve.retrieval.index.manifest import refuse_other
 from tokensieve.retrieval.index.search import Hit
 from tokensieve.retrieval.index.validation import query_of, whole
 from tokensieve.retrieval.scoring.ragged import Ragged
 from tokensieve.retrieval.scoring.words import phrases
 from tokensieve.retrieval.storage import VectorFormat
+
+NONE = torch.empty(0, dtype=torch.long)
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class IndexReader:
                 if fuse == "none":
                     hits += self._by_sense(state, one, seen, most, rerank)
                 else:
-                    found = fused(self._candidates(state, one, text, seen, most, rerank), most, fuse)
+                    found = fused(self._candidates(state, one, text, seen, most, rerank, fuse), most, fuse)
                     held = _metadata(state, [h.id for h in found])
                     hits.append([replace(h, metadata=m or {}) for h, m in zip(found, held, strict=True)])
         hits = [at_least(found, min_score)[offset:] for found in hits]
@@ -95,7 +97,7 @@ class IndexReader:
 
     @torch.no_grad()
     def candidates(
-        self, query: Any, words: str, k: int, where: Where | None, rerank: int | None, counts: WordCounts
+        self, query: Any, words: str, k: int, where: Where | None, rerank: int | None, fuse: Fuse, counts: WordCounts
     ) -> list[Candidate]:
         """What of it may be among the k best of a collection of which it is a part, by MaxSim or by words (see ``fusion``).
 
@@ -105,20 +107,24 @@ class IndexReader:
         _, one = query_of(query, k, where, self.dim)
         state = self._state
         seen = self._holding(state, words, [v.admitted(where) for v in state.views])
-        return self._candidates(state, one, words, seen, k, rerank, counts)
+        return self._candidates(state, one, words, seen, k, rerank, fuse, counts)
 
     def word_counts(self, words: str) -> WordCounts:
         """What BM25 counts of a query's words."""
         return word_counts(self._state.views, words)
 
     def _candidates(
-        self, state: snapshot.Snapshot, one: Ragged, text: str, seen: list[Tensor], k: int, rerank: int | None,
+        self, state: snapshot.Snapshot, one: Ragged, text: str, seen: list[Tensor], k: int, rerank: int | None, fuse: Fuse,
         counts: WordCounts | None = None,
     ) -> list[Candidate]:  # fmt: skip
         # What stands far down a ranking counts little: as many are scored exactly as k hits alone would ask for.
         rerank = tune.rerank(state, seen, k) if rerank is None else rerank
-        scores = [s[:, 0] for s in self._scores(state, one, seen, depth(k), rerank)]
-        return candidates(state, one, text, scores, seen, depth(k), counts)
+        words = torch.cat([NONE, *bm25(state.views, text, seen, counts)]).numpy()
+        said = first(state, words, 0.0, depth(k))
+        # Among the k best by ranks is none that only words have found, and that is not among their k best.
+        besides = torch.from_numpy(leading(words, said, k) if fuse == "rrf" else said)
+        like = self._scores(state, one, seen, depth(k), rerank, besides)
+        return candidates(state, torch.cat([NONE[:, None], *like])[:, 0].numpy(), words, said, depth(k))
 
     def _holding(self, state: snapshot.Snapshot, text: str, admitted: list[Tensor]) -> list[Tensor]:
         """Documents in which all phrases of a query stand."""
@@ -132,12 +138,13 @@ class IndexReader:
         return search.best(state.views, scores, k) or [[] for _ in range(len(queries))]
 
     def _scores(
-        self, state: snapshot.Snapshot, queries: Ragged, admitted: list[Tensor], k: int, rerank: int | None
-    ) -> list[Tensor]:
+        self, state: snapshot.Snapshot, queries: Ragged, admitted: list[Tensor], k: int, rerank: int | None,
+        besides: Tensor = NONE,
+    ) -> list[Tensor]:  # fmt: skip
         if rerank is None:
             rerank = tune.rerank(state, admitted, k)
         if rerank and state.sketch and state.views:
-            return search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k))
+            return search.two_stage(state.views, state.codec, state.sketch, queries, admitted, max(rerank, k), besides)
         return search.exact(state.views, state.codec, queries, admitted)
 
     def get(self, id: str) -> Document:

@@ -36,11 +36,11 @@ def exact(views: Sequence[View], codec: VectorFormat, queries: Ragged, admitted:
 
 
 def two_stage(
-    views: Sequence[View], codec: VectorFormat, sketch: Sketch, queries: Ragged, admitted: Sequence[Tensor], rerank: int
-) -> list[Tensor]:
-    """MaxSim of the ``rerank`` documents of each query whose sketches score best; minus infinity for all others.
-
-    Documents whose sketches are damaged are reranked besides.
+    views: Sequence[View], codec: VectorFormat, sketch: Sketch, queries: Ragged, admitted: Sequence[Tensor], rerank: int,
+    besides: Tensor,
+) -> list[Tensor]:  # fmt: skip
+    """MaxSim of the ``rerank`` documents of each query whose sketches score best, and of those ``besides`` (their places among
+    the documents of all views) and those whose sketches are damaged; minus infinity for all others.
     """
     looked = rough(views, sketch, queries, admitted)
     every, starts = torch.cat(looked), bounds([len(r) for r in looked]).tolist()
@@ -51,7 +51,8 @@ def two_stage(
         top = column.topk(min(most + int(column.isposinf().sum()), len(every))).indices
         query = Ragged(queries[b], queries.offsets[b : b + 2] - queries.offsets[b])
         prepared = codec.prepare(query.tokens)
-        top = top[column[top] > -torch.inf].sort().values
+        top = torch.cat([top, besides]).unique()
+        top = top[column[top] > -torch.inf]
         for v, view in enumerate(views):
             docs = top[(top >= starts[v]) & (top < starts[v + 1])] - starts[v]
             out[v][docs, b] = score(view.segment.tokens, codec, prepared, query, docs, -torch.inf)[:, 0]

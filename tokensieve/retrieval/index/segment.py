@@ -155,12 +155,12 @@ class Segment:
         return self._read(("id", "id_ends", "key", "key_doc"))
 
     def id(self, doc: int) -> str:
-        return _slice(self._array("id"), self._array("id_ends"), doc).decode()
+        return _slice(self.array("id"), self.array("id_ends"), doc).decode()
 
     def metadata_bytes(self, doc: int) -> bytes:
-        return _slice(self._array("meta"), self._array("meta_ends"), doc)
+        return _slice(self.array("meta"), self.array("meta_ends"), doc)
 
-    def _array(self, name: str) -> np.ndarray:
+    def array(self, name: str) -> np.ndarray:
         """A tensor that is not of vectors, as numpy has it: single elements of that are ten times as fast."""
         if name not in self._arrays:
             self._arrays[name] = self.get(name).numpy()

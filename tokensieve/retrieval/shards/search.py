@@ -43,9 +43,9 @@ class Part:
         return self._library.index.word_counts(words)
 
     def candidates(
-        self, query: Tensor, words: str, k: int, where: Where | None, rerank: int | None, counts: WordCounts
+        self, query: Tensor, words: str, k: int, where: Where | None, rerank: int | None, fuse: Fuse, counts: WordCounts
     ) -> list[Candidate]:
-        return self._library.index.candidates(query, words, k, where, rerank, counts)
+        return self._library.index.candidates(query, words, k, where, rerank, fuse, counts)
 
     def with_vectors(self, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
         """The hits that it holds, with their metadata and vectors."""
@@ -179,7 +179,7 @@ class Collection(Searching):
         self, query: Tensor, words: str, k: int, where: Where | None, rerank: int | None, fuse: Fuse
     ) -> list[Hit]:
         counts = sum(self._parts.ask("word_counts", words), WordCounts())
-        found = self._parts.ask("candidates", query, words, k, where, rerank, counts)
+        found = self._parts.ask("candidates", query, words, k, where, rerank, fuse, counts)
         return fused([one for part in found for one in part], k, fuse)
 
     def stored(self, hits: Sequence[Hit]) -> list[tuple[Hit, Tensor]]:
