@@ -51,7 +51,7 @@ retrieval: $(MADE)
 prompts: $(MADE)
 	$(BIN)/python -m benchmarks.prompt_questions out/prompts/qa.jsonl
 	$(BIN)/tokensieve bench-prompts --data out/prompts/qa.jsonl --model smollm2 --keep 0.25 --methods question,surprisal \
-		--new-tokens 20 --out out/prompts/help
+		--new-tokens 20 --batch 8 --dtype bfloat16 --out out/prompts/help
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.prompts
 	$(BIN)/python -m benchmarks.prompts_peer
 

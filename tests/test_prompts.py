@@ -82,6 +82,26 @@ def test_sentences_end_where_a_reader_ends_them(text, units):
     assert cut(text, [0], "sentence").units() == units
 
 
+def test_blanks_end_sentences_of_scripts_without_marks():
+    first, second = "เซิร์ฟเวอร์เริ่มทำงานตอนเที่ยงวันนี้", "มันฟังพอร์ต 8417 ลูกค้ารออยู่ข้างนอก"
+    assert cut(f"{first} {second} จบ", [0], "sentence").units() == [first, second, "จบ"]
+    assert cut("แมว หมา นก", [0], "sentence").units() == ["แมว หมา นก"]
+
+
+def test_texts_that_the_embedded_encoder_was_not_trained_on_are_told(compressor, monkeypatch):
+    embedded = ts.Compressor(compressor._tokenizer)
+    monkeypatch.setitem(embedded.__dict__, "_encoder", compressor._given)
+    for question, text, told in (
+        ("哪个端口？", "服务器在中午启动。它监听端口8417！", "the question and the text are hardly"),
+        (QUESTION, "服务器在中午启动。它监听端口8417！", "the text is hardly"),
+        (QUESTION, "It listens. On a port.", ""),
+    ):
+        notes = [n for n in embedded(text, question, 0.5).notes if "hardly" in n]
+        assert notes[0].startswith(told) if told else not notes
+    ranked = embedded("服务器在中午启动。它监听端口8417！", "", 0.5, method="first-text")
+    assert not any("hardly" in n for n in ranked.notes)
+
+
 def test_words_of_scripts_without_blanks_are_their_characters():
     assert cut("ab 中文 ก็ไ", [0], "word").units() == ["ab", "中", "文", "ก็", "ไ"]
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
@@ -77,8 +77,13 @@ class Compressor:
             notes.append(
                 f"tokens are counted by the tokenizer of {self._name}; pass the target's as tokenizer= (--tokenizer)"
             )
-        if _foreign(question) and self._given is None and any(n.name == "text" for s in stages for n in s.needs):
-            notes.append("the question is hardly in Latin letters, and the embedded MiniLM was trained on English")
+        if self._given is None and any(_embeds(s) for s in stages):
+            foreign = [what for what, words in (("question", question), ("text", source)) if _foreign(words)]
+            if foreign:
+                notes.append(
+                    f"the {' and the '.join(foreign)} {'is' if len(foreign) == 1 else 'are'} hardly in Latin letters, and the "
+                    "embedded MiniLM was trained on English; pass another as encoder= (--encoder)"
+                )
         counted = self._name if self._count is None else _named(self._tokenizer)
         return Compressed(source, starts, tuple(spans), before, self.count(left), counted, tuple(dict.fromkeys(notes)))
 
@@ -275,6 +280,11 @@ def _named(tokenizer: Any) -> str:
     )
 
 
-def _foreign(question: str) -> bool:
-    letters = [c for c in question if c.isalpha()]
+def _embeds(stage: Stage) -> bool:
+    """Whether a stage chooses by vectors of the encoder."""
+    return cast(PromptMethod, stage.method).vectors or any(need.name in ("text", "shift") for need in stage.needs)
+
+
+def _foreign(words: str) -> bool:
+    letters = [c for c in words if c.isalpha()]
     return bool(letters) and sum(c.isascii() for c in letters) < len(letters) / 2

@@ -23,7 +23,7 @@ class Reply:
     """What a model said.
 
     Attributes:
-        tokens: of the whole prompt; seconds: from the prompt to the end of the answer, or this one's share of those asked with it.
+        tokens: of the whole prompt; seconds: from the prompt to the end of the answer, of several at once this one's share.
     """
 
     said: str

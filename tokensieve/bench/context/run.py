@@ -168,9 +168,7 @@ def _answered(work: _Work, cell: PromptCell, items: Sequence[Question]) -> list[
         texts.append(context)
         seconds.append(round(taken, 4))
         told.append(notes)
-    replies = work.asker.together(
-        [(t, q.question, q.system) for t, q in zip(texts, items, strict=True)], cell.inside
-    )
+    replies = work.asker.together([(t, q.question, q.system) for t, q in zip(texts, items, strict=True)], cell.inside)
     return [
         {
             "said": reply.said, "contained": METRICS.get("contains")(reply.said, item.answers),

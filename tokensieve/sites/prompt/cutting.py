@@ -21,6 +21,11 @@ sentencex: Any = Lazy("sentencex", "prompts")
 
 LONG = 500
 """Characters of the longest sentence: a stretch without an end is cut at a line, a blank, or between clusters."""
+PHRASE = 30
+"""Characters of the shortest sentence that a blank ends."""
+_LETTER = r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"
+UNMARKED = re.compile(rf"(?<={_LETTER})\s+(?={_LETTER})")
+"""Blanks between letters of Thai, Lao, Burmese or Khmer, which write few or no marks at the end of a sentence."""
 FENCE = re.compile(r"\s*(```|~~~)")
 ALONE = re.compile(r"\s*(?:#{1,6}\s|\||\+[-=+]{3,}|[-=*_~]{3,}\s*$)|[^\n]*\t[^\n]*\t")
 """Lines that are units of their own: headings, rows of tables, rules."""
@@ -139,7 +144,17 @@ def _sentences(text: str, a: int, b: int) -> Iterator[Span]:
             yield from _short(text, first, last)
             continue
         for found in sentencex.get_sentence_boundaries("en", text[first:last]):
-            yield from _short(text, first + found["start_index"], first + found["end_index"])
+            for begin, end in _phrases(text, first + found["start_index"], first + found["end_index"]):
+                yield from _short(text, begin, end)
+
+
+def _phrases(text: str, a: int, b: int) -> Iterator[Span]:
+    """A stretch cut at blanks between letters of scripts that end sentences so; at blanks beside numbers it goes on."""
+    for blank in UNMARKED.finditer(text, a, b):
+        if blank.start() - a >= PHRASE:
+            yield a, blank.end()
+            a = blank.end()
+    yield a, b
 
 
 def _blocks(text: str, a: int, b: int) -> Iterator[tuple[int, int, bool]]:

@@ -22,7 +22,7 @@ def headings(cut: Cut) -> list[int]:
     """For every sentence of a text its heading, the nearest above it in its passage; -1 where there is none, and for headings.
 
     A heading is marked as one (``#``), or is a short line that stands alone, or underlined, and ends no sentence (a title, the
-    signature of a function): not an item, a row of a table, code or a chat marker. Where nothing stands below it, it is a sentence.
+    signature of a function): not an item, a row of a table, code or a chat marker, nor what nothing stands below.
     """
     units, passages = cut.units(), cut.passages
     titles = [_title(cut, units, passages, i) for i in range(len(units))]

@@ -122,5 +122,5 @@ def _given(reader: Any, method: PromptMethod, name: str) -> Any:
             "encoder": "an encoder of sentences",
             "lm": "a causal language model and its tokenizer, (model, tokenizer)",
         }
-        raise ValueError(f"{method.name} reads the text by {what[name]}; pass {name}=")
+        raise ValueError(f"{method.name} reads the text by {what[name]}; pass {name}= (--{name})")
     return reader
