@@ -24,7 +24,7 @@ test: $(MADE)
 test-slow: $(MADE)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
-# Other releases of transformers go to out/matrix.
+# Other releases of transformers and of diffusers go to out/matrix.
 test-matrix: $(MADE) lmms
 	$(BIN)/python -m tests.matrix
 
