@@ -28,7 +28,7 @@ test-slow: $(MADE)
 	"chromedriver-py==$$(chromium --version | sed 's/[^0-9]*\([0-9]*\).*/\1/').*"; fi
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m slow
 
-# Other releases of transformers go to out/matrix.
+# Other releases of transformers and of diffusers go to out/matrix.
 test-matrix: $(MADE) lmms
 	$(BIN)/python -m tests.matrix
 

@@ -20,7 +20,7 @@ from tokensieve.testbed.diffusion import pipeline, shapes
 from tokensieve.testbed.loop import TrainingStage, fit
 
 JUDGE = TrainingStage("judge", rate=2e-3, batch=64, steps=300)
-DENOISER = TrainingStage("denoiser", rate=2e-3, batch=64, steps=3500)
+DENOISER = TrainingStage("denoiser", rate=2e-3, batch=64, steps=6000)
 DROPPED = 0.1
 """The share of scenes that are learned without their class, for guidance."""
 SAMPLES = 240
