@@ -227,6 +227,12 @@ TABLE = {
         Signal(
             "surprisal", "(B, N)", "nats of the unit's tokens under a language model, on average", sites=("prompt",)
         ),
+        Signal(
+            "classes", "(B, N, C)", "how likely each token is of each of C classes, by a head on the states where tokens leave",
+            values="share",
+        ),
+        Signal("foreground", "(B, N)", "how likely each token shows part of an object, by a classifier or a detector"),
+        Signal("prior", "(B, N)", "how much each place of the grid is usually looked at, as a mean over many pictures"),
     )
 }  # fmt: skip
 

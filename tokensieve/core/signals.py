@@ -70,6 +70,9 @@ class Signals:
     passage: Tensor | None = None
     shift: Tensor | None = None
     surprisal: Tensor | None = None
+    classes: Tensor | None = None
+    foreground: Tensor | None = None
+    prior: Tensor | None = None
     seed: int = 0
     """For methods that draw."""
     more: Mapping[str, LayerTensor] = field(default_factory=dict)

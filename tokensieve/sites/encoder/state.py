@@ -10,6 +10,7 @@ from torch import Tensor
 from tokensieve.core.reduction import Reduction
 from tokensieve.parts.select import compact, take
 from tokensieve.sites.encoder.roles import Layout
+from tokensieve.sites.encoder.step import Step
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class EncoderReduction:
         by_length: what was there when the states held so many tokens, special ones included.
         score: what the method ranked by at first; None where nobody asked.
         parcels: tokens that left, in the state in which they did: places ``(B, d)``, -1 at padding, and states ``(B, d, D)``.
+        exits: of each parcel the block in which it left, -1 in front of the first.
         shape: what is there now; None while all tokens are.
         bias: ``(B, m)``, what is added to attention to each token; None where nothing is.
         index: by a number of tokens, which of those each one is that is there.
@@ -59,6 +61,7 @@ class EncoderReduction:
         self.by_length: dict[int, Remaining] = {}
         self.score: Tensor | None = None
         self.parcels: list[tuple[Tensor, Tensor]] = []
+        self.exits: list[int] = []
         self.shape: Remaining | None = None
         self.bias: Tensor | None = None
         self.index: dict[int, Tensor] = {}
@@ -70,11 +73,12 @@ class EncoderReduction:
         """The block that is running: ``index``, or more where one module is called again and again."""
         return max(index, self.calls)
 
-    def follow(self, step: Step, hidden: Tensor, proportional: bool) -> None:
+    def follow(self, step: Step, hidden: Tensor, proportional: bool, block: int) -> None:
         """Tokens leave.
 
         Args:
-            hidden: ``(B, L, D)``, in the state in which they do; proportional: whether attention weighs the others by size.
+            hidden: ``(B, L, D)``, in the state in which they do; proportional: whether attention weighs the others by size;
+                block: in which they leave.
         """
         assert self.total is not None
         batch, length = hidden.shape[:2]
@@ -87,6 +91,7 @@ class EncoderReduction:
             gone = gone if step.layout.real is None else gone & step.layout.real
             if bool(gone.any()):
                 at, there = compact(gone)
+                self.exits.append(block)
                 self.parcels.append((place.gather(1, at).masked_fill(~there, -1), take(hidden.contiguous(), at)))
         owner = torch.where(owner >= 0, step.owner.gather(1, owner.clamp(min=0)), -1)
         place = place.gather(1, step.kept)
@@ -104,6 +109,12 @@ class EncoderReduction:
             zeros = torch.zeros(step.real.shape, dtype=hidden.dtype, device=hidden.device)
             self.bias = zeros.masked_fill(~step.real, torch.finfo(hidden.dtype).min)
 
+    def bring_back(self, hidden: Tensor) -> Tensor:
+        """All tokens stand in their places again, in the states that :meth:`restore` gives them."""
+        whole = self.restore(hidden)
+        self.shape, self.bias, self.index, self.current = None, None, {}, self.layout
+        return whole
+
     def stays(self) -> Tensor:
         """``(B, L)`` bool: the tokens of the whole sequence whose places are still there."""
         batch = 1 if self.total is None else self.total.batch
@@ -113,6 +124,16 @@ class EncoderReduction:
         place = self.shape.place.cpu()
         row = torch.arange(batch)[:, None].expand_as(place)
         out[row[place >= 0], place[place >= 0]] = True
+        return out
+
+    def left(self) -> Tensor:
+        """``(B, L)`` long: the block in which each token of the whole sequence left, -1 in front of the first, and the number of
+        blocks where it did not leave."""
+        batch = 1 if self.total is None else self.total.batch
+        out = torch.full((batch, self.layout.length), self.calls)
+        for block, (place, _) in zip(self.exits, self.parcels, strict=True):
+            row, where = torch.arange(batch)[:, None].expand(place.shape), place.cpu()
+            out[row[where >= 0], where[where >= 0]] = block
         return out
 
     def averaged(self, x: Tensor) -> Tensor:
@@ -156,7 +177,7 @@ class EncoderReduction:
         if shape is None or layout is None or hidden.shape[1] == layout.length:
             return hidden
         out = take(hidden.contiguous(), shape.owner.clamp(min=0))
-        if shape.total.matrix is not None:
+        if shape.total.matrix is not None or shape.total.expansion is not None:
             out = self._mixed(out, hidden, shape)
         gone = shape.owner < 0
         if bool(gone.any()):
@@ -177,105 +198,3 @@ class EncoderReduction:
         assert layout.valid is not None
         row = torch.arange(len(out), device=out.device)[:, None].expand_as(layout.place)
         return out.index_put((row[layout.valid], layout.place[layout.valid]), mixed[layout.valid])
-
-
-@dataclass(frozen=True)
-class Step:
-    """One reduction of the tokens that may leave, as one of the whole sequence.
-
-    Attributes:
-        inner: the reduction.
-        layout: of the sequence that it reduces.
-        kept: ``(B, m)`` long, from where in that sequence each token of the next one comes; owner: ``(B, L)`` long, where in the
-            next one each token is, -1 where it left.
-        slots: ``(B, M)`` long, where in the next one each slot of ``inner`` stands.
-        real: ``(B, m)`` bool, False at padding; None where there is none.
-    """
-
-    inner: Reduction
-    layout: Layout
-    kept: Tensor
-    owner: Tensor
-    slots: Tensor
-    real: Tensor | None
-
-    @classmethod
-    def of(cls, inner: Reduction, layout: Layout) -> Step:
-        """From a reduction of the tokens at ``layout.place``."""
-        front, back, m = layout.front, layout.back, inner.m
-        device, batch = inner.kept.device, inner.batch
-        if layout.place is None:
-            tail = torch.arange(layout.length - back, layout.length, device=device)
-            ends = [torch.arange(front, device=device).expand(batch, -1), tail.expand(batch, -1)]
-            kept = torch.cat([ends[0], inner.kept + front, ends[1]], 1)
-            owner = torch.where(inner.owner >= 0, inner.owner + front, -1)
-            owner = torch.cat([ends[0], owner, ends[1] - layout.length + front + m + back], 1)
-            mask = inner.mask
-            real = None if bool(mask.all()) else torch.nn.functional.pad(mask, (front, back), value=True)
-            slots = torch.arange(front, front + m, device=device).expand(batch, -1)
-            return cls(inner, layout, kept, owner, slots, real)
-        assert layout.valid is not None
-        batch, length = len(layout.place), layout.length
-        row = torch.arange(batch, device=device)[:, None]
-        free = torch.zeros(batch, length, dtype=torch.bool, device=device)
-        free[row.expand_as(layout.place)[layout.valid], layout.place[layout.valid]] = True
-        real = torch.ones_like(free) if layout.real is None else layout.real
-        stays = real & ~free
-        slots = layout.place.gather(1, inner.kept)
-        stays[row.expand_as(slots)[inner.mask], slots[inner.mask]] = True
-        kept, held = compact(stays)
-        order = stays.long().cumsum(1) - 1
-        # A slot's token is found by its place; those that went to it are, too.
-        target = layout.place.gather(1, inner.kept.gather(1, inner.owner.clamp(min=0)))
-        target = torch.where((inner.owner >= 0) & layout.valid, target, -1)
-        source = torch.arange(length, device=device).expand(batch, -1).clone()
-        source[row.expand_as(target)[layout.valid], layout.place[layout.valid]] = target[layout.valid]
-        owner = torch.where((source >= 0) & real, order.gather(1, source.clamp(min=0)), -1)
-        return cls(inner, layout, kept, owner, order.gather(1, slots), None if bool(held.all()) else held)
-
-    @property
-    def keeps(self) -> bool:
-        """Whether every token is kept or merged into one that is, so that none has left."""
-        return not self.inner.drops and bool((self.owner >= 0).all())
-
-    @property
-    def averages(self) -> bool:
-        """Whether each slot is a token, or a mean of tokens."""
-        inner = self.inner
-        if inner.weight is None:
-            return inner.matrix is None
-        total = torch.zeros(inner.kept.shape, device=inner.kept.device, dtype=inner.weight.dtype)
-        total.scatter_add_(1, inner.owner.clamp(min=0), inner.weight)
-        return bool(((total - 1).abs() < 1e-4)[inner.mask].all())
-
-    @property
-    def length(self) -> int:
-        """Tokens of the next sequence."""
-        return self.kept.shape[1]
-
-    def apply(self, x: Tensor) -> Tensor:
-        """``(B, L, D)`` -> ``(B, m, D)``."""
-        inner, layout = self.inner, self.layout
-        if layout.place is None:
-            tokens = x[:, layout.front : layout.length - layout.back]
-            parts = (x[:, : layout.front], inner.apply(tokens), x[:, layout.length - layout.back :])
-            return torch.cat([p for p in parts if p.shape[1]], 1)
-        out = take(x.contiguous(), self.kept)
-        if inner.drops:
-            return out
-        merged = inner.apply(take(x.contiguous(), layout.place))
-        row = torch.arange(len(out), device=x.device)[:, None].expand_as(self.slots)
-        return out.index_put((row[inner.mask], self.slots[inner.mask]), merged[inner.mask])
-
-    def spread(self, x: Tensor) -> Tensor:
-        """``(B, m, D)`` -> ``(B, L, D)``: each token has what its slot has, those that left zeros."""
-        out = take(x.contiguous(), self.owner.clamp(min=0))
-        gone = self.owner < 0
-        return out.masked_fill(gone[..., None], 0.0) if bool(gone.any()) else out
-
-    def next(self) -> Layout:
-        """The layout of the next sequence."""
-        layout = self.layout
-        if layout.place is None and self.real is None:
-            return Layout(self.length, layout.front, layout.back)
-        return Layout(self.length, 0, 0, self.slots, self.inner.mask, self.real)
