@@ -79,7 +79,12 @@ class Arm:
 def arms(margin: float) -> list[Arm]:
     """Those that merge, at a margin."""
     out = [Arm(margin, "tome", 0.5), Arm(margin, "tome", 0.25)]
-    return [*out, *(Arm(margin, "tome", 0.5, (b,)) for b in (0, 3)), Arm(margin, "random", 0.5), Arm(margin, "pool", 0.5)]
+    return [
+        *out,
+        *(Arm(margin, "tome", 0.5, (b,)) for b in (0, 3)),
+        Arm(margin, "random", 0.5),
+        Arm(margin, "pool", 0.5),
+    ]
 
 
 def looped(text: str) -> str:
@@ -168,7 +173,11 @@ def told(data: dict[str, Any]) -> str:
             everything, once, again = rates(some)
             line += [f"{100 * everything:.1f}", f"{100 * once:.1f}", str(again)]
         rows.append([*line, f"{sum(r['seconds'] for r in cells) / full:.2f}"])
-    head = ["", "frames", *(("WER, first half", "loops once", "that loop", "WER, second half", "loops once", "that loop"))]
+    head = [
+        "",
+        "frames",
+        *(("WER, first half", "loops once", "that loop", "WER, second half", "loops once", "that loop")),
+    ]
     count = sum(len(words(s)) for s in data["sentences"])
     return (
         f"Measured on {data['date']}: Whisper tiny.en, greedy, on {2 * half} sentences ({count} words) that espeak-ng speaks, one "

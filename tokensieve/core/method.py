@@ -43,6 +43,8 @@ class Method:
             quadratic in N, memory in blocks).
         proportional: True where later attention weighs merged tokens by their size.
         between: True where, in an encoder, tokens leave between a block's attention and its MLP, not behind the block.
+        schedule, begins, returns: in an encoder, the schedule by which tokens leave; from which share of its depth on; and at
+            which they come back to their places, None where they do so behind the last block.
         restores_dropped: True where, in front of its prefill stage, tokens that left inside the language model come back.
         ends: for a system of several stages, True where the number given to ``tokensieve.sieve`` is what its last stage leaves;
             in a plan it is the mean over the language model's layers for all.
@@ -65,6 +67,9 @@ class Method:
     pairs: ClassVar[bool] = False
     proportional: ClassVar[bool] = False
     between: ClassVar[bool] = False
+    schedule: ClassVar[str] = "constant"
+    begins: ClassVar[float] = 0.0
+    returns: ClassVar[float | None] = None
     restores_dropped: ClassVar[bool] = False
     ends: ClassVar[bool] = False
     layer: ClassVar[int] = 2

@@ -35,8 +35,10 @@ class Plan:
 
     def __init__(self, stages: Sequence[Stage] | Stage):
         made = (stages,) if isinstance(stages, Stage) else tuple(stages)
-        if sum(s.site == "encoder" for s in made) > 1:
-            raise ValueError("a plan holds at most one encoder stage (it may list several layers)")
+        if sum(s.site in ("patch", "encoder") for s in made) > 1:
+            raise ValueError(
+                "a plan holds at most one encoder stage (at site='patch', or at 'encoder', where it may list several layers)"
+            )
         if len({s.keep.per if isinstance(s.keep, budget.Keep) else "image" for s in made}) > 1:
             raise ValueError(
                 "budgets of a plan are all per image or all per prompt; write Keep(..., per='prompt') in each"

@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tokensieve.core.expansion import Expansion
 from tokensieve.core.files import write
+from tokensieve.core.slots import as_dense, slots, strongest
+
+TENSORS = ("kept", "mask", "owner", "weight", "matrix", "near", "share")
+"""What a file of a reduction may hold."""
 
 
 class Reduction:
@@ -18,7 +23,7 @@ class Reduction:
 
     Two forms behind one type. *Hard*: every source token has one owner slot or is dropped. *Soft*: a ``(B, M, N)``
     matrix, dense or sparse COO, for many-to-many transforms. Build one with :meth:`keep`, :meth:`merge`, :meth:`soft` or
-    :meth:`identity`; compose with :meth:`then`.
+    :meth:`identity`; compose with :meth:`then`. A hard one may come back otherwise than by copies: :meth:`expanding`.
 
     Attributes:
         n: number of source tokens N.
@@ -29,10 +34,12 @@ class Reduction:
             that received most of it.
         weight: ``(B, N)`` float or None; the weight of each source token in its slot (hard merging only).
         matrix: ``(B, M, N)`` or None; the transform (soft form only).
+        expansion: the slots that :meth:`restore` mixes for each token; None where it copies (hard form only).
     """
 
     def __init__(self, n: int, kept: Tensor, mask: Tensor, owner: Tensor, weight: Tensor | None, matrix: Tensor | None):
         self.n, self.kept, self.mask, self.owner, self.weight, self.matrix = n, kept, mask, owner, weight, matrix
+        self.expansion: Expansion | None = None
         # Beside a row that keeps every token, another may keep fewer.
         self.is_identity = kept.shape[1] == n and weight is None and matrix is None and bool(mask.all())
 
@@ -47,7 +54,7 @@ class Reduction:
     @classmethod
     def keep(cls, chosen: Tensor) -> Reduction:
         """Drop every token outside ``chosen``, a ``(B, N)`` bool tensor."""
-        kept, mask, slot = _slots(chosen)
+        kept, mask, slot = slots(chosen)
         return cls(chosen.shape[1], kept, mask, torch.where(chosen, slot, -1), None, None)
 
     @classmethod
@@ -60,7 +67,7 @@ class Reduction:
                 join themselves whatever stands here.
             weight: ``(B, N)`` non-negative weight of each token within its slot, normalised per slot; None weighs all equally.
         """
-        kept, mask, slot = _slots(chosen)
+        kept, mask, slot = slots(chosen)
         owner = torch.where(target >= 0, slot.gather(1, target.clamp(min=0)), -1)
         owner = torch.where(chosen, slot, owner)
         weight = torch.ones(chosen.shape, device=chosen.device) if weight is None else weight
@@ -81,12 +88,20 @@ class Reduction:
         ``chosen`` is a ``(B, N)`` bool tensor naming the token whose place (position, provenance) each slot takes; slot order is
         the ascending order of the chosen tokens.
         """
-        kept, mask, _ = _slots(chosen)
+        kept, mask, _ = slots(chosen)
         if matrix.shape != (*kept.shape, chosen.shape[1]):
             raise ValueError(
                 f"matrix has shape {tuple(matrix.shape)}; chosen asks for {(*kept.shape, chosen.shape[1])}"
             )
-        return cls(chosen.shape[1], kept, mask, _strongest(matrix), None, matrix)
+        return cls(chosen.shape[1], kept, mask, strongest(matrix), None, matrix)
+
+    def expanding(self, near: Tensor, share: Tensor) -> Reduction:
+        """The same, but :meth:`restore` mixes k slots for a token, ``near`` ``(B, N, k)`` long, instead of copying its own;
+        ``share``: how much of each, with a sum of 1."""
+        if near.shape != share.shape or near.shape[:2] != self.owner.shape or self.matrix is not None:
+            raise ValueError(f"near and share must both be of shape ({self.batch}, {self.n}, k), of a hard reduction")
+        made = Reduction(self.n, self.kept, self.mask, self.owner, self.weight, None)
+        return made._coming(Expansion(near, share.masked_fill((self.owner < 0)[..., None], 0.0)))
 
     # ---- facts ------------------------------------------------------------------------------------------------------
 
@@ -122,7 +137,7 @@ class Reduction:
     def sizes(self) -> Tensor:
         """``(B, M)`` float: how many source tokens stand behind each slot (for proportional attention). At least 1."""
         if self.matrix is not None:
-            weights = _dense(self.matrix).abs()
+            weights = as_dense(self.matrix).abs()
             weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
             return weights.sum(2).clamp(min=1.0)
         count = torch.zeros(self.kept.shape, device=self.kept.device)
@@ -131,7 +146,7 @@ class Reduction:
     def dense(self) -> Tensor:
         """The ``(B, M, N)`` matrix of this reduction, whatever its form (memory B x M x N)."""
         if self.matrix is not None:
-            return _dense(self.matrix)
+            return as_dense(self.matrix)
         value = (self.owner >= 0).float() if self.weight is None else self.weight
         out = torch.zeros(self.batch, self.m, self.n, device=self.kept.device, dtype=value.dtype)
         return out.scatter_(1, self.owner.clamp(min=0)[:, None], value[:, None]) * self.mask[..., None]
@@ -143,7 +158,9 @@ class Reduction:
         self._check(x, dim)
         if self.is_identity:
             return x
-        if dim == 1 and x.dim() == 3 and x.is_contiguous():  # whole vectors move several times as fast as single elements
+        if (
+            dim == 1 and x.dim() == 3 and x.is_contiguous()
+        ):  # whole vectors move several times as fast as single elements
             row = torch.arange(self.batch, device=x.device)[:, None] * self.n
             return x.flatten(0, 1).index_select(0, (self.kept + row).flatten()).view(self.batch, self.m, x.shape[2])
         shape = [1] * x.dim()
@@ -190,7 +207,7 @@ class Reduction:
         return out.view(self.batch, self.m, flat.shape[2])
 
     def restore(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
-        """From ``(B, M, D)`` back to ``(B, N, D)``: every source token takes the value of its slot.
+        """From ``(B, M, D)`` back to ``(B, N, D)``: every source token takes the value of its slot, or of several.
 
         Args:
             fill: what dropped tokens get: a number, or a ``(B, N, D)`` tensor (their last state).
@@ -198,9 +215,11 @@ class Reduction:
         if self.is_identity:
             return y
         if self.matrix is not None:
-            weights = _dense(self.matrix).abs()
+            weights = as_dense(self.matrix).abs()
             weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
             out = torch.bmm(weights.transpose(1, 2).to(y.dtype), y)
+        elif self.expansion is not None:
+            out = self.expansion.apply(y)
         else:
             out = y.gather(1, self.owner.clamp(min=0)[..., None].expand(-1, -1, y.shape[2]))
         if not self.loses:
@@ -218,19 +237,19 @@ class Reduction:
         kept = self.kept.gather(1, other.kept)
         if self.matrix is not None or other.matrix is not None:
             matrix = torch.bmm(other.dense(), self.dense().to(other.dense()))
-            return Reduction(self.n, kept, mask, _strongest(matrix), None, matrix)
+            return Reduction(self.n, kept, mask, strongest(matrix), None, matrix)
         owner = torch.where(self.owner >= 0, other.owner.gather(1, self.owner.clamp(min=0)), -1)
+        expansion = self._ways.then(other._ways) if self.expansion or other.expansion else None
         if self.drops and other.drops:
-            return Reduction(self.n, kept, mask, owner, None, None)
+            return Reduction(self.n, kept, mask, owner, None, None)._coming(expansion)
         first = torch.ones(owner.shape, device=owner.device) if self.weight is None else self.weight
         second = torch.ones(other.owner.shape, device=owner.device) if other.weight is None else other.weight
         weight = first * second.gather(1, self.owner.clamp(min=0))
-        return Reduction(self.n, kept, mask, owner, torch.where(owner >= 0, weight, 0.0), None)
+        return Reduction(self.n, kept, mask, owner, weight.where(owner >= 0, 0.0), None)._coming(expansion)
 
     def rows(self, index: Tensor | slice) -> Reduction:
         """Some rows of the batch."""
-        pick = [None if t is None else _dense(t)[index] for t in (self.weight, self.matrix)]
-        return Reduction(self.n, self.kept[index], self.mask[index], self.owner[index], pick[0], pick[1])
+        return self._of(self.n, *(None if t is None else as_dense(t)[index] for t in self._tensors().values()))
 
     @classmethod
     def stack(cls, parts: Sequence[Reduction]) -> Reduction:
@@ -243,11 +262,12 @@ class Reduction:
             matrix = torch.cat([pad(p.dense(), (0, 0, 0, m - p.m)) for p in parts])
         elif any(p.weight is not None for p in parts):
             weight = torch.cat([(p.owner >= 0).float() if p.weight is None else p.weight for p in parts])
-        return cls(parts[0].n, torch.cat(kept), torch.cat(mask), torch.cat([p.owner for p in parts]), weight, matrix)
+        made = cls(parts[0].n, torch.cat(kept), torch.cat(mask), torch.cat([p.owner for p in parts]), weight, matrix)
+        mixes = matrix is None and any(p.expansion for p in parts)
+        return made._coming(Expansion.stack([p._ways for p in parts]) if mixes else None)
 
     def to(self, device: torch.device | str) -> Reduction:
-        parts = [None if t is None else t.to(device) for t in self._tensors().values()]
-        return Reduction(self.n, *parts)  # type: ignore[arg-type]
+        return self._of(self.n, *(None if t is None else t.to(device) for t in self._tensors().values()))
 
     # ---- files ------------------------------------------------------------------------------------------------------
 
@@ -255,7 +275,7 @@ class Reduction:
         """Write to a safetensors file (whole or not at all)."""
         from safetensors.torch import save_file
 
-        tensors = {k: _dense(t).contiguous() for k, t in self._tensors().items() if t is not None}
+        tensors = {k: as_dense(t).contiguous() for k, t in self._tensors().items() if t is not None}
         meta = {"format": "tokensieve.reduction.1", "n": str(self.n)}
         write(path, lambda part: save_file(tensors, part, metadata=meta))
 
@@ -269,10 +289,24 @@ class Reduction:
             if meta.get("format") != "tokensieve.reduction.1":
                 raise ValueError(f"{path} is not a saved Reduction (format {meta.get('format')!r})")
             t = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 (a safetensors handle is no dict)
-        return cls(int(meta["n"]), t["kept"], t["mask"], t["owner"], t.get("weight"), t.get("matrix"))
+        return cls._of(int(meta["n"]), *(t.get(name) for name in TENSORS))
 
     def _tensors(self) -> dict[str, Tensor | None]:
-        return {k: getattr(self, k) for k in ("kept", "mask", "owner", "weight", "matrix")}
+        own = {k: getattr(self, k) for k in TENSORS[:5]}
+        return own | {k: getattr(self.expansion, k, None) for k in TENSORS[5:]}
+
+    @classmethod
+    def _of(cls, n: int, *tensors: Tensor | None) -> Reduction:
+        """From :data:`TENSORS`, in this order."""
+        return cls(n, *tensors[:5])._coming(Expansion.of(*tensors[5:]))  # type: ignore[arg-type]
+
+    def _coming(self, expansion: Expansion | None) -> Reduction:
+        self.expansion = expansion
+        return self
+
+    @property
+    def _ways(self) -> Expansion:
+        return self.expansion or Expansion.copying(self.owner)
 
     def _check(self, x: Tensor, dim: int) -> None:
         if x.shape[dim] != self.n or x.shape[0] != self.batch:
@@ -285,29 +319,3 @@ class Reduction:
             "identity" if self.is_identity else "soft" if self.matrix is not None else "drop" if self.drops else "merge"
         )
         return f"Reduction({form}, batch={self.batch}, {self.n} -> {self.m} tokens)"
-
-
-def _slots(chosen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """kept (B, M), mask (B, M) and, for every source token, the slot it would own (B, N)."""
-    slot = chosen.long().cumsum(1) - 1
-    counts = slot[:, -1] + 1
-    least, most = int(counts.min()), int(counts.max())
-    if least == 0:
-        raise ValueError("a row keeps no token; every row must keep at least one")
-    b = chosen.shape[0]
-    if least == most:
-        kept = chosen.nonzero()[:, 1].view(b, most)
-        return kept, torch.ones_like(kept, dtype=torch.bool), slot
-    mask = torch.arange(most, device=chosen.device) < counts[:, None]
-    first_kept = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-    last = first_kept.gather(1, counts[:, None] - 1)
-    return torch.where(mask, first_kept, last), mask, slot
-
-
-def _dense(matrix: Tensor) -> Tensor:
-    return matrix.to_dense() if matrix.is_sparse else matrix
-
-
-def _strongest(matrix: Tensor) -> Tensor:
-    value, owner = _dense(matrix).abs().max(1)
-    return torch.where(value > 0, owner, -1)

@@ -234,6 +234,12 @@ TABLE = {
         Signal(
             "staleness", "(B, N)", "how many passes of a denoiser went by since the token took part in one", sites=("diffusion",)
         ),
+        Signal(
+            "classes", "(B, N, C)", "how likely each token is of each of C classes, by a head on the states where tokens leave",
+            values="share",
+        ),
+        Signal("foreground", "(B, N)", "how likely each token shows part of an object, by a classifier or a detector"),
+        Signal("prior", "(B, N)", "how much each place of the grid is usually looked at, as a mean over many pictures"),
     )
 }  # fmt: skip
 

@@ -72,6 +72,9 @@ class Signals:
     surprisal: Tensor | None = None
     change: Tensor | None = None
     staleness: Tensor | None = None
+    classes: Tensor | None = None
+    foreground: Tensor | None = None
+    prior: Tensor | None = None
     seed: int = 0
     """For methods that draw."""
     more: Mapping[str, LayerTensor] = field(default_factory=dict)

@@ -15,9 +15,9 @@ from tokensieve.core.needs import Need, with_reads
 POLICIES = ("original", "compact")
 READOUTS = ("restored", "merged")
 SCHEDULES = ("constant", "decreasing", "once")
-SITES = ("prompt", "encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors", "diffusion")
-INSIDE = ("tower", "readout", "between", "schedule")
-"""Keywords of a stage at ``site="encoder"``."""
+SITES = ("prompt", "patch", "encoder", "handoff", "prefill", "focus", "cross", "cache", "vectors", "diffusion")
+INSIDE = ("tower", "readout", "between", "schedule", "back")
+"""Keywords of a stage at ``site="encoder"`` and ``site="patch"``."""
 WHERE = ("site", "layers", "positions", "every", "prefill", *INSIDE)
 """Keywords of a stage that may stand among the options of its method."""
 
@@ -45,7 +45,9 @@ class Stage:
         between: encoder: whether tokens leave between a block's attention and its MLP, or behind the block; None: as the method
             does it (ToMe: between, where the block has a place for it that is known).
         schedule: encoder: equal numbers leave in each block ("constant"), ever fewer ("decreasing"), or all in the first
-            ("once").
+            ("once"); None: as the method does it.
+        back: encoder: the block in front of which all stand in their places again, merged ones in the state of theirs, and those
+            that left in the one in which they did; None: as the method does it, in most behind the last.
         denoising: diffusion: in which form and in which steps of a run it acts; there, ``layers`` are the self-attention modules
             (form "attention", by default all) or the one block in front of which tokens leave (form "stream", by default 1).
 
@@ -63,7 +65,8 @@ class Stage:
     tower: str = ""
     readout: str = "restored"
     between: bool | None = None
-    schedule: str = "constant"
+    schedule: str | None = None
+    back: int | float | None = None
     denoising: Denoising | None = None
 
     def __post_init__(self) -> None:
@@ -90,12 +93,21 @@ class Stage:
             object.__setattr__(self, "keep", budget.check(self.keep))
 
     def _check_inside(self) -> None:
-        for name, known in (("readout", READOUTS), ("schedule", SCHEDULES)):
+        for name, known in (("readout", READOUTS), ("schedule", (None, *SCHEDULES))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}; it must be one of {', '.join(map(repr, known))}")
         if self.between not in (None, True, False):
             raise ValueError(f"between={self.between!r}; it must be True, False or None (as the method does it)")
-        if self.site != "encoder" and (self._inside or getattr(self.keep, "r", None) is not None):
+        if self.back is not None and self.readout == "merged":
+            raise ValueError(
+                f"back={self.back} and readout='merged': once tokens are back, none is merged that could be read"
+            )
+        if self.site == "patch":
+            wrong = next((n for n in ("layers", "between", "schedule") if getattr(self, n) is not None), None)
+            wrong = "r" if getattr(self.keep, "r", None) is not None else wrong
+            if wrong is not None:
+                raise ValueError(f"{wrong} at site='patch': there tokens leave once, in front of the first block")
+        elif self.site != "encoder" and (self._inside or getattr(self.keep, "r", None) is not None):
             what = next(iter(self._inside), "r")
             raise ValueError(f"{what} goes with site='encoder'; this stage stands at site={self.site!r}")
 

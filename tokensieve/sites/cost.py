@@ -81,7 +81,7 @@ def cost(
     stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
     if stages and all(s.site in ("prompt", "cache") for s in stages) and not _speaks(model):
         return _of_text(decoder(model), stages, text)
-    inside = next((s for s in stages if s.site == "encoder"), None)
+    inside = next((s for s in stages if s.site in ("patch", "encoder")), None)
     alone = towers.tower(model, inside.tower if inside else "") if inside or not _speaks(model) else None
     if alone is not None:
         return _of_encoder(model, alone, stages, tokens)
@@ -95,7 +95,7 @@ def cost(
     for stage in stages:
         if stage.site == "prompt":
             text = _count(stage.keep, text) if text else 0
-        elif stage.site == "encoder":
+        elif stage.site in ("patch", "encoder"):
             now = entered = _count(stage.keep, tokens)
             in_encoder = [encoder_tokens(anatomy, stage, tokens, now)]
         elif stage.site == "handoff":
@@ -133,7 +133,7 @@ def _speaks(model: nn.Module) -> bool:
 
 def _of_encoder(model: nn.Module, stack: Stack, stages: Sequence[Stage], tokens: int) -> Cost:
     """The cost of one sequence in an encoder alone; nothing is prefilled or cached behind it."""
-    wrong = next((s for s in stages if s.site != "encoder"), None)
+    wrong = next((s for s in stages if s.site not in ("patch", "encoder")), None)
     if wrong is not None:
         raise ValueError(
             f"site={wrong.site!r} of {wrong.method.name}; {type(model).__name__} is an encoder alone: site='encoder'"
@@ -142,8 +142,9 @@ def _of_encoder(model: nn.Module, stack: Stack, stages: Sequence[Stage], tokens:
     before = full = depth.tokens(tokens, ())
     last = tokens
     if stages:
-        site = EncoderSite(stack, stages[0], Clock(model), len(stack.layers) - 1, Ledger({}), False, model)
-        depth = schedule.Depth(stack, site.layers, site.between, stack.specials)
+        ledger = Ledger({}, {id(stages[0]): {need.name: None for need in stages[0].needs}})
+        site = EncoderSite(stack, stages[0], Clock(model), len(stack.layers) - 1, ledger, False, model)
+        depth = schedule.Depth(stack, site.layers, site.between, stack.specials, site.back)
         left = [int(t) for t in schedule.targets(stages[0], depth, torch.tensor([tokens]))]
         before, last = depth.tokens(tokens, left), left[-1]
     mean = sum(first for first, _ in before) / len(before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -37,15 +37,19 @@ class Sieve:
         plan: what is applied.
         seed: for methods that draw.
         scores: whether :attr:`last` is to hold what each stage ranked by, which costs a second ranking.
+        given: signals that are given to the methods, by name.
         timed: set to True to have selection timed (waits for the model's device); ``seconds`` adds it up.
         last: what happened in the last pass that brought visual tokens.
     """
 
-    def __init__(self, model: Any, plan: Plan, seed: int = 0, scores: bool = False):
-        self.model, self.plan, self.seed, self.scores = model, plan, seed, scores
+    def __init__(
+        self, model: Any, plan: Plan, seed: int = 0, scores: bool = False, given: Mapping[str, Any] | None = None
+    ):
+        self.model, self.plan, self.seed, self.scores, self.given = model, plan, seed, scores, dict(given or {})
+        _asked(plan, self.given)
         self._inner = _inner(model)
         self._clock = Clock(self._inner)
-        self._sites = _Sites(self._inner, model, plan, self._clock, {id(s): seed for s in plan.stages}, scores)
+        self._sites = _Sites(self._inner, model, plan, self._clock, {id(s): self for s in plan.stages}, scores)
 
     @property
     def timed(self) -> bool:
@@ -101,6 +105,16 @@ def attached(model: Any) -> tuple[Sieve, ...]:
     return tuple(_inner(model).__dict__.get(NEST, ()))
 
 
+def _asked(plan: Plan, given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a signal that no stage in an encoder reads."""
+    inside = [s for s in plan.stages if s.site in ("patch", "encoder")]
+    read = {name for s in inside for need in s.needs for name in (need.name, *need.instead)}
+    for name in given:
+        if name not in read:
+            what = ", ".join(sorted(read)) or "none: signals are given to methods at site='encoder' or 'patch'"
+            raise ValueError(f"given={{{name!r}: ...}}: what these methods read that can be given is {what}")
+
+
 def _inner(given: Any) -> nn.Module:
     """The model that is meant: inside what wraps it, or in a pipeline of diffusers the first of its denoisers."""
     return subject(given).denoisers[0] if of_diffusers(given) else pretrained(given)
@@ -110,11 +124,12 @@ class _Sites:
     """The sites of one plan on one model.
 
     Args:
-        seeds: by the id of each stage, that of the sieve it is of.
+        of: by the id of each stage, the sieve it is of.
     """
 
-    def __init__(self, model: nn.Module, given: Any, plan: Plan, clock: Clock, seeds: dict[int, int], scores: bool):
-        self.model, self.ledger = model, Ledger(seeds)
+    def __init__(self, model: nn.Module, given: Any, plan: Plan, clock: Clock, of: dict[int, Sieve], scores: bool):
+        self.model = model
+        self.ledger = Ledger({i: s.seed for i, s in of.items()}, {i: s.given for i, s in of.items()})
         self.undo: list[Detach] = []
         self.sites = sites_of(model, given, plan.stages, clock, self.ledger, scores)
         guards.attachable(model, (stack.config for site in self.sites for stack in site.stacks))
@@ -145,9 +160,9 @@ def _settle(model: nn.Module, sieves: list[Sieve]) -> None:
         raise guards.refusal("settling")
     sites = None
     if sieves:
-        own = [(replace(stage), s.seed) for s in sieves for stage in s.plan.stages]  # one stage may be of two sieves
-        whole, seeds = Plan([stage for stage, _ in own]), {id(stage): seed for stage, seed in own}
-        sites = _Sites(model, sieves[-1].model, whole, sieves[-1]._clock, seeds, any(s.scores for s in sieves))
+        own = [(replace(stage), s) for s in sieves for stage in s.plan.stages]  # one stage may be of two sieves
+        whole, of = Plan([stage for stage, _ in own]), {id(stage): s for stage, s in own}
+        sites = _Sites(model, sieves[-1].model, whole, sieves[-1]._clock, of, any(s.scores for s in sieves))
     compiled.renew(model)
     model.__dict__.pop(NEST, None)
     if before:
@@ -178,6 +193,7 @@ def sieve(
     r: int | None = None,
     seed: int = 0,
     scores: bool = False,
+    given: Mapping[str, Any] | None = None,
     **where: Any,
 ) -> Sieve: ...
 
@@ -190,6 +206,7 @@ def sieve(
     r: int | None = None,
     seed: int = 0,
     scores: bool = False,
+    given: Mapping[str, Any] | None = None,
     **where: Any,
 ) -> Sieve | speech.SpeechCut:
     """Run a model on fewer tokens, through hooks that go away again.
@@ -206,6 +223,9 @@ def sieve(
             method says so (`sparsevlm`). In a pipeline of diffusers also a function of progress (0 the first step, 1 the last).
         r: in place of ``keep``, how many tokens leave in each block of an encoder: ``Keep(r=r)``.
         seed: for methods that draw.
+        given: in an encoder, signals that the method reads and the model does not have, by name: a tensor of all tokens (of each
+            row, or of all rows alike), or a function of the :class:`~tokensieve.Signals` and of the block (-1 in front of the
+            first), such as a head on the states there. `tokensieve signals` lists them.
         scores: have the sieve's ``last`` hold what each stage ranked by, for heat maps.
         where: ``site``, ``layers`` and the other fields of :class:`~tokensieve.Stage`, or options of the method. In a model that
             is an encoder, methods stand at ``site="encoder"`` that can; in diffusers also ``form``, ``steps``, ``shared`` and
@@ -228,7 +248,7 @@ def sieve(
     if isinstance(what, (Plan, Stage)):
         if keep is not None or r is not None or where:
             raise ValueError("a plan or stage carries its own keep and options; pass the model and the plan only")
-        return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores)
+        return Sieve(model, what if isinstance(what, Plan) else Plan(what), seed, scores, given)
     if what == "speech":
         if keep is not None or r is not None:
             raise ValueError("'speech' keeps what was said; nest it with another sieve: sieve(model, 'tome', keep=0.5)")
@@ -241,8 +261,15 @@ def sieve(
     if of_diffusers(model):
         where.setdefault("site", "diffusion")
     if isinstance(what, str):
-        check_names(what, where, (*WHERE, *(KEYWORDS if where.get("site") == "diffusion" else ()), "seed", "scores"))
+        check_names(
+            what, where, (*WHERE, *(KEYWORDS if where.get("site") == "diffusion" else ()), "seed", "scores", "given")
+        )
     made = get_method(what) if isinstance(what, str) else what
-    if "site" not in where and made.site != "encoder" and "encoder" in made.sites and towers.towers(pretrained(model)):
+    if (
+        "site" not in where
+        and made.site not in ("patch", "encoder")
+        and "encoder" in made.sites
+        and towers.towers(pretrained(model))
+    ):
         where["site"] = "encoder"
-    return Sieve(model, applied(what, keep, **where), seed, scores)
+    return Sieve(model, applied(what, keep, **where), seed, scores, given)

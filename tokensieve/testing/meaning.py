@@ -68,6 +68,8 @@ MEASURES: dict[str, Callable[[Signals], Tensor]] = {
             "idf",
             "shift",
             "surprisal",
+            "foreground",
+            "prior",
         )
     },
     "stop": lambda s: -_given("stop")(s),

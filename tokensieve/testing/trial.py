@@ -81,6 +81,8 @@ def differ(a: Reduction, b: Reduction) -> bool:
     """Whether two reductions of the same tokens keep other tokens or mix them otherwise."""
     if a.kept.shape != b.kept.shape or not torch.equal(a.kept, b.kept) or not torch.equal(a.owner, b.owner):
         return True
+    if a.expansion and b.expansion and not close(a.expansion.share, b.expansion.share):
+        return True
     return not close(a.dense(), b.dense())
 
 

@@ -80,7 +80,9 @@ def check_restore(trial: Trial) -> None:
     expect(back.shape == x.shape, f"tokens of shape {tuple(x.shape)}; got {tuple(back.shape)}")
     expect((back[r.owner < 0] == 0).all(), "zeros where tokens were dropped")
     expect(torch.equal(last[r.owner < 0], x[r.owner < 0]), "what fills dropped tokens")
-    if r.matrix is None:
+    if r.expansion is not None:
+        expect(torch.allclose(r.expansion.share.sum(2)[r.owner >= 0], torch.ones(())), "shares of slots that sum to 1")
+    elif r.matrix is None:
         again = r.apply(back) if r.drops else r.take(back)
         expect(torch.equal(again[r.mask], y[r.mask]), "the reduced tokens again from those restored")
 

@@ -14,6 +14,9 @@ from tokensieve.parts import budget
 from tokensieve.parts.budget import flops
 from tokensieve.sites.model.blocks import Stack
 
+FRONT = -1
+"""In the place of a block: in front of the first."""
+
 
 @dataclass(frozen=True)
 class Depth:
@@ -21,18 +24,21 @@ class Depth:
 
     Attributes:
         layers: the blocks; between: whether they leave in front of a block's feed-forward network, or behind it.
-        around: tokens that always stay.
+        around: tokens that always stay; back: the block in front of which all are there again.
     """
 
     stack: Stack
     layers: tuple[int, ...]
     between: bool = False
     around: int = 0
+    back: int | None = None
 
     def tokens(self, n: float, targets: Sequence[float]) -> list[tuple[float, float]]:
         """Of each block the tokens in its attention and in its feed-forward network, those that always stay left out."""
-        left, out, now = dict(zip(self.layers, targets, strict=True)), [], float(n)
+        left, out = dict(zip(self.layers, targets, strict=True)), []
+        now = float(left.get(FRONT, n))
         for i in range(len(self.stack.layers)):
+            now = float(n) if i == self.back else now
             after = float(left.get(i, now))
             out.append((now, after if self.between else now))
             now = after
@@ -57,12 +63,35 @@ class Depth:
         return sum(p.numel() for p in layer.parameters() if p.dim() == 2 and id(p) not in inside)
 
 
-def check(stage: Stage) -> None:
-    """Raise ValueError for a budget that no encoder has."""
+def back(stage: Stage, stack: Stack) -> int | None:
+    """The block in front of which tokens come back; None where they do so behind the last."""
+    asked = stage.method.returns if stage.back is None else stage.back
+    return None if asked is None or stage.readout == "merged" else stack.layer(asked)
+
+
+def layers(stage: Stage, stack: Stack, end: int, back: int | None) -> tuple[int, ...]:
+    """The blocks in which tokens leave: those that a stage names, or those in front of ``end``; of a stage at site="patch"
+    :data:`FRONT`."""
+    if stage.site == "patch":
+        return (FRONT,)
+    if stage.layers:
+        return tuple(sorted({stack.layer(i) for i in stage.layers}))
+    every = range(max(end, 1)) if back is None else range(max(min(end, back - 1), 1))
+    first = stack.layer(stage.method.begins) if stage.method.begins else 0
+    return tuple(every[min(first, len(every) - 1) :])
+
+
+def check(stage: Stage, layers: Sequence[int], back: int | None, between: bool) -> None:
+    """Raise ValueError for a budget that no encoder has, or where tokens would be back before a block runs without them."""
     keep = stage.keep
     if isinstance(keep, budget.Keep) and keep.layered and keep.flops is None and keep.r is None:
         raise ValueError(
             f"{keep}: an encoder takes tokens, a share, r=... or flops=...; the others are of the language model"
+        )
+    if back is not None and max(layers) >= back - (0 if between else 1):
+        raise ValueError(
+            f"back={back}: tokens that leave in blocks {list(layers)} would be back before a block runs without them; give a "
+            "later back, or earlier layers"
         )
 
 
@@ -75,19 +104,19 @@ def targets(stage: Stage, depth: Depth, count: Tensor) -> list[Tensor]:
     Returns:
         a tensor ``(B,)`` long for each, at least 1 in every row.
     """
-    keep, number = stage.keep, len(depth.layers)
+    keep, number, pace = stage.keep, len(depth.layers), stage.schedule or stage.method.schedule
     if isinstance(keep, budget.Keep) and keep.r is not None:
         now, out = count.tolist(), []
-        for gone in leaving(keep.r, number, stage.schedule):
+        for gone in leaving(keep.r, number, pace):
             # One matching lets at most half of the tokens leave.
             now = [max(n - gone, (n + 1) // 2) if gone else n for n in now]
             out.append(torch.tensor(now, device=count.device))
         return out
     if isinstance(keep, budget.Keep) and keep.flops is not None:
-        last = torch.tensor([solved(depth, n, keep.flops, stage.schedule) for n in count.tolist()], device=count.device)
+        last = torch.tensor([solved(depth, n, keep.flops, pace) for n in count.tolist()], device=count.device)
     else:
         last = budget.of(keep, count)
-    return [count - ((count - last) * share).round().long() for share in shares(number, stage.schedule)]
+    return [count - ((count - last) * share).round().long() for share in shares(number, pace)]
 
 
 def leaving(r: int, number: int, schedule: str) -> list[int]:

@@ -13,14 +13,15 @@ from tokensieve.core.needs import Need
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.sites.encoder import arguments, inside, readout, roles, schedule, seams
-from tokensieve.sites.encoder.state import EncoderReduction, Step
+from tokensieve.sites.encoder.state import EncoderReduction
+from tokensieve.sites.encoder.step import Step
 from tokensieve.sites.encoder.watch import INSIDE_SIGNALS, Watch
 from tokensieve.sites.model import calls, checkpointing, guards, taps, towers
 from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
-from tokensieve.sites.model.supply import supplied
+from tokensieve.sites.model.supply import handed, supplied
 from tokensieve.sites.model.trace import StageTrace, Trace
 
 
@@ -41,11 +42,11 @@ class EncoderSite:
         self.seams = [seams.seam(layer) for layer in stack.layers]
         self.between = self._between()
         # What leaves behind the last block has cost all that it will.
-        usual = range(last + (0 if self.alone and not self.between and last > 0 else 1))
-        self.layers = tuple(sorted({stack.layer(i) for i in stage.layers})) if stage.layers else tuple(usual)
+        self.back = schedule.back(stage, stack)
+        self.layers = schedule.layers(stage, stack, last if self.alone and not self.between else last + 1, self.back)
         if max(self.layers) > last:
             raise ValueError(f"layers={stage.layers}; the features leave this encoder after layer {last}")
-        schedule.check(stage)
+        schedule.check(stage, self.layers, self.back, self.between)
         self.attention = next((a.config for a in stack.attentions if a is not None), stack.config)
         heads = getattr(self.attention, "num_attention_heads", 1)
         self.heads = heads if isinstance(heads, int) else 1
@@ -55,12 +56,13 @@ class EncoderSite:
                 f"{method.name} at site='encoder' weighs or hides keys through an attention mask, which {kernel} does not take; "
                 "load the model with attn_implementation='sdpa' (or {'vision_config': 'sdpa'}, for the encoder alone)"
             )
-        supplied(stage, (*INSIDE_SIGNALS, "features"))
+        own = () if stage.site == "patch" else INSIDE_SIGNALS
+        supplied(stage, (*own, "features", *ledger.handed(stage)))
         if self.alone:
             ledger.every.append(stage)
             ledger.models.append(stack.root)
             ledger.feeds = towers.INPUTS & set(calls.names_of(stack.root))
-        needs = [Need(n.name, (), n.instead) for n in stage.needs]
+        needs = [Need(n.name, (), n.instead) for n in stage.needs if own and n.name not in ledger.handed(stage)]
         self.watch = Watch(stack, needs, clock, self.layers, self._mask)
         self.readers = readout.Readers(stack, self.model) if stage.readout == "merged" else None
         self.trace: Trace | None = None
@@ -77,7 +79,8 @@ class EncoderSite:
                 f"between=True: {type(block).__name__} of {type(self.stack.root).__name__} has no place between its attention "
                 "and its MLP that is known; leave it out, and tokens leave behind the block"
             )
-        return (self.stage.method.between and self.alone and None not in self.seams) if asked is None else asked
+        usual = self.stage.method.between and self.stage.site == "encoder" and self.alone
+        return (usual and None not in self.seams) if asked is None else asked
 
     @property
     def stacks(self) -> list[Stack]:
@@ -164,6 +167,9 @@ class EncoderSite:
             now = self.now
             if now is None:
                 return None
+            if index == 0 and self.layers == (schedule.FRONT,) and not now.targets:
+                with self.clock:
+                    hidden, now.step = self._reduce(now, schedule.FRONT, hidden), None
             now.tokens.append(hidden.shape[1])
             now.entered = hidden
             if now.shape is None:
@@ -214,6 +220,11 @@ class EncoderSite:
                 new = now.step.apply(hidden)
             now.entered = None
             now.step, now.calls, now.chained = None, now.calls + 1, isinstance(output, (tuple, list))
+            if now.calls == self.back and now.shape is not None:
+                if now.chained and any(isinstance(more, Tensor) for more in output[1:]):
+                    root = type(self.stack.root).__name__
+                    raise ValueError(f"back={self.back}: blocks of {root} hand on more than states")
+                new = now.bring_back(new)
             if at == self.depth - 1 and self.readers is None:
                 new, now.restored = now.restore(new), True
             if new is hidden:
@@ -230,7 +241,8 @@ class EncoderSite:
         if layout.count == 0:
             return hidden
         if not now.targets:
-            depth = schedule.Depth(self.stack, self.layers, self.between, layout.length - layout.count)
+            around = layout.length - layout.count
+            depth = schedule.Depth(self.stack, self.layers, self.between, around, self.back)
             count = torch.full((len(hidden),), layout.count) if layout.valid is None else layout.valid.sum(1)
             now.targets = schedule.targets(self.stage, depth, count.to(hidden.device))
             now.begin(len(hidden), hidden.device)
@@ -252,12 +264,14 @@ class EncoderSite:
             seed=self.ledger.seed(self.stage),
             **given,
         )
+        if mine := self.ledger.handed(self.stage):
+            signals = handed(signals, self.stage.method.needs, mine, index, now.composed(len(now.steps)))
         signals = self.ledger.completed(self.stage, signals)
         inner = self.stage.method(signals, target)
         if whole and self.scores:
             now.score = self.stage.method.score(signals)
         now.step = Step.of(inner, layout)
-        now.follow(now.step, hidden, self.stage.method.proportional)
+        now.follow(now.step, hidden, self.stage.method.proportional, index)
         return now.step.apply(hidden)
 
     def _mask(self, call: taps.Call) -> Tensor | None:
@@ -270,18 +284,18 @@ class EncoderSite:
 
     def _widen(self, module: nn.Module, args: Any, output: Any) -> Any:
         now = self.now
-        if now is None or now.shape is None or output is None:
+        if now is None or not now.by_length or output is None:
             return output
         crossed = self.readers is not None and self.readers.crosses != []
         return readout.widened(now, output, last=not now.restored and not crossed)
 
     def _end(self) -> None:
-        now = self.now
-        total = None if now is None else now.total
-        if now is None or total is None:
+        if (now := self.now) is None or (total := now.total) is None:
             return
         if self.made is not None:
             self.made.append(now)
         self._before = now if self.readers is not None else None
         stages, rows = [StageTrace(self.stage, total, now.score, now.grid)], list(range(total.batch))
-        self.trace = Trace(stages, rows, [float(n) for n in now.tokens], now.layout.place, stays=now.stays())
+        self.trace = Trace(
+            stages, rows, [float(n) for n in now.tokens], now.layout.place, stays=now.stays(), left=now.left()
+        )

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from tokensieve.core.reduction import Reduction
 from tokensieve.parts.select import compact, take
 from tokensieve.sites.encoder.roles import Layout
+from tokensieve.sites.encoder.step import Step
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class EncoderReduction:
         by_length: what was there when the states held so many tokens, special ones included.
         score: what the method ranked by at first; None where nobody asked.
         parcels: tokens that left, in the state in which they did: places ``(B, d)``, -1 at padding, and states ``(B, d, D)``.
+        exits: of each parcel the block in which it left, -1 in front of the first.
         shape: what is there now; None while all tokens are.
         bias: ``(B, m)``, what is added to attention to each token; None where nothing is.
         index: by a number of tokens, which of those each one is that is there.
@@ -63,6 +65,7 @@ class EncoderReduction:
         self.by_length: dict[int, Remaining] = {}
         self.score: Tensor | None = None
         self.parcels: list[tuple[Tensor, Tensor]] = []
+        self.exits: list[int] = []
         self.shape: Remaining | None = None
         self.bias: Tensor | None = None
         self.index: dict[int, Tensor] = {}
@@ -90,13 +93,14 @@ class EncoderReduction:
         """The block that is running: ``index``, or more where one module is called again and again."""
         return max(index, self.calls)
 
-    def follow(self, step: Step, hidden: Tensor, proportional: bool) -> None:
+    def follow(self, step: Step, hidden: Tensor, proportional: bool, block: int) -> None:
         """Tokens leave.
 
         Args:
-            hidden: ``(B, L, D)``, in the state in which they do; proportional: whether attention weighs the others by size.
+            hidden: ``(B, L, D)``, in the state in which they do; proportional: whether attention weighs the others by size;
+                block: in which they leave.
         """
-        batch, length = hidden.shape[:2]
+        length = hidden.shape[1]
         before, intact = self.shape, self.layout.place is None and not self.parcels
         self.steps.append(step.inner)
         self.weights = self._weights(step.inner)
@@ -105,6 +109,7 @@ class EncoderReduction:
             if bool(gone.any()):
                 at, there = compact(gone)
                 left = at if before is None else before.place.gather(1, at)
+                self.exits.append(block)
                 self.parcels.append((left.masked_fill(~there, -1), take(hidden.contiguous(), at)))
         owner, place = step.owner, step.kept
         if before is not None:
@@ -137,6 +142,12 @@ class EncoderReduction:
         out = held.new_zeros(inner.kept.shape).scatter_add_(1, inner.owner.clamp(min=0), held)
         return out if inner.even else out.clamp(min=1.0)
 
+    def bring_back(self, hidden: Tensor) -> Tensor:
+        """All tokens stand in their places again, in the states that :meth:`restore` gives them."""
+        whole = self.restore(hidden)
+        self.shape, self.bias, self.index, self.current = None, None, {}, self.layout
+        return whole
+
     def stays(self) -> Tensor:
         """``(B, L)`` bool: the tokens of the whole sequence whose places are still there."""
         batch = self._totals[0].batch if self._totals else 1
@@ -146,6 +157,16 @@ class EncoderReduction:
         place = self.shape.place.cpu()
         row = torch.arange(batch)[:, None].expand_as(place)
         out[row[place >= 0], place[place >= 0]] = True
+        return out
+
+    def left(self) -> Tensor:
+        """``(B, L)`` long: the block in which each token of the whole sequence left, -1 in front of the first, and the number of
+        blocks where it did not leave."""
+        batch = self._totals[0].batch if self._totals else 1
+        out = torch.full((batch, self.layout.length), self.calls)
+        for block, (place, _) in zip(self.exits, self.parcels, strict=True):
+            row, where = torch.arange(batch)[:, None].expand(place.shape), place.cpu()
+            out[row[where >= 0], where[where >= 0]] = block
         return out
 
     def averaged(self, x: Tensor) -> Tensor:
@@ -182,7 +203,9 @@ class EncoderReduction:
         if not self.steps or x.shape[1] == self.steps[0].n:
             return x
         flat = x.reshape(*x.shape[:2], -1)
-        return self.composed(self.by_length[first + x.shape[1]].steps).restore(flat).reshape(x.shape[0], -1, *x.shape[2:])
+        return (
+            self.composed(self.by_length[first + x.shape[1]].steps).restore(flat).reshape(x.shape[0], -1, *x.shape[2:])
+        )
 
     def restore(self, hidden: Tensor) -> Tensor:
         """``(B, m, D)`` behind some block -> ``(B, L, D)``: merged tokens have the state of theirs, those that left the one in
@@ -191,7 +214,7 @@ class EncoderReduction:
         if shape is None or layout is None or hidden.shape[1] == layout.length:
             return hidden
         out = take(hidden.contiguous(), shape.owner.clamp(min=0))
-        if any(step.matrix is not None for step in self.steps[: shape.steps]):
+        if any(step.matrix is not None or step.expansion is not None for step in self.steps[: shape.steps]):
             out = self._mixed(out, hidden, shape)
         if self.layout.place is None and not shape.left:
             return out
@@ -214,107 +237,3 @@ class EncoderReduction:
         assert layout.valid is not None
         row = torch.arange(len(out), device=out.device)[:, None].expand_as(layout.place)
         return out.index_put((row[layout.valid], layout.place[layout.valid]), mixed[layout.valid])
-
-
-@dataclass(frozen=True)
-class Step:
-    """One reduction of the tokens that may leave, as one of the whole sequence.
-
-    Attributes:
-        inner: the reduction.
-        layout: of the sequence that it reduces.
-        kept: ``(B, m)`` long, from where in that sequence each token of the next one comes; owner: ``(B, L)`` long, where in the
-            next one each token is, -1 where it left.
-        slots: ``(B, M)`` long, where in the next one each slot of ``inner`` stands.
-        real: ``(B, m)`` bool, False at padding; None where there is none.
-        whole: of all tokens; None where those that stay lie scattered, or are mixed by a matrix.
-    """
-
-    inner: Reduction
-    layout: Layout
-    kept: Tensor
-    owner: Tensor
-    slots: Tensor
-    real: Tensor | None
-    whole: Reduction | None = None
-
-    @classmethod
-    def of(cls, inner: Reduction, layout: Layout) -> Step:
-        """From a reduction of the tokens at ``layout.place``."""
-        front, back, m = layout.front, layout.back, inner.m
-        device, batch = inner.kept.device, inner.batch
-        if layout.place is None:
-            ahead = torch.arange(front, device=device).expand(batch, -1)
-            tail = torch.arange(layout.length - back, layout.length, device=device).expand(batch, -1)
-            moved = inner.owner + front
-            moved = moved.masked_fill(inner.owner < 0, -1) if inner.loses else moved
-            kept, owner = inner.kept + front, moved
-            if front or back:
-                kept = torch.cat([ahead, kept, tail], 1)
-                owner = torch.cat([ahead, owner, tail - layout.count + m], 1)
-            mask = pad(inner.mask, (front, back), value=True)
-            weight = None if inner.weight is None else pad(inner.weight, (front, back), value=1.0)
-            whole = None if inner.matrix is not None else Reduction(layout.length, kept, mask, owner, weight, None)
-            slots = torch.arange(front, front + m, device=device).expand(batch, -1)
-            return cls(inner, layout, kept, owner, slots, None if inner.even else mask, whole)
-        assert layout.valid is not None
-        batch, length = len(layout.place), layout.length
-        row = torch.arange(batch, device=device)[:, None]
-        free = torch.zeros(batch, length, dtype=torch.bool, device=device)
-        free[row.expand_as(layout.place)[layout.valid], layout.place[layout.valid]] = True
-        real = torch.ones_like(free) if layout.real is None else layout.real
-        stays = real & ~free
-        slots = layout.place.gather(1, inner.kept)
-        stays[row.expand_as(slots)[inner.mask], slots[inner.mask]] = True
-        kept, held = compact(stays)
-        order = stays.long().cumsum(1) - 1
-        # A slot's token is found by its place; those that went to it are, too.
-        target = layout.place.gather(1, inner.kept.gather(1, inner.owner.clamp(min=0)))
-        target = torch.where((inner.owner >= 0) & layout.valid, target, -1)
-        source = torch.arange(length, device=device).expand(batch, -1).clone()
-        source[row.expand_as(target)[layout.valid], layout.place[layout.valid]] = target[layout.valid]
-        owner = torch.where((source >= 0) & real, order.gather(1, source.clamp(min=0)), -1)
-        return cls(inner, layout, kept, owner, order.gather(1, slots), None if bool(held.all()) else held)
-
-    @property
-    def averages(self) -> bool:
-        """Whether each slot is a token, or a mean of tokens."""
-        inner = self.inner
-        if inner.weight is None:
-            return inner.matrix is None
-        total = torch.zeros(inner.kept.shape, device=inner.kept.device, dtype=inner.weight.dtype)
-        total.scatter_add_(1, inner.owner.clamp(min=0), inner.weight)
-        return bool(((total - 1).abs() < 1e-4)[inner.mask].all())
-
-    @property
-    def length(self) -> int:
-        """Tokens of the next sequence."""
-        return self.kept.shape[1]
-
-    def apply(self, x: Tensor) -> Tensor:
-        """``(B, L, D)`` -> ``(B, m, D)``."""
-        inner, layout = self.inner, self.layout
-        if self.whole is not None:
-            return self.whole.apply(x)
-        if layout.place is None:
-            tokens = x[:, layout.front : layout.length - layout.back]
-            parts = (x[:, : layout.front], inner.apply(tokens), x[:, layout.length - layout.back :])
-            return torch.cat([p for p in parts if p.shape[1]], 1)
-        out = take(x.contiguous(), self.kept)
-        if inner.drops:
-            return out
-        merged = inner.apply(take(x.contiguous(), layout.place))
-        row = torch.arange(len(out), device=x.device)[:, None].expand_as(self.slots)
-        return out.index_put((row[inner.mask], self.slots[inner.mask]), merged[inner.mask])
-
-    def spread(self, x: Tensor) -> Tensor:
-        """``(B, m, D)`` -> ``(B, L, D)``: each token has what its slot has, those that left zeros."""
-        out = take(x.contiguous(), self.owner.clamp(min=0))
-        return out.masked_fill(self.owner[..., None] < 0, 0.0) if self.inner.loses or self.layout.real is not None else out
-
-    def next(self) -> Layout:
-        """The layout of the next sequence."""
-        layout = self.layout
-        if layout.place is None and self.real is None:
-            return Layout(self.length, layout.front, layout.back)
-        return Layout(self.length, 0, 0, self.slots, self.inner.mask, self.real)

@@ -14,7 +14,7 @@ from torch import nn
 
 from tokensieve.sites.model import compiled, taps
 
-VISUAL = ("encoder", "handoff", "prefill", "focus")
+VISUAL = ("patch", "encoder", "handoff", "prefill", "focus")
 """Sites whose stages act in passes that bring pictures."""
 THINNED = ("encoder", "handoff", "prefill", "cache")
 """Sites behind which layers of the cache hold fewer entries than the sequence has tokens. At "cross" the prompt's are all there,

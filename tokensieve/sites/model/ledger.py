@@ -39,7 +39,7 @@ class Ledger:
         anatomy: where pictures have their place in a prompt; None where that is not asked.
     """
 
-    def __init__(self, seeds: Mapping[int, int]):
+    def __init__(self, seeds: Mapping[int, int], handed: Mapping[int, Mapping[str, Any]] | None = None):
         self.visual: list[Stage] = []
         self.late: list[Stage] = []
         self.every: list[Stage] = []
@@ -48,7 +48,7 @@ class Ledger:
         self.encoders: list[nn.Module] = []
         self.model: nn.Module | None = None
         self.anatomy: Anatomy | None = None
-        self._seeds = seeds
+        self._seeds, self._handed = seeds, handed or {}
         self._busy: dict[str, int] = {}  # "thread": the one that runs the model; setdefault() asks and takes at once
         self._outer: nn.Module | None = None
         self._given: dict[str, Any] = {}
@@ -58,6 +58,10 @@ class Ledger:
     def seed(self, stage: Stage) -> int:
         """That of the sieve which the stage is of."""
         return self._seeds[id(stage)]
+
+    def handed(self, stage: Stage) -> Mapping[str, Any]:
+        """Signals that were given to the sieve which the stage is of."""
+        return self._handed.get(id(stage), {})
 
     def ran(self, stage: Stage) -> None:
         """A stage ran in this pass; a method that keeps all of a small prompt did, too."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 from tokensieve.core.needs import Need
+from tokensieve.core.reduction import Reduction
 from tokensieve.core.signal_table import SIGNALS, Signal, signal
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
@@ -28,10 +30,16 @@ def supplied(stage: Stage, available: tuple[str, ...]) -> list[str]:
             gives = [*available, *(n for n in SIGNALS if _computed(n, stage.site))]
             raise ValueError(
                 f"{stage.method.name} needs {need.name}, which the {stage.site} site cannot give; it gives {', '.join(gives)} "
-                "(methods that read features only, such as 'divprune', run everywhere)"
+                f"{_way(stage, need.name)}"
             )
         out.append(name)
     return out
+
+
+def _way(stage: Stage, name: str) -> str:
+    if stage.site in ("patch", "encoder"):
+        return f"(or give it yourself: tokensieve.sieve(..., given={{{name!r}: a tensor, or a function}}))"
+    return "(methods that read features only, such as 'divprune', run everywhere)"
 
 
 def completed(signals: Signals, needs: Sequence[Need], site: str, model: nn.Module | None) -> Signals:
@@ -47,6 +55,29 @@ def completed(signals: Signals, needs: Sequence[Need], site: str, model: nn.Modu
         row = next((row for name in names if (row := _computed(name, site))), None)
         if row is not None:
             signals = _with(completed(signals, row.reads, site, model), row, model)
+    return signals
+
+
+def handed(signals: Signals, needs: Sequence[Need], given: Mapping[str, Any], layer: int, total: Reduction) -> Signals:
+    """Signals with those that were given to the sieve, of the tokens that are there.
+
+    Args:
+        given: by name, a tensor of all tokens, of each row or of all alike, or a function of the signals and the layer.
+        layer: the block in which tokens leave; total: what became of all tokens so far.
+
+    Raises:
+        ValueError: what is given is no tensor, or does not fit.
+    """
+    for name in dict.fromkeys(n for need in needs for n in (need.name, *need.instead) if n in given):
+        value = given[name]
+        if isinstance(value, Tensor):
+            rows = value if value.dim() == len(signal(name).shapes[0]) else value.expand(total.batch, *value.shape)
+            value = total.take(rows.to(signals.device), rows.dim() + (signal(name).axis or -1))
+        else:
+            value = value(signals, layer)
+        if not isinstance(value, Tensor):
+            raise ValueError(f"given={{{name!r}: ...}} is, or gives, {type(value).__name__}; it must be a tensor")
+        signals = signals.over(**{name: value})
     return signals
 
 

@@ -41,6 +41,8 @@ class Trace:
         places: ``(I, n)`` long, the prompt positions of each image's tokens, -1 at padding; of a bare encoder those of the tokens
             that may leave, None where they are all between special ones in front and behind.
         stays: of a bare encoder, ``(B, L)`` bool, the tokens of the whole sequence whose places are left; None elsewhere.
+        left: of a bare encoder, ``(B, L)`` long, the block in which each token was dropped (-1 in front of the first), and the
+            number of blocks where it was not; its restored state is the one behind that block. None elsewhere.
         modules: of a denoiser, the module that each entry of ``stages`` and ``layer_tokens`` is about; empty for all others.
     """
 
@@ -50,6 +52,7 @@ class Trace:
     places: Tensor | None = field(default=None, repr=False)
     modules: list[str] = field(default_factory=list)
     stays: Tensor | None = field(default=None, repr=False)
+    left: Tensor | None = field(default=None, repr=False)
 
     def of_prompts(self, count: int) -> list[float]:
         """Mean visual tokens per prompt, where :attr:`layer_tokens` are per image and tiles count as images of their own."""
