@@ -158,6 +158,23 @@ def test_any_query_is_answered(shelf, query):
         assert len(shelf.search(query, k=3, fuse=fuse)) in (0, 3)
 
 
+@pytest.mark.parametrize("fuse", ["rrf", 0.5])
+def test_what_only_words_find_is_found_and_has_its_score(tmp_path, fuse):
+    g = torch.Generator().manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(400, 3, 8, generator=g), dim=2)
+    query = torch.nn.functional.normalize(torch.randn(2, 8, generator=g), dim=1)
+    index = Index.create(tmp_path / "i", 8, "int8")
+    index.add(vectors, [f"{i:03}" for i in range(400)], [{"text": "common words"}] * 400)
+    exact = {hit.id: hit.score for hit in index.search(query, 400, rerank=0)}
+    worst = list(exact)[-3:]
+    index.update([vectors[int(i)] for i in worst], worst, [{"text": "common words, and a rare one"}] * 3)
+    found = index.search(query, 10, words="rare", fuse=fuse, rerank=100)
+    assert len(found) == 10
+    assert set(worst) <= {hit.id for hit in found}
+    assert {hit.id: hit.score for hit in found} == pytest.approx({hit.id: exact[hit.id] for hit in found})
+    index.close()
+
+
 def test_damaged_words_are_named_and_counted_again(shelf):
     folder = shelf.index.folder
     shelf.close()

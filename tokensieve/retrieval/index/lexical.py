@@ -54,6 +54,8 @@ def lexical(metadata: Sequence[bytes]) -> dict[str, Tensor]:
 def joined(parts: Sequence[tuple[Segment, Tensor]], order: Tensor) -> dict[str, Tensor] | None:
     """The words of some documents of segments, in ``order`` behind each other; None where those of a segment
     are not there or cannot be read."""
+    if len(parts) == 1:
+        return _left(*parts[0])
     keys, docs, counts, lengths, start = [], [], [], [], 0
     for segment, kept in parts:
         if not segment.worded():
@@ -72,6 +74,20 @@ def joined(parts: Sequence[tuple[Segment, Tensor]], order: Tensor) -> dict[str, 
     rank[order.numpy()] = np.arange(start)
     every = np.concatenate(lengths)[order.numpy()]
     return _laid(np.concatenate(keys), rank[np.concatenate(docs)], np.concatenate(counts), every)
+
+
+def _left(segment: Segment, kept: Tensor) -> dict[str, Tensor] | None:
+    """The words of some documents of a segment, ascending; words and documents stay in their order."""
+    if not segment.worded():
+        return None
+    hashes, ends, docs, counts = (segment.array(name) for name in NAMES)
+    new = np.full(segment.docs, -1, np.int32)
+    new[kept.numpy()] = np.arange(len(kept), dtype=np.int32)
+    place = new[docs]
+    stays = place >= 0
+    after = np.concatenate([[0], np.cumsum(stays)])[ends]
+    held = np.diff(after, prepend=0) > 0
+    return _tensors(hashes[held], after[held], place[stays], counts[stays], segment.array(LENGTHS)[kept.numpy()])
 
 
 _Postings = dict[int, tuple[np.ndarray, np.ndarray]] | None
@@ -192,9 +208,14 @@ def _laid(keys: np.ndarray, docs: np.ndarray, counts: np.ndarray, lengths: np.nd
     order = np.lexsort((docs, keys)) if len(keys) else np.zeros(0, np.int64)
     hashes, first = np.unique(keys[order], return_index=True)
     ends = np.append(first[1:], len(order)).astype(np.int64) if len(hashes) else np.zeros(0, np.int64)
+    return _tensors(hashes, ends, docs[order], counts[order], lengths)
+
+
+def _tensors(
+    hashes: np.ndarray, ends: np.ndarray, docs: np.ndarray, counts: np.ndarray, lengths: np.ndarray
+) -> dict[str, Tensor]:
     held = {
-        TERMS: hashes.astype(np.int64), ENDS: _small(ends), DOCS: _small(docs[order]), COUNTS: _small(counts[order]),
-        LENGTHS: _small(lengths),
+        TERMS: hashes.astype(np.int64), ENDS: _small(ends), DOCS: _small(docs), COUNTS: _small(counts), LENGTHS: _small(lengths),
     }  # fmt: skip
     return {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in held.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,36 +17,37 @@ from tokensieve.retrieval.errors import Damaged
 from tokensieve.retrieval.index.filters import value_of
 from tokensieve.retrieval.index.rows import Rows, ascending, lay_out
 from tokensieve.retrieval.storage import Fields
-from tokensieve.retrieval.storage.files import crc, map_tensors, write_tensors
+from tokensieve.retrieval.storage.files import Pieces, crc, map_tensors, write_tensors
 
 
 def write_segment(
     path: Path,
     rows: Mapping[str, tuple[Fields, Tensor]],
+    order: Tensor,
     ids: Sequence[str],
     metadata: Sequence[bytes],
-    words: Callable[[Tensor], Mapping[str, Tensor]],
+    words: Mapping[str, Tensor],
 ) -> dict[str, Any]:
-    """Write one, documents in the order of their lengths, and return its entry in the manifest.
+    """Write one and return its entry in the manifest.
 
     Args:
-        rows: by kind, the fields of all vectors behind each other, and how many each document has, ``(D,)``.
-        metadata: JSON objects.
-        words: the words of the documents (see ``lexical``), by the order in which they are stored.
+        rows: by kind, the fields of vectors behind each other, and how many each document has, ``(N,)``.
+        order: ``(D,)``, which of those documents are stored, in the order of their lengths.
+        ids, metadata: of the D documents; metadata are JSON objects.
+        words: the words of the D documents (see ``lexical``).
     """
-    order = rows["token"][1].argsort(stable=True)
-    out: dict[str, Tensor] = {}
+    out: dict[str, Pieces] = {}
     for kind, (fields, lengths) in rows.items():
         out |= lay_out(kind, fields, lengths, order)
-    names = [ids[i].encode() for i in order.tolist()]
+    names = [i.encode() for i in ids]
     out["id"], out["id_ends"] = _pack(names)
-    out["meta"], out["meta_ends"] = _pack([metadata[i] for i in order.tolist()])
-    out |= words(order)
+    out["meta"], out["meta_ends"] = _pack(metadata)
+    out |= words
     out["key"], out["key_doc"] = torch.from_numpy(_keys(names)).sort(stable=True)
     write_tensors(path, out)
     # Vectors have checksums block by block.
     sums = {k: crc(v) for k, v in out.items() if "." not in k}
-    tokens = int(rows["token"][1].sum())
+    tokens = int(rows["token"][1][order].sum())
     return {"file": path.name, "size": path.stat().st_size, "docs": len(ids), "tokens": tokens, "crc": sums}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tokensieve.retrieval.index.segment import write_segment
 from tokensieve.retrieval.index.snapshot import Snapshot, View, sketch_codec
 from tokensieve.retrieval.scoring.maxsim import runs
 from tokensieve.retrieval.scoring.ragged import Ragged, bounds
-from tokensieve.retrieval.storage import VectorFormat
+from tokensieve.retrieval.storage import Fields, VectorFormat
 from tokensieve.retrieval.storage.files import write_json, write_small
 
 SEGMENT = 1 << 17
@@ -125,19 +125,16 @@ class Writer:
         if self.state.sketch:
             small = self.state.sketch.documents(docs)
             rows["sketch"] = _encode(sketch_codec(self.state.sketch), small.tokens), small.lengths
-        return self._save(number, rows, ids, metadata, lambda order: lexical([metadata[i] for i in order.tolist()]))
+        order = docs.lengths.argsort(stable=True)
+        names, notes = ([every[i] for i in order.tolist()] for every in (ids, metadata))
+        return self._save(number, rows, order, names, notes, lexical(notes))
 
     def _save(
-        self,
-        number: int,
-        rows: Any,
-        ids: Sequence[str],
-        metadata: Sequence[bytes],
-        words: Callable[[Tensor], Mapping[str, Tensor]],
-    ) -> dict[str, Any]:
+        self, number: int, rows: Any, order: Tensor, ids: Sequence[str], metadata: Sequence[bytes], words: Mapping[str, Tensor]
+    ) -> dict[str, Any]:  # fmt: skip
         path = self.folder / f"{number:06d}.safetensors"
         others = sum(not of_file(m) for m in metadata)
-        return write_segment(path, rows, ids, metadata, words) | {"dead": None, "deleted": 0, "others": others}
+        return write_segment(path, rows, order, ids, metadata, words) | {"dead": None, "deleted": 0, "others": others}
 
     def _dead(self, gone: Sequence[str]) -> dict[str, Tensor]:
         out: dict[str, Tensor] = {}
@@ -166,18 +163,20 @@ class Writer:
     def _join(self, views: Sequence[View]) -> None:
         number = next_file(self.state.manifest) + 1
         held = [(v.segment, v.alive.nonzero()[:, 0]) for v in views]
-        rows = {}
-        for kind in views[0].segment.rows:
-            parts = [s.rows[kind].take(docs) for s, docs in held]
-            fields = {k: torch.cat([f[k] for f, _ in parts]) for k in parts[0][0]}
-            rows[kind] = fields, torch.cat([offsets.diff() for _, offsets in parts])
-        ids = [s.id(d) for s, docs in held for d in docs.tolist()]
-        metadata = [s.metadata_bytes(d) for s, docs in held for d in docs.tolist()]
-
-        def words(order: Tensor) -> Mapping[str, Tensor]:
-            return joined(held, order) or lexical([metadata[i] for i in order.tolist()])
-
-        entry = self._save(number, rows, ids, metadata, words)
+        every = [(segment, doc) for segment, docs in held for doc in docs.tolist()]
+        if len(held) == 1:
+            # Its documents are in the order of their lengths: those that stay are copied from where they lie.
+            segment, order = held[0]
+            rows = {kind: (own.fields, own.lengths) for kind, own in segment.rows.items()}
+            rank = torch.arange(len(order))
+        else:
+            kinds = held[0][0].rows
+            rows = {kind: _behind([segment.rows[kind].take(docs) for segment, docs in held]) for kind in kinds}
+            order = rank = rows["token"][1].argsort(stable=True)
+        kept = [every[i] for i in rank.tolist()]
+        metadata = [segment.metadata_bytes(doc) for segment, doc in kept]
+        words = joined(held, rank) or lexical(metadata)
+        entry = self._save(number, rows, order, [segment.id(doc) for segment, doc in kept], metadata, words)
         names = {v.segment.name for v in views}
         kept = [s for s in self.state.manifest["segments"] if s["file"] not in names]
         self._commit({**self.state.manifest, "segments": [*kept, entry], "next_file": number})
@@ -198,6 +197,12 @@ class Writer:
             if path.name not in {*named, LOCK} and (OWN.fullmatch(path.name) or path.name == f"{MANIFEST}.part"):
                 with suppress(OSError):
                     path.unlink()
+
+
+def _behind(parts: Sequence[tuple[Fields, Tensor]]) -> tuple[Fields, Tensor]:
+    """The fields of several segments' documents behind each other, and the documents' lengths, from their offsets."""
+    fields = {k: torch.cat([part[k] for part, _ in parts]) for k in parts[0][0]}
+    return fields, torch.cat([offsets.diff() for _, offsets in parts])
 
 
 def _encode(codec: VectorFormat, x: Tensor) -> dict[str, Tensor]:

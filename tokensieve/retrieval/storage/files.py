@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import mmap
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from tokensieve.core.files import write, write_text
@@ -22,11 +21,27 @@ TYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 """Every dtype that is stored, by its name in a safetensors file."""
+NAMES = {dtype: name for name, dtype in TYPES.items()}
 
 
-def crc(x: Tensor) -> int:
+Pieces = Tensor | Sequence[Tensor]
+"""A tensor, or those that lie behind each other in it."""
+
+
+def crc(x: Pieces) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(x.contiguous().flatten().view(torch.uint8).numpy().data) if x.numel() else 0
+    out = 0
+    for piece in _pieces(x):
+        out = zlib.crc32(_bytes(piece), out)
+    return out
+
+
+def _pieces(x: Pieces) -> Sequence[Tensor]:
+    return [x] if isinstance(x, Tensor) else x
+
+
+def _bytes(x: Tensor) -> memoryview:
+    return x.contiguous().flatten().view(torch.uint8).numpy().data if x.numel() else memoryview(b"")
 
 
 def sum_of(tensors: Mapping[str, Tensor]) -> int:
@@ -34,19 +49,44 @@ def sum_of(tensors: Mapping[str, Tensor]) -> int:
     return zlib.crc32(repr([(k, crc(v)) for k, v in sorted(tensors.items())]).encode())
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """All or nothing: the file has its name only once its bytes are on disk.
+def write_tensors(path: Path, tensors: Mapping[str, Pieces]) -> None:
+    """All or nothing: the file has its name only once its bytes are on disk. They are written from where they lie, which the
+    library of the format does not: it copies them first.
 
     Raises:
         ValueError: a tensor's dtype is none that :func:`map_tensors` reads.
         OSError: the file could not be written; what was committed before is intact.
     """
-    odd = sorted(f"{k} ({v.dtype})" for k, v in tensors.items() if v.dtype not in TYPES.values())
+    pieces = {k: _pieces(v) for k, v in tensors.items()}
+    odd = sorted(f"{k} ({v[0].dtype})" for k, v in pieces.items() if v[0].dtype not in NAMES)
     if odd:
         raise ValueError(
             f"{path.name}: {', '.join(odd)} cannot be stored; take one of {', '.join(map(str, TYPES.values()))}"
         )
-    write(path, lambda part: save_file({k: v.contiguous() for k, v in tensors.items()}, part))
+    # The widest first, so that each begins at a multiple of its width.
+    names = sorted(pieces, key=lambda k: (-pieces[k][0].element_size(), k))
+    header, end = {}, 0
+    for name in names:
+        start, end = end, end + sum(piece.nbytes for piece in pieces[name])
+        header[name] = {
+            "dtype": NAMES[pieces[name][0].dtype],
+            "shape": _shape(pieces[name]),
+            "data_offsets": [start, end],
+        }
+    head = json.dumps(header, separators=(",", ":")).encode()
+    head += b" " * (-len(head) % 8)
+
+    def fill(part: Path) -> None:
+        with open(part, "wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            file.writelines(_bytes(piece) for name in names for piece in pieces[name])
+
+    write(path, fill)
+
+
+def _shape(pieces: Sequence[Tensor]) -> list[int]:
+    first = pieces[0]
+    return [sum(len(piece) for piece in pieces), *first.shape[1:]] if first.dim() else []
 
 
 def write_small(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
