@@ -79,7 +79,9 @@ def spanned(spans, r):
 
 
 def test_neighbours_that_were_merged_stand_for_all_their_characters():
-    x = Encoded(torch.eye(6), torch.tensor([0, 6]), torch.tensor([[-1, -1], [0, 4], [5, 7], [8, 12], [12, 14], [-1, -1]]))
+    x = Encoded(
+        torch.eye(6), torch.tensor([0, 6]), torch.tensor([[-1, -1], [0, 4], [5, 7], [8, 12], [12, 14], [-1, -1]])
+    )
     assert reduce.reduce(x, "pool", 2).spans.tolist() == [[0, 7], [8, 14]]
     assert reduce.reduce(x, "first-k", 2).spans.tolist() == [[-1, -1], [0, 4]]
 
