@@ -2,9 +2,9 @@
 
 `python -m benchmarks.disk` puts the docstrings (`benchmarks.reference.docstrings`), encoded once by `benchmarks.retrieval`, into
 an index by each recipe, counts all its files, asks 1,000 held-out queries as the index answers them, and prints the change of
-nDCG@10 against the first recipe with its paired 95% interval; beside it stands what `tokensieve index docs` makes of the pages of
-this project. With `tuning` it asks 500 queries of the other half instead, by which a recipe may be chosen. What is done stays in
-`out/disk.json` (`out/disk-tuning.json`); the same command goes on from there.
+nDCG@10 against the first recipe with its paired 95% interval; beside it stands what `tokensieve index` makes of the how-to pages
+of this project. It writes docs/measured/disk.md. With `tuning` it asks 500 queries of the other half instead, by which a recipe
+may be chosen. What is done stays in `out/disk.json` (`out/disk-tuning.json`); the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
-from benchmarks.pages import table
+from benchmarks.pages import fill, table
 from benchmarks.retrieval import QUERIES, CheckContext
 from tokensieve.core.files import write_json
 from tokensieve.retrieval import Index
@@ -34,7 +35,7 @@ from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.index.sync import mirror
 from tokensieve.retrieval.storage.files import map_tensors
 
-PAGES = Path(__file__).parent.parent / "docs"
+PAGES = Path(__file__).parent.parent / "docs/how-to"
 RECIPES = (
     ("agglomerative", 0.5, "int4", "pooled"),
     ("pool", 0.5, "int4", "pooled"),
@@ -113,12 +114,10 @@ class Remembered:
 def pages(encoder: Any, method: str, keep: float, codec: str, sketch: str) -> dict[str, Any]:
     """The bytes of an index of this project's pages, by what is in it."""
     with TemporaryDirectory() as folder:
-        library = Library.create(
-            Path(folder) / "i", Recipe(None, method, keep, codec, sketch, include=("*.md",)), encoder
-        )
+        library = Library.create(Path(folder) / "i", Recipe(None, method, keep, codec, sketch), encoder)
         mirror(library, PAGES)
         library.close()
-        return {"text": sum(f.stat().st_size for f in PAGES.rglob("*.md")), "parts": parts_of(library.folder)}
+        return {"text": sum(f.stat().st_size for f in PAGES.iterdir()), "parts": parts_of(library.folder)}
 
 
 def main(half: str = "held-out") -> None:
@@ -138,6 +137,10 @@ def main(half: str = "held-out") -> None:
                 row[name] = run()
                 write_json(file, rows)
     print(shown(rows))
+    if not tuning:
+        passages, queries = len(bed.collection.passages), len(bed.texts)
+        said = f"Measured on {date.today()}: {passages:,} passages, {queries:,} held-out queries.\n\n"
+        fill(Path("docs/measured/disk.md"), "disk", said + shown(rows))
 
 
 def shown(rows: dict[str, Any]) -> str:

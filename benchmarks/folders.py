@@ -3,7 +3,7 @@
 `python -m benchmarks.folders prepare` lays out corpora from what is at hand (the pages of the Rust book where rustup is
 installed, part of Python's library, CMake's manual in reStructuredText, manual pages in other scripts where Debian's are
 installed), and takes one sentence out of many passages: those sentences are queries that no text of the index holds. `python
--m benchmarks.folders` then indexes and measures each by the default recipe, and writes `out/folders/results.json`.
+-m benchmarks.folders` then indexes all vectors of each in int8, measures it, and writes `out/folders/results.json`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ from tokensieve.retrieval.index.sync import mirror
 OUT = Path("out/folders")
 RUST = Path.home() / ".rustup/toolchains"
 CMAKE = Path("/usr/share")
+RECIPE = Recipe(None, "agglomerative", 1.0, "int8", "pooled")
+"""All vectors: what is asked here is how files are read and cut."""
 KS, HELD, SEED = (1, 10, 50, 100), 240, 0
 MODULES = (
     "argparse asyncio/queues asyncio/locks base64 bisect calendar cmd collections/__init__ "
@@ -170,7 +172,7 @@ def measure(name: str, out: Path = OUT, index: Path | None = None) -> dict[str, 
     shutil.rmtree(at, ignore_errors=True)
     at.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    library = Library.create(at, Recipe())
+    library = Library.create(at, RECIPE)
     report = mirror(library, out / "corpora" / name)
     passages = [m for id in library.index.ids() if (m := library.index.metadata([id])[0])]
     row: dict[str, Any] = {

@@ -27,7 +27,7 @@ def laid(folder, texts):
 
 def put(at, texts):
     """An index of texts, by their names; each knows its length."""
-    made = Library.create(at, Recipe(codec="float32"), Words())
+    made = Library.create(at, Recipe(keep=1.0, codec="float32"), Words())
     made.put([Text(name, text, {"size": len(text)}) for name, text in texts.items()])
     made.close()
     return made

@@ -16,6 +16,7 @@ from tokensieve.retrieval.evaluation import evaluate
 from tokensieve.retrieval.evaluation.measure import measure, read_queries
 from tokensieve.retrieval.index import put
 from tokensieve.retrieval.index.library import Library
+from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.shards import build
 
 FILES = {
@@ -24,6 +25,9 @@ FILES = {
     "cat.html": "<p>A cat &amp; a dog.</p>",
     **{f"note{i}.txt": f"note {i} of nothing much, number {i * i}" for i in range(20)},
 }
+
+
+EXACT = ("--keep", "1.0", "--codec", "float32")
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +55,18 @@ def problem(*args):
     done = CliRunner().invoke(app, [str(a) for a in args])
     assert isinstance(done.exception, (ValueError, OSError, IndexProblem)), done.output
     return str(done.exception)
+
+
+def test_what_a_new_index_is_made_by_and_an_earlier_one_stays_by(tmp_path, docs):
+    call("index", docs, "--out", tmp_path / "new")
+    assert Library.open(tmp_path / "new").recipe == Recipe(None, "pool", 0.5, "binary", "signs")
+    earlier = ("--method", "agglomerative", "--keep", "1.0", "--codec", "int8", "--sketch", "pooled")
+    call("index", docs, "--out", tmp_path / "old", *earlier)
+    (docs / "more.md").write_text("What came later.")
+    assert "1 files written" in call("index", docs, "--out", tmp_path / "old")
+    held = Library.open(tmp_path / "old")
+    assert held.recipe == Recipe(None, "agglomerative", 1.0, "int8", "pooled")
+    assert held.size["vector_bytes"] == held.size["vectors"] * (16 + 2)
 
 
 def test_index_again_and_search(tmp_path, docs):
@@ -117,7 +133,7 @@ def test_only_passages_that_meet_conditions(tmp_path, docs):
 @pytest.mark.parametrize("shards", [(), ("--shards", "2")])
 def test_what_is_damaged_is_named(tmp_path, docs, shards):
     out = tmp_path / "my.index"
-    call("index", docs, "--out", out, "--codec", "float32", "--sketch", "none", *shards)
+    call("index", docs, "--out", out, *EXACT, "--sketch", "none", *shards)
     whole = json.loads(call("search", out, "read a file", "-k", "50", "--json"))
     file = sorted(out.rglob("*.safetensors"))[0]
     data = bytearray(file.read_bytes())
@@ -141,7 +157,7 @@ def test_words_are_highlighted_on_the_screen(tmp_path, docs, monkeypatch):
 
     from tokensieve.cli import retrieval
 
-    call("index", docs, "--out", tmp_path / "my.index", "--codec", "float32")
+    call("index", docs, "--out", tmp_path / "my.index", *EXACT)
     screens = []
     monkeypatch.setattr(
         retrieval,
@@ -183,7 +199,7 @@ def test_what_cannot_be_done_is_said(tmp_path, docs):
 def test_an_index_is_measured(tmp_path, docs):
     pytest.importorskip("ir_measures")
     out, file = tmp_path / "my.index", tmp_path / "q.jsonl"
-    call("index", docs, "--out", out, "--codec", "float32")
+    call("index", docs, "--out", out, *EXACT)
     asked = [
         ("read a file", ["read.md"]),
         ("a dog", "cat.html#0"),
@@ -218,7 +234,7 @@ def test_an_index_is_measured(tmp_path, docs):
 def test_what_answers_must_be_in_the_index(tmp_path, docs):
     pytest.importorskip("ir_measures")
     out, queries = tmp_path / "my.index", tmp_path / "q"
-    call("index", docs, "--out", out)
+    call("index", docs, "--out", out, *EXACT)
     queries.write_text(
         '{"query": "cat", "relevant": ["gone.md", "cat.html#0"]}\n{"query": "read", "relevant": "raed.md"}\n'
     )
@@ -238,11 +254,11 @@ def test_an_interrupted_command_goes_on(tmp_path, docs, monkeypatch, shards):
         return real(self, items, needs)
 
     monkeypatch.setattr(Words, "documents", stopped)
-    done = CliRunner().invoke(app, ["index", str(docs), "--out", str(out), *shards])
+    done = CliRunner().invoke(app, ["index", str(docs), "--out", str(out), *EXACT, *shards])
     assert done.exit_code == 130
     assert ("interrupted; 0 of 2 shards" if shards else "interrupted; 8 passages") in done.stderr
     monkeypatch.setattr(Words, "documents", real)
-    assert "23 passages" in call("index", docs, "--out", out, *shards)
+    assert "23 passages" in call("index", docs, "--out", out, *EXACT, *shards)
     assert json.loads(call("search", out, "cat", "-k", "1", "--json"))[0]["document"] == "cat.html"
 
 

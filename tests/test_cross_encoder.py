@@ -37,7 +37,7 @@ class Broken:
 
 @pytest.fixture
 def shelf(tmp_path):
-    made = Library.create(tmp_path / "my.index", Recipe(codec="float32"), Words())
+    made = Library.create(tmp_path / "my.index", Recipe(keep=1.0, codec="float32"), Words())
     made.put([Text(f"n{i:02}", "note " + "cat " * (i % 7) + f"number {i}") for i in range(30)])
     made.close()
     return made

@@ -38,7 +38,7 @@ def docs(tmp_path):
 
 
 def made(folder, **recipe):
-    return Library.create(folder, Recipe(**{"codec": "float32", **recipe}), Words())
+    return Library.create(folder, Recipe(**{"keep": 1.0, "codec": "float32", **recipe}), Words())
 
 
 def filled(folder, names, model=None, count=2):
@@ -111,7 +111,7 @@ def test_a_service_follows_a_library_that_was_made_anew(tmp_path):
     assert [h.document for h in served.search("fox")] == ["new"]
     assert served.recipe.keep == 0.5
     shutil.rmtree(at)
-    other = Library.create(at, Recipe(codec="float32"), Words("other"))
+    other = Library.create(at, Recipe(keep=1.0, codec="float32"), Words("other"))
     other.put([Text("new", "a blue whale")])
     with pytest.raises(Incompatible, match="made anew for model"):
         served.search("fox")
@@ -154,7 +154,7 @@ def test_two_that_make_one_index_do_not_mix(tmp_path, monkeypatch):
         if not seen:
             seen.append(True)
             with pytest.raises(Locked):
-                Library.create(at, Recipe(codec="int4"), Words())
+                Library.create(at, Recipe(keep=1.0, codec="int4"), Words())
         real(*args, **made_)
 
     monkeypatch.setattr("tokensieve.retrieval.index.index.start", slow)
@@ -170,7 +170,7 @@ def test_many_that_make_one_index_leave_one(tmp_path):
 
     def make(codec):
         try:
-            done.append(Library.create(at, Recipe(codec=codec), Words()).recipe.codec)
+            done.append(Library.create(at, Recipe(keep=1.0, codec=codec), Words()).recipe.codec)
         except (Locked, FileExistsError):
             done.append(None)
 
@@ -462,7 +462,7 @@ class Read(Words):
 
 
 def test_a_query_that_loses_its_end_says_so(tmp_path):
-    shelf = Library.create(tmp_path / "i", Recipe(codec="float32"), Read())
+    shelf = Library.create(tmp_path / "i", Recipe(keep=1.0, codec="float32"), Read())
     shelf.put([Text("a", "some words")])
     assert shelf.search("some words")[0].notes == ()
     (note,) = shelf.search("words " * 20)[0].notes
@@ -473,7 +473,7 @@ def test_a_query_that_loses_its_end_says_so(tmp_path):
 
 def test_texts_that_the_encoder_cannot_read_are_named(tmp_path):
     docs = laid(tmp_path / "docs", {"zh.txt": "缓存 雪崩 是 什么", "en.txt": "what is a cache avalanche"})
-    report = mirror(Library.create(tmp_path / "i", Recipe(codec="float32"), Read()), docs)
+    report = mirror(Library.create(tmp_path / "i", Recipe(keep=1.0, codec="float32"), Read()), docs)
     assert list(report.unread) == ["zh.txt"]
     assert report.unread["zh.txt"] > 0.5
 

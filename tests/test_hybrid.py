@@ -33,7 +33,7 @@ TEXTS = {
 
 @pytest.fixture
 def shelf(tmp_path):
-    made = Library.create(tmp_path / "i", Recipe(codec="float32"), Words())
+    made = Library.create(tmp_path / "i", Recipe(keep=1.0, codec="float32"), Words())
     made.put([Text(name, text, {"length": len(text)}) for name, text in TEXTS.items()])
     return made
 
@@ -110,7 +110,7 @@ def test_scores_are_those_of_an_index_made_anew(tmp_path_factory, seed):
 
 
 def test_counts_of_words_take_the_fewest_bytes_that_hold_them(tmp_path):
-    made = Library.create(tmp_path / "i", Recipe(codec="float32"), Words())
+    made = Library.create(tmp_path / "i", Recipe(keep=1.0, codec="float32"), Words())
     made.put([Text("few", "a b a"), *(Text(f"n{i}", "c") for i in range(200)), Text("many", "a " * 300)])
     (segment,) = (v.segment for v in made.index._state.views)
     assert {name: str(segment.get(name).dtype) for name in ("word_docs", "word_counts", "word_lengths")} == {
@@ -215,7 +215,7 @@ def test_many_queries_in_one_call(shelf):
 
 
 def test_the_best_passage_of_each_document(tmp_path):
-    shelf = Library.create(tmp_path / "i", Recipe(codec="float32"), Words())
+    shelf = Library.create(tmp_path / "i", Recipe(keep=1.0, codec="float32"), Words())
     long = "\n\n".join(f"The fox number {i} runs. {'Other words. ' * 40}" for i in range(30))
     shelf.put([Text("long", long), Text("a", "A fox."), Text("b", "No animal.")])
     assert set(names(shelf.search("fox", k=3))) == {"long", "a"}

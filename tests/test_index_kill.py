@@ -185,7 +185,7 @@ MOMENTS = [("replace", True), ("fsync", False)]
 
 
 def shelved(folder):
-    return Library.create(folder, Recipe(codec="residual2"), Words())
+    return Library.create(folder, Recipe(keep=1.0, codec="residual2"), Words())
 
 
 def good(folder, docs, count):

@@ -42,7 +42,7 @@ def write(file, text):
 
 
 def made(tmp_path, **recipe):
-    return Library.create(tmp_path / "my.index", Recipe(**{"codec": "float32", **recipe}), Words())
+    return Library.create(tmp_path / "my.index", Recipe(**{"keep": 1.0, "codec": "float32", **recipe}), Words())
 
 
 def held(shelf):
@@ -210,7 +210,7 @@ def test_what_cannot_be_read_now_is_kept(tmp_path, docs, monkeypatch, shards):
         shelf = made(tmp_path)
     else:
         monkeypatch.setattr(build, "_encoder", lambda source: Words())
-        shelf = Shards.create(tmp_path / "my.shards", Recipe(codec="float32"), shards)
+        shelf = Shards.create(tmp_path / "my.shards", Recipe(keep=1.0, codec="float32"), shards)
     write(docs / "gone.md", "soon gone")
     bring()
     (docs / "gone.md").unlink()

@@ -72,7 +72,7 @@ def test_exact_figures_are_mtebs_own():
 
 
 def test_candidates_of_a_reranking_task_alone_are_ranked():
-    task, model = Local(), IndexModel(Recipe(codec="float32"), Words())
+    task, model = Local(), IndexModel(Recipe(keep=1.0, codec="float32"), Words())
     task.load_data()
     data = task.dataset["default"]["test"]
     given = {"task_metadata": task.metadata, "hf_split": "test", "hf_subset": "default", "encode_kwargs": {}}

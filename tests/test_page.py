@@ -53,7 +53,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory):
-    made = Library.create(tmp_path_factory.mktemp("page") / "my.index", Recipe(codec="float32"), Words())
+    made = Library.create(tmp_path_factory.mktemp("page") / "my.index", Recipe(keep=1.0, codec="float32"), Words())
     made.put([Text(name, text, {"suffix": Path(name).suffix, "size": len(text)}) for name, text in TEXTS.items()])
     return made
 

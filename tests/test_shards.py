@@ -83,7 +83,7 @@ def docs(tmp_path):
 
 def both(tmp_path, docs, count=4, **recipe):
     """The same files in one library and in shards."""
-    recipe = Recipe(**{"codec": "float32", **recipe})
+    recipe = Recipe(**{"keep": 1.0, "codec": "float32", **recipe})
     whole = Library.create(tmp_path / "whole", recipe)
     report = mirror_whole(whole, docs)
     shards = Shards.create(tmp_path / "shards", recipe, count)
@@ -168,7 +168,7 @@ def test_an_open_collection_follows_what_is_committed(tmp_path, docs):
         shutil.rmtree(shards.folder)
         with pytest.raises(Gone, match="is gone"):
             collection.search("cat")
-        new = Shards.create(shards.folder, Recipe(codec="float32"), 2)
+        new = Shards.create(shards.folder, Recipe(keep=1.0, codec="float32"), 2)
         with pytest.raises(Incompatible, match="0 of the 2 shards"):
             collection.search("cat")
         mirror(new, laid(tmp_path / "new", {"new.txt": "A cat again."}))
@@ -224,9 +224,9 @@ def test_what_has_changed_is_taken_in(tmp_path, docs):
 def test_a_build_that_was_stopped_goes_on(tmp_path, docs, monkeypatch):
     """Stopped between two commits of a shard, and between two shards."""
     monkeypatch.setattr(put, "COMMIT", 4)
-    whole = Library.create(tmp_path / "whole", Recipe(codec="float32"))
+    whole = Library.create(tmp_path / "whole", Recipe(keep=1.0, codec="float32"))
     report = mirror_whole(whole, docs)
-    shards = Shards.create(tmp_path / "shards", Recipe(codec="float32"), 3)
+    shards = Shards.create(tmp_path / "shards", Recipe(keep=1.0, codec="float32"), 3)
     plain, left = Library._commit, [0]
 
     def dying(self, rows, done):
@@ -258,9 +258,9 @@ def test_a_job_may_be_done_twice(tmp_path, docs):
             work(job)
             yield work(job)
 
-    whole = Library.create(tmp_path / "whole", Recipe(codec="float32"))
+    whole = Library.create(tmp_path / "whole", Recipe(keep=1.0, codec="float32"))
     mirror_whole(whole, docs)
-    shards = Shards.create(tmp_path / "shards", Recipe(codec="float32"), 3)
+    shards = Shards.create(tmp_path / "shards", Recipe(keep=1.0, codec="float32"), 3)
     mirror(shards, docs, twice)
     equal(whole, shards)
 

@@ -74,7 +74,7 @@ def test_runs_by_command(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, [str(a) for a in args])
         return done.stdout if done.exit_code == 0 else str(done.exception)
 
-    call("index", docs, "--out", tmp_path / "i", "--codec", "float32")
+    call("index", docs, "--out", tmp_path / "i", "--keep", "1.0", "--codec", "float32")
     (tmp_path / "q").write_text('{"query": "cat", "id": "q1"}\n{"query": "dog", "id": 2}')
     (tmp_path / "qrels").write_text("q1 0 my%20cat.md 1\n2 0 dog.md 2\n2 0 bird.md#0 1\n")
     (tmp_path / "theirs.trec").write_text("q1 Q0 bird.md#0 1 2 t\nq1 Q0 my%20cat.md#0 2 1 t\n2 Q0 dog.md#0 1 1 t\n")

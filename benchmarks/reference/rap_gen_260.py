@@ -76,7 +76,7 @@ class Retriever:
 
     def __init__(self, folder: Path, known: Sequence[Pair], encoder: Encoder) -> None:
         self.known = known
-        self.library = Library.create(folder, Recipe(codec="float32", sketch=None), encoder)
+        self.library = Library.create(folder, Recipe(keep=1.0, codec="float32", sketch=None), encoder)
         self.library.put(Text(str(i), pair.text) for i, pair in enumerate(known))
 
     def nearest(self, bugs: Sequence[Pair], fuse: Fuse) -> list[Pair]:

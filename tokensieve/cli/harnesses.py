@@ -38,9 +38,9 @@ def lmms_eval(args: Args = None, plan: PlanFile = None, seed: Seed = 0) -> None:
 
 def mteb(
     tasks: Annotated[list[str], typer.Argument(help="Retrieval tasks, by mteb's names.")],
-    keep: Annotated[str, typer.Option(help="Vectors per document, or a share such as 0.5.")] = "1.0",
-    method: Annotated[str, typer.Option(help="What makes them fewer.")] = "agglomerative",
-    codec: Annotated[str, typer.Option(help="How vectors are stored.")] = "int8",
+    keep: Annotated[str, typer.Option(help="Vectors per document, or a share such as 0.5.")] = "0.5",
+    method: Annotated[str, typer.Option(help="What makes them fewer.")] = "pool",
+    codec: Annotated[str, typer.Option(help="How vectors are stored.")] = "binary",
     encoder: EncoderPath = None,
     json_: Json = False,
 ) -> None:

@@ -34,18 +34,18 @@ def add(app: typer.Typer) -> None:
 def index(
     docs: Annotated[Path, typer.Argument(help="A folder of text, Markdown, HTML, notebooks, code and documents.")],
     out: Annotated[Path, typer.Option(help="The index; one that is there takes in what has changed.")],
-    keep: Annotated[str | None, typer.Option(help="Vectors per passage, or a share such as 0.5; 1.0 if new.")] = None,
+    keep: Annotated[str | None, typer.Option(help="Vectors per passage, or a share of them; 0.5 if new.")] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="What makes them fewer: `tokensieve methods --site vectors`; agglomerative if new."),
+        typer.Option(help="What makes them fewer: `tokensieve methods --site vectors`; pool if new."),
     ] = None,
     codec: Annotated[
-        str | None, typer.Option(help="How vectors are stored; `tokensieve formats` lists them; int8 if new.")
+        str | None, typer.Option(help="How vectors are stored; `tokensieve formats` lists them; binary if new.")
     ] = None,
     sketch: Annotated[
         str | None,
         typer.Option(
-            help="What candidates are found by: pooled (if new), coarse, mean or fde; none to score all passages."
+            help="What candidates are found by: signs (if new), pooled, coarse, mean or fde; none to score all passages."
         ),
     ] = None,
     overlap: Annotated[

@@ -28,7 +28,7 @@ try:
 except ImportError as error:
     raise ImportError(f"mteb cannot be imported ({error}); {install('mteb')}") from error
 
-EXACT = Recipe(codec="float32", sketch=None)
+EXACT = Recipe(keep=1.0, codec="float32", sketch=None)
 """All vectors as they are, all of them scored."""
 
 

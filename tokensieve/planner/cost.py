@@ -32,7 +32,7 @@ def cost(model: Any, plan: Any, tokens: int = 576, text: int = 32, patches: Sequ
     minutes of an index before it is built (see :func:`tokensieve.retrieval.index.estimate.index_cost`).
 
     Example:
-        >>> print(ts.cost(ts.Recipe(keep=0.5, codec="int4"), "DOCS"))  # doctest: +SKIP
+        >>> print(ts.cost(ts.Recipe(), "DOCS"))  # doctest: +SKIP
     """
     if isinstance(model, Recipe):
         from tokensieve.retrieval.index.estimate import index_cost
