@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import string
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -268,10 +271,8 @@ def test_pages_hold_each_character_in_its_cell():
     assert not page[1, 10:].any()
     assert page.min() == 0
     assert 0.5 < page.max() <= 1
-    drawn = [
-        PAGE.draw(c)[0, :10, :5].tobytes() for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
-    ]
-    assert len(set(drawn)) == 62  # all different at this size
+    signs = string.ascii_letters + string.digits + string.punctuation + " "
+    assert len({PAGE.draw(c)[0, :10, :5].tobytes() for c in signs}) == len(signs)  # all different at this size
 
 
 def test_an_empty_text_is_one_empty_page():
@@ -282,6 +283,14 @@ def test_an_empty_text_is_one_empty_page():
 def test_characters_without_a_glyph_are_counted():
     with pytest.warns(UserWarning, match="2 characters, such as '中', have no glyph in DejaVuSansMono.ttf"):
         PageStyle().draw("中文 text")
+
+
+@pytest.mark.filterwarnings("ignore:.* have no glyph")
+@given(st.text(st.characters(), max_size=40))
+def test_any_text_can_be_drawn(some):
+    pages = PAGE.draw(some)
+    assert pages.shape[1:] == (20, 40)
+    assert len(pages) == max(1, math.ceil(len(some.replace("\r", "")) / 16))
 
 
 def test_a_vision_encoder_that_is_given_stays_as_it_is():

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 FONT = "DejaVuSansMono.ttf"
 MARKS = {"\n": "↵", "\t": " ", "\r": ""}
 """What stands for characters that have no ink of their own: text runs on, so that the ends of lines cost one cell."""
+UNKNOWN = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class PageStyle:
     def draw(self, text: str) -> np.ndarray:
         """A text on pages, the last one filled up with blanks.
 
-        Characters that the font has no glyph for are drawn as its empty box, with a warning that counts them.
+        Characters that the font has no glyph for are drawn as U+FFFD, with a warning that counts them.
 
         Returns:
             ``(pages, lines * height, columns * width)`` float32, ink 1 on ground 0; one page for an empty text.
@@ -73,15 +74,18 @@ class PageStyle:
                 "same; give PageStyle a font= that has them",
                 stacklevel=4,
             )
-        font = ImageFont.truetype(self.path, self._size())
+        font = self._open(self._size())
         for c in new:
             image = Image.new("L", (self.width, self.height))
-            ImageDraw.Draw(image).text((0, 0), c, fill=255, font=font)
+            ImageDraw.Draw(image).text((0, 0), UNKNOWN if c in missing else c, fill=255, font=font)
             self._glyphs[c] = np.asarray(image)
+
+    def _open(self, size: int) -> ImageFont.FreeTypeFont:
+        return ImageFont.truetype(self.path, size, layout_engine=ImageFont.Layout.BASIC)
 
     def _size(self) -> int:
         """The largest size of the font whose characters fit into a cell."""
         sizes = range(self.height, 1, -1)
-        fonts = ((size, ImageFont.truetype(self.path, size)) for size in sizes)
-        fits = (size for size, f in fonts if f.getlength("m") <= self.width and sum(f.getmetrics()) <= self.height + 2)
+        fonts = ((size, self._open(size)) for size in sizes)
+        fits = (size for size, f in fonts if f.getlength("m") <= self.width and sum(f.getmetrics()) <= self.height)
         return next(fits, 2)
