@@ -65,6 +65,7 @@ def test_a_stock_pipeline_is_compared_and_a_second_run_goes_on(folder, tmp_path)
         (("--acts", "1"), "--acts '1': two numbers"),
         (("--methods", "tom"), "no method is called 'tom'; did you mean tome"),
         (("--methods", "visionzip"), "visionzip runs at handoff"),
+        (("--methods", "cat-pruning"), "cat-pruning goes by earlier steps of a run"),
     ],
 )
 def test_bad_input_is_said(folder, tmp_path, more, says):
@@ -94,7 +95,6 @@ def test_operations_are_those_of_the_shorter_attention():
 
 
 def test_it_pays_from_the_size_on_from_which_every_larger_one_does():
-    row = {"sizes": {"64": 1.2, "256": 0.9, "1024": 0.6}}
-    assert page._pays(row) == "256"
-    assert page._pays({"sizes": {"64": 0.9, "256": 1.1}}) == "not up to 256"
-    assert page._pays({"sizes": {}}) == ""
+    assert page.pays_from({"64": 1.2, "256": 0.9, "1024": 0.6}) == "256"
+    assert page.pays_from({64: 0.9, 256: 1.1}) == "not up to 256"
+    assert page.pays_from({}) == ""

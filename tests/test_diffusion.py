@@ -450,6 +450,17 @@ def test_nothing_is_done_in_silence(name, form, error, guard):
         model(**call)
 
 
+def test_a_second_sieve_is_refused_for_what_it_is():
+    made = pipe()
+    right = images(made)
+    with ts.sieve(made, "tome", keep=0.5):
+        under = images(made)
+        with pytest.raises(ValueError, match="2 stages; a stage at site='diffusion' stands alone"):
+            ts.sieve(made, "uniform", keep=0.5).attach()
+        assert torch.equal(images(made), under)
+    assert torch.equal(images(made), right)
+
+
 def test_a_scheduler_that_was_replaced_is_noticed():
     made = pipe()
     with ts.sieve(made, "tome", keep=0.5, steps=(0.5, 1.0)):

@@ -20,7 +20,8 @@ class Pooling(nn.Module):
 
 
 def flexdit(shape: Shape = Shape(), sides: tuple[int, ...] = (4, 5, 6)) -> DiT:  # noqa: B008 (it is frozen)
-    """The first layer pools, the last one is dense, and those between run on grids of ``sides``, the smallest where noise is largest.
+    """The first layer pools, the last one is dense, and those between run on grids of ``sides``, from the smallest on where noise
+    is largest.
 
     Source: arXiv 2412.06028. Deviations: what the sparse layers add is interpolated back and added to the dense tokens, without
     layers of its own for that, so that all tokens at every step are the dense model's; times change the density in a few

@@ -17,8 +17,8 @@ from benchmarks.systems.bed import CheckContext, Outcome, check
 from tokensieve.bench.codec.distortion import kernel_distance
 from tokensieve.testbed.diffusion import pipeline, shapes
 
-EACH = 42
-"""Pictures of a class, in one batch each: 504 an arm."""
+EACH = 20
+"""Pictures of a class, in one batch each: 240 an arm."""
 STEPS = 20
 ROUNDS = 2000
 
@@ -72,7 +72,7 @@ def said(numbers: tuple[float, float, float], digits: int = 4) -> str:
 @check(308)
 @torch.no_grad()
 def cat_pruning(bed: CheckContext) -> Outcome:
-    """504 pictures of the packaged denoiser in 20 steps, without guidance; from progress 0.3 on half of the tokens leave in front
+    """240 pictures of the packaged denoiser in 20 steps, without guidance; from progress 0.3 on half of the tokens leave in front
     of the first block and come back with what they had: the mean squared error to the full run from the same noise is below that
     of tokens chosen at random in the same way, the interval of the difference by picture excluding 0, at operations within 2% of
     each other."""
@@ -102,7 +102,7 @@ def cat_pruning(bed: CheckContext) -> Outcome:
 @check(362)
 @torch.no_grad()
 def negtome(bed: CheckContext) -> Outcome:
-    """504 pictures of the packaged denoiser in 20 steps, without guidance, 42 of a class in a batch whose first picture is the
+    """240 pictures of the packaged denoiser in 20 steps, without guidance, 20 of a class in a batch whose first picture is the
     reference, alpha 0.9 and threshold 0.65 in the first tenth of the steps: the mean distance of pictures of a class is above
     that of plain sampling from the same noise, the interval over classes excluding 0, and the classifier recognises less than
     two points fewer."""

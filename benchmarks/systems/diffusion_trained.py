@@ -17,7 +17,7 @@ from benchmarks.systems.bed import CheckContext, Outcome, check
 from benchmarks.systems.diffusion_drawn import interval, said
 from tokensieve.bench.codec.distortion import kernel_distance
 
-STEPS, SEEDS = 800, (0, 1)
+STEPS, SEEDS = 400, (0, 1)
 DRAWN = 1000
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 MADE: dict[str, Callable[[], dit.DiT]] = {
@@ -60,7 +60,7 @@ def operations(name: str) -> tuple[int, int]:
 
 @check(35)
 def proxy_tokens(bed: CheckContext) -> Outcome:
-    """Diffusion transformers on digits (64 tokens, width 48, 4 layers), 800 steps, two seeds, 297 held-out digits: with one proxy
+    """Diffusion transformers on digits (64 tokens, width 48, 4 layers), 400 steps, two seeds, 297 held-out digits: with one proxy
     token for each window of 2 x 2 the products of attention are under half of full attention's, the loss is within 5% of full
     attention's and below that of windows alone, the interval of the difference by digit excluding 0. All operations are counted
     too: proxies have three more attentions' projections."""
@@ -78,7 +78,7 @@ def proxy_tokens(bed: CheckContext) -> Outcome:
 @check(38)
 @torch.no_grad()
 def density(bed: CheckContext) -> Outcome:
-    """Diffusion transformers on digits (64 tokens, width 48, 4 layers), 800 steps, seed 0, 1,000 samples an arm of 20 steps: a
+    """Diffusion transformers on digits (64 tokens, width 48, 4 layers), 400 steps, seed 0, 1,000 samples an arm of 20 steps: a
     pooling bottom, a middle of 16 to 36 tokens, more the nearer the picture, and a dense top need at most 60% of the dense
     model's operations; the kernel distance of samples to digits is within 10% of the dense model's, or their intervals overlap;
     and it is below that of a model with equally few tokens everywhere and always, of at least as many operations, the intervals
@@ -110,7 +110,7 @@ def density(bed: CheckContext) -> Outcome:
 @check(219)
 @torch.no_grad()
 def pooled_experts(bed: CheckContext) -> Outcome:
-    """Diffusion transformers on digits (64 tokens, width 48, 4 layers, 4 experts), 800 steps, two seeds, 297 held-out digits:
+    """Diffusion transformers on digits (64 tokens, width 48, 4 layers, 4 experts), 400 steps, two seeds, 297 held-out digits:
     where experts choose from a batch's tokens, by a prediction of it on held-out digits, one expert a token on average (at most
     1.05), the loss is below that of one expert for each token, the interval of the difference by digit excluding 0; and the
     predicted number of experts differs by at least 10% between levels of noise."""

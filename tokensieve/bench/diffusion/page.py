@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ def _line(key: str, row: dict[str, Any]) -> list[str]:
         key, f"{row['time']:.2f}" + ("" if row["pays"] else ", does not pay"), f"{row['selection']:.1%}", f"{row['floor']:.2f}",
         f"{row['flops']:.2f}", f"{row['psnr']:.1f}{half}", f"{row['ssim']:.3f}",
         "" if row.get("agrees") is None else f"{row['agrees']:.0%}", "" if row.get("right") is None else f"{row['right']:.0%}",
-        distance, _pays(row),
+        distance, pays_from(row["sizes"]),
     ]  # fmt: skip
 
 
-def _pays(row: dict[str, Any]) -> str:
-    sizes = sorted((int(n), share) for n, share in row["sizes"].items())
+def pays_from(shares: Mapping[Any, float]) -> str:
+    """From times as a share of the plain one, by the number of tokens: the number from which on all are below 1."""
+    sizes = sorted((int(n), share) for n, share in shares.items())
     if not sizes:
         return ""
     paying = [n for i, (n, _) in enumerate(sizes) if all(share < 1 for _, share in sizes[i:])]

@@ -19,6 +19,7 @@ from tokensieve.bench.codec import distortion
 from tokensieve.bench.diffusion import step
 from tokensieve.bench.diffusion.subject import Generator
 from tokensieve.core.files import write, write_json
+from tokensieve.core.method_registry import method_class
 from tokensieve.core.stage import Stage, stage
 from tokensieve.sites.sieve import sieve
 
@@ -47,8 +48,17 @@ class DiffusionConfig:
     acts: tuple[float, float] = (0.0, 1.0)
 
     def arms(self) -> list[tuple[str, Stage]]:
-        """Every method at every share, behind it the baselines that are not among them."""
+        """Every method at every share, behind it the baselines that are not among them.
+
+        Raises:
+            ValueError: a method goes by earlier steps, which a single one, as it is timed here, does not have.
+        """
         names = [*self.methods, *(b for b in BASELINES if b not in self.methods)]
+        if told := next((name for name in names if method_class(name).denoises.get("cached")), None):
+            raise ValueError(
+                f"{told} goes by earlier steps of a run, which the single step that is timed here does not have; leave it out, "
+                f"and compare its images under tokensieve.sieve(pipe, {told!r}, keep=0.5)"
+            )
         how = {"site": "diffusion", "form": self.form, "steps": self.acts}
         return [(f"{name} {keep:g}", stage(name, keep, **how)) for keep in self.keeps for name in names]
 

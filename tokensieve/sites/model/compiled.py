@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from types import CodeType
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +13,16 @@ from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 
 def visibly(model: nn.Module) -> bool:
-    """Whether a module's own forward was compiled in its place."""
+    """Whether a module's own forward was compiled in its place; one that torch.compile was told to leave alone, as a sieve's
+    are around modules of a denoiser, was not."""
     return any(
-        getattr(m, "_compiled_call_impl", None) is not None
-        or hasattr(m.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        getattr(m, "_compiled_call_impl", None) is not None or _compiled(m.__dict__.get("forward"))
         for m in model.modules()
     )
+
+
+def _compiled(forward: Any) -> bool:
+    return hasattr(forward, "_torchdynamo_orig_callable") and not getattr(forward, "_torchdynamo_disable", False)
 
 
 def renew(model: nn.Module) -> None:
