@@ -1,8 +1,8 @@
-"""What the commands of an index take before they have answered: whole processes, over one that only does what they cannot do without.
+"""What the commands of an index take before they have answered: whole processes, over one that does the least they need.
 
 `python -m benchmarks.command_time` lays out a folder of small texts, indexes it, and starts each command in turn (see
-`benchmarks.import_time`). Commands that encode nothing stand beside `import torch`, and a search beside a process that imports and
-loads the encoder alone.
+`benchmarks.import_time`). Commands that encode nothing stand beside `import torch`, and a search beside a process that imports
+and loads the encoder alone.
 """
 
 from __future__ import annotations

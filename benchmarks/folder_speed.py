@@ -138,6 +138,7 @@ def main() -> None:
     """What is named, or all."""
     torch.manual_seed(SEED)
     file, out = Path("out/folder-speed.json"), {}
+    file.parent.mkdir(exist_ok=True)
     for name in sys.argv[1:] or ["encode", "search", "compact"]:
         out |= {"encode": encode, "search": search, "compact": compact}[name]()
         write_json(file, (json.loads(file.read_text()) if file.exists() else {}) | out)
