@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -49,14 +50,14 @@ def seconds(command: list[str]) -> float:
     return taken
 
 
-def measure(rounds: int) -> dict[str, list[float]]:
+def measure(rounds: int, commands: Mapping[str, list[str]] = COMMANDS) -> dict[str, list[float]]:
     """Seconds of each command by round."""
-    names = list(COMMANDS)
+    names = list(commands)
     taken: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds + 1):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            taken[name].append(seconds(COMMANDS[name]))
+            taken[name].append(seconds(commands[name]))
     return {name: times[1:] for name, times in taken.items()}
 
 
