@@ -64,7 +64,7 @@ def by_hey(program: str, port: int, clients: int, seconds: float) -> dict[str, A
     errors = [f"{n} times {status}" for status, n in statuses.items() if status != 200]
     errors += said.partition("Error distribution:")[2].split("\n")[1:]
     found = re.search(r"Requests/sec:\s+([\d.]+)", said)
-    assert found and at, said
+    assert found, said
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
         "rate": float(found[1]), "median": at[50], "p95": at.get(95, max(at.values())),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
 import socket
@@ -13,17 +12,17 @@ from pathlib import Path
 
 import pytest
 import uvicorn
-from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait as Wait
 
+from benchmarks.browser import PATIENCE, driver
+from benchmarks.browser import browser as headless
 from tests.shelf import Words
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.index.recipe import Recipe
 from tokensieve.retrieval.service import application
 from tokensieve.retrieval.sources.folder import Text
 
-PATIENCE = 120
 TEXTS = {
     "read.md": "Open a file and read it, line by line. 🎉 Done with the file.",
     "evil": "A file </script><img src=x onerror=\"document.title='evil'\"> of <b>bold</b> text.",
@@ -32,15 +31,6 @@ TEXTS = {
     + "Some words about rocks. " * 40
     + "\n\n```\nrun delta --all\n```\n",
 }
-
-
-def driver():
-    """Where the driver is; None where there is none."""
-    try:
-        return shutil.which("chromedriver") or importlib.import_module("chromedriver_py").binary_path
-    except ImportError:
-        return None
-
 
 pytestmark = [
     pytest.mark.slow,
@@ -60,23 +50,8 @@ def shelf(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    options = webdriver.ChromeOptions()
-    for argument in (
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-dev-shm-usage",
-        "--disable-gpu",
-        "--window-size=1000,1100",
-    ):
-        options.add_argument(argument)
-    options.binary_location = shutil.which("chromium")
-    # What the page asks for is recorded.
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options, webdriver.ChromeService(driver()))
-    made.set_page_load_timeout(PATIENCE)
-    made.set_script_timeout(PATIENCE)
-    yield made
-    made.quit()
+    with headless(1000, 1100) as made:
+        yield made
 
 
 @pytest.fixture
