@@ -188,6 +188,7 @@ def main(
     speed = Speed(tokens)
     known = json.loads(out.read_text()) if out.exists() else {"found": {}}
     for part in parts or ("question", "tcra", "surprisal", "whole", "crag", "many"):
+        speed.found = {}
         getattr(speed, part)()
         known["found"] |= {k: round(v, 4) for k, v in speed.found.items()}
         known |= {"tokens": tokens, "limits": LIMITS, "environment": environment()}
