@@ -10,7 +10,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from tokensieve.prompt import latents
 from tokensieve.prompt.latents.pages import PageStyle
@@ -40,6 +51,18 @@ def llama(**options):
 def qwen():
     torch.manual_seed(0)
     return Qwen2ForCausalLM(Qwen2Config(**SIZES)).eval()
+
+
+def gemma2():
+    """Windows in every other layer, and scores that only eager attention caps."""
+    torch.manual_seed(0)
+    return Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, sliding_window=4)).eval()
+
+
+def gemma3():
+    """Rotary positions of its own for each kind of layer."""
+    torch.manual_seed(0)
+    return Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, head_dim=8, sliding_window=4)).eval()
 
 
 def made(name, model=None):
@@ -80,6 +103,17 @@ def test_padding_is_unseen_and_a_row_of_a_batch_is_what_it_is_alone(name, side):
         assert alone.real.all()
     other = torch.where(mask.bool(), ids, (ids + 7) % 60)
     assert torch.equal(module(other, mask).embeds[both.real], both.embeds[both.real])
+
+
+@pytest.mark.parametrize("model", [gemma2, gemma3])
+@pytest.mark.parametrize("name", ["arc", "c3"])
+@torch.no_grad()
+def test_layers_of_several_kinds_read(name, model):
+    given, (ids, mask) = model(), ragged("left")
+    module = made(name, given)
+    both, alone = module(ids, mask), module(ids[1:, mask[1].bool()])
+    torch.testing.assert_close(both.embeds[1, both.real[1]], alone.embeds[0], **CLOSE)
+    assert alone.loss(given, text()).isfinite()
 
 
 @PRESETS

@@ -204,9 +204,7 @@ def c3(_: CheckContext) -> Outcome:
     n: dict[str, Any] = {}
 
     def one(name: str, module: TextToLatents) -> TextToLatents:
-        small.train(
-            f"214 {name}", module, lambda ids: module(ids, task="repeat").loss(model(), ids), make, 60, 1e-3, 4
-        )
+        small.train(f"214 {name}", module, lambda ids: module(ids, task="repeat").loss(model(), ids), make, 60, 1e-3, 4)
         n[name] = repeated(module, rows)
         return module
 

@@ -40,7 +40,8 @@ def _copied(model: nn.Module, depth: int | None) -> Any:
         )
     root = copy.deepcopy(root)
     _cut(root, count if depth is None else depth)
-    root.config._attn_implementation = "sdpa"  # its masks have four dimensions, which not every kernel reads
+    if root.config._attn_implementation not in ("sdpa", "eager"):
+        root.config._attn_implementation = "sdpa"  # masks have four dimensions here, which flash kernels do not read
     return root.requires_grad_(True)
 
 
@@ -72,6 +73,8 @@ class PooledReader(nn.Module):
             raise ValueError(f"ratio={ratio}; it must be at least 1 token for a latent")
         self.root = _copied(model, depth)
         self.last = self.root.layers[-1]
+        kinds = getattr(self.root.config, "layer_types", None)
+        self._kind = kinds[len(self.root.layers) - 1] if kinds else None
         _cut(self.root, len(self.root.layers) - 1)
         self.root.norm = nn.Identity()
         self.ratio, self.width = ratio, int(self.root.config.hidden_size)
@@ -94,7 +97,7 @@ class PooledReader(nn.Module):
             both,
             attention_mask=_seen(shown, both.shape[1], both.dtype),
             position_ids=at,
-            position_embeddings=rotary(self.root, both, at),
+            position_embeddings=rotary(self.root, both, at, self._kind),
         )
         out = out[0] if isinstance(out, tuple) else out
         return out[:, : len(slots)], asked
