@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,8 +110,14 @@ class EncoderReduction:
             zeros = torch.zeros(step.real.shape, dtype=hidden.dtype, device=hidden.device)
             self.bias = zeros.masked_fill(~step.real, torch.finfo(hidden.dtype).min)
 
-    def bring_back(self, hidden: Tensor) -> Tensor:
-        """All tokens stand in their places again, in the states that :meth:`restore` gives them."""
+    def bring_back(self, hidden: Tensor, output: Any) -> Tensor:
+        """All tokens stand in their places again, in the states that :meth:`restore` gives them.
+
+        Args:
+            output: of the block in front; one that hands on more than states made it of the tokens that were left.
+        """
+        if self.chained and any(isinstance(more, Tensor) for more in output[1:]):
+            raise ValueError(f"back={self.calls}: the blocks of this encoder hand on more than states; leave it out")
         whole = self.restore(hidden)
         self.shape, self.bias, self.index, self.current = None, None, {}, self.layout
         return whole
