@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from scipy.stats import spearmanr
-from sklearn.metrics import normalized_mutual_info_score
-from torch import Tensor
 
 import tokensieve as ts
+from benchmarks.reference.patterns_333 import RADIAL, agreement, kept, overlap, radial
 from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from benchmarks.systems.dense import ONCE, SIDE, DenseBed, bed
 from tokensieve.core.reduction import Reduction
@@ -27,14 +26,6 @@ MERGING = (  # the last two mix every token into many, and have no clusters
     "token-transforming",
     "ficoco",
 )
-RADIAL = {"manhattan": 1.0, "euclidean": 2.0, "chebyshev": torch.inf}
-
-
-def radial(norm: float) -> dict[str, Any]:
-    """How to keep the patches nearest to the middle of the picture."""
-    place = torch.arange(SIDE, dtype=torch.float32) - (SIDE - 1) / 2
-    far = torch.linalg.vector_norm(torch.cartesian_prod(place, place), ord=norm, dim=1)
-    return {"given": {"foreground": -far}}
 
 
 @check(333)
@@ -45,18 +36,23 @@ def patterns(_: CheckContext) -> Outcome:
     over methods of right names and overlap with top-k."""
     b = bed()
     made = {name: _of(b, name, {}) for name in (*PRUNING, *MERGING, "random")}
-    made |= {f"radial, {name}": _of(b, "bavit", radial(norm)) for name, norm in RADIAL.items()}
+    made |= {
+        f"radial, {name}": _of(b, "bavit", {"given": {"foreground": radial(SIDE, norm)}})
+        for name, norm in RADIAL.items()
+    }
     right = {name: seen for name, (seen, _) in made.items()}
-    kept = {name: _sets(parts) for name, (_, parts) in made.items()}
-    inside = [_overlap(kept[a], kept[c]) for a, c in combinations(PRUNING, 2)]
-    outside = [_overlap(kept[a], kept[c]) for a in PRUNING for c in kept if c.startswith("radial")]
+    sets = {name: torch.cat([kept(r) for r in parts]) for name, (_, parts) in made.items()}
+    inside = [overlap(sets[a], sets[c]) for a, c in combinations(PRUNING, 2)]
+    outside = [overlap(sets[a], sets[c]) for a in PRUNING for c in sets if c.startswith("radial")]
     ten = sorted(right[name] for name in (*PRUNING, *MERGING))
-    like = [_overlap(kept[name], kept["fastervlm"]) for name in right if name != "fastervlm"]
+    like = [overlap(sets[name], sets["fastervlm"]) for name in right if name != "fastervlm"]
     n: dict[str, Any] = dict(right)
     n["overlap among pruning methods"] = _mean(inside)
     n["overlap of pruning methods with radial masks"] = _mean(outside)
-    n["overlap of pruning methods with random"] = _mean([_overlap(kept[a], kept["random"]) for a in PRUNING])
-    n["agreement of clusters"] = _mean([_agreement(made[a][1], made[c][1]) for a, c in combinations(MERGING[:5], 2)])
+    n["overlap of pruning methods with random"] = _mean([overlap(sets[a], sets["random"]) for a in PRUNING])
+    n["agreement of clusters"] = _mean(
+        [agreement(x, y) for a, c in combinations(MERGING[:5], 2) for x, y in zip(made[a][1], made[c][1], strict=True)]
+    )
     correlation = spearmanr(like, [right[name] for name in right if name != "fastervlm"])
     n["rank correlation of names and overlap with top-k"] = round(float(correlation.statistic), 4)
     upper = right["fastervlm"] >= ten[len(ten) // 2]
@@ -72,21 +68,6 @@ def _of(b: DenseBed, name: str, how: dict[str, Any]) -> tuple[float, list[Reduct
             assert s.last is not None
             parts.append(s.last.stages[0].reduction)
     return seen, parts
-
-
-def _sets(parts: list[Reduction]) -> Tensor:
-    """``(scenes, 576)`` bool."""
-    made = [torch.zeros(r.batch, r.n, dtype=torch.bool).scatter_(1, r.kept, True) for r in parts]
-    return torch.cat(made)
-
-
-def _overlap(a: Tensor, c: Tensor) -> float:
-    return float(((a & c).sum(1) / (a | c).sum(1)).mean())
-
-
-def _agreement(a: list[Reduction], c: list[Reduction]) -> float:
-    rows = zip(torch.cat([r.owner for r in a]).tolist(), torch.cat([r.owner for r in c]).tolist(), strict=True)
-    return _mean([float(normalized_mutual_info_score(x, y)) for x, y in rows])
 
 
 def _mean(values: list[float]) -> float:
