@@ -16,7 +16,7 @@ COLOURS = ((0.9, 0.1, 0.1), (0.1, 0.7, 0.2), (0.2, 0.3, 0.9), (0.9, 0.8, 0.1), (
 SHAPES = 4
 UNSEEN = ((0, 1), (1, 2), (2, 3), (3, 0), (4, 2))
 """Colours and shapes that never come together in training."""
-STEPS, BATCH, SHALLOW = 900, 64, (1, 2)
+STEPS, BATCH, SHALLOW = 500, 64, (1, 2)
 
 
 def shape(kind: int) -> Tensor:
