@@ -21,6 +21,7 @@ import tokensieve as ts
 from benchmarks.resumed import Resumed, weights
 from tokensieve import testbed
 from tokensieve.bench.run import BASELINES
+from tokensieve.core.needs import only_given
 from tokensieve.core.plan import Plan, applied, stages_of
 from tokensieve.sites.cost import encoder_tokens, of_tokens
 from tokensieve.sites.model.structure import find
@@ -68,7 +69,7 @@ class CheckContext:
 
 def names() -> list[str]:
     """Every method for images; of a system of several stages the whole, not the later ones alone."""
-    named = {n for f in FAMILIES for n in ts.list_methods(family=f)}
+    named = {n for f in FAMILIES for n in ts.list_methods(family=f) if not only_given(ts.get_method(n).needs)}
     later = {s.method.name for n in named for s in stages_of(ts.get_method(n), 0.5)[1:]}
     alone = {n for n in named if not stages_of(ts.get_method(n), 0.5)} - {"fastv"}
     return [*BASELINES, *sorted(named - (later & alone))]

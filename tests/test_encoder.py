@@ -19,6 +19,7 @@ import tokensieve as ts
 from tests.models import llava, prompt
 from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.check import Case
+from tokensieve.core.needs import only_given
 from tokensieve.sites.model.structure import find
 
 SMALL = {
@@ -104,7 +105,7 @@ def test_layers_may_be_chosen(encoder):
         ts.sieve(model, ts.Plan([ts.stage("tome", 16), ts.stage("uniform", 8, site="handoff")]))
 
 
-@pytest.mark.parametrize("name", ts.list_methods(site="encoder"))
+@pytest.mark.parametrize("name", [n for n in ts.list_methods(site="encoder") if not only_given(ts.get_method(n).needs)])
 def test_a_method_reads_what_the_block_says_at_which_it_stands(name):
     """Also one that names another layer, which it reads at the handoff."""
     model = ViTForImageClassification(ViTConfig(**SMALL)).eval()

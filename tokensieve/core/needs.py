@@ -58,6 +58,11 @@ def with_reads(needs: Sequence[Need], site: str) -> tuple[Need, ...]:
     return tuple(out)
 
 
+def only_given(needs: Sequence[Need]) -> list[str]:
+    """Of needs, those signals that no site has, and no stand-in of which any has: a caller gives them."""
+    return [n.name for n in needs if not any(signal(name).sites for name in (n.name, *n.instead))]
+
+
 def need(name: str, **how: Any) -> Need:
     """A need with the stand-ins that the table of signals names; ``how``: the other fields."""
     return Need(name, instead=signal(name).instead, **how)

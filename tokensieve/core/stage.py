@@ -168,6 +168,11 @@ class Stage:
         return cast(FocusMethod, self.method)
 
     @property
+    def pace(self) -> str:
+        """The schedule: the one asked for, or the method's."""
+        return self.schedule or self.method.schedule
+
+    @property
     def whole(self) -> bool:
         """Whether all is kept: the share 1.0, where the number 1 is a single one."""
         return budget.whole(self.keep)

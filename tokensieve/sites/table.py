@@ -107,7 +107,7 @@ def _visual(work: Work) -> Site:
         if len(work.own) > 1:
             other = next(s.site for s in work.own if s is not inside)
             raise ValueError(
-                f"{type(model).__name__} is an encoder: site={other!r} has no place in it; only site='encoder' (or 'patch') does"
+                f"{type(model).__name__} is an encoder: site={other!r} has no place in it; only site='encoder' does"
             )
         last = len(alone.layers) - 1
         return EncoderSite(alone, inside, work.clock, last, work.ledger, work.scores, model)

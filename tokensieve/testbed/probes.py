@@ -40,7 +40,7 @@ class PatchProbes(nn.Module):
 
 
 @dataclass(frozen=True)
-class Seen:
+class DenseScore:
     """What probes find in scenes, as shares of 1.
 
     Attributes:
@@ -84,7 +84,7 @@ def held_out(count: int, seed: int = 5) -> tuple[Scene, ...]:
 @torch.no_grad()
 def seen(
     model: nn.Module, probes: PatchProbes, scenes: Sequence[Scene], batch: int = 8, states: Callable | None = None
-) -> Seen:
+) -> DenseScore:
     """What the probes find behind a tower, with whatever is attached to it.
 
     Args:
@@ -99,7 +99,7 @@ def seen(
     return score({name: torch.cat(parts) for name, parts in guessed.items()}, scenes)
 
 
-def score(guessed: dict[str, Tensor], scenes: Sequence[Scene]) -> Seen:
+def score(guessed: dict[str, Tensor], scenes: Sequence[Scene]) -> DenseScore:
     """Of guesses ``(scenes, 576)`` long of each of :data:`CLASSES`."""
     right = _labels(scenes)
     inside = right["kind"] != IGNORE
@@ -107,7 +107,7 @@ def score(guessed: dict[str, Tensor], scenes: Sequence[Scene]) -> Seen:
     shares = [((guess == c) & (kind == c)).sum() / ((guess == c) | (kind == c)).sum() for c in range(CLASSES["kind"])]
     things = right["kind"] > 0
     name, colour = ((guessed[n] == right[n])[things].float().mean() for n in ("name", "colour"))
-    return Seen(*(round(float(x), 4) for x in (torch.stack(shares).mean(), name, colour)))
+    return DenseScore(*(round(float(x), 4) for x in (torch.stack(shares).mean(), name, colour)))
 
 
 def _labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
@@ -115,28 +115,32 @@ def _labels(scenes: Sequence[Scene]) -> dict[str, Tensor]:
     return {name: torch.stack([torch.from_numpy(one[name]) for one in made]) for name in CLASSES}
 
 
-def fit(seed: int = 0) -> PatchProbes:
-    """Probes of the tower as it is, on scenes of the training split."""
+def train_scenes(count: int = SCENES, seed: int = 900) -> list[Scene]:
+    """Scenes of the training split, which nothing here is measured on."""
+    return [generate(seed, index) for index in range(count)]
+
+
+def fit(states: Tensor, scenes: Sequence[Scene], seed: int = 0) -> PatchProbes:
+    """Probes of patch states ``(scenes, 576, D)``."""
     torch.manual_seed(seed)
-    model, scenes = tower(), [generate(seed + 900, index) for index in range(SCENES)]
-    with torch.no_grad():
-        parts = [model(pixel_values=pixels(scenes[i : i + 8])).last_hidden_state[:, 1:] for i in range(0, SCENES, 8)]
-    states, right = torch.cat(parts).flatten(0, 1), {k: v.flatten() for k, v in _labels(scenes).items()}
+    right = {k: v.flatten() for k, v in _labels(scenes).items()}
+    states = states.flatten(0, 1)
     middle, spread = states.mean(0), states.std(0)
     states, probes = (states - middle) / spread, PatchProbes(states.shape[1])
     optimizer = torch.optim.AdamW(probes.parameters(), lr=1e-2, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=STEPS)
     things = (right["kind"] > 0).nonzero()[:, 0]
-    for _ in range(STEPS):
-        # Background is most of every scene and easy: half of a batch are patches of things.
-        pick = torch.cat(
-            [torch.randint(len(states), (BATCH // 2,)), things[torch.randint(len(things), (BATCH // 2,))]]
-        )
-        loss = sum(F.cross_entropy(x, right[n][pick], ignore_index=IGNORE) for n, x in probes(states[pick]).items())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            # Background is most of every scene and easy: half of a batch are patches of things.
+            some = torch.randint(len(states), (BATCH // 2,))
+            pick = torch.cat([some, things[torch.randint(len(things), (BATCH // 2,))]])
+            logits = probes(states[pick])
+            loss = sum(F.cross_entropy(x, right[n][pick], ignore_index=IGNORE) for n, x in logits.items())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
     with torch.no_grad():
         for head in probes.heads.values():
             head.bias -= (head.weight / spread) @ middle
@@ -144,13 +148,24 @@ def fit(seed: int = 0) -> PatchProbes:
     return probes.eval()
 
 
+@torch.no_grad()
+def states_of(model: nn.Module, scenes: Sequence[Scene], block: int | None = None, batch: int = 8) -> Tensor:
+    """``(scenes, 576, D)``: patch states behind a block, counted from 0; behind the last by default."""
+    parts = []
+    for start in range(0, len(scenes), batch):
+        out = model(pixel_values=pixels(scenes[start : start + batch]), output_hidden_states=True)
+        parts.append((out.last_hidden_state if block is None else out.hidden_states[block + 1])[:, 1:])
+    return torch.cat(parts)
+
+
 def main() -> None:
     """Fit, and write the packaged file."""
-    probes = fit()
+    scenes = train_scenes()
+    probes = fit(states_of(tower(), scenes), scenes)
     FILE.parent.mkdir(exist_ok=True)
     tensors = {name: value.contiguous() for name, value in probes.state_dict().items()}
     write(FILE, lambda part: save_file(tensors, part, metadata={"format": "tokensieve.patch-probes.1"}))
-    print(seen(tower(), probes, held_out(48)))  # noqa: T201
+    print(seen(tower(), probes, held_out(48)))
 
 
 if __name__ == "__main__":

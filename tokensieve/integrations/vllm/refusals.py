@@ -26,6 +26,7 @@ TABLES = (
     "than another"
 )
 SITES = {
+    "patch": "vLLM runs its own encoder, whole, and fixes the number of its tokens before",
     "encoder": "vLLM runs its own encoder, whole, and fixes the number of its tokens before",
     "prefill": f"stages inside the language model: {TABLES}",
     "focus": "vLLM's attention kernels take no mask of their own for a layer",

@@ -24,7 +24,7 @@ class ATF(Method):
     """
 
     site = "patch"
-    sites = ("patch", "encoder", "handoff")
+    sites = ("patch", "encoder")
     favours = ("foreground", "prior")
     static: float = option(0.5, "what goes to places that are usually looked at", **BUDGET)
 

@@ -27,7 +27,7 @@ class BAT(Method):
     """
 
     site = "encoder"
-    sites = ("encoder", "handoff")
+    sites = ("encoder",)
     pairs = True
     unranked = "clusters of inattentive tokens stay"
     positional = "of alike tokens those at even places leave"

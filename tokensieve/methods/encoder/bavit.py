@@ -22,7 +22,7 @@ class BAViT(Method):
     """
 
     site = "patch"
-    sites = ("patch", "encoder", "handoff")
+    sites = ("patch", "encoder")
     favours = ("foreground",)
     small = {"least": 0.3}
     least: float | None = option(None, "the probability of foreground below which a patch never enters", lo=0, hi=1)

@@ -26,6 +26,7 @@ class DToP(Method):
 
     site = "encoder"
     sites = ("encoder",)
+    schedule = "once"
     adaptive = True
     unranked = "the surest of each class stay"
     small = {"sure": 0.5, "context": 1}

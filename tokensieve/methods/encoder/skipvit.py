@@ -20,7 +20,7 @@ class SkipViT(Method):
     """
 
     site = "encoder"
-    sites = ("encoder", "handoff", "prefill")
+    sites = ("encoder",)
     schedule = "once"
     begins = 1 / 3
     returns = 5 / 6

@@ -226,15 +226,7 @@ def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], 
         spread = (min(times), max(times))
         rows.append(
             EncoderRow(
-                name,
-                stage.method.name,
-                stage.keep,
-                stage.schedule or stage.method.schedule,
-                median(times),
-                spread,
-                measures,
-                ends,
-                len(judges),
+                name, stage.method.name, stage.keep, stage.pace, median(times), spread, measures, ends, len(judges)
             )
         )
     return sorted(rows, key=lambda row: row.time)

@@ -104,7 +104,7 @@ def targets(stage: Stage, depth: Depth, count: Tensor) -> list[Tensor]:
     Returns:
         a tensor ``(B,)`` long for each, at least 1 in every row.
     """
-    keep, number, pace = stage.keep, len(depth.layers), stage.schedule or stage.method.schedule
+    keep, number, pace = stage.keep, len(depth.layers), stage.pace
     if isinstance(keep, budget.Keep) and keep.r is not None:
         now, out = count.tolist(), []
         for gone in leaving(keep.r, number, pace):

@@ -221,10 +221,7 @@ class EncoderSite:
             now.entered = None
             now.step, now.calls, now.chained = None, now.calls + 1, isinstance(output, (tuple, list))
             if now.calls == self.back and now.shape is not None:
-                if now.chained and any(isinstance(more, Tensor) for more in output[1:]):
-                    root = type(self.stack.root).__name__
-                    raise ValueError(f"back={self.back}: blocks of {root} hand on more than states")
-                new = now.bring_back(new)
+                new = now.bring_back(new, output)
             if at == self.depth - 1 and self.readers is None:
                 new, now.restored = now.restore(new), True
             if new is hidden:
@@ -247,7 +244,9 @@ class EncoderSite:
             now.targets = schedule.targets(self.stage, depth, count.to(hidden.device))
             now.begin(len(hidden), hidden.device)
         target = now.targets[self.layers.index(index)]
-        count = layout.count if layout.valid is None else layout.valid.sum(1)
+        count = torch.full_like(target, layout.count) if layout.valid is None else layout.valid.sum(1)
+        if self.stage.method.adaptive and not self.stage.whole:  # it is asked in every block; all would be no question
+            target = target.minimum((count - 1).clamp(min=1))
         if bool((target >= count).all()):
             return hidden
         tokens = layout.tokens(hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -142,8 +143,14 @@ class EncoderReduction:
         out = held.new_zeros(inner.kept.shape).scatter_add_(1, inner.owner.clamp(min=0), held)
         return out if inner.even else out.clamp(min=1.0)
 
-    def bring_back(self, hidden: Tensor) -> Tensor:
-        """All tokens stand in their places again, in the states that :meth:`restore` gives them."""
+    def bring_back(self, hidden: Tensor, output: Any) -> Tensor:
+        """All tokens stand in their places again, in the states that :meth:`restore` gives them.
+
+        Args:
+            output: of the block in front; one that hands on more than states made it of the tokens that were left.
+        """
+        if self.chained and any(isinstance(more, Tensor) for more in output[1:]):
+            raise ValueError(f"back={self.calls}: the blocks of this encoder hand on more than states; leave it out")
         whole = self.restore(hidden)
         self.shape, self.bias, self.index, self.current = None, None, {}, self.layout
         return whole

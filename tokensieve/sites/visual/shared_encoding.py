@@ -71,7 +71,10 @@ class SharedEncoding:
         self._model = pretrained(model)
         self.anatomy = find(self._model)
         # What reads features alone may always come.
-        self._asked = {(), *(_needs(plan) for plan in plans if all(s.site != "encoder" for s in plan.stages))}
+        self._asked = {
+            (),
+            *(_needs(plan) for plan in plans if all(s.site not in ("patch", "encoder") for s in plan.stages)),
+        }
         self._calls: list[EncoderCall] = []
         self._undo: list[Detach] = []
         self.seconds = 0.0
