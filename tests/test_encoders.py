@@ -11,7 +11,8 @@ from tests.tiny_encoders import ARCHITECTURES, made
 from tokensieve.bench.compat import encoders
 from tokensieve.core.reduction import Reduction
 from tokensieve.sites.encoder import arguments, inside, roles
-from tokensieve.sites.encoder.state import EncoderReduction, Step
+from tokensieve.sites.encoder.state import EncoderReduction
+from tokensieve.sites.encoder.step import Step
 from tokensieve.sites.model import towers
 
 RUN = (

@@ -13,7 +13,8 @@ from tokensieve.core.needs import Need
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
 from tokensieve.sites.encoder import arguments, inside, readout, roles, schedule, seams
-from tokensieve.sites.encoder.state import EncoderReduction, Step
+from tokensieve.sites.encoder.state import EncoderReduction
+from tokensieve.sites.encoder.step import Step
 from tokensieve.sites.encoder.watch import INSIDE_SIGNALS, Watch
 from tokensieve.sites.model import calls, checkpointing, guards, taps, towers
 from tokensieve.sites.model.blocks import Stack
@@ -235,8 +236,7 @@ class EncoderSite:
             now.targets = schedule.targets(self.stage, depth, count.to(hidden.device))
             now.begin(len(hidden), hidden.device)
         target = now.targets[self.layers.index(index)]
-        count = layout.count if layout.valid is None else layout.valid.sum(1)
-        if bool((target >= count).all()):
+        if bool((target >= (layout.count if layout.valid is None else layout.valid.sum(1))).all()):
             return hidden
         tokens = layout.tokens(hidden)
         heard = self.watch.seen or {}
