@@ -231,7 +231,7 @@ def test_a_pipeline_is_taken_as_it_is():
 def test_relative_scores_of_tokens_that_are_all_there_are_shifted_as_ever():
     layout = roles.Layout(6, 0, 0)
     state = EncoderReduction(None, layout)
-    state.total = Reduction.identity(1, 6)
+    state.begin(1, torch.device("cpu"))
     chosen = torch.tensor([[True, False, True, True, False, True]])
     step = Step.of(Reduction.keep(chosen), layout)
     state.follow(step, torch.zeros(1, 6, 4), False)
