@@ -321,3 +321,32 @@ def test_the_command_prints_the_sentence(folder, tmp_path):
     assert "advice.html" in found.output
     found = CliRunner().invoke(app, [*asked, "--json"])
     assert json.loads(found.output)["why"] == "few"
+
+
+def test_an_encoder_is_handed_over_with_its_inputs(tmp_path, monkeypatch):
+    from tests.tiny_encoders import made
+    from tokensieve.cli import encoders
+
+    tiny = made("ViTModel").model
+    tiny.save_pretrained(tmp_path / "vit")
+    (tmp_path / "a.txt").write_text("one\ntwo\n")
+    with pytest.raises(ValueError, match=r"vit is an encoder; .*give --inputs FOLDER"):
+        advise(str(tmp_path / "vit"), texts=tmp_path, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"ViTModel is an encoder; .*give --inputs FOLDER"):
+        advise(tiny, object(), images=tmp_path, out=tmp_path / "out")
+    with pytest.raises(ValueError, match="say one of them"):
+        advise(tiny, inputs=tmp_path, texts=tmp_path)
+    with pytest.raises(ValueError, match="needs what prepares its inputs"):
+        advise(tiny, inputs=tmp_path)
+    given = {}
+    monkeypatch.setattr(module, "bench_encoder", lambda model, inputs, **options: given.update(options, model=model))
+    advise(tiny, object(), inputs=tmp_path, quality=0.9, batch=4)
+    assert (given["fidelity"], given["batch"], given["model"].kind) == (0.9, 4, "texts")
+    monkeypatch.setattr(encoders, "bench_encoder", lambda model, inputs, **options: given.update(options, at=inputs))
+    ask = ["advise", "m", "--inputs", "here", "--quality", "0.95", "--keep", "0.5"]
+    assert CliRunner().invoke(app, ask).exit_code == 0
+    assert given["fidelity"] == 0.95
+    assert given["keep"] == "0.5"
+    assert str(given["at"]) == "here"
+    for odd, said in ((["--window", "99"], "--window is not for encoders"), (["--for", "memory"], "--for latency")):
+        assert said in str(CliRunner().invoke(app, [*ask, *odd]).exception)

@@ -11,7 +11,8 @@ from tests.tiny_encoders import ARCHITECTURES, made
 from tokensieve.bench.compat import encoders
 from tokensieve.core.reduction import Reduction
 from tokensieve.sites.encoder import arguments, inside, roles
-from tokensieve.sites.encoder.state import EncoderReduction, Step
+from tokensieve.sites.encoder.state import EncoderReduction
+from tokensieve.sites.encoder.step import Step
 from tokensieve.sites.model import towers
 
 RUN = (
@@ -230,7 +231,7 @@ def test_a_pipeline_is_taken_as_it_is():
 def test_relative_scores_of_tokens_that_are_all_there_are_shifted_as_ever():
     layout = roles.Layout(6, 0, 0)
     state = EncoderReduction(None, layout)
-    state.total = Reduction.identity(1, 6)
+    state.begin(1, torch.device("cpu"))
     chosen = torch.tensor([[True, False, True, True, False, True]])
     step = Step.of(Reduction.keep(chosen), layout)
     state.follow(step, torch.zeros(1, 6, 4), False)

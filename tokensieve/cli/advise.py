@@ -18,8 +18,12 @@ def add(app: typer.Typer) -> None:
 
 
 def advise(
+    asked: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="A local or hub model, or 'testbed'; with --texts a language model, or 'smollm2'.")
+        str,
+        typer.Argument(
+            help="A local or hub model, or 'testbed'; with --texts a language model, or 'smollm2'; with --inputs an encoder."
+        ),
     ],
     questions: Annotated[
         Path | None,
@@ -28,6 +32,10 @@ def advise(
     images: Annotated[Path | None, typer.Option(help="Judge them by what is said of a folder's images.")] = None,
     question: Annotated[str, typer.Option(help="What to ask about each image of --images.")] = "Describe the image.",
     texts: Annotated[Path | None, typer.Option(help="Judge plans of the cache by a folder's texts.")] = None,
+    inputs: Annotated[
+        Path | None,
+        typer.Option(help="Judge an encoder's by a folder of images, sound or texts, as bench-encoder does."),
+    ] = None,
     quality: Annotated[
         list[float] | None, typer.Option(help="The share of the full model's quality that has to stay. [0.98]")
     ] = None,
@@ -64,6 +72,8 @@ def advise(
     for name, given in (("--for", target), ("--quality", quality)):
         if given is not None and len(given) > 1:
             raise ValueError(f"{name} {f' {name} '.join(map(str, given))}: a plan is chosen by one of them")
+    if inputs is not None:
+        return _of_encoder(asked, model, inputs, target, quality)
     options: dict[str, Any] = {
         "question": question, "quality": (quality or [0.98])[0], "target": (target or ["latency"])[0], "minutes": minutes,
         "runtime": runtime, "metric": metric, "limit": limit, "batch": batch, "new_tokens": new_tokens, "window": window,
@@ -87,6 +97,28 @@ def advise(
         console().print(f"page     {out / 'advice.html'}{plan}", highlight=False)
 
     measured(run, out, "search.json")
+
+
+def _of_encoder(
+    asked: typer.Context, model: str, inputs: Path, target: list[str] | None, quality: list[float] | None
+) -> None:
+    """Hand over to bench-encoder with what was given; the rest is as there."""
+    from tokensieve.cli.encoders import bench_encoder
+
+    shared = ("minutes", "out", "methods", "keep", "limit", "batch", "seed", "device", "json_")
+    given = {n: v for n, v in asked.params.items() if (s := asked.get_parameter_source(n)) and s.name != "DEFAULT"}
+    if target not in (None, ["latency"]):
+        raise ValueError(
+            f"--for {target[0]} with --inputs: of an encoder's plans the fastest is looked for, --for latency"
+        )
+    odd = sorted(set(given) - {*shared, "model", "inputs", "quality", "target"})
+    if odd:
+        raise ValueError(f"--{odd[0].replace('_', '-')} is not for encoders, which --inputs says this is; leave it out")
+    options = {n: given[n] for n in shared if n in given}
+    options.setdefault("out", asked.params["out"])
+    if quality is not None:
+        options["fidelity"] = quality[0]
+    bench_encoder(model, inputs, **options)
 
 
 def _names(text: str) -> list[str]:

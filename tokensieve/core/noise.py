@@ -17,12 +17,12 @@ def noise(features: Tensor, valid: Tensor | None, seed: int) -> Tensor:
     """
     size = torch.linalg.vector_norm(features.detach().float(), ord=1, dim=2)
     if valid is None:
-        total, count = size.double().sum(1, keepdim=True), features.shape[1]
-        place = torch.arange(1, count + 1, device=size.device)
+        mean = size.double().sum(1, keepdim=True) / features.shape[1]
+        place = torch.arange(1, features.shape[1] + 1, device=size.device)
     else:
-        total, count = torch.where(valid, size, 0.0).double().sum(1, keepdim=True), valid.sum(1, keepdim=True)
+        mean = torch.where(valid, size, 0.0).double().sum(1, keepdim=True) / valid.sum(1, keepdim=True)
         place = valid.long().cumsum(1)
-    contents = ((total / count).clamp(min=1e-30).log() * 4096).round().long()
+    contents = (mean.clamp(min=1e-30).log() * 4096).round().long()
     row = scrambled(contents + _salt(seed))
     draw = scrambled(row + place * 0x1E3779B97F4A7C15)
     out = (draw >> 20 & 0xFFFFFF).float() / 2**24

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from tokensieve.core.averaging import averaged
 from tokensieve.core.expansion import Expansion
 from tokensieve.core.files import write
 from tokensieve.core.slots import as_dense, slots, strongest
@@ -158,15 +159,12 @@ class Reduction:
         self._check(x, dim)
         if self.is_identity:
             return x
-        if (
-            dim == 1 and x.dim() == 3 and x.is_contiguous()
-        ):  # whole vectors move several times as fast as single elements
+        # Whole vectors move several times as fast as single elements.
+        if dim == 1 and x.dim() == 3 and x.is_contiguous():
             row = torch.arange(self.batch, device=x.device)[:, None] * self.n
             return x.flatten(0, 1).index_select(0, (self.kept + row).flatten()).view(self.batch, self.m, x.shape[2])
-        shape = [1] * x.dim()
-        shape[0], shape[dim] = self.batch, self.m
-        size = list(x.shape)
-        size[dim] = self.m
+        shape, size = [1] * x.dim(), list(x.shape)
+        shape[0], shape[dim], size[dim] = self.batch, self.m, self.m
         return x.gather(dim, self.kept.reshape(shape).expand(size))
 
     def apply(self, x: Tensor, dim: int = 1) -> Tensor:
@@ -190,21 +188,7 @@ class Reduction:
         if self.matrix is not None:
             return torch.bmm(self.matrix.to(flat.dtype), flat)
         assert self.weight is not None
-        # Slots begin as their own token, and only what joins one is added: whole vectors move faster than single elements.
-        rows, weight = flat.flatten(0, 1), self.weight.to(flat.dtype).flatten()
-        start = torch.arange(self.batch, device=flat.device)[:, None]
-        kept = (self.kept + start * self.n).flatten()
-        own = weight.index_select(0, kept)
-        out = rows.index_select(0, kept)
-        # Most slots are their own token alone.
-        mixed = (own != 1 if self.even else (own != 1) | ~self.mask.flatten()).nonzero()[:, 0]
-        share = own if self.even else own * self.mask.flatten()
-        out.index_copy_(0, mixed, out.index_select(0, mixed) * share.index_select(0, mixed)[:, None])
-        alone = torch.zeros(len(rows), dtype=torch.bool, device=flat.device).index_fill_(0, kept, True)
-        joins = (~alone & (self.owner >= 0).flatten() if self.loses else ~alone).nonzero()[:, 0]
-        into = (self.owner + start * self.m).flatten().index_select(0, joins)
-        out.index_add_(0, into, rows.index_select(0, joins) * weight.index_select(0, joins)[:, None])
-        return out.view(self.batch, self.m, flat.shape[2])
+        return averaged(flat, self.kept, self.mask, self.owner, self.weight)
 
     def restore(self, y: Tensor, fill: float | Tensor = 0.0) -> Tensor:
         """From ``(B, M, D)`` back to ``(B, N, D)``: every source token takes the value of its slot, or of several.

@@ -27,8 +27,12 @@ from tokensieve.planner import advice, asking, page
 from tokensieve.planner.advice import Advice
 from tokensieve.planner.advise_config import AdviseConfig
 from tokensieve.planner.candidates import Candidates, candidates_of
+from tokensieve.planner.encoders.bench import EncoderAdvice, bench_encoder
+from tokensieve.planner.encoders.items import read_items
+from tokensieve.planner.encoders.subject import EncoderSubject
 from tokensieve.planner.halving import Outcome, needed, search
 from tokensieve.planner.runtimes import RUNTIMES
+from tokensieve.sites.loading import encodes
 
 PLAN, SEARCH, ANSWERS = "plan.json", "search.json", "answers.json"
 
@@ -49,10 +53,11 @@ def advise(
     questions: str | Path | None = None,
     images: str | Path | None = None,
     texts: str | Path | None = None,
+    inputs: str | Path | None = None,
     out: str | Path = "advice",
     console: Console | None = None,
     **options: Any,
-) -> Advice:
+) -> Advice | EncoderAdvice:
     """Look for the plan that costs least and keeps a share of the full model's quality on your data.
 
     Methods, budgets and sites are searched by successive halving (:mod:`tokensieve.planner.halving`), with random, uniform and
@@ -65,6 +70,9 @@ def advise(
             over the full model's.
         images: a folder: each image is asked ``question``, and quality is token F1 with the full model's answer.
         texts: a folder: quality is 1 minus the relative rise of bits per byte of what comes next, under plans of the cache.
+        inputs: of an encoder, a folder of images, sound or texts: what stays is told against the full encoder, and the plan is
+            that of :func:`tokensieve.planner.encoders.bench.bench_encoder`, which takes the ``options`` (``quality`` is its
+            ``fidelity``).
         out: the folder for ``plan.json``, ``advice.html`` and what the search was told.
         console: where a bar is shown; nowhere by default.
         options: ``quality=0.98``, the share that has to stay; ``target="latency"`` ("memory", "flops"), what is to be least;
@@ -74,9 +82,12 @@ def advise(
 
     Raises:
         ValueError, FileNotFoundError: what was asked for cannot be done; the message says why. In particular ``out`` holds a
-            search on other terms, or a ``plan.json`` that was changed since.
+            search on other terms, or a ``plan.json`` that was changed since; or the model is an encoder, and no ``inputs`` are
+            given.
         OSError: no room on the disk; what was asked before is intact.
     """
+    if inputs is not None:
+        return _of_encoder(model, processor, Path(inputs), [questions, images, texts], out, console, options)
     where: dict[str, Any] = {
         "questions": None if questions is None else Path(questions), "images": None if images is None else Path(images),
         "texts": None if texts is None else Path(texts), "out": Path(out),
@@ -91,7 +102,34 @@ def advise(
         return _advise(asked, step)
 
 
+def _of_encoder(
+    model: Any,
+    processor: Any,
+    inputs: Path,
+    others: Sequence[Any],
+    out: str | Path,
+    console: Any,
+    options: dict[str, Any],
+) -> EncoderAdvice:
+    if any(given is not None for given in others):
+        raise ValueError(
+            "--inputs judges an encoder; --questions, --images and --texts judge other models: say one of them"
+        )
+    if "quality" in options:
+        options = {**{k: v for k, v in options.items() if k != "quality"}, "fidelity": options["quality"]}
+    if not isinstance(model, str | EncoderSubject):
+        if processor is None:
+            raise ValueError("a loaded encoder needs what prepares its inputs: advise(model, processor, inputs=...)")
+        model = EncoderSubject(type(model).__name__, model, processor, read_items(inputs, None, 1)[0][0].kind)
+    return bench_encoder(model, inputs, out=out, console=console, **options)
+
+
 def _advise(asked: AdviseConfig, step: Any) -> Advice:
+    if encodes(asked.model):
+        name = asked.model if isinstance(asked.model, str) else type(asked.model).__name__
+        raise ValueError(
+            f"{name} is an encoder; its plans are judged by a folder of what it encodes: give --inputs FOLDER"
+        )
     loaded, found = _found(asked, step)
     items, terms = found.items, asked.terms(found.items)
     asked.out.mkdir(parents=True, exist_ok=True)

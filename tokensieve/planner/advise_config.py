@@ -55,7 +55,7 @@ class AdviseConfig:
         if len(given) != 1:
             raise ValueError(
                 f"{' and '.join('--' + n for n in given) or 'neither --questions nor --images nor --texts'}: say one of them, "
-                "what a plan is judged by"
+                "what a plan is judged by (of an encoder, --inputs)"
             )
         Terms(self.quality, self.minutes)
         if self.target not in TARGETS:

@@ -73,6 +73,26 @@ def is_visual(config: Any) -> bool:
     return type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
+def encodes(model: Any) -> bool:
+    """Whether a model, loaded or by name, is an encoder of images, sound or texts, with or without a head, and no language model
+    stands behind it; False where it cannot be told."""
+    import torch
+    from transformers import AutoConfig, PreTrainedModel
+
+    from tokensieve.sites.model import towers
+
+    if isinstance(model, str):
+        try:
+            config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+            if is_visual(config):
+                return False
+            with torch.device("meta"):  # no weights are read
+                model = maker_of(config)(config)
+        except (OSError, ValueError, ImportError, KeyError, TypeError):
+            return False
+    return isinstance(model, PreTrainedModel) and bool(towers.towers(model))
+
+
 def maker_of(config: Any) -> Any:
     """The class of transformers that makes the model of a configuration.
 

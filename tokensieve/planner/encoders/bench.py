@@ -70,7 +70,11 @@ class EncoderAdvice:
     skipped: list[str]
     out: Path
 
+    def __str__(self) -> str:
+        return self.sentence
+
     def to_json(self) -> dict[str, Any]:
+        """What a program reads."""
         rows = [asdict(row) for row in self.rows]
         return {"sentence": self.sentence, "chosen": self.chosen, "rows": rows, "skipped": self.skipped}
 
