@@ -175,7 +175,7 @@ def _ignored(name: str, ignored: dict[str, GitIgnoreSpec]) -> bool:
 
 def _read(file: Path, name: str) -> Text:
     if not _sayable(name):
-        raise NoText("its name cannot be shown")
+        raise NoText("its name cannot be shown; rename it")
     if not file.is_file():
         if not file.exists() and not file.is_symlink():
             raise FileNotFoundError(2, "it went while the folder was read")
