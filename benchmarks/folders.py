@@ -238,10 +238,11 @@ def main() -> None:
         return
     torch.manual_seed(SEED)
     names = sys.argv[1:] or sorted(p.name for p in (OUT / "corpora").iterdir())
-    results = {}
+    file = OUT / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
     for name in names:
         results[name] = measure(name)
-        write_json(OUT / "results.json", results)
+        write_json(file, results)
         print(name, json.dumps(results[name]), flush=True)
 
 

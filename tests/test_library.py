@@ -158,8 +158,8 @@ def test_what_is_no_text_is_named(tmp_path, docs):
     report = mirror(shelf, docs, lambda files, of, passages: steps.append((files, of)))
     assert report.skipped == {
         "image.png": "binary", "latin.txt": UNSURE, "empty.txt": "no text in it", "pipe": "not a regular file",
-        "script.html": "no text in it", r"two\nlines.txt": "its name cannot be shown",
-        r"caf\udce9.txt": "its name cannot be shown", "again/": "a link to a folder",
+        "script.html": "no text in it", r"two\nlines.txt": "its name cannot be shown; rename it",
+        r"caf\udce9.txt": "its name cannot be shown; rename it", "again/": "a link to a folder",
     }  # fmt: skip
     assert report.files == len(report.skipped) - 1 + 3
     assert steps[-1] == (report.files, report.files)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -415,7 +418,14 @@ def test_files_are_put_in_as_index_reads_them(client, shelf):
     held = shelf.get("rivers.html")
     assert "Menu" not in held[0]["text"]
     assert held[0]["metadata"] == {"kind": "file", "suffix": ".html"}
-    for content, why in ((b"\0\1", "binary"), (b"PK\x03\x04", "archive"), (b" ", "no text")):
+    packed = (gzip.compress(b"x"), bz2.compress(b"x"), lzma.compress(b"x"), b"a.txt" + b"\0" * 252 + b"ustar\x00")
+    whys = {
+        b"\0\1": "binary",
+        b"PK\x03\x04": "archive",
+        b" ": "no text",
+        **dict.fromkeys(packed, "an archive; unpack it"),
+    }
+    for content, why in whys.items():
         said = error(client.post("/files", params={"id": "x"}, content=content), 422)["problem"]
         assert said.startswith("x: ")
         assert why in said or "cannot be opened" in said

@@ -23,6 +23,8 @@ from tokensieve.core.files import write
 from tokensieve.retrieval.scoring.ragged import Ragged, array
 
 FORMAT = "tokensieve.encoded.1"
+CARD = "head.json"
+"""The file by which a folder says that it holds a trained head, and of which encoder."""
 
 
 @dataclass(frozen=True)

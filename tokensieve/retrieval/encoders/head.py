@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from tokensieve.retrieval.encoders.encoded import Encoded, Encoder, Identity, join, lasting
+from tokensieve.retrieval.encoders.encoded import CARD, Encoded, Encoder, Identity, join, lasting
 from tokensieve.retrieval.heads.colberter import ColBERTer
 from tokensieve.retrieval.heads.crisp import Crisp
 from tokensieve.retrieval.heads.projection import Projection
 
 FORMAT = "tokensieve.head.1"
-CARD, WEIGHTS = "head.json", "head.safetensors"
+WEIGHTS = "head.safetensors"
 TOGETHER = 256
 """Texts read at once."""
 

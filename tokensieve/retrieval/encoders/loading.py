@@ -17,10 +17,7 @@ from torch import nn
 
 from tokensieve.core.registry import Registry
 from tokensieve.extras import install
-from tokensieve.retrieval.encoders.encoded import Encoder
-from tokensieve.retrieval.encoders.head import CARD, card_of
-from tokensieve.retrieval.encoders.head import load as load_head
-from tokensieve.retrieval.encoders.pages import PageEncoder
+from tokensieve.retrieval.encoders.encoded import CARD, Encoder
 from tokensieve.retrieval.encoders.reading import Reading
 
 # What encodes takes seconds to import, and much of what is asked of an index encodes nothing.
@@ -67,14 +64,18 @@ def load_encoder(source: str | Path | None = None, *, device: str = "cpu", **opt
 
         folder = Path(snapshot_download(str(source), allow_patterns=list(FILES)))
     if (folder / CARD).is_file():
-        base = card_of(folder)["encoder"]["source"]
-        return load_head(folder, load_encoder(base, device=device, **options))
+        from tokensieve.retrieval.encoders import head
+
+        base = head.card_of(folder)["encoder"]["source"]
+        return head.load(folder, load_encoder(base, device=device, **options))
     import transformers
 
     options.setdefault("name", Path(str(source)).name)
     config = _json(folder / "config.json")
     kind = next(iter(config.get("architectures") or []), "")
     if kind.endswith("ForRetrieval") and hasattr(transformers, kind):
+        from tokensieve.retrieval.encoders.pages import PageEncoder
+
         model = getattr(transformers, kind).from_pretrained(folder, use_safetensors=True).to(device)
         processor = transformers.AutoProcessor.from_pretrained(folder, trust_remote_code=False)
         return PageEncoder(model, processor, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -118,7 +119,8 @@ def _even(scores: Sequence[float]) -> Tensor:
 
 
 def _ids(state: Snapshot, places: np.ndarray) -> list[str]:
-    starts = bounds([view.segment.docs for view in state.views]).numpy()
-    views = np.searchsorted(starts, places, side="right") - 1
-    docs = places - starts[views]
-    return [state.views[v].segment.id(doc) for v, doc in zip(views.tolist(), docs.tolist(), strict=True)]
+    """The ids of the documents at some places, ascending."""
+    starts = bounds([view.segment.docs for view in state.views]).tolist()
+    cuts = np.searchsorted(places, starts).tolist()
+    parts = zip(state.views, starts, pairwise(cuts), strict=False)
+    return [id for view, start, (a, b) in parts if a < b for id in view.segment.ids(places[a:b] - start)]

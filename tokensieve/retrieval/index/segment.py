@@ -158,6 +158,12 @@ class Segment:
     def id(self, doc: int) -> str:
         return _slice(self.array("id"), self.array("id_ends"), doc).decode()
 
+    def ids(self, docs: np.ndarray) -> list[str]:
+        """The ids of some documents."""
+        ends, body = self.array("id_ends"), self.array("id").data
+        starts = np.where(docs > 0, ends[docs - 1], 0)
+        return [str(body[a:b], "utf-8") for a, b in zip(starts.tolist(), ends[docs].tolist(), strict=True)]
+
     def metadata_bytes(self, doc: int) -> bytes:
         return _slice(self.array("meta"), self.array("meta_ends"), doc)
 

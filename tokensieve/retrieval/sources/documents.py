@@ -22,6 +22,11 @@ PAGE_BREAK = "\f"
 LARGEST = 1 << 29
 """Bytes of what an archive unpacks to."""
 SLIDE = re.compile(r"<!-- Slide number: \d+ -->\s*")
+PACKED = (
+    b"\x1f\x8b\x08", b"\xfd7zXZ\0", b"7z\xbc\xaf'\x1c", b"Rar!\x1a\x07", b"\x28\xb5\x2f\xfd",
+    *(b"BZh%d1AY&SY" % level for level in range(1, 10)),
+)  # fmt: skip
+"""The first bytes of files that gzip, xz, 7-Zip, RAR, Zstandard and bzip2 have packed."""
 OLD = b"\xd0\xcf\x11\xe0"
 """The first bytes of Office files before 2007."""
 
@@ -40,6 +45,8 @@ def kind_of(data: bytes) -> str | None:
         return "pdf"
     if data.startswith(OLD):
         raise NoText("an Office file of before 2007; save it as docx or pptx")
+    if data.startswith(PACKED) or (data[257:262] == b"ustar" and b"\0" in data[:257]):
+        raise NoText("an archive; unpack it")
     if not data.startswith(b"PK\x03\x04"):
         return None
     try:

@@ -7,15 +7,16 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 from unicodedata import category
-
-from charset_normalizer import from_bytes
-from pathspec import GitIgnoreSpec
 
 from tokensieve.retrieval.sources import noise
 from tokensieve.retrieval.sources.documents import NoText, kind_of, text_of
 from tokensieve.retrieval.sources.readers import reader_of
 from tokensieve.retrieval.sources.texts import Text
+
+if TYPE_CHECKING:
+    from pathspec import GitIgnoreSpec
 
 FILE = "file"
 LARGEST = 64 << 20
@@ -142,16 +143,22 @@ class Folder:
 
 def _spec(patterns: Sequence[str], option: str) -> GitIgnoreSpec:
     try:
-        return GitIgnoreSpec.from_lines(patterns)
+        return _patterns(patterns)
     except ValueError as problem:
         raise ValueError(f"--{option} {' '.join(patterns)}: {problem}; patterns are those of .gitignore") from problem
 
 
 def _ignoring(file: Path) -> GitIgnoreSpec:
     try:
-        return GitIgnoreSpec.from_lines(file.read_text(encoding="utf-8", errors="replace").splitlines())
+        return _patterns(file.read_text(encoding="utf-8", errors="replace").splitlines())
     except (OSError, ValueError):
-        return GitIgnoreSpec.from_lines([])
+        return _patterns([])
+
+
+def _patterns(lines: Iterable[str]) -> GitIgnoreSpec:
+    from pathspec import GitIgnoreSpec
+
+    return GitIgnoreSpec.from_lines(lines)
 
 
 def _ignored(name: str, ignored: dict[str, GitIgnoreSpec]) -> bool:
@@ -168,7 +175,7 @@ def _ignored(name: str, ignored: dict[str, GitIgnoreSpec]) -> bool:
 
 def _read(file: Path, name: str) -> Text:
     if not _sayable(name):
-        raise NoText("its name cannot be shown")
+        raise NoText("its name cannot be shown; rename it")
     if not file.is_file():
         if not file.exists() and not file.is_symlink():
             raise FileNotFoundError(2, "it went while the folder was read")
@@ -220,6 +227,8 @@ def _decoded(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as problem:
+        from charset_normalizer import from_bytes
+
         found = [m for m in from_bytes(data[:GUESSED]) if m.chaos <= SURE]
         said = {str(m) for m in found}
         if len(said) == 1 or (found and found[0].coherence >= 0.5):
