@@ -1,8 +1,8 @@
 """What `tokensieve bench-index` takes over the searches that it makes.
 
-`python -m benchmarks.bench_index` indexes part of Python's library, asks it 400 questions through
+`python -m benchmarks.bench_index` indexes part of Python's library, asks it 100 questions through
 `tokensieve.retrieval.evaluation.measure.measure`, and prints the time of all of it over that of encoding the questions and
-searching, which it takes within the same run: medians of seven rounds.
+searching, which it takes within the same run: the median of five rounds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tokensieve.retrieval.evaluation.measure import Question, measure
 from tokensieve.retrieval.index.library import Library
 from tokensieve.retrieval.sources.texts import Text
 
-MODULES, ROUNDS, TIMES = 30, 7, 20
+MODULES, ROUNDS, TIMES = 12, 5, 5
 
 
 class Timed:

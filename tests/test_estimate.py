@@ -39,7 +39,7 @@ def docs(tmp_path):
 
 
 def test_it_is_about_what_the_index_is(tmp_path, docs):
-    recipe = ts.Recipe(keep=0.5, codec="int4")
+    recipe = ts.Recipe()
     told = ts.cost(recipe, docs)
     library = Library.create(tmp_path / "i", recipe)
     mirror(library, docs)

@@ -52,6 +52,23 @@ def held(shelf):
 # ---- folders
 
 
+@pytest.mark.parametrize("keep", [0.2, 0.5, 1.0])
+def test_what_stands_above_is_told_from_the_text(tmp_path, keep):
+    """Headings are encoded with a passage, and neighbours are merged across the border too: that is shown in the text."""
+    shelf = Library.create(tmp_path / "i", Recipe(None, "pool", keep, "float32"), Words())
+    text = "# Rivers\n\n" + "\n\n".join(f"{'Rocks are grey and do not flow anywhere. ' * 15}{i}" for i in range(4))
+    shelf.put([Text("a.md", text, reader="markdown")])
+    under = [p["id"] for p in shelf.get("a.md") if p["context"] == "Rivers"]
+    assert len(under) > 1
+    for note in shelf.index.metadata(under):
+        spans = list(zip(note["spans"][::2], note["spans"][1::2], strict=True))
+        assert all(0 <= a < b or a < b < 0 or a == b == -1 for a, b in spans)
+    if keep == 1.0:
+        for result in shelf.search("rivers", k=9):
+            (match,) = [m for m in result.matches if m.query]
+            assert match.context == ((0, 6) if result.id in under else None)
+
+
 def test_a_long_text_is_read_in_parts():
     source, asked = "\n\n".join(f"{'word ' * 100}{i}" for i in range(1200)), []
 
