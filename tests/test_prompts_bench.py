@@ -120,9 +120,11 @@ def test_where_it_pays():
 
 
 def test_answers_that_survived_and_were_not_given_are_warned_of():
-    row = {"survived": 1.0, "contained": 0.5, "words": True}
-    assert "100% and was given in 50%" in rows.warning(row)
-    assert rows.warning(row | {"survived": 0.6}) == ""
+    row, full = {"survived": 1.0, "contained": 0.5, "words": True}, {"survived": 1.0, "contained": 0.8}
+    assert "100% and was given in 50% (of the whole text in 80%): words" in rows.warning(row, full)
+    assert rows.warning(row | {"survived": 0.6}, full) == ""
+    assert rows.warning(row, full | {"contained": 0.5}) == ""
+    assert rows.warning(row | {"survived": 0.0}, full) == ""
 
 
 def test_survival_passes_over_case_and_blanks():
