@@ -104,6 +104,9 @@ def verdicts(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         there = {k: r for k, r in rows.items() if r["keep"] == keep}
         best = max(there, key=lambda k: there[k]["contained"])
         row, full, none = there[best], rows[FULL], rows[NONE]
+        if row["contained"] <= none["contained"]:
+            out.append(f"At {keep}: no line answers more than no text does ({none['contained']:.0%}).")
+            continue
         when = (
             f"saves time from prompts of {row['pays']:,} tokens on"
             if row["pays"]
