@@ -11,6 +11,7 @@ import tokensieve as ts
 from tests.asking import TalkingProcessor, fake_subject
 from tokensieve.bench.answers import Answers
 from tokensieve.bench.context import rows
+from tokensieve.bench.context import run as compressing
 from tokensieve.bench.context.asking import PromptAsker
 from tokensieve.bench.context.cells import cells
 from tokensieve.bench.context.page import page
@@ -120,9 +121,31 @@ def test_where_it_pays():
 
 
 def test_answers_that_survived_and_were_not_given_are_warned_of():
-    row = {"survived": 1.0, "contained": 0.5, "words": True}
-    assert "100% and was given in 50%" in rows.warning(row)
-    assert rows.warning(row | {"survived": 0.6}) == ""
+    row, full = {"survived": 1.0, "contained": 0.5, "words": True}, {"survived": 1.0, "contained": 0.8}
+    assert "100% and was given in 50% (of the whole text in 80%): words" in rows.warning(row, full)
+    assert rows.warning(row | {"survived": 0.6}, full) == ""
+    assert rows.warning(row, full | {"contained": 0.5}) == ""
+    assert rows.warning(row | {"survived": 0.0}, full) == ""
+
+
+def test_no_line_is_recommended_that_answers_no_more_than_no_text():
+    found = {
+        "full": {"keep": None, "contained": 0.5},
+        "none": {"keep": None, "contained": 0.1},
+        "first@0.5": {"keep": 0.5, "contained": 0.1, "method": "first", "share": 0.5, "pays": None},
+    }
+    assert rows.verdicts(found) == ["At 0.5: no line answers more than no text does (10%)."]
+    found["first@0.5"]["contained"] = 0.2
+    assert rows.verdicts(found)[0].startswith("At 0.5: first answers 20% (the whole text 50%, none of it 10%)")
+
+
+def test_what_loads_at_the_first_call_is_in_no_measured_time(file, tmp_path, monkeypatch):
+    compress, asked = compressing.compressed, []
+    monkeypatch.setattr(
+        compressing, "compressed", lambda c, cell, item: asked.append(cell.key) or compress(c, cell, item)
+    )
+    run(PromptConfig("testbed", file, [], [0.5], tmp_path / "out", limit=1, new_tokens=1), lambda *_: None)
+    assert asked[:5] == [f"{n}@0.5" for n in ("first", "last", "random sentences", "random words", "first")]
 
 
 def test_survival_passes_over_case_and_blanks():

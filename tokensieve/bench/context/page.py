@@ -66,6 +66,7 @@ def plot(rows: dict[str, dict[str, Any]]) -> str:
         )
     ax.set_xlabel("tokens of the text that stay (%)")
     ax.set_ylabel("questions answered (%)")
+    ax.set_xlim(left=0)
     ax.set_ylim(-3, 103)
     ax.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1))
     made = svg(fig)

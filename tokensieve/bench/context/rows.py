@@ -12,7 +12,7 @@ from tokensieve.bench.paired import interval, paired
 Records = Mapping[str, Mapping[str, Mapping[str, Any]]]
 """By line and question, what was said and what it cost."""
 LOST = 0.25
-"""How many more answers must have survived than were given, as a share, for a line to carry a warning."""
+"""How much lower than of the whole text the share of surviving answers that are given must be, for a line to have a warning."""
 
 
 def rows_of(records: Records, made: Sequence[PromptCell], kinds: Mapping[str, str]) -> dict[str, dict[str, Any]]:
@@ -51,7 +51,8 @@ def _row(cell: PromptCell, own: Sequence[Mapping[str, Any]], full: Sequence[Mapp
     }  # fmt: skip
     if cell.plan is not None:
         made["pays"] = pays([f["tokens"] for f in full], saved)
-        made["warning"] = warning(made)
+        whole = {k: mean(r[k] for r in full) for k in ("contained", "survived")}
+        made["warning"] = warning(made, whole)
     return made
 
 
@@ -76,12 +77,24 @@ def pays(tokens: Sequence[int], saved: Sequence[float]) -> int | None:
     return least
 
 
-def warning(row: Mapping[str, Any]) -> str:
-    """Why a line's texts are not to be trusted to be read, though the answer is in them; "" where nothing is known."""
-    if row["survived"] - row["contained"] < LOST:
+def warning(row: Mapping[str, Any], full: Mapping[str, Any]) -> str:
+    """Why a line's texts are not to be trusted to be read, though the answer is in them; "" where nothing is known.
+
+    Args:
+        full: the row of the whole text, of which a model may not find every answer either.
+    """
+    if not row["survived"] or _given(row) > _given(full) - LOST:
         return ""
     why = "words left from the midst of sentences" if row["words"] else "the model did not find it"
-    return f"the answer was still there in {row['survived']:.0%} and was given in {row['contained']:.0%}: {why}"
+    return (
+        f"the answer was still there in {row['survived']:.0%} and was given in {row['contained']:.0%} (of the whole text in "
+        f"{full['contained']:.0%}): {why}"
+    )
+
+
+def _given(row: Mapping[str, Any]) -> float:
+    """The share of the answers still there that were given."""
+    return row["contained"] / max(row["survived"], 1e-9)
 
 
 def verdicts(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -91,6 +104,9 @@ def verdicts(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
         there = {k: r for k, r in rows.items() if r["keep"] == keep}
         best = max(there, key=lambda k: there[k]["contained"])
         row, full, none = there[best], rows[FULL], rows[NONE]
+        if row["contained"] <= none["contained"]:
+            out.append(f"At {keep}: no line answers more than no text does ({none['contained']:.0%}).")
+            continue
         when = (
             f"saves time from prompts of {row['pays']:,} tokens on"
             if row["pays"]

@@ -131,6 +131,9 @@ def _measured(results: Results, work: _Work, items: Sequence[Question], batch: i
                 continue
             if not warm:  # what loads at the first call is in no measured time
                 _answered(work, cell, left[:1])
+                for other in work.made:
+                    if other.plan is not None:
+                        compressed(work.compressor, other, left[0])
             own |= {q.name: record for q, record in zip(left, _answered(work, cell, left), strict=True)}
             warm = fresh = True
             done += len(left)
