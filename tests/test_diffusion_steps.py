@@ -13,6 +13,7 @@ from tokensieve.core.reduction import Reduction
 pytest.importorskip("diffusers")
 
 from tests.test_diffusion import images, pipe
+from tokensieve.testbed.diffusion import pipeline
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,36 @@ def test_passes_of_one_step_have_their_own_states():
             expected.append(made([3], generator=torch.Generator().manual_seed(0), **given).images)
             object.__setattr__(made, "transformer", denoiser)
     torch.testing.assert_close(*expected, atol=1e-4, rtol=0)
+
+
+class Two(pipeline.ScenePipeline):
+    """Hands over from one denoiser to another behind the second step."""
+
+    def __init__(self, transformer, transformer_2, scheduler):
+        super().__init__(transformer, scheduler)
+        self.register_modules(transformer_2=transformer_2)
+
+    def run(self, label):
+        first, second = self.transformer, self.transformer_2
+
+        def change(pipe, step, time, held):
+            object.__setattr__(self, "transformer", second if step else first)
+
+        g = torch.Generator().manual_seed(label)
+        try:
+            return self([label], 1.0, 5, g, output_type="pt", callback_on_step_end=change).images
+        finally:
+            object.__setattr__(self, "transformer", first)
+
+
+def test_a_second_denoiser_begins_each_run_anew():
+    one = pipe()
+    made = Two(one.transformer, pipe(seed=1).transformer, one.scheduler)
+    made.set_progress_bar_config(disable=True)
+    with ts.sieve(made, "uniform", keep=0.5, form="stream", cached=True):
+        alone = made.run(3)
+        made.run(4)
+        assert torch.equal(made.run(3), alone)
 
 
 def test_cat_pruning_leaves_no_token_out_for_long():

@@ -29,8 +29,7 @@ class DenoiserPass:
         keep: what stays; None where the stage does not act in this step.
         halves: whether both halves of the batch choose together.
         progress: of the run, 0 where that is not asked.
-        first: whether no pass of this run came before.
-        call: which pass of its step it is, from 0: some pipelines ask for the two halves of guidance one after the other.
+        step: the number of the run, and how many entries of its schedule are done; (0, 0) where that is not asked.
         seen: by the name of each module that met the tokens of the latents, their row and what became of them (None: all stayed).
     """
 
@@ -38,8 +37,7 @@ class DenoiserPass:
     keep: budget.Budget | None
     halves: bool
     progress: float
-    first: bool = False
-    call: int = 0
+    step: tuple[int, int] = (0, 0)
     seen: dict[str, tuple[Row, Reduction | None, int]] = field(default_factory=dict)
 
     def met(self, name: str, row: Row, r: Reduction | None, rows: int) -> None:

@@ -62,7 +62,6 @@ class DiffusionSite:
         ledger.every.append(stage)
         ledger.models += found.denoisers
         self._now: DenoiserPass | None = None
-        self._step, self._call = (-1, -1), 0
         self.trace: Trace | None = None
         choice = Choice(stage, clock, ledger.seed(stage))
         self._forms = [FORMS[self._how.form](d, choice, lambda: self._now) for d in self._denoisers]
@@ -85,9 +84,7 @@ class DiffusionSite:
             acts = self._how.steps[0] <= progress <= self._how.steps[1]
             keep = self._how.budget(self._stage.keep, progress) if acts else None
             step = (0, 0) if self._progress is None else (self._progress.run, self._progress.entry)
-            first, self._call = step[0] != self._step[0], self._call + 1 if step == self._step else 0
-            self._step = step
-            self._now = DenoiserPass(seen, keep, seen.halves and self._how.shared, progress, first, self._call)
+            self._now = DenoiserPass(seen, keep, seen.halves and self._how.shared, progress, step)
             if isinstance(form, StreamForm):
                 form.begin(self._now)
 

@@ -38,7 +38,7 @@ class Held:
     @classmethod
     def whole(cls, state: Tensor, before: Held | None) -> Held:
         """Behind a pass of all tokens."""
-        return cls(state, state if before is None else before.state, torch.zeros_like(state[..., 0]))
+        return cls(state, state if before is None else before.state, torch.zeros(state.shape[:2], device=state.device))
 
     def then(self, state: Tensor, kept: Tensor) -> Held:
         """Behind a pass of those that were kept ``(B, M)``."""
@@ -76,7 +76,8 @@ class StreamForm:
         self._row: Row | None = None
         self._left: tuple[Tensor, Reduction] | None = None
         self._image_at: int | None = None
-        self._held: dict[int, Held] = {}
+        self._step, self._call = (-1, -1), 0
+        self._held: dict[int, Held] = {}  # by the pass of a step
         self._cached = choice.stage.denoising is not None and choice.stage.denoising.cached
 
     def attach(self) -> list[Detach]:
@@ -96,8 +97,11 @@ class StreamForm:
     def begin(self, now: DenoiserPass) -> None:
         """A pass begins."""
         self._row = self._left = self._image_at = None
-        if now.first:
+        if now.step[0] != self._step[0]:
             self._held = {}
+        # Some pipelines ask for the two halves of guidance one after the other, in one step.
+        self._call = self._call + 1 if now.step == self._step else 0
+        self._step = now.step
 
     def _block(
         self, index: int, module: nn.Module, now: DenoiserPass, plain: Callable[..., Any], given: dict[str, Any]
@@ -110,7 +114,7 @@ class StreamForm:
                 self._image_at = _image_of(out, self._row.n + (self._row.extra if self._row.inside else 0))
                 if self._cached and index == len(self.names) - 1:
                     state = self._row.image(_part(out, self._image_at)).detach()
-                    self._held[now.call] = Held.whole(state, self._of(now, state))
+                    self._held[self._call] = Held.whole(state, self._of(state))
             return out
         x, r = self._left
         row = self._row
@@ -123,20 +127,20 @@ class StreamForm:
         if at is None:
             at = _image_of(out, r.m + (row.extra if row.inside else 0))
         got = _part(out, at)
-        held = self._of(now, row.image(x))
+        held = self._of(row.image(x))
         fill = row.image(x) if held is None else held.state
         # A text that was a stream of its own may have joined the tokens on the way.
         row = replace(row, inside=got.shape[1] == r.m + row.extra)
         # Tokens that were merged come back in their own last state too: a shared one would blur what sets them apart.
         back = fill.to(got.dtype).scatter(1, r.kept[..., None].expand(-1, -1, got.shape[2]), row.image(got, r.m))
         if held is not None:
-            self._held[now.call] = held.then(back.detach(), r.kept)
+            self._held[self._call] = held.then(back.detach(), r.kept)
         back = row.join(got, back)
         return back if isinstance(out, Tensor) else tuple(back if i == at else part for i, part in enumerate(out))
 
-    def _of(self, now: DenoiserPass, image: Tensor) -> Held | None:
+    def _of(self, image: Tensor) -> Held | None:
         """What was held from the same pass of earlier steps, unless there were others, or pictures of another size."""
-        held = self._held.get(now.call)
+        held = self._held.get(self._call)
         return None if held is None or held.state.shape[:2] != image.shape[:2] else held
 
     def _entered(self, now: DenoiserPass, index: int, module: nn.Module, given: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +154,7 @@ class StreamForm:
             return given
         x = given[first]
         image = row.image(x)
-        held = self._of(now, image)
+        held = self._of(image)
         if self._cached and held is None:
             now.met(self.names[index], row, None, len(x))  # nothing to come back with yet: all stay
             return given
