@@ -145,8 +145,8 @@ def fit(states: Tensor, scenes: Sequence[Scene], seed: int = 0) -> PatchProbes:
     with torch.no_grad():
         for head in probes.heads.values():
             assert isinstance(head, nn.Linear)
-            head.bias -= (head.weight / spread) @ middle
-            head.weight /= spread
+            head.bias.sub_((head.weight / spread) @ middle)
+            head.weight.div_(spread)
     return probes.eval()
 
 
