@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -79,11 +80,16 @@ def bavit(_: CheckContext) -> Outcome:
     n = {
         "patch AUC": round(float(roc_auc_score((held().covered > COVERED).flatten(), likely.flatten())), 4),
         "all patches": cluttered.accuracy(vit(), held()),
-        "bavit, half": accuracy("bavit", 0.5, {"foreground": lambda s, block: classifier()(s.features)}),
+        "bavit, half": accuracy("bavit", 0.5, {"foreground": _detected()}),
         "random half": _random(0.5),
     }
     near = n["bavit, half"] >= n["all patches"] - 0.02
     return n["patch AUC"] > 0.9 and near and n["random half"] < n["bavit, half"], n
+
+
+def _detected() -> Callable[[ts.Signals, int], Tensor]:
+    model = classifier()
+    return lambda s, block: model(s.features)
 
 
 def _random(keep: float) -> float:
@@ -97,7 +103,7 @@ def atf(_: CheckContext) -> Outcome:
     right digits at 40% of the patches within two points of all, above static places alone and above random ones; and
     above, or not, detected regions alone."""
     prior = _attention(gallery())
-    detected = {"foreground": lambda s, block: classifier()(s.features)}
+    detected = {"foreground": _detected()}
     draw = torch.Generator().manual_seed(SEED)
     chance = {"foreground": lambda s, block: torch.rand(s.batch, s.n, generator=draw)}
     n = {

@@ -119,7 +119,7 @@ def laco(_: CheckContext) -> Outcome:
         "behind the encoder, pixel shuffle": right(trained(depth, False)),
         "behind the encoder, with the shortcut": right(trained(depth, True)),
     }
-    whole = schedule.Depth(stack_of(tower()))
+    whole = schedule.Depth(stack_of(tower()), ())
     tokens = [577.0] * AT + [145.0] * (depth - AT)
     n["encoder FLOPs"] = round(whole.flops([(t, t) for t in tokens]) / whole.flops([(577.0, 577.0)] * depth), 4)
     best = max(n["behind the encoder, pixel shuffle"], n["behind the encoder, with the shortcut"])

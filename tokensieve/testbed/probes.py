@@ -136,15 +136,17 @@ def fit(states: Tensor, scenes: Sequence[Scene], seed: int = 0) -> PatchProbes:
             some = torch.randint(len(states), (BATCH // 2,))
             pick = torch.cat([some, things[torch.randint(len(things), (BATCH // 2,))]])
             logits = probes(states[pick])
-            loss = sum(F.cross_entropy(x, right[n][pick], ignore_index=IGNORE) for n, x in logits.items())
+            parts = [F.cross_entropy(x, right[n][pick], ignore_index=IGNORE) for n, x in logits.items()]
+            loss = torch.stack(parts).sum()
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
     with torch.no_grad():
         for head in probes.heads.values():
-            head.bias -= (head.weight / spread) @ middle
-            head.weight /= spread
+            assert isinstance(head, nn.Linear)
+            head.bias.sub_((head.weight / spread) @ middle)
+            head.weight.div_(spread)
     return probes.eval()
 
 
