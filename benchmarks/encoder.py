@@ -1,7 +1,8 @@
 """What a sieve in an encoder costs and saves on one thread: ratios inside one run, minima of rounds by turns.
 
-`python -m benchmarks.encoder [--rounds 10] [--batch 8]` prints a table. The reference merges by the paper's algorithm in a plain
-loop over the same blocks with the same fused attention; public ToMe's matching may not be carried by this project.
+`python -m benchmarks.encoder [--rounds 10] [--batch 8] [--tome FOLDER]` prints a table. The reference merges in a plain loop
+over the same blocks with the same fused attention, by public ToMe's matching where FOLDER is a checkout of it: its licence
+forbids this project to carry it. Without one a plain loop of our own stands in, by the paper's algorithm, and the table says so.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -67,8 +70,39 @@ def merged(x: Tensor, size: Tensor, how: tuple[Tensor, Tensor, Tensor]) -> tuple
     return torch.cat([cls, torch.cat([rest, odd], 1) / sizes[:, 1:]], 1), sizes
 
 
+Merging = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""From metric, states, sizes and how many leave, class token among them, to states and sizes."""
+
+
+def own(metric: Tensor, x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
+    """The paper's step."""
+    return merged(x, size, matched(metric[:, 1:], r))
+
+
+def published(folder: Path) -> Merging:
+    """The step of a checkout of public ToMe.
+
+    Raises:
+        FileNotFoundError: it is none.
+    """
+    file = folder / "tome" / "merge.py"
+    if not file.is_file():
+        raise FileNotFoundError(f"--tome {folder}: no {file}; give the folder of a checkout of facebookresearch/ToMe")
+    spec = spec_from_file_location("public_tome_merge", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def step(metric: Tensor, x: Tensor, size: Tensor, r: int) -> tuple[Tensor, Tensor]:
+        merge, _ = module.bipartite_soft_matching(metric, r, class_token=True)
+        return module.merge_wavg(merge, x, size)
+
+    return step
+
+
 @torch.no_grad()
-def by_hand(model: ViTModel, x: Tensor, r: int) -> Tensor:
+def by_hand(model: ViTModel, x: Tensor, r: int, merging: Merging) -> Tensor:
     """The blocks of a ViT in a plain loop, ``r`` tokens merged between attention and MLP of each."""
     size = x.new_ones(*x.shape[:2], 1)
     for block in model.layers:
@@ -76,7 +110,7 @@ def by_hand(model: ViTModel, x: Tensor, r: int) -> Tensor:
         q, k, v = (p(h).unflatten(2, (6, -1)).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
         y = scaled_dot_product_attention(q, k, v, attn_mask=size.log()[:, None, :, 0][:, :, None])
         x = x + a.o_proj(y.transpose(1, 2).flatten(2))
-        x, size = merged(x, size, matched(k[:, :, 1:].mean(1), r))
+        x, size = merging(k.mean(1), x, size, r)
         x = x + block.mlp(block.layernorm_after(x))
     return x
 
@@ -93,7 +127,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--tome", type=Path, help="a checkout of public ToMe")
     asked = parser.parse_args()
+    merging = own if asked.tome is None else published(asked.tome)
+    reference = "a plain loop of ours" if asked.tome is None else "public ToMe's matching"
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = ViTModel(ViTConfig(**DEIT_S, image_size=224, patch_size=16), add_pooling_layer=False).eval()
@@ -109,31 +146,34 @@ def main() -> None:
     def under(name: str, **how: Any) -> tuple[Any, Callable[[], Tensor]]:
         return ts.sieve(model, name, **how), run
 
-    print(f"{environment()['cpu']}, one thread, batch {asked.batch}, minima of {asked.rounds} rounds by turns")
+    print(f"{environment()['cpu']}, one thread, batch {asked.batch}, minima of {asked.rounds} rounds by turns; "
+          f"by hand: {reference} over the same blocks, with fused attention")  # fmt: skip
     for r in (13, 16):
         plan = ts.Plan(ts.stage("tome", ts.Keep(r=r)))
         promised = 1 / ts.cost(model, plan, tokens=196).share
         lengths = [197 - r * i for i in range(12)]
         t = turns(
             {
-                "full": run, "tome": under("tome", r=r), "by hand": embedded(lambda x, r=r: by_hand(model, x, r)),
+                "full": run, "tome": under("tome", r=r), "by hand": embedded(lambda x, r=r: by_hand(model, x, r, merging)),
                 "random": under("random", r=r), "lengths": embedded(lambda x, n=lengths: of_lengths(model, x, n)),
             },
             asked.rounds,
         )  # fmt: skip
         gain, hand = t["full"] / t["tome"], t["full"] / t["by hand"]
         print(
-            f"r={r}: tome {gain:.2f}x, by hand {hand:.2f}x: {hand / gain:.3f} of its time; FLOPs promise {promised:.2f}x, "
+            f"r={r}: tome {gain:.2f}x, by hand {hand:.2f}x: {t['tome'] / t['by hand']:.3f} of its time; "
+            f"FLOPs promise {promised:.2f}x, "
             f"{gain / promised:.2f} of that; random "
             f"{t['full'] / t['random']:.2f}x, {t['random'] / t['lengths']:.3f} of the blocks "
             "on those lengths"
         )
-    key = torch.randn(asked.batch, 6, 196, 64)
+    every = torch.randn(asked.batch, 6, 197, 64)
+    key = every[:, :, 1:]
     t = turns(
         {
             "block": torch.no_grad()(lambda: model.layers[0](whole)),
             "step": lambda: ts.reduce(whole[:, 1:], "tome", keep=180, keys=key).apply(whole[:, 1:]),
-            "by hand": lambda: merged(whole, whole.new_ones(*whole.shape[:2], 1), matched(key.mean(1), 16)),
+            "by hand": lambda: merging(every.mean(1), whole, whole.new_ones(*whole.shape[:2], 1), 16),
         },
         asked.rounds,
     )
@@ -147,7 +187,7 @@ def main() -> None:
             return encoder(features)
 
     t = turns({"padded": heard, "cut": (ts.sieve(encoder, "speech"), heard)}, max(3, asked.rounds // 2))
-    print(f"Whisper tiny.en's shape, 5 s and a margin of 1 s: {t['cut'] / t['padded']:.3f} of the padded encoder")
+    print(f"Whisper tiny.en's shape, 5 s: {t['cut'] / t['padded']:.3f} of the padded encoder")
 
 
 if __name__ == "__main__":

@@ -148,6 +148,15 @@ def test_waves_of_24_bits_are_read(tmp_path):
     assert np.abs(read_sound(tmp_path / "a.wav") - tone / 2**23).max() < 1e-6
 
 
+def test_other_formats_are_read_by_soundfile(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(8_000) / 8_000)
+    soundfile.write(tmp_path / "a.flac", np.stack([tone, tone], 1), 8_000)
+    wave = read_sound(tmp_path / "a.flac")
+    assert len(wave) == 16_000
+    assert np.abs(wave - 0.5 * np.sin(2 * np.pi * 440 * np.arange(16_000) / 16_000))[200:-200].max() < 0.02
+
+
 def test_what_is_no_sound_is_said(tmp_path):
     (tmp_path / "a.wav").write_text("no sound")
     with pytest.raises(ValueError, match="cannot be read as wav"):

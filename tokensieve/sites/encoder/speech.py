@@ -1,4 +1,8 @@
-"""Speech: a Whisper encoder runs on what was said and a margin, not on thirty seconds whatever was said."""
+"""Speech: a Whisper encoder runs on what was said, a margin, and a few frames of the silence behind, not on thirty seconds.
+
+The decoder has learnt that a window ends in silence: where it sees none, it says the same again and again. A few silent frames
+that stand where they would in the whole window, spread evenly, tell it as much as all of them.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,10 @@ from tokensieve.sites.model import calls, guards, towers
 from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.structure import pretrained
 
-MARGIN = 1.0
+MARGIN = 0.5
 """Seconds of silence behind the last sound that stay by default."""
+REST = 32
+"""Frames of the silence behind the margin that stay by default; docs/how-to/encoder-speed.md has the word errors of both."""
 QUIET = 0.25
 """How far above the quietest frame the loudest band of a frame lies that is sound, as a share of the span to the loudest."""
 HOP = 0.01
@@ -35,23 +41,28 @@ def spoken(features: Tensor) -> Tensor:
 
 
 class SpeechCut:
-    """A Whisper whose encoder is given the sound and ``margin`` seconds behind it: a context manager, or :meth:`attach` and
-    :meth:`detach`; it nests with sieves of the same model.
+    """A Whisper whose encoder is given the sound, ``margin`` seconds behind it, and ``rest`` frames of the silence from there to
+    the end of the window: a context manager, or :meth:`attach` and :meth:`detach`; it nests with sieves of the same model.
 
     A batch is cut to the longest of its clips; sound up to the end is never cut, so that the windows of long audio but the last
-    run whole. Decoder, `generate` and pipelines stay what they are. Positions are those of the frames, which begin as they did.
+    run whole. Decoder, `generate` and pipelines stay what they are. Each frame has the position that it has in the whole window.
+
+    Args:
+        margin: seconds; rest: frames of the encoder, 20 ms each, spread evenly.
 
     Attributes:
-        frames: of the encoder's own, 20 ms each, in the last pass and of a whole window; None in front of the first.
+        frames: of the encoder, in the last pass and of a whole window; None in front of the first.
 
     Raises:
-        ValueError: it is no Whisper, or a margin below 0.
+        ValueError: it is no Whisper, or a margin or rest below 0.
     """
 
-    def __init__(self, model: Any, margin: float = MARGIN):
+    def __init__(self, model: Any, margin: float = MARGIN, rest: int = REST):
         if not margin >= 0:
             raise ValueError(f"margin={margin!r}; it must be seconds, 0 or more")
-        self.model, self.margin = pretrained(model), float(margin)
+        if not isinstance(rest, int) or rest < 0:
+            raise ValueError(f"rest={rest!r}; it must be a number of frames, 0 or more")
+        self.model, self.margin, self.rest = pretrained(model), float(margin), rest
         root = towers.towers(self.model).get("encoder", self.model)
         found = [m for m in root.modules() if all(hasattr(m, part) for part in ("conv1", "conv2", "embed_positions"))]
         if not found or not hasattr(found[0].config, "max_source_positions"):
@@ -95,35 +106,44 @@ class SpeechCut:
                 return forward(input_features, *args, **kwargs)
             last = int(spoken(input_features).max()) + round(self.margin / HOP)
             kept = min(max(-(-last // stride), 1), whole)
-            self.frames = (kept, whole)
-            if kept == whole:
+            if kept + self.rest >= whole:
+                self.frames = (whole, whole)
                 return forward(input_features, *args, **kwargs)
-            with _Shorter(encoder, kept):
-                return forward(input_features[..., : kept * stride], *args, **kwargs)
+            behind = torch.linspace(kept, whole - 1, self.rest, device=input_features.device).round().long()
+            place = torch.cat([torch.arange(kept, device=behind.device), behind])
+            self.frames = (len(place), whole)
+            silent = input_features[..., (whole - self.rest) * stride :]
+            with _Shorter(encoder, place):
+                return forward(torch.cat([input_features[..., : kept * stride], silent], -1), *args, **kwargs)
 
         return run
 
 
 class _Shorter:
-    """While it is entered, an encoder demands, and has positions for, fewer frames."""
+    """While it is entered, an encoder demands fewer frames, which stand at ``place``, ``(m,)`` long."""
 
-    def __init__(self, encoder: Any, frames: int):
-        self.encoder, self.frames = encoder, frames
+    def __init__(self, encoder: Any, place: Tensor):
+        self.encoder, self.place = encoder, place
 
     def __enter__(self) -> None:
         config, table = self.encoder.config, self.encoder.embed_positions
         if table.num_embeddings != config.max_source_positions:
             raise guards.refusal("threads")
         self.whole = config.max_source_positions
-        config.max_source_positions = table.num_embeddings = self.frames
+        config.max_source_positions = table.num_embeddings = len(self.place)
+        self.undo = calls.around(table, "forward", lambda plain: lambda at: plain(self.place[at]))
 
     def __exit__(self, *_: object) -> None:
+        self.undo()
         self.encoder.config.max_source_positions = self.encoder.embed_positions.num_embeddings = self.whole
 
 
 def speech(model: nn.Module, **options: Any) -> SpeechCut:
-    """What ``tokensieve.sieve(model, "speech", margin=...)`` makes."""
-    unknown = sorted(set(options) - {"margin"})
+    """What ``tokensieve.sieve(model, "speech", margin=..., rest=...)`` makes."""
+    unknown = sorted(set(options) - {"margin", "rest"})
     if unknown:
-        raise ValueError(f"'speech' has no option {unknown[0]!r}; it takes margin, seconds behind the last sound")
+        raise ValueError(
+            f"'speech' has no option {unknown[0]!r}; it takes margin, seconds behind the last sound, and rest, frames of the "
+            "silence behind them"
+        )
     return SpeechCut(model, **options)
