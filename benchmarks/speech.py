@@ -209,8 +209,8 @@ def told(data: dict[str, Any]) -> str:
         "word error rates in per cent, all and with each loop counted once, and how many sentences loop; frames of the encoder, "
         "from which merging starts. `python -m benchmarks.speech` measures again.\n\n"
         + table(head, rows)
-        + f"\n\nEvery second sentence took part in choosing, which gave {cut.name}: of the cuts that loop no more than the padded "
-        "clip, the shortest whose errors lie at most a standard error above the best cut's. The others did not take part."
+        + f"\n\nEvery second sentence took part in choosing, which gave {cut.name}: of the cuts that loop no more than the "
+        "padded clip, the shortest whose errors lie at most a standard error above the best cut's. The others did not take part."
     )
 
 
