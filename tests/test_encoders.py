@@ -234,7 +234,7 @@ def test_relative_scores_of_tokens_that_are_all_there_are_shifted_as_ever():
     state.begin(1, torch.device("cpu"))
     chosen = torch.tensor([[True, False, True, True, False, True]])
     step = Step.of(Reduction.keep(chosen), layout)
-    state.follow(step, torch.zeros(1, 6, 4), False)
+    state.follow(step, torch.zeros(1, 6, 4), False, 0)
 
     class Passing:
         now = None

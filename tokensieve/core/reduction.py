@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from tokensieve.core.averaging import averaged
 from tokensieve.core.expansion import Expansion
 from tokensieve.core.files import write
-from tokensieve.core.slots import as_dense, slots, strongest
+from tokensieve.core.slots import as_dense, shares, slots, strongest
 
 TENSORS = ("kept", "mask", "owner", "weight", "matrix", "near", "share")
 """What a file of a reduction may hold."""
@@ -138,9 +138,7 @@ class Reduction:
     def sizes(self) -> Tensor:
         """``(B, M)`` float: how many source tokens stand behind each slot (for proportional attention). At least 1."""
         if self.matrix is not None:
-            weights = as_dense(self.matrix).abs()
-            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-            return weights.sum(2).clamp(min=1.0)
+            return shares(self.matrix).sum(2).clamp(min=1.0)
         count = torch.zeros(self.kept.shape, device=self.kept.device)
         return count.scatter_add_(1, self.owner.clamp(min=0), (self.owner >= 0).float()).clamp(min=1.0)
 
@@ -179,8 +177,7 @@ class Reduction:
         if self.drops or not (x.is_floating_point() or x.is_complex()):
             return self.take(x, dim)
         self._check(x, dim)
-        moved = x.movedim(dim, 1)
-        flat = moved.reshape(self.batch, self.n, -1)
+        flat = (moved := x.movedim(dim, 1)).reshape(self.batch, self.n, -1)
         out = self._mix(flat.float() if flat.dtype in (torch.float16, torch.bfloat16) else flat)
         return out.to(x.dtype).reshape(self.batch, self.m, *moved.shape[2:]).movedim(1, dim)
 
@@ -199,9 +196,7 @@ class Reduction:
         if self.is_identity:
             return y
         if self.matrix is not None:
-            weights = as_dense(self.matrix).abs()
-            weights = weights / weights.sum(1, keepdim=True).clamp(min=1e-12)
-            out = torch.bmm(weights.transpose(1, 2).to(y.dtype), y)
+            out = torch.bmm(shares(self.matrix).transpose(1, 2).to(y.dtype), y)
         elif self.expansion is not None:
             out = self.expansion.apply(y)
         else:

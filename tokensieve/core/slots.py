@@ -32,3 +32,9 @@ def strongest(matrix: Tensor) -> Tensor:
     """``(B, N)`` long: of a transform ``(B, M, N)``, the slot that got most of each token; -1 where none got any."""
     value, owner = as_dense(matrix).abs().max(1)
     return torch.where(value > 0, owner, -1)
+
+
+def shares(matrix: Tensor) -> Tensor:
+    """Of a transform ``(B, M, N)``, how much of each token went to each slot, as parts of 1."""
+    weight = as_dense(matrix).abs()
+    return weight / weight.sum(1, keepdim=True).clamp(min=1e-12)
