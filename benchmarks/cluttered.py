@@ -24,7 +24,7 @@ CONFIG = ViTConfig(
     hidden_size=64, num_hidden_layers=6, num_attention_heads=4, intermediate_size=128, image_size=SIDE, patch_size=PATCH,
     num_channels=1, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
 )  # fmt: skip
-STEPS, BATCH, RATE = 600, 64, 2e-3
+STEPS, BATCH, RATE = 1000, 64, 2e-3
 
 
 @dataclass(frozen=True)

@@ -214,3 +214,42 @@ def test_blocks_that_hand_on_more_than_states_have_no_way_back():
     ids = torch.randint(2, 50, (1, 20))
     with ts.sieve(model, "divprune", keep=0.5, back=3), pytest.raises(ValueError, match="hand on more than states"):
         model(input_ids=ids)
+
+
+X = torch.randn(2, 36, 8, generator=torch.Generator().manual_seed(6))
+ATTENTION = torch.rand(2, 36, generator=torch.Generator().manual_seed(7))
+
+
+def test_one_cluster_and_no_matching_is_one_fused_token():
+    r = ts.reduce(X, ts.get_method("bat", clusters=1 / 9, matched=0.0), 9, cls_attention=ATTENTION, keys=X)
+    y = r.apply(X)
+    for row in range(2):
+        top = ATTENTION[row].topk(8).indices
+        rest = torch.ones(36, dtype=torch.bool).index_fill(0, top, False)
+        fused = (X[row][rest] * ATTENTION[row][rest, None]).sum(0) / ATTENTION[row][rest].sum()
+        slot = int(r.owner[row][rest].unique())
+        assert torch.allclose(y[row, slot], fused, atol=1e-5)
+        assert set(top.tolist()) < set(r.kept[row].tolist())
+
+
+def test_alike_attentive_tokens_are_matched_and_the_others_clustered():
+    x = X.clone()
+    first = ATTENTION[0].topk(8).indices.sort().values
+    x[0, first[1]] = x[0, first[0]]  # neighbours in the alternation, and equal
+    r = ts.reduce(x, ts.get_method("bat", clusters=2 / 9, matched=1 / 7), 9, cls_attention=ATTENTION, keys=x)
+    assert r.owner[0, first[0]] == r.owner[0, first[1]]
+    assert bool((r.owner >= 0).all())
+
+
+def test_background_never_enters_however_much_room_there_is():
+    likely = torch.zeros(2, 36).index_fill(1, torch.tensor([3, 9]), 0.9)
+    likely[1] *= 0.1
+    r = ts.reduce(X, ts.get_method("bavit", least=0.5), 30, foreground=likely)
+    assert r.counts.tolist() == [2, 1]
+    assert r.kept[0].tolist() == [3, 9]
+
+
+def test_places_and_detections_share_the_budget():
+    prior, objects = torch.arange(36.0).flip(0).expand(2, -1), torch.arange(36.0).expand(2, -1)
+    r = ts.reduce(X, ts.get_method("atf", static=0.25), 8, prior=prior, foreground=objects)
+    assert r.kept[0].tolist() == [0, 1, 30, 31, 32, 33, 34, 35]
