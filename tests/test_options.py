@@ -99,7 +99,7 @@ def test_every_option_says_what_it_means_and_refuses_what_it_cannot_be(name, kno
     assert len(known.meaning) <= 130
     assert "\n" not in known.meaning
     assert method_registry.method_card(name).options[known.name] == known
-    wrong = {"Any": 3, "float": float("nan"), "int | None": 0.5}.get(known.type)
+    wrong = {"Any": 3, "float": float("nan"), "float | None": float("nan"), "int | None": 0.5}.get(known.type)
     with pytest.raises(ValueError, match=rf"\b{known.name}={wrong}"):
         method_registry.get_method(name, **{known.name: wrong})
     if known.range.startswith("one of"):
@@ -174,7 +174,7 @@ def test_misspelt_options_are_answered_with_the_near_ones():
     with pytest.raises(ValueError, match=said + "$"):
         ts.get_method("snapkv", windw=3)
     with pytest.raises(
-        ValueError, match=said + ", beside site, layers, positions, every, prefill, tower, readout, between, schedule$"
+        ValueError, match=said + ", beside site, layers, positions, every, prefill, tower, readout, between, schedule, back$"
     ):
         ts.stage("snapkv", 9, windw=3)
     with pytest.raises(ValueError, match=said):

@@ -98,7 +98,11 @@ class SiteTrial:
     def _short(self) -> str:
         plain = self.of.plain
         with self.sieve(KEEP) as s:
-            got = self.of.run().tokens
+            run = self.of.run()
+        for a, b in zip(plain.tensors, run.tensors, strict=True):
+            if a.shape != b.shape:
+                raise Wrong(f"an output is not as long as the plain model's{_by(a, b)}")
+        got = run.tokens
         expected = self.expected(self.of, s)
         wrong = [i for i, (a, b) in enumerate(zip(got, expected, strict=True)) if a != b]
         if wrong:
