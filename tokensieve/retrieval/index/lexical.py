@@ -121,10 +121,10 @@ def _counted(views: Sequence[View], found: Sequence[_Postings]) -> WordCounts:
             continue
         lengths, alive = view.segment.array(LENGTHS), view.alive.numpy()
         whole = bool(alive.all())
-        documents += np.count_nonzero(alive)
+        documents += int(np.count_nonzero(alive))
         total += int((lengths if whole else lengths[alive]).sum(dtype=np.int64))
         for key, (docs, _) in postings.items():
-            holding[key] += len(docs) if whole else np.count_nonzero(alive[docs])
+            holding[key] += len(docs) if whole else int(np.count_nonzero(alive[docs]))
     return WordCounts(documents, total, holding)
 
 

@@ -23,6 +23,7 @@ from tokensieve.retrieval.scoring.words import phrases
 from tokensieve.retrieval.storage import VectorFormat
 
 NONE = torch.empty(0, dtype=torch.long)
+"""The places of no documents."""
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,9 @@ def lay_out(kind: str, fields: Fields, lengths: Tensor, order: Tensor) -> dict[s
         for k, held in parts.items():
             held.append(fields[k].index_select(0, some))
         sums.append([crc(held[-1]) for held in parts.values()])
-    return {f"{kind}.{k}": held for k, held in parts.items()} | {
-        f"{kind}:offsets": offsets,
-        f"{kind}:blocks": torch.tensor(blocks),
-        f"{kind}:sums": torch.tensor(sums),
-    }
+    out: dict[str, Pieces] = {f"{kind}.{k}": held for k, held in parts.items()}
+    about = {"offsets": offsets, "blocks": torch.tensor(blocks), "sums": torch.tensor(sums)}
+    return out | {f"{kind}:{k}": v for k, v in about.items()}
 
 
 class Rows:

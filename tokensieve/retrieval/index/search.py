@@ -51,8 +51,9 @@ def two_stage(
         top = column.topk(min(most + int(column.isposinf().sum()), len(every))).indices
         query = Ragged(queries[b], queries.offsets[b : b + 2] - queries.offsets[b])
         prepared = codec.prepare(query.tokens)
-        top = torch.cat([top, besides]).unique()
-        top = top[column[top] > -torch.inf]
+        chosen = torch.zeros(len(every), dtype=torch.bool)
+        chosen[top] = chosen[besides] = True
+        top = (chosen & (column > -torch.inf)).nonzero()[:, 0]
         for v, view in enumerate(views):
             docs = top[(top >= starts[v]) & (top < starts[v + 1])] - starts[v]
             out[v][docs, b] = score(view.segment.tokens, codec, prepared, query, docs, -torch.inf)[:, 0]

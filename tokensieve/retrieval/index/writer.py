@@ -163,6 +163,7 @@ class Writer:
     def _join(self, views: Sequence[View]) -> None:
         number = next_file(self.state.manifest) + 1
         held = [(v.segment, v.alive.nonzero()[:, 0]) for v in views]
+        rows: dict[str, tuple[Fields, Tensor]]
         every = [(segment, doc) for segment, docs in held for doc in docs.tolist()]
         if len(held) == 1:
             # Its documents are in the order of their lengths: those that stay are copied from where they lie.
