@@ -60,7 +60,12 @@ def test_it_begins_as_the_decoder_with_one_more_token():
     model = decoder()
     ids, where = strewn()
     plain = MetaTokens(model, attend_meta=False)
-    torch.testing.assert_close(MetaTokens(model)(ids, where), plain(ids, where), atol=1e-6, rtol=1e-6)
+    both = MetaTokens(model)
+    both.meta.data = plain.meta.data
+    torch.testing.assert_close(both(ids, where), plain(ids, where), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        both(TEXT, torch.zeros_like(TEXT, dtype=torch.bool)), plain(TEXT, TEXT < 0), atol=1e-6, rtol=1e-6
+    )
     none = torch.zeros_like(TEXT, dtype=torch.bool)
     torch.testing.assert_close(model.head(plain(TEXT, none)), model(TEXT), atol=1e-5, rtol=1e-5)
 

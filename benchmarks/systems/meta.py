@@ -26,7 +26,7 @@ def say() -> lm.Speech:
 
 
 def lists(index: int, seed: int, count: int, questions: int) -> Tensor:
-    """Lines ``name : a b c d``, each a list of other words, then some of the lines again, to be recalled from their names; ids."""
+    """Ids of lines ``name : a b c d``, each of other words, then of some of the lines again, to be recalled from their names."""
     rng = np.random.default_rng((SEED, seed, index))
     rows = rng.choice(say().words, (count, 1 + ITEMS), replace=False)
     marks = np.full((count, 1), say().colon), np.full((count, 1), say().line)
