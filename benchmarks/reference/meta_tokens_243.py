@@ -37,8 +37,8 @@ class MetaAttention(nn.Module):
 
     def forward(self, x: Tensor, where: Tensor) -> Tensor:
         """What is added to states (B, T, D); every row of `where` (B, T) has as many meta-tokens."""
-        at = where.nonzero()[:, 1].view(len(x), -1)
-        own = x[where].view(*at.shape, -1)
+        at = where.nonzero()[:, 1].view(len(x), int(where[0].sum()))
+        own = x[where].view(*at.shape, x.shape[-1])
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm(own)).chunk(3, -1))
         speed = self.theta ** (-torch.arange(0, q.shape[-1], 2, device=x.device) / q.shape[-1])
         angle = (at[:, None, :, None] * speed).repeat(1, 1, 1, 2)
@@ -64,7 +64,8 @@ class MetaTokens(nn.Module):
         super().__init__()
         shape = model.stack.shape
         self.model = model
-        self.meta = nn.Parameter(model.embed.weight.detach().mean(0))
+        table = model.embed.weight.detach()
+        self.meta = nn.Parameter(table.mean(0) + table.std(0) * torch.randn(shape.width))  # as long as that of a token
         made = (MetaAttention(shape.width, shape.heads, shape.theta) for _ in range(shape.layers if attend_meta else 0))
         self.between = nn.ModuleList(made)
 
