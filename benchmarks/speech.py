@@ -152,9 +152,10 @@ def loops(row: dict[str, Any]) -> bool:
 
 
 def chosen(cells: dict[str, list[dict[str, Any]]]) -> Arm:
-    """Of the cuts that loop in no more of every second sentence than the padded clips, the one of fewest frames whose errors lie
-    at most a standard error above those of the best; differences are of pairs. The longest cut where all loop more."""
-    half = {arm: cells[arm.name][::2] for arm in (Arm(None), *(Arm(*cut) for cut in CUTS))}
+    """Of the cuts that keep some of the rest (the others loop) and loop in no more of every second sentence than the padded
+    clips, the one of fewest frames whose errors lie at most a standard error above those of the best; differences are of pairs.
+    The longest cut where all loop more."""
+    half = {arm: cells[arm.name][::2] for arm in (Arm(None), *(Arm(*cut) for cut in CUTS if cut[1]))}
     full = rates(half.pop(Arm(None)))[2]
     sure = {arm: rows for arm, rows in half.items() if rates(rows)[2] <= full}
     frames = {arm: sum(r["frames"] for r in rows) for arm, rows in half.items()}
@@ -209,8 +210,9 @@ def told(data: dict[str, Any]) -> str:
         "word error rates in per cent, all and with each loop counted once, and how many sentences loop; frames of the encoder, "
         "from which merging starts. `python -m benchmarks.speech` measures again.\n\n"
         + table(head, rows)
-        + f"\n\nEvery second sentence took part in choosing, which gave {cut.name}: of the cuts that loop no more than the "
-        "padded clip, the shortest whose errors lie at most a standard error above the best cut's. The others did not take part."
+        + f"\n\nEvery second sentence took part in choosing, which gave {cut.name}: of the cuts that keep some of the rest "
+        "and loop no more than the padded clip, the shortest whose errors lie at most a standard error above the best's. The "
+        "others did not take part."
     )
 
 

@@ -21,6 +21,7 @@ from tokensieve.bench.compat import tiny_models
 from tokensieve.bench.compat.check import Case
 from tokensieve.core.needs import only_given
 from tokensieve.sites.model.structure import find
+from tokensieve.testing.memory import Largest
 
 SMALL = {
     "hidden_size": 32,
@@ -190,3 +191,12 @@ def test_patches_that_an_encoder_hides_by_place_are_refused(name):
         seen[0, 0, :, -4:] = 0
         with pytest.raises(ValueError, match=r"hides some patches by a mask of 64 places.*use site='handoff'"):
             case.model(**case.inputs)
+
+
+@pytest.mark.parametrize("name", ["tome", "random", "pool"])
+def test_no_tensor_holds_a_number_for_each_pair_of_tokens(name):
+    wide = {**SMALL, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 2}
+    model = ViTForImageClassification(ViTConfig(**{**wide, "image_size": 256})).eval()  # 4,096 patches
+    with torch.no_grad(), ts.sieve(model, name, r=500), Largest() as seen:
+        model(pixel_values=torch.randn(1, 3, 256, 256))
+    assert seen.elements <= 4096**2 / 8  # blocks of rows, whose number does not grow

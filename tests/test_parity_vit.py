@@ -12,7 +12,7 @@ from tokensieve.core.reduction import Reduction
 from tokensieve.core.signals import Signals
 from tokensieve.parts import merge, select
 from tokensieve.parts.merge import cluster, transform
-from tokensieve.testing import Largest, features, signals
+from tokensieve.testing import Largest, Live, features, signals
 
 
 def matching(keys, sizes, keep):
@@ -61,6 +61,17 @@ def test_tome_holds_no_quadratic_tensor():
     with Largest() as seen:
         ts.reduce(x, "tome", 100)
     assert seen.elements <= 1024 * 3000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tome", "random", "uniform", "pool"])
+def test_a_large_image_takes_little_memory(name):
+    """224 x 224 patches, of which a number for each pair would take 10 GB."""
+    x = features(1, 50_176, 32)
+    with Live() as seen:
+        r = ts.reduce(x, name, 48_000)
+        r.restore(r.apply(x))
+    assert seen.peak < 5e8
 
 
 def agglomerate(x, keep, linkage):

@@ -18,7 +18,7 @@ from tokensieve.sites.model.structure import pretrained
 
 MARGIN = 0.5
 """Seconds of silence behind the last sound that stay by default."""
-REST = 32
+REST = 16
 """Frames of the silence behind the margin that stay by default; docs/how-to/encoder-speed.md has the word errors of both."""
 QUIET = 0.25
 """How far above the quietest frame the loudest band of a frame lies that is sound, as a share of the span to the loudest."""
