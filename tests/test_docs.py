@@ -437,5 +437,5 @@ def test_the_reference_of_the_command_line_tells_of_every_command():
 
 def test_the_page_of_faster_encoders_runs():
     found = run("docs/how-to/encoder-speed.md")
-    assert found["s"].frames == (25, 50)
+    assert found["s"].frames == (29, 50)
     assert found["states"].shape == (2, 65, 32)

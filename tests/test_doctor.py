@@ -111,11 +111,12 @@ def nothing(*_):
         (LanguageSite, "_layer", ("prefill", SHORT), "visual"),
         (LanguageSite, "_enter", ("handoff", SHORT), "visual"),
         (CacheSite, "_layer", ("cache", SHORT), "text"),
-        (EncoderSite, "_after", ("encoder", SHORT), "encoder"),
+        (EncoderSite, "_at_seam", ("encoder", SHORT), "encoder"),
     ],
 )
 def test_a_hook_that_does_nothing_is_noticed(monkeypatch, site, hook, failing, kind):
-    monkeypatch.setattr(site, hook, nothing if hook != "_enter" else lambda *_: None)
+    quiet = {"_enter": lambda *_: None, "_at_seam": lambda self, index, hidden: hidden}.get(hook, nothing)
+    monkeypatch.setattr(site, hook, quiet)
     assert wrong(found(tiny_model(kind)))[failing].status == "failed"
 
 

@@ -174,7 +174,8 @@ def test_misspelt_options_are_answered_with_the_near_ones():
     with pytest.raises(ValueError, match=said + "$"):
         ts.get_method("snapkv", windw=3)
     with pytest.raises(
-        ValueError, match=said + ", beside site, layers, positions, every, prefill, tower, readout, between, schedule, back$"
+        ValueError,
+        match=said + ", beside site, layers, positions, every, prefill, tower, readout, between, schedule, back$",
     ):
         ts.stage("snapkv", 9, windw=3)
     with pytest.raises(ValueError, match=said):
