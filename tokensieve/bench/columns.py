@@ -169,9 +169,7 @@ def _needed(score: str, against: str) -> Value:
 
 AGAINST = ("full", "random")
 for _other in AGAINST:
-    register_column(f"vs {_other}", f"against {_other}", text=True, places=("terminal", "page"))(
-        _told("score", _other, 100)
-    )
+    register_column(f"vs {_other}", f"against {_other}", text=True)(_told("score", _other, 100))
 for _other in AGAINST:
     register_column(f"needs {_other}", f"questions needed ({_other})", places=("page",))(_needed("score", _other))
 
