@@ -38,9 +38,9 @@ def table(data: dict[str, Any]) -> str:
     settings, env = data["settings"], data["environment"]
     about = (
         f"{KEEP} of {rows['full']['mean_tokens']:.0f} visual tokens in the mean over the layers. Accuracy in %, "
-        f"{settings['samples']} held-out questions of {len(kinds)} kinds, differences paired, with 95% intervals; seed {settings['seed']}. FLOPs of encoder and prefill. Milliseconds "
-        f"per batch of {settings['batch']}, medians; {env['cpu']}, {env['cores']} cores, torch {env['versions']['torch']}, "
-        f"transformers {env['versions']['transformers']}."
+        f"{settings['samples']} held-out questions of {len(kinds)} kinds, differences paired, with 95% intervals; seed "
+        f"{settings['seed']}. FLOPs of encoder and prefill. Milliseconds per batch of {settings['batch']}, medians; "
+        f"{env['cpu']}, {env['cores']} cores, torch {env['versions']['torch']}, transformers {env['versions']['transformers']}."
     )
     return "\n".join([*lines, "", wrapped(about, 128)])
 
