@@ -77,9 +77,10 @@ def encodes(model: Any) -> bool:
     """Whether a model, loaded or by name, is an encoder of images, sound or texts, with or without a head, and no language model
     stands behind it; False where it cannot be told."""
     import torch
-    from transformers import AutoConfig, PreTrainedModel
+    from transformers import AutoConfig
 
     from tokensieve.sites.model import towers
+    from tokensieve.sites.model.compatibility import PreTrainedModel
 
     if isinstance(model, str):
         try:
