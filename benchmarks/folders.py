@@ -3,7 +3,8 @@
 `python -m benchmarks.folders prepare` lays out corpora from what is at hand (the pages of the Rust book where rustup is
 installed, part of Python's library, CMake's manual in reStructuredText, manual pages in other scripts where Debian's are
 installed), and takes one sentence out of many passages: those sentences are queries that no text of the index holds. `python
--m benchmarks.folders` then indexes all vectors of each in int8, measures it, and writes `out/folders/results.json`.
+-m benchmarks.folders` then indexes all vectors of each in int8, measures it, and writes `out/folders/results.json`; with
+`default` in front of the corpora's names by the recipe of a new index, into `out/folders/default.json`.
 """
 
 from __future__ import annotations
@@ -166,13 +167,13 @@ CORPORA: dict[str, Callable[[], Iterator[tuple[str, bytes]]]] = {
 }  # fmt: skip
 
 
-def measure(name: str, out: Path = OUT, index: Path | None = None) -> dict[str, Any]:
+def measure(name: str, out: Path = OUT, index: Path | None = None, recipe: Recipe = RECIPE) -> dict[str, Any]:
     """One corpus: index it, and ask it."""
     at = index or out / "index" / name
     shutil.rmtree(at, ignore_errors=True)
     at.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    library = Library.create(at, RECIPE)
+    library = Library.create(at, recipe)
     report = mirror(library, out / "corpora" / name)
     passages = [m for id in library.index.ids() if (m := library.index.metadata([id])[0])]
     row: dict[str, Any] = {
@@ -237,11 +238,12 @@ def main() -> None:
         print(json.dumps(prepare(), indent=2))
         return
     torch.manual_seed(SEED)
-    names = sys.argv[1:] or sorted(p.name for p in (OUT / "corpora").iterdir())
-    file = OUT / "results.json"
+    new = sys.argv[1:2] == ["default"]
+    names = sys.argv[1 + new :] or sorted(p.name for p in (OUT / "corpora").iterdir())
+    file, recipe = (OUT / "default.json", Recipe()) if new else (OUT / "results.json", RECIPE)
     results = json.loads(file.read_text()) if file.exists() else {}
     for name in names:
-        results[name] = measure(name)
+        results[name] = measure(name, recipe=recipe)
         write_json(file, results)
         print(name, json.dumps(results[name]), flush=True)
 
