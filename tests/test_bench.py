@@ -198,9 +198,9 @@ def test_a_column_from_outside_stands_on_the_terminal_the_page_and_in_the_readme
         "kv_bytes": 1000,
         "ms": dict.fromkeys(("encoder", "selection", "prefill", "decode"), 1),
     }
-    other = {**row, "method": "visionzip", "keep": 64, "accuracy_mean": 0.25}
+    other = {**row, "method": "visionzip", "keep": readme.KEEP, "accuracy_mean": 0.25}
     env = {"cpu": "c", "cores": 2, "threads": 1, "versions": {"torch": "1", "transformers": "5", "tokensieve": "0"}}
-    data = {"rows": {"full": row, "visionzip@64": other}, "samples": [], "skipped": [], "environment": env}
+    data = {"rows": {"full": row, "visionzip@160": other}, "samples": [], "skipped": [], "environment": env}
     data["settings"] = {"model": "m", "samples": 0, "seed": 0, "batch": 1, "data": "d", "dtype": "f", "device": "cpu"}
 
     @columns.register_column("of full", "of the full model", "{:.2f}")
