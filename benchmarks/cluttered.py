@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
+from benchmarks.descent import descend
+
 SIDE, PATCH, SIZE = 64, 8, 28
 """Pixels of a canvas, of a patch, and of the digit."""
 PIECES, PIECE = 10, 10
@@ -74,16 +76,13 @@ def train(sieved: Callable[[Any], Any] | None = None, seed: int = 0, steps: int 
     torch.manual_seed(seed)
     model = ViTForImageClassification(CONFIG)
     data = canvases(6000, seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
+
+    def loss(step: int) -> Tensor:
+        pick = torch.randint(len(data.images), (BATCH,))
+        return F.cross_entropy(model(pixel_values=data.images[pick]).logits, data.labels[pick])
+
     with nullcontext() if sieved is None else sieved(model):
-        for _ in range(steps):
-            pick = torch.randint(len(data.images), (BATCH,))
-            loss = F.cross_entropy(model(pixel_values=data.images[pick]).logits, data.labels[pick])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        descend(model.parameters(), loss, steps, RATE, decay=0.05)
     return model.eval()
 
 

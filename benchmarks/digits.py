@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ViTConfig, ViTForImageClassification
 
+from benchmarks.descent import descend
+
 TRAIN = 1200
 SIDE = 32
 CONFIG = ViTConfig(
@@ -31,20 +33,18 @@ def train(epochs: int = 30, seed: int = 0) -> ViTForImageClassification:
     torch.manual_seed(seed)
     model = ViTForImageClassification(CONFIG)
     images, labels, _, _ = data()
-    steps = epochs * (TRAIN // 50)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
-    for step in range(steps):
+    order = torch.empty(0, dtype=torch.long)
+
+    def loss(step: int) -> torch.Tensor:
+        nonlocal order
         if step % (TRAIN // 50) == 0:
             order = torch.randperm(TRAIN)
         pick = order[(step % (TRAIN // 50)) * 50 :][:50]
         shift = torch.randint(-3, 4, (2,)).tolist()
         batch = torch.roll(images[pick], shift, dims=(2, 3))
-        loss = F.cross_entropy(model(pixel_values=batch).logits, labels[pick], label_smoothing=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
+        return F.cross_entropy(model(pixel_values=batch).logits, labels[pick], label_smoothing=0.1)
+
+    descend(model.parameters(), loss, epochs * (TRAIN // 50), 2e-3, decay=0.05)
     return model.eval()
 
 

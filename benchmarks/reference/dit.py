@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.descent import descend
+
 CLASSES, HELD_OUT = 10, 297
 
 
@@ -162,19 +164,14 @@ def fit(model: DiT, steps: int, seed: int = 0, batch: int = 32, rate: float = 2e
     """Trained by steps, every draw a function of the seed; parts may have a ``loss`` of their own behind a pass."""
     x, y, *_ = data()
     g = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    model.train()
-    for _ in range(steps):
+
+    def loss(step: int) -> Tensor:
         pick = torch.randint(len(x), (batch,), generator=g)
         time, noise = torch.rand(batch, generator=g), torch.randn(batch, *x.shape[1:], generator=g)
-        loss = errors(model, x[pick], y[pick], time, noise).mean()
-        loss = loss + sum(m.loss for m in model.modules() if isinstance(getattr(m, "loss", None), Tensor))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+        error = errors(model, x[pick], y[pick], time, noise).mean()
+        return error + sum(m.loss for m in model.modules() if isinstance(getattr(m, "loss", None), Tensor))
+
+    descend(model.train().parameters(), loss, steps, rate, clip=1.0)
     return model.eval()
 
 

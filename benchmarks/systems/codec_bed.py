@@ -16,6 +16,7 @@ from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
 import tokensieve
+from benchmarks.descent import descend
 from tokensieve.bench.codec import coded
 from tokensieve.bench.codec.autoencoder import Autoencoder
 from tokensieve.codec import quantizer, usage
@@ -52,22 +53,17 @@ def fitted(options: dict[str, Any] | None, seed: int, tokens: int = TOKENS) -> A
     return out
 
 
-@torch.enable_grad()
 def trained(
     model: Model, loss: Callable[[Tensor, Generator], Tensor], seed: int, steps: int = STEPS, batch: int = 16,
     rate: float = 5e-3, rows: int = TRAIN,
 ) -> Model:  # fmt: skip
     """A model trained for so many steps by a loss of drawn rows ``(batch,)``; what it calls may draw from the generator."""
     draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss(torch.randint(rows, (batch,), generator=draw), draw).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
+    descend(
+        [p for p in model.train().parameters() if p.requires_grad],
+        lambda step: loss(torch.randint(rows, (batch,), generator=draw), draw),
+        steps, rate, decay=1e-4, clip=1.0, warmup=0.1,
+    )  # fmt: skip
     return model.eval()
 
 

@@ -13,6 +13,7 @@ from transformers import MllamaConfig, MllamaForConditionalGeneration
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig, MllamaVisionConfig
 
 import tokensieve as ts
+from benchmarks.descent import descend
 from benchmarks.systems.bed import SEED, CheckContext, Outcome, beats, check
 from tokensieve.methods.cross.trimmed_llama import TrimmedLlama
 from tokensieve.sites.model.compatibility import cache_in
@@ -74,17 +75,12 @@ def scenes(split: str, count: int, draw: torch.Generator) -> tuple[dict[str, Ten
 
 def train() -> Any:
     model, draw = build(), torch.Generator().manual_seed(SEED)
-    adam = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.OneCycleLR(adam, RATE, total_steps=STEPS)
-    model.train()
-    for _ in range(STEPS):
+
+    def loss(step: int) -> torch.Tensor:
         inputs, answers = scenes("train", BATCH, draw)
-        loss = cross_entropy(model(**inputs).logits[:, -1], answers)
-        adam.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        adam.step()
-        rate.step()
+        return cross_entropy(model(**inputs).logits[:, -1], answers)
+
+    descend(model.train().parameters(), loss, STEPS, RATE, clip=1.0)
     return model.eval()
 
 

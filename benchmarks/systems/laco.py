@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.descent import descend
 from benchmarks.reference.laco_200 import PatchMerge
 from benchmarks.systems.bed import CheckContext, Outcome, check
 from tokensieve.sites.encoder import schedule
@@ -85,15 +86,12 @@ def _logits(arm: Arm, split: str, index: list[int]) -> tuple[Tensor, dict[str, A
 def trained(at: int, shortcut: bool, seed: int = 0) -> Arm:
     torch.manual_seed(seed)
     arm = Arm(at, shortcut)
-    optimizer = torch.optim.AdamW(arm.parameters(), lr=RATE, weight_decay=0.01)
-    pace = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=STEPS)
-    for _ in range(STEPS):
+
+    def loss(step: int) -> Tensor:
         logits, batch = _logits(arm, "train", torch.randint(SCENES, (BATCH,)).tolist())
-        loss = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=packing.IGNORE)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        pace.step()
+        return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten(), ignore_index=packing.IGNORE)
+
+    descend(arm.parameters(), loss, STEPS, RATE)
     return arm.eval()
 
 

@@ -12,6 +12,7 @@ from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
+from benchmarks.descent import descend
 from benchmarks.reference.longmamba_265 import SelectiveSSM, thresholds
 from benchmarks.systems.bed import SEED, CheckContext, Outcome, check
 from benchmarks.systems.cache import model
@@ -56,18 +57,15 @@ def passkeys(text: Tensor, length: int, count: int, words: int, draw: torch.Gene
 def train(text: Tensor, words: int) -> Small:
     torch.manual_seed(SEED)
     draw, made = torch.Generator().manual_seed(SEED), Small(words + 2)
-    optimiser = torch.optim.AdamW(made.parameters(), lr=4e-3, weight_decay=0.01)
-    rate = torch.optim.lr_scheduler.OneCycleLR(optimiser, 4e-3, total_steps=STEPS)
-    for _ in track(range(STEPS), description="a small Mamba", console=Console(stderr=True)):
+
+    def loss(step: int) -> Tensor:
         ids = passkeys(text, SHORT, BATCH, words, draw)
         logits, _ = made(ids)
-        loss = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
-        loss = loss + cross_entropy(logits[:, -2], ids[:, -1])
-        optimiser.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(made.parameters(), 1.0)
-        optimiser.step()
-        rate.step()
+        every = cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+        return every + cross_entropy(logits[:, -2], ids[:, -1])
+
+    shown = track(range(STEPS), description="a small Mamba", console=Console(stderr=True))
+    descend(made.parameters(), loss, STEPS, 4e-3, clip=1.0, over=shown)
     return made.eval()
 
 
