@@ -160,7 +160,7 @@ def at(name: str, keep: int | float, equal: str) -> Plan:
         if isinstance(keep, int):
             raise ValueError(f"--keep {keep} with --equal flops: it must be a share, such as 0.25")
         made = applied(name, keep)
-        if any(s.site in ("patch", "encoder") for s in made.stages) or len(made.stages) > 1:
+        if any(s.in_encoder for s in made.stages) or len(made.stages) > 1:
             raise NotHere(f"{name} takes no budget in FLOPs of the language model")
         return Plan([_flops(s, keep) for s in made.stages])
     made = plan(name, keep)
@@ -194,7 +194,7 @@ def _label(made: Plan) -> int | float:
 
 
 def _visual(made: Plan) -> bool:
-    return any(s.site in ("patch", "encoder", "handoff", "prefill") for s in made.stages)
+    return any(s.in_encoder or s.site in ("handoff", "prefill") for s in made.stages)
 
 
 def by_bytes(made: Plan) -> bool:

@@ -180,7 +180,7 @@ def flops(
     images = sum(shape[0] if len(shape) == 2 else 0 for shape in shapes) / prompts or 1.0
     patches = sum(torch.Size(shape).numel() for shape in shapes) / prompts / images
     in_encoder = [patches] * (len(anatomy.vision.layers) if anatomy.vision else 0)
-    inside = next((s for s in plan.stages if s.site in ("patch", "encoder")), None) if plan is not None else None
+    inside = next((s for s in plan.stages if s.in_encoder), None) if plan is not None else None
     if inside is not None:
         in_encoder = encoder_tokens(anatomy, inside, round(patches), round(per_layer[0] / images))
     cost = of_tokens(anatomy, per_layer, [in_encoder], visual, text)

@@ -35,7 +35,7 @@ class Plan:
 
     def __init__(self, stages: Sequence[Stage] | Stage):
         made = (stages,) if isinstance(stages, Stage) else tuple(stages)
-        if sum(s.site in ("patch", "encoder") for s in made) > 1:
+        if sum(s.in_encoder for s in made) > 1:
             raise ValueError(
                 "a plan holds at most one encoder stage (at site='patch', or at 'encoder', where it may list several layers)"
             )

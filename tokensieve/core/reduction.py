@@ -38,9 +38,12 @@ class Reduction:
         expansion: the slots that :meth:`restore` mixes for each token; None where it copies (hard form only).
     """
 
-    def __init__(self, n: int, kept: Tensor, mask: Tensor, owner: Tensor, weight: Tensor | None, matrix: Tensor | None):
+    def __init__(
+        self, n: int, kept: Tensor, mask: Tensor, owner: Tensor, weight: Tensor | None, matrix: Tensor | None,
+        expansion: Expansion | None = None,
+    ):  # fmt: skip
         self.n, self.kept, self.mask, self.owner, self.weight, self.matrix = n, kept, mask, owner, weight, matrix
-        self.expansion: Expansion | None = None
+        self.expansion = expansion
         # Beside a row that keeps every token, another may keep fewer.
         self.is_identity = kept.shape[1] == n and weight is None and matrix is None and bool(mask.all())
 
@@ -101,8 +104,8 @@ class Reduction:
         ``share``: how much of each, with a sum of 1."""
         if near.shape != share.shape or near.shape[:2] != self.owner.shape or self.matrix is not None:
             raise ValueError(f"near and share must both be of shape ({self.batch}, {self.n}, k), of a hard reduction")
-        made = Reduction(self.n, self.kept, self.mask, self.owner, self.weight, None)
-        return made._coming(Expansion(near, share.masked_fill((self.owner < 0)[..., None], 0.0)))
+        expansion = Expansion(near, share.masked_fill((self.owner < 0)[..., None], 0.0))
+        return Reduction(self.n, self.kept, self.mask, self.owner, self.weight, None, expansion)
 
     # ---- facts ------------------------------------------------------------------------------------------------------
 
@@ -220,11 +223,11 @@ class Reduction:
         owner = torch.where(self.owner >= 0, other.owner.gather(1, self.owner.clamp(min=0)), -1)
         expansion = self._ways.then(other._ways) if self.expansion or other.expansion else None
         if self.drops and other.drops:
-            return Reduction(self.n, kept, mask, owner, None, None)._coming(expansion)
+            return Reduction(self.n, kept, mask, owner, None, None, expansion)
         first = torch.ones(owner.shape, device=owner.device) if self.weight is None else self.weight
         second = torch.ones(other.owner.shape, device=owner.device) if other.weight is None else other.weight
         weight = first * second.gather(1, self.owner.clamp(min=0))
-        return Reduction(self.n, kept, mask, owner, weight.where(owner >= 0, 0.0), None)._coming(expansion)
+        return Reduction(self.n, kept, mask, owner, weight.where(owner >= 0, 0.0), None, expansion)
 
     def rows(self, index: Tensor | slice) -> Reduction:
         """Some rows of the batch."""
@@ -241,9 +244,10 @@ class Reduction:
             matrix = torch.cat([pad(p.dense(), (0, 0, 0, m - p.m)) for p in parts])
         elif any(p.weight is not None for p in parts):
             weight = torch.cat([(p.owner >= 0).float() if p.weight is None else p.weight for p in parts])
-        made = cls(parts[0].n, torch.cat(kept), torch.cat(mask), torch.cat([p.owner for p in parts]), weight, matrix)
         mixes = matrix is None and any(p.expansion for p in parts)
-        return made._coming(Expansion.stack([p._ways for p in parts]) if mixes else None)
+        expansion = Expansion.stack([p._ways for p in parts]) if mixes else None
+        owner = torch.cat([p.owner for p in parts])
+        return cls(parts[0].n, torch.cat(kept), torch.cat(mask), owner, weight, matrix, expansion)
 
     def to(self, device: torch.device | str) -> Reduction:
         return self._of(self.n, *(None if t is None else t.to(device) for t in self._tensors().values()))
@@ -277,11 +281,7 @@ class Reduction:
     @classmethod
     def _of(cls, n: int, *tensors: Tensor | None) -> Reduction:
         """From :data:`TENSORS`, in this order."""
-        return cls(n, *tensors[:5])._coming(Expansion.of(*tensors[5:]))  # type: ignore[arg-type]
-
-    def _coming(self, expansion: Expansion | None) -> Reduction:
-        self.expansion = expansion
-        return self
+        return cls(n, *tensors[:5], expansion=Expansion.of(*tensors[5:]))  # type: ignore[arg-type, misc]
 
     @property
     def _ways(self) -> Expansion:

@@ -168,6 +168,11 @@ class Stage:
         return cast(FocusMethod, self.method)
 
     @property
+    def in_encoder(self) -> bool:
+        """Whether tokens leave an encoder: in front of its first block, or in its blocks."""
+        return self.site in ("patch", "encoder")
+
+    @property
     def pace(self) -> str:
         """The schedule: the one asked for, or the method's."""
         return self.schedule or self.method.schedule

@@ -81,7 +81,7 @@ def cost(
     stages = (plan if isinstance(plan, Plan) else Plan(plan)).stages
     if stages and all(s.site in ("prompt", "cache") for s in stages) and not _speaks(model):
         return _of_text(decoder(model), stages, text)
-    inside = next((s for s in stages if s.site in ("patch", "encoder")), None)
+    inside = next((s for s in stages if s.in_encoder), None)
     alone = towers.tower(model, inside.tower if inside else "") if inside or not _speaks(model) else None
     if alone is not None:
         return _of_encoder(model, alone, stages, tokens)
@@ -95,7 +95,7 @@ def cost(
     for stage in stages:
         if stage.site == "prompt":
             text = _count(stage.keep, text) if text else 0
-        elif stage.site in ("patch", "encoder"):
+        elif stage.in_encoder:
             now = entered = _count(stage.keep, tokens)
             in_encoder = [encoder_tokens(anatomy, stage, tokens, now)]
         elif stage.site == "handoff":
@@ -133,7 +133,7 @@ def _speaks(model: nn.Module) -> bool:
 
 def _of_encoder(model: nn.Module, stack: Stack, stages: Sequence[Stage], tokens: int) -> Cost:
     """The cost of one sequence in an encoder alone; nothing is prefilled or cached behind it."""
-    wrong = next((s for s in stages if s.site not in ("patch", "encoder")), None)
+    wrong = next((s for s in stages if not s.in_encoder), None)
     if wrong is not None:
         raise ValueError(
             f"site={wrong.site!r} of {wrong.method.name}; {type(model).__name__} is an encoder alone: site='encoder'"

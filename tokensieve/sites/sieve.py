@@ -107,7 +107,7 @@ def attached(model: Any) -> tuple[Sieve, ...]:
 
 def _asked(plan: Plan, given: Mapping[str, Any]) -> None:
     """Raise ValueError for a signal that no stage in an encoder reads."""
-    inside = [s for s in plan.stages if s.site in ("patch", "encoder")]
+    inside = [s for s in plan.stages if s.in_encoder]
     read = {name for s in inside for need in s.needs for name in (need.name, *need.instead)}
     for name in given:
         if name not in read:

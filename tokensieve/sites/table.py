@@ -94,14 +94,10 @@ def _sparse_decode(work: Work) -> Site:
     return ReadingSite(decoder(work.model), work.own[0], work.clock, work.ledger)
 
 
-INSIDE = ("patch", "encoder")
-"""Sites in an encoder."""
-
-
 def _visual(work: Work) -> Site:
     """A language model's site sees to its encoder too."""
     model = work.model
-    inside = next((s for s in work.own if s.site in INSIDE), None)
+    inside = next((s for s in work.own if s.in_encoder), None)
     alone = None if inside is None else towers.tower(model, inside.tower)
     if inside is not None and alone is not None:
         if len(work.own) > 1:
@@ -112,7 +108,7 @@ def _visual(work: Work) -> Site:
         last = len(alone.layers) - 1
         return EncoderSite(alone, inside, work.clock, last, work.ledger, work.scores, model)
     anatomy = find(model)
-    if anatomy.language is None and any(s.site not in INSIDE for s in work.own):
+    if anatomy.language is None and any(not s.in_encoder for s in work.own):
         raise ValueError(
             f"{type(model).__name__} is an encoder without a language model; only site='encoder' applies to it"
         )

@@ -46,8 +46,8 @@ class EncoderReduction:
         targets: how many are to be left behind each of the site's blocks, a tensor ``(B,)`` each.
         by_length: what was there when the states held so many tokens, special ones included.
         score: what the method ranked by at first; None where nobody asked.
-        parcels: tokens that left, in the state in which they did: places ``(B, d)``, -1 at padding, and states ``(B, d, D)``.
-        exits: of each parcel the block in which it left, -1 in front of the first.
+        parcels: tokens that left, in the state in which they did: the block, -1 in front of the first, places ``(B, d)``, -1 at
+            padding, and states ``(B, d, D)``.
         shape: what is there now; None while all tokens are.
         bias: ``(B, m)``, what is added to attention to each token; None where nothing is.
         index: by a number of tokens, which of those each one is that is there.
@@ -65,8 +65,7 @@ class EncoderReduction:
         self.targets: list[Tensor] = []
         self.by_length: dict[int, Remaining] = {}
         self.score: Tensor | None = None
-        self.parcels: list[tuple[Tensor, Tensor]] = []
-        self.exits: list[int] = []
+        self.parcels: list[tuple[int, Tensor, Tensor]] = []
         self.shape: Remaining | None = None
         self.bias: Tensor | None = None
         self.index: dict[int, Tensor] = {}
@@ -78,6 +77,11 @@ class EncoderReduction:
     def begin(self, batch: int, device: torch.device) -> None:
         """A stage stands in front of its first block."""
         self._totals = [Reduction.identity(batch, self.layout.count, device)]
+
+    @property
+    def batch(self) -> int:
+        """Rows of the pass; 1 in front of the first stage."""
+        return self._totals[0].batch if self._totals else 1
 
     @property
     def total(self) -> Reduction | None:
@@ -110,8 +114,7 @@ class EncoderReduction:
             if bool(gone.any()):
                 at, there = compact(gone)
                 left = at if before is None else before.place.gather(1, at)
-                self.exits.append(block)
-                self.parcels.append((left.masked_fill(~there, -1), take(hidden.contiguous(), at)))
+                self.parcels.append((block, left.masked_fill(~there, -1), take(hidden.contiguous(), at)))
         owner, place = step.owner, step.kept
         if before is not None:
             place = before.place.gather(1, step.kept)
@@ -157,22 +160,20 @@ class EncoderReduction:
 
     def stays(self) -> Tensor:
         """``(B, L)`` bool: the tokens of the whole sequence whose places are still there."""
-        batch = self._totals[0].batch if self._totals else 1
-        out = torch.zeros(batch, self.layout.length, dtype=torch.bool)
+        out = torch.zeros(self.batch, self.layout.length, dtype=torch.bool)
         if self.shape is None:
             return ~out if self.layout.real is None else self.layout.real.cpu()
         place = self.shape.place.cpu()
-        row = torch.arange(batch)[:, None].expand_as(place)
+        row = torch.arange(self.batch)[:, None].expand_as(place)
         out[row[place >= 0], place[place >= 0]] = True
         return out
 
     def left(self) -> Tensor:
         """``(B, L)`` long: the block in which each token of the whole sequence left, -1 in front of the first, and the number of
         blocks where it did not leave."""
-        batch = self._totals[0].batch if self._totals else 1
-        out = torch.full((batch, self.layout.length), self.calls)
-        for block, (place, _) in zip(self.exits, self.parcels, strict=True):
-            row, where = torch.arange(batch)[:, None].expand(place.shape), place.cpu()
+        out = torch.full((self.batch, self.layout.length), self.calls)
+        for block, place, _ in self.parcels:
+            row, where = torch.arange(self.batch)[:, None].expand(place.shape), place.cpu()
             out[row[where >= 0], where[where >= 0]] = block
         return out
 
@@ -228,7 +229,7 @@ class EncoderReduction:
         gone = shape.owner < 0
         if bool(gone.any()):
             out = out.masked_fill(gone[..., None], 0.0)
-            for place, states in self.parcels[: shape.left]:
+            for _, place, states in self.parcels[: shape.left]:
                 row = torch.arange(len(out), device=out.device)[:, None].expand_as(place)
                 at = place >= 0
                 out = out.index_put((row[at], place[at]), states[at].to(out.dtype))

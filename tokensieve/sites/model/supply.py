@@ -37,7 +37,7 @@ def supplied(stage: Stage, available: tuple[str, ...]) -> list[str]:
 
 
 def _way(stage: Stage, name: str) -> str:
-    if stage.site in ("patch", "encoder"):
+    if stage.in_encoder:
         return f"(or give it yourself: tokensieve.sieve(..., given={{{name!r}: a tensor, or a function}}))"
     return "(methods that read features only, such as 'divprune', run everywhere)"
 

@@ -71,7 +71,7 @@ class LanguageSite:
         self.asked = GeneratePrompt(anatomy.model, ledger)
         self.steps = StreamStages(anatomy, stages, self.prefill, self.sight, self.asked, clock, ledger, scores)
         self.focus = FocusSite(self.language, [s for s in stages if s.site == "focus"], ledger)
-        ledger.visual += [s for s in stages if s.site in ("patch", "encoder", "handoff")]
+        ledger.visual += [s for s in stages if s.in_encoder or s.site == "handoff"]
         ledger.visual += [s for here in self.prefill.values() for s in here]
         if any(s.method.restores_dropped for here in self.prefill.values() for s in here):
             if any(s.positions == "compact" for s in stages):

@@ -73,7 +73,7 @@ class SharedEncoding:
         # What reads features alone may always come.
         self._asked = {
             (),
-            *(_needs(plan) for plan in plans if all(s.site not in ("patch", "encoder") for s in plan.stages)),
+            *(_needs(plan) for plan in plans if all(not s.in_encoder for s in plan.stages)),
         }
         self._calls: list[EncoderCall] = []
         self._undo: list[Detach] = []

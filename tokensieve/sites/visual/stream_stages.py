@@ -61,7 +61,7 @@ class StreamStages:
         self.ranked = any(n.name == "ranking" for s in stages for n in s.needs)
         self.ranks = any(type(s.method).score is not Method.score for s in stages if s.site == "handoff")
         for stage in stages:
-            names = self.names(stage) if stage.site not in ("patch", "encoder") else []
+            names = self.names(stage) if not stage.in_encoder else []
             if stage.site == "prefill":
                 layer_signals.check(self.language, stage.layer, names, self.own(stage))
         self.coming = {i: Coming(self.language, i) for i, here in prefill.items() if any(map(self.own, here))}
