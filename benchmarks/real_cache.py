@@ -53,6 +53,8 @@ PLAN = (
     Step(4096, 20, (0.25,)),
     Step(7680, 10, (0.25,), FEW),
 )
+FIRST = 0.4
+"""The share of each step's texts that all steps come to before any goes on."""
 
 
 def measure(model: Any, tokenizer: Any, text: Text, step: Step) -> dict[str, dict[str, float]]:
@@ -125,14 +127,14 @@ def run(file: Path = FILE) -> None:
         raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
     file.parent.mkdir(parents=True, exist_ok=True)
     known, texts = {line["key"] for line in done}, Texts(tokenizer)
-    cells = [(step, i, task) for step in PLAN for i in range(step.texts) for task in TASKS]
-    left = [(step, i, task) for step, i, task in cells if key(task, step, i) not in known]
+    cells = [(s, i, task) for part in (FIRST, 1) for s in PLAN for i in range(round(part * s.texts)) for task in TASKS]
+    left = {key(task, step, i): (step, i, task) for step, i, task in cells if key(task, step, i) not in known}
     with file.open("a", encoding="utf-8") as out:
         if not head:
             out.write(json.dumps({"format": FORMAT, **environment(), **of}) + "\n")
         elif not file.read_text(encoding="utf-8").endswith("\n"):
             out.write("\n")
-        for step, i, task in track(left, "SmolLM2's cache", console=Console(stderr=True)):
+        for step, i, task in track(list(left.values()), "SmolLM2's cache", console=Console(stderr=True)):
             text = texts.get(task, step.length, i)
             rows = measure(model, tokenizer, text, step)
             facts = {"key": key(task, step, i), "task": task, "length": step.length, "number": i, "text": text.digest}

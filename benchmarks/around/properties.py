@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
 import tokensieve as ts
-from benchmarks.around.model import PATCH, SIDE, Around, prompt
-from benchmarks.around.scenes import foreground, picture
+from benchmarks.around import answer
 from tokensieve.sites.model.structure import find
-from tokensieve.testbed.data import Item
+from tokensieve.testbed import packing
+from tokensieve.testbed.around.model import END, IMAGE, VISUAL, Around, prompt
+from tokensieve.testbed.around.scenes import foreground, generate, picture
+from tokensieve.testbed.questions import QUESTION_KINDS, questions
+from tokensieve.testbed.scenes import Scene
 from tokensieve.testbed.stages import pixels
 
 GOALS = {
@@ -36,14 +38,13 @@ class Property:
     holds: bool
 
 
-def inputs(around: Around, items: Sequence[Item], scenes: Sequence[Any]) -> dict[str, torch.Tensor]:
-    """A batch of questions, padded on the left."""
+def inputs(around: Around, scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
+    """A batch of the scenes' first questions, padded on the left."""
     tokenizer = around.tokenizer
-    tokenizer.padding_side, tokenizer.pad_token = "left", "<|im_end|>"
-    given = tokenizer(
-        [prompt(i.question.text) for i in items], padding=True, return_tensors="pt", add_special_tokens=False
-    )
-    images = torch.from_numpy(np.stack([picture(s) for s in scenes]))
+    tokenizer.padding_side, tokenizer.pad_token = "left", END
+    texts = [prompt(questions(scene)[0].text).replace(IMAGE, IMAGE * VISUAL) for scene in scenes]
+    given = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
+    images = torch.from_numpy(np.stack([np.asarray(picture(s)) for s in scenes]))
     device = around.model.device
     return {
         "input_ids": given["input_ids"].to(device), "attention_mask": given["attention_mask"].to(device),
@@ -52,10 +53,10 @@ def inputs(around: Around, items: Sequence[Item], scenes: Sequence[Any]) -> dict
 
 
 @torch.no_grad()
-def properties(around: Around, items: Sequence[Item], scenes: Sequence[Any]) -> list[Property]:
-    """What was measured on some questions."""
+def properties(around: Around, scenes: Sequence[Scene]) -> list[Property]:
+    """What was measured on some scenes."""
     model = around.model.eval()
-    given, depth = inputs(around, items, scenes), len(find(model).language.layers)  # type: ignore[union-attr]
+    given, depth = inputs(around, scenes), len(find(model).language.layers)  # type: ignore[union-attr]
     probes = ts.Plan([ts.stage("fastv", 1.0, layers=i) for i in range(1, depth)])
     with ts.sieve(model, probes, scores=True) as s:
         model(**given)
@@ -64,11 +65,10 @@ def properties(around: Around, items: Sequence[Item], scenes: Sequence[Any]) -> 
     with ts.sieve(model, "fastervlm", keep=1.0, scores=True) as s:
         model(**given)
     cls = s.last.stages[0].score.float().cpu().numpy()
-    things = np.stack([foreground(x, SIDE // PATCH).ravel() for x in scenes])
+    things = np.stack([foreground(x) for x in scenes])
     on_things = (cls * things).sum(1) / cls.sum(1) / things.mean(1)
-    norms = (
-        model.model.vision_tower(given["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:].norm(dim=-1)
-    )
+    seen = model.model.vision_tower(given["pixel_values"], output_hidden_states=True).hidden_states[-2][:, 1:]
+    norms = seen.norm(dim=-1)
     high = (norms > 3 * norms.median(1, keepdim=True).values).cpu().numpy()
     far = float((high & ~things).sum() / (~things).sum())
     values = (float(depth), float(later / first), float(on_things.mean()), far)
@@ -77,16 +77,21 @@ def properties(around: Around, items: Sequence[Item], scenes: Sequence[Any]) -> 
 
 
 @torch.no_grad()
-def right(around: Around, items: Sequence[Item], scenes: Sequence[Any], batch: int = 20) -> dict[str, float]:
-    """Accuracy by kind of question, with all tokens."""
-    found: dict[str, list[bool]] = {}
-    model = around.model.eval()
-    end = around.tokenizer.convert_tokens_to_ids("<|im_end|>")
-    for start in range(0, len(items), batch):
-        some, seen = items[start : start + batch], scenes[start : start + batch]
-        given = inputs(around, some, seen)
-        out = model.generate(**given, max_new_tokens=8, do_sample=False, eos_token_id=end, pad_token_id=end)
-        said = around.tokenizer.batch_decode(out[:, given["input_ids"].shape[1] :], skip_special_tokens=True)
-        for item, text in zip(some, said, strict=True):
-            found.setdefault(item.kind, []).append(" ".join(text.lower().split()) == item.answer)
-    return {kind: sum(ok) / len(ok) for kind, ok in found.items()}
+def right(around: Around, count: int, seed: int = 0, batch: int = 10) -> dict[str, float]:
+    """Accuracy by kind of question with all tokens, on so many held-out questions of each kind, as greedy decoding would answer."""
+    found: dict[str, list[bool]] = {kind: [] for kind in QUESTION_KINDS}
+    around.model.eval()
+    index = 0
+    while min(map(len, found.values())) < count:
+        scenes = [generate(seed, index + i, "test") for i in range(batch)]
+        index += batch
+        images = torch.from_numpy(np.stack([np.asarray(picture(s)) for s in scenes])).to(around.model.device)
+        first, _ = answer.prefix(around, images)
+        every = [questions(s) for s in scenes]
+        packed = {k: v.to(first.device) for k, v in answer.pack(around, every, first.shape[1]).items()}
+        said = answer.logits(around, first, packed, torch.ones_like(packed["labels"], dtype=torch.bool))
+        flags = packing.right(said.view(*packed["labels"].shape, -1), packed)
+        for some, row in zip(every, flags, strict=True):
+            for q, ok in zip(some, row, strict=True):
+                found[q.kind].append(ok)
+    return {kind: float(np.mean(ok[:count])) for kind, ok in found.items()}

@@ -3,6 +3,7 @@
 # ruff: noqa: PT028  (`test_set` is not a test)
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from .questions import QUESTION_KINDS, SceneQuestion, questions
-from .scenes import generate
+from .scenes import Scene, generate
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,27 @@ class Item:
         return self.question.boxes
 
 
-def test_set(n_scenes: int = 100, questions_per_kind: int = 40, seed: int = 0, split: str = "test") -> list[Item]:
+def _plain(seed: int, index: int, split: str) -> tuple[Scene, Image.Image]:
+    scene = generate(seed, index, split)
+    return scene, scene.image
+
+
+def test_set(
+    n_scenes: int = 100,
+    questions_per_kind: int = 40,
+    seed: int = 0,
+    split: str = "test",
+    draw: Callable[[int, int, str], tuple[Scene, Image.Image]] = _plain,
+) -> list[Item]:
     """`questions_per_kind` questions of each kind about `n_scenes` scenes, the kinds one after the other.
 
-    The same arguments always give the same items.
+    The same arguments always give the same items. `draw` makes a scene and its picture from seed, number and split.
     """
     found: dict[str, list[Item]] = {kind: [] for kind in QUESTION_KINDS}
     for index in range(n_scenes):
-        scene = generate(seed, index, split)
+        scene, picture = draw(seed, index, split)
         for question in questions(scene):
-            found[question.kind].append(Item(scene.image, question))
+            found[question.kind].append(Item(picture, question))
     rng = np.random.default_rng(seed)
     chosen = []
     for kind, items in found.items():

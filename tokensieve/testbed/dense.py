@@ -21,19 +21,21 @@ LETTERS = sorted(set("".join(LEXICON)))
 _KIND, _NAME, _COLOUR = ({word: i for i, word in enumerate(group)} for group in (KINDS, NAMES, COLOURS))
 
 
-def labels(scene: Scene) -> dict[str, np.ndarray]:
-    """Patch labels of shape (576,): 0 is background, `IGNORE` the rim of a thing. `present` (50,) belongs to the CLS output."""
+def labels(scene: Scene, patch: int = PATCH) -> dict[str, np.ndarray]:
+    """Labels of all patches of so many pixels a side, (576,): 0 is background, `IGNORE` the rim of a thing. `present` (50,)
+    belongs to the CLS output."""
+    side = SIZE // patch
     maps: dict[str, np.ndarray] = {
-        key: np.zeros((SIDE, SIDE), dtype=np.int64) for key in ("kind", "name", "colour", "place")
+        key: np.zeros((side, side), dtype=np.int64) for key in ("kind", "name", "colour", "place")
     }
-    maps["centre"] = np.zeros((SIDE, SIDE), dtype=np.float32)
-    maps["letters"] = np.zeros((SIDE, SIDE, len(LETTERS)), dtype=np.float32)
-    maps["thumb"] = np.zeros((SIDE, SIDE, THUMB * THUMB), dtype=np.float32)
-    ink = np.asarray(scene.ink.resize((SIDE * MASK, SIDE * MASK), Image.Resampling.BOX), dtype=np.float32) / 255
-    maps["ink"] = ink.reshape(SIDE, MASK, SIDE, MASK).swapaxes(1, 2).reshape(SIDE, SIDE, MASK * MASK)
+    maps["centre"] = np.zeros((side, side), dtype=np.float32)
+    maps["letters"] = np.zeros((side, side, len(LETTERS)), dtype=np.float32)
+    maps["thumb"] = np.zeros((side, side, THUMB * THUMB), dtype=np.float32)
+    ink = np.asarray(scene.ink.resize((side * MASK, side * MASK), Image.Resampling.BOX), dtype=np.float32) / 255
+    maps["ink"] = ink.reshape(side, MASK, side, MASK).swapaxes(1, 2).reshape(side, side, MASK * MASK)
     present = np.zeros(len(COLOURS) + len(NAMES), dtype=np.float32)
     for thing in scene.things:
-        share = _overlap(thing.box)
+        share = _overlap(thing.box, patch)
         known = {
             "kind": _KIND[thing.kind],
             "name": _NAME[thing.name],
@@ -46,21 +48,21 @@ def labels(scene: Scene) -> dict[str, np.ndarray]:
         small = scene.ink.resize((THUMB, THUMB), Image.Resampling.BOX, box=thing.box)
         maps["thumb"][share >= min(0.4, share.max())] = np.asarray(small, dtype=np.float32).ravel() / 255
         x0, y0, x1, y1 = thing.box
-        maps["centre"][(y0 + y1) // 2 // PATCH, (x0 + x1) // 2 // PATCH] = 1
+        maps["centre"][(y0 + y1) // 2 // patch, (x0 + x1) // 2 // patch] = 1
         if thing.kind == "word":
             for i, letter in enumerate(thing.name):  # letters of nearly equal width are close enough
                 step = (x1 - x0) / len(thing.name)
-                at = _overlap((x0 + i * step, y0, x0 + (i + 1) * step, y1))
+                at = _overlap((x0 + i * step, y0, x0 + (i + 1) * step, y1), patch)
                 maps["letters"][at > 0.2, LETTERS.index(letter)] = 1
         present[known["colour"]] = present[len(COLOURS) + known["name"]] = 1
-    return {key: value.reshape(SIDE * SIDE, *value.shape[2:]) for key, value in maps.items()} | {"present": present}
+    return {key: value.reshape(side * side, *value.shape[2:]) for key, value in maps.items()} | {"present": present}
 
 
-def _overlap(box) -> np.ndarray:
+def _overlap(box, patch: int) -> np.ndarray:
     """The share of each patch that the box covers, (24, 24)."""
-    edges = np.arange(SIDE) * PATCH
+    edges = np.arange(SIZE // patch) * patch
     across, down = (
-        np.clip(np.minimum(edges + PATCH, high) - np.maximum(edges, low), 0, None) / PATCH
+        np.clip(np.minimum(edges + patch, high) - np.maximum(edges, low), 0, None) / patch
         for low, high in ((box[0], box[2]), (box[1], box[3]))
     )
     return down[:, None] * across[None, :]

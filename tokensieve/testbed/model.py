@@ -64,7 +64,7 @@ def build(size: str, seed: int = 0) -> LlavaForConditionalGeneration:
     model = LlavaForConditionalGeneration(config)
     for name in ("pad", "bos", "eos"):
         setattr(model.generation_config, f"{name}_token_id", getattr(config.text_config, f"{name}_token_id"))
-    _see_neighbours(model.model.vision_tower)
+    see_neighbours(model.model.vision_tower)
     for layer in (model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2):
         torch.nn.init.xavier_uniform_(layer.weight)
     return model
@@ -104,7 +104,7 @@ def build_processor() -> LlavaProcessor:
 
 
 @torch.no_grad()
-def _see_neighbours(tower, gain: float = 3.0) -> None:
+def see_neighbours(tower, gain: float = 3.0) -> None:
     """Start the vision tower as something close to a convolution.
 
     A few channels hold the position as sines and cosines, at first undisturbed by anything else; in the early layers

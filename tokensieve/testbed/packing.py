@@ -4,6 +4,8 @@ The image is encoded once: `[prefix | question 1 + answer | question 2 + answer 
 see the prefix and itself, and its positions start again right after the prefix.
 """
 
+from collections.abc import Callable
+
 import torch
 
 from .questions import SceneQuestion, prompt
@@ -20,8 +22,13 @@ def encode(question: SceneQuestion) -> tuple[list[int], list[int]]:
     return [_ID[w] for w in after], [_ID[w] for w in question.answer.split()] + [_ID["</s>"]]
 
 
-def pack(asked: list[list[SceneQuestion]], prefix: int) -> dict[str, torch.Tensor]:
-    """Rows of questions for a batch whose images (with the <s> before them) take `prefix` positions.
+def pack(
+    asked: list[list[SceneQuestion]],
+    prefix: int,
+    encode: Callable[[SceneQuestion], tuple[list[int], list[int]]] = encode,
+    pad: int = _ID["<pad>"],
+) -> dict[str, torch.Tensor]:
+    """Rows of questions for a batch whose images (with what is before them) take `prefix` positions.
 
     Returns `ids`, `labels` and `segment` of shape (B, L), where the segment counts questions from 1 and is 0 on
     padding, and `positions` (B, prefix + L). `labels[i]` is what the token at `i` has to predict.
@@ -41,7 +48,7 @@ def pack(asked: list[list[SceneQuestion]], prefix: int) -> dict[str, torch.Tenso
             place += range(prefix, prefix + len(whole) - 1)
         rows.append((ids, labels, segment, place))
     longest = max(len(row[0]) for row in rows)
-    fills = (_ID["<pad>"], IGNORE, 0, 0)
+    fills = (pad, IGNORE, 0, 0)
     padded = [torch.tensor([row[k] + [fill] * (longest - len(row[k])) for row in rows]) for k, fill in enumerate(fills)]
     positions = torch.cat([torch.arange(prefix).expand(len(rows), -1), padded[3]], dim=1)
     return {"ids": padded[0], "labels": padded[1], "segment": padded[2], "positions": positions}

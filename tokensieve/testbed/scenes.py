@@ -16,6 +16,7 @@ from .words import COLOURS, COLUMNS, KINDS, ROWS, SHAPES
 
 SIZE = 336
 CELL = SIZE // 3
+WORDS = (22, 33)  # sizes of words in pixels, from and to below
 FONTS = ("DejaVuSans.ttf", "DejaVuSans-Bold.ttf")
 SPLITS = {"train": 0, "test": 1}
 TRAIN_DIGITS = 1400  # of 1797; the rest belongs to the test split
@@ -49,7 +50,7 @@ class Scene:
     index: int
 
 
-def generate(seed: int, index: int, split: str = "train") -> Scene:
+def generate(seed: int, index: int, split: str = "train", words: tuple[int, int] = WORDS) -> Scene:
     """Draw scene `index` of the stream `seed`: one to five things, at most two of them words.
 
     Things in a scene all differ in colour; names may repeat.
@@ -61,11 +62,11 @@ def generate(seed: int, index: int, split: str = "train") -> Scene:
     for cell, colour in zip(rng.permutation(9)[:count], rng.permutation(list(COLOURS))[:count], strict=True):
         full = sum(thing.kind == "word" for thing in things) == 2
         kind = str(rng.choice(list(KINDS), p=(0.55, 0.45, 0.0) if full else (0.36, 0.3, 0.34)))
-        things.append(_place(canvas, ink, rng, kind, str(colour), divmod(int(cell), 3), split))
+        things.append(_place(canvas, ink, rng, kind, str(colour), divmod(int(cell), 3), split, words))
     return Scene(tuple(things), canvas, ink, split, seed, index)
 
 
-def crowd(seed: int, index: int, split: str = "train") -> Scene:
+def crowd(seed: int, index: int, split: str = "train", words: tuple[int, int] = WORDS) -> Scene:
     """A scene with something in nearly every cell, and words three to a cell; colours repeat.
 
     It is not for questions. There is simply more to learn from in each picture for the vision tower.
@@ -76,20 +77,19 @@ def crowd(seed: int, index: int, split: str = "train") -> Scene:
     for cell in rng.permutation(9)[: int(rng.integers(6, 10))]:
         kind = str(rng.choice(list(KINDS), p=(0.4, 0.3, 0.3)))
         for third in range(3) if kind == "word" else (None,):
-            things.append(
-                _place(canvas, ink, rng, kind, str(rng.choice(list(COLOURS))), divmod(int(cell), 3), split, third)
-            )
+            colour = str(rng.choice(list(COLOURS)))
+            things.append(_place(canvas, ink, rng, kind, colour, divmod(int(cell), 3), split, words, third))
     return Scene(tuple(things), canvas, ink, split, seed, index)
 
 
-def _place(canvas, ink, rng, kind, colour, cell, split, third=None) -> Thing:
+def _place(canvas, ink, rng, kind, colour, cell, split, words=WORDS, third=None) -> Thing:
     name = str(rng.choice(KINDS[kind]))
     if kind == "digit":
         mask = _digit(int(rng.choice(digit_pool(split)[int(name)])), int(rng.integers(52, 97)))
     elif kind == "shape":
         mask = _shape(name, int(rng.integers(44, 85)), float(rng.uniform(-8, 8)))
     else:
-        mask = _word(name, str(rng.choice(FONTS)), int(rng.integers(22, 33)))
+        mask = _word(name, str(rng.choice(FONTS)), int(rng.integers(*words)))
     mask = mask.crop(mask.getbbox())
     height, down = (CELL, 0) if third is None else (CELL // 3, third * (CELL // 3))
     room = CELL - mask.width, height - mask.height

@@ -1,0 +1,129 @@
+"""The second and third stage: the projector learns words for patches, then everything learns to answer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.around.contrast import NOTHING, outliers
+from tokensieve.testbed import packing
+from tokensieve.testbed.around.adapters import attach
+from tokensieve.testbed.around.model import BEFORE, END, PATCH, VISUAL, Around, asked
+from tokensieve.testbed.around.scenes import crowd, foreground, generate, picture
+from tokensieve.testbed.dense import labels
+from tokensieve.testbed.questions import SceneQuestion, questions
+from tokensieve.testbed.stages import pixels, stack
+from tokensieve.testbed.words import COLOURS, COLUMNS, KINDS, NAMES, ROWS
+
+ASKED = 8
+"""Questions of a scene in one step."""
+CENTRE = "things"
+
+
+def align(around: Around, seed: int) -> tuple[Any, ...]:
+    """The projector learns to put each patch where the language model expects the words for it: the sum of their embeddings."""
+    modules = nn.ModuleDict({"projector": around.trained["projector"]})
+    tower, size = around.trained["tower"], around.model.get_input_embeddings().weight.square().mean()
+    with torch.no_grad():
+        groups = {"kind": tuple(KINDS), "name": NAMES, "colour": tuple(COLOURS), "row": ROWS, "column": COLUMNS}
+        blank = torch.zeros(1, around.model.get_input_embeddings().embedding_dim)
+        words = {k: torch.cat([blank, around.words(list(g))]) for k, g in groups.items()}
+        nothing, middle = around.words([NOTHING, CENTRE])
+
+    def make(index: int) -> dict[str, Any]:
+        scene = generate(seed + 2, index) if index % 2 else crowd(seed + 2, index)
+        known = labels(scene, PATCH)
+        place = known.pop("place")
+        known["row"], known["column"] = (
+            np.where(place > 0, (place - 1) // 3 + 1, 0),
+            np.where(place > 0, (place - 1) % 3 + 1, 0),
+        )
+        return {"image": np.asarray(picture(scene)), **{k: known[k] for k in (*words, "centre")}}
+
+    def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        with torch.no_grad():
+            seen = tower(pixels(batch["image"]), output_hidden_states=True)
+            wanted = sum(table[batch[k].clamp(min=0)] for k, table in words.items())
+            wanted = wanted + (batch["centre"] > 0)[..., None] * middle + (batch["kind"] == 0)[..., None] * nothing
+        got = modules["projector"](seen.hidden_states[-2][:, 1:]).float()
+        miss = (got - wanted).square().mean(-1) / size
+        weight = (batch["kind"] > 0).float() + 0.05 * (batch["kind"] == 0)
+        loss = (miss * weight).sum() / weight.sum()
+        return loss, {}
+
+    return modules, make, stack, loss_of
+
+
+def encode(around: Around, question: SceneQuestion) -> tuple[list[int], list[int]]:
+    """Token ids of what follows the picture, and of the answer with its end."""
+    both = (asked(question.text), f"{question.answer}{END}")
+    before, said = (around.tokenizer(text, add_special_tokens=False)["input_ids"] for text in both)
+    return before, said
+
+
+def prefix(around: Around, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What stands before the questions, embedded, ``(B, P, D)``, and the tower's features, ``(B, M, d)``."""
+    model = around.model
+    before = torch.tensor([around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]])
+    seen = around.trained["tower"](pixels(images), output_hidden_states=True)
+    features = seen.hidden_states[-2][:, 1:]
+    patches = around.trained["projector"](features)
+    first = model.get_input_embeddings()(before.to(patches.device)).expand(len(patches), -1, -1)
+    return torch.cat([first.to(patches.dtype), patches], 1), features
+
+
+def pack(around: Around, some: list[list[SceneQuestion]], before: int) -> dict[str, Tensor]:
+    pad = around.tokenizer.convert_tokens_to_ids(END)
+    return packing.pack(some, before, lambda q: encode(around, q), pad)
+
+
+def logits(around: Around, first: Tensor, packed: dict[str, Tensor], chosen: Tensor) -> Tensor:
+    """``(n, V)``, float32: at the chosen places behind the prefix only, since the vocabulary is large."""
+    model = around.model
+    hidden = model.model.language_model(
+        inputs_embeds=torch.cat([first, model.get_input_embeddings()(packed["ids"]).to(first.dtype)], 1),
+        attention_mask=packing.mask(packed["segment"], first.shape[1]), position_ids=packed["positions"], use_cache=False,
+    ).last_hidden_state  # fmt: skip
+    return model.lm_head(hidden[:, first.shape[1] :][chosen]).float()
+
+
+def answer(around: Around, seed: int) -> tuple[Any, ...]:
+    """Questions about pictures; the language model's own weights do not change."""
+    modules, language = nn.ModuleDict(around.trained), around.model.model.language_model
+    attach(language, around.adapters)
+    for linear in language.modules():
+        if isinstance(linear, nn.Linear):
+            linear.weight.data = linear.weight.data.bfloat16()  # what autocast would make of them at each step
+
+    def make(index: int) -> dict[str, Any]:
+        scene = generate(seed + 3, index)
+        every, rng = questions(scene), np.random.default_rng([seed, index, 1])
+        some = [every[i] for i in rng.permutation(len(every))[:ASKED]]
+        return {"image": np.asarray(picture(scene)), "fore": foreground(scene), "questions": some}
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        seen = stack([{k: s[k] for k in ("image", "fore")} for s in samples])
+        return seen | pack(around, [s["questions"] for s in samples], before)
+
+    before = len(around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]) + VISUAL
+
+    def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        first, features = prefix(around, batch["image"])
+        counts = batch["labels"] != packing.IGNORE
+        said, gold = logits(around, first, batch, counts), batch["labels"][counts]
+        norms, high = outliers(features, batch["fore"])
+        return F.cross_entropy(said, gold) + 0.1 * norms, {"right": right(said, gold, batch), "high": high}
+
+    return modules, make, collate, loss_of
+
+
+def right(said: Tensor, gold: Tensor, packed: dict[str, Tensor]) -> float:
+    """The share of questions whose answer is right to its last token."""
+    counts = packed["labels"] != packing.IGNORE
+    rows = torch.arange(len(counts))[:, None].expand_as(counts)[counts] * 1000 + packed["segment"][counts]
+    wrong = rows[said.argmax(-1) != gold].unique()
+    return 1 - len(wrong) / len(rows.unique())
