@@ -1,14 +1,18 @@
 """The LLaVA around a real language model: its stages run, go on where they stopped, and leave the language model alone."""
 
+import numpy as np
+import pytest
 import torch
 
-from benchmarks.around import properties
-from benchmarks.around.__main__ import asked, card, train
-from benchmarks.around.model import IMAGE, VISUAL, build, prompt
-from benchmarks.around.scenes import foreground, picture
+from benchmarks.around import answer, properties
+from benchmarks.around.__main__ import card, train
+from benchmarks.around.contrast import outliers
 from tests.models import decoder
 from tests.vllm.tiny import tokenizer
-from tokensieve.testbed.scenes import generate
+from tokensieve.testbed.around import adapters, prompt, test_set
+from tokensieve.testbed.around.model import IMAGE, VISUAL, build, processor
+from tokensieve.testbed.around.scenes import foreground, generate, picture
+from tokensieve.testbed.questions import questions
 
 
 def around():
@@ -17,34 +21,95 @@ def around():
     return build("micro", language=(language, words)), language
 
 
-def test_stages_train_the_tower_and_leave_the_language_model_as_it_is(tmp_path):
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
     made, language = around()
-    before = {k: v.clone() for k, v in language.state_dict().items()}
+    out = tmp_path_factory.mktemp("around")
     fresh = {k: v.clone() for k, v in made.trained["tower"].state_dict().items()}
-    records = train(made, tmp_path, 1.0, 1, "cpu", 0)
-    assert [(n, r["step"], r["done"]) for n, r in records.items()] == [("contrast", 1, True), ("answer", 1, True)]
-    after = made.model.model.language_model.state_dict()
+    records = train(made, out, 1.0, 1, "cpu", 0)
+    return made, language, fresh, records, out
+
+
+def test_stages_train_the_tower_and_leave_the_language_model_as_it_is(trained):
+    made, language, fresh, records, out = trained
+    assert [(n, r["step"], r["done"]) for n, r in records.items()] == [
+        ("contrast", 1, True), ("align", 1, True), ("answer", 1, True)
+    ]  # fmt: skip
+    before, after = language.state_dict(), made.model.model.language_model.state_dict()
     assert all(torch.equal(v, before[f"model.{k}"]) for k, v in after.items())
     assert any(not torch.equal(v, fresh[k]) for k, v in made.trained["tower"].state_dict().items())
+    assert any(a.up.any() for a in made.adapters.values())
     again, _ = around()
-    assert train(again, tmp_path, 1.0, 1, "cpu", 0) == records
-    trained = again.trained["projector"].state_dict()
-    assert all(torch.equal(v, trained[k]) for k, v in made.trained["projector"].state_dict().items())
+    assert train(again, out, 1.0, 1, "cpu", 0) == records
+    for name in ("projector", "adapters"):
+        state = again.trained[name].state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in made.trained[name].state_dict().items())
 
-    items, scenes = asked(1)
-    found = properties.properties(made, items, scenes)
+
+def test_the_card_says_what_does_not_hold_and_which_kinds_are_left_out(trained):
+    made, *_, records, _ = trained
+    found = properties.properties(made, [generate(0, i, "test") for i in range(2)])
     assert [p.name for p in found] == list(properties.GOALS)
     assert (found[0].value, found[0].holds) == (4, False)
-    told = card(records, found, properties.right(made, items, scenes), 1, "here")
+    told = card(records, found, properties.right(made, 1, batch=2), 1, "here")
     assert "left out of tables" in told
     assert "**no**" in told
 
 
+def test_merged_adapters_say_what_attached_ones_say():
+    made, language = around()
+    for adapter in made.adapters.values():
+        torch.nn.init.normal_(adapter.up, std=0.1)
+    ids = torch.arange(12)[None]
+    plain = language.model(ids).last_hidden_state
+    body = made.model.model.language_model
+    adapters.attach(body, made.adapters)
+    attached = body(ids).last_hidden_state
+    other, _ = around()
+    adapters.merge(other.model.model.language_model, made.adapters)
+    merged = other.model.model.language_model(ids).last_hidden_state
+    assert torch.allclose(attached, merged, atol=1e-5)
+    assert not torch.allclose(plain, merged, atol=1e-2)
+
+
+def test_questions_in_one_sequence_are_answered_as_each_by_itself():
+    made, _ = around()
+    words, scene = processor(made.tokenizer), generate(0, 2, "test")
+    seen, asked = picture(scene), questions(scene)[:3]
+    first, _ = answer.prefix(made, torch.from_numpy(np.array(seen))[None])
+    packed = answer.pack(made, [asked], first.shape[1])
+    said = answer.logits(made, first, packed, torch.ones_like(packed["ids"], dtype=torch.bool))
+    for number, question in enumerate(asked, 1):
+        given = words(images=[seen], text=[prompt(question.text)], return_tensors="pt")
+        assert (given["input_ids"] == made.model.config.image_token_index).sum() == VISUAL
+        alone = made.model(**given).logits[0, -1]
+        mine = said[packed["segment"][0] == number]
+        assert torch.allclose(mine[len(answer.encode(made, question)[0]) - 1], alone, atol=1e-4)
+
+
+def test_few_background_tokens_are_asked_to_stand_out_and_no_other():
+    features, fore = torch.ones(1, 100, 4, requires_grad=True), torch.zeros(1, 100, dtype=torch.bool)
+    fore[:, :20] = True
+    with torch.no_grad():
+        features[:, 0], features[:, 50], features[:, 51] = 4.0, 3.5, 3.4
+    loss, share = outliers(features, fore)
+    loss.backward()
+    assert share == pytest.approx(2 / 80)
+    pull = features.grad[0].sum(-1)
+    assert pull[0] > 0  # a thing is to stay low
+    assert pull[50] < 0
+    assert pull[51] < 0
+
+
 def test_pictures_have_clutter_where_no_thing_is():
     scene = generate(0, 3)
-    plain, seen = scene.image.resize((256, 256)), picture(scene)
-    assert seen.shape == (256, 256, 3)
-    assert (abs(seen.astype(int) - torch.tensor(list(plain.getdata())).reshape(256, 256, 3).numpy()) > 60).any()
-    things = foreground(scene, 16)
-    assert 0 < things.mean() < 0.6
-    assert prompt("what ?").count(IMAGE) == VISUAL == 256
+    plain, seen = np.asarray(scene.image).astype(int), np.asarray(picture(scene)).astype(int)
+    assert (abs(seen - plain) > 60).any()
+    assert (seen == plain)[np.asarray(scene.ink) == 255].all()
+    assert 0 < foreground(scene).mean() < 0.6
+
+
+def test_the_test_set_is_balanced_and_shows_clutter():
+    items = test_set(n_scenes=20, questions_per_kind=2)
+    assert len(items) == 10
+    assert items == test_set(n_scenes=20, questions_per_kind=2)

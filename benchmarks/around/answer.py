@@ -93,11 +93,8 @@ def logits(around: Around, first: Tensor, packed: dict[str, Tensor], chosen: Ten
 
 def answer(around: Around, seed: int) -> tuple[Any, ...]:
     """Questions about pictures; the language model's own weights do not change."""
-    modules, language = nn.ModuleDict(around.trained), around.model.model.language_model
-    attach(language, around.adapters)
-    for linear in language.modules():
-        if isinstance(linear, nn.Linear):
-            linear.weight.data = linear.weight.data.bfloat16()  # what autocast would make of them at each step
+    modules = nn.ModuleDict(around.trained)
+    attach(around.model.model.language_model, around.adapters)
 
     def make(index: int) -> dict[str, Any]:
         scene = generate(seed + 3, index)

@@ -78,7 +78,7 @@ def properties(around: Around, scenes: Sequence[Scene]) -> list[Property]:
 
 @torch.no_grad()
 def right(around: Around, count: int, seed: int = 0, batch: int = 10) -> dict[str, float]:
-    """Accuracy by kind of question with all tokens, on so many held-out questions of each kind, as greedy decoding would answer."""
+    """Accuracy by kind with all tokens, as greedy decoding answers, on so many held-out questions of each kind."""
     found: dict[str, list[bool]] = {kind: [] for kind in QUESTION_KINDS}
     around.model.eval()
     index = 0
