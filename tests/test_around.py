@@ -5,13 +5,15 @@ import pytest
 import torch
 
 from benchmarks.around import answer, properties
-from benchmarks.around.__main__ import card, train
+from benchmarks.around.__main__ import train
+from benchmarks.around.card import card
 from benchmarks.around.contrast import outliers
 from tests.models import decoder
 from tests.vllm.tiny import tokenizer
 from tokensieve.testbed.around import adapters, prompt, test_set
 from tokensieve.testbed.around.model import IMAGE, VISUAL, build, processor
 from tokensieve.testbed.around.scenes import foreground, generate, picture
+from tokensieve.testbed.card import made as described
 from tokensieve.testbed.questions import questions
 
 
@@ -51,7 +53,9 @@ def test_the_card_says_what_does_not_hold_and_which_kinds_are_left_out(trained):
     found = properties.properties(made, [generate(0, i, "test") for i in range(2)])
     assert [p.name for p in found] == list(properties.GOALS)
     assert (found[0].value, found[0].holds) == (4, False)
-    told = card(records, found, properties.right(made, 1, batch=2), 1, "here")
+    record = described(records, torch.device("cpu"), ("torch",)) | {"seed": 0, "count": 1}
+    told = card(record | {"right": properties.right(made, 1, batch=2)}, found, "In one sitting.")
+    assert "In one sitting." in told
     assert "left out of tables" in told
     assert "**no**" in told
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,11 +10,11 @@ import typer
 from safetensors.torch import save_file
 
 from benchmarks.around import answer, contrast, properties
-from benchmarks.pages import table
-from tokensieve.core.files import write, write_text
-from tokensieve.testbed.around.model import TOWERS, VISUAL, Around, build, restored
+from benchmarks.around.card import card
+from tokensieve.core.files import write, write_json, write_text
+from tokensieve.testbed.around.model import TOWERS, Around, build, restored
 from tokensieve.testbed.around.scenes import generate
-from tokensieve.testbed.card import machine
+from tokensieve.testbed.card import made
 from tokensieve.testbed.loop import TrainingStage, fit
 
 PLAN = {
@@ -46,44 +44,6 @@ def train(around: Around, out: Path, minutes: float, steps: int | None, device: 
     return records
 
 
-def _verdict(right: float) -> str:
-    if right < properties.LEFT_OUT:
-        return "left out of tables"
-    return "" if right >= properties.KIND else "below the goal"
-
-
-def card(
-    records: dict[str, Any], found: Sequence[properties.Property], right: dict[str, float], count: int, where: str
-) -> str:
-    """What it is, what was asked of it, and what of that it has."""
-    rows = [[p.name, p.goal, f"{p.value:.3g}", "yes" if p.holds else "**no**"] for p in found]
-    kinds = [
-        [
-            k,
-            f"{100 * r:.1f}%",
-            _verdict(r),
-        ]
-        for k, r in right.items()
-    ]
-    stages_ = [
-        [n, str(r["step"]), f"{r['seconds'] / 60:.1f}", "yes" if r["done"] else "no"] for n, r in records.items()
-    ]
-    return "\n".join(
-        [
-            "# A LLaVA around SmolLM2", "",
-            "A CLIP-like tower, trained by image-text contrast on generated scenes, and a projector in front of",
-            f"SmolLM2-135M-Instruct, to whose own weights adapters of low rank are added: {VISUAL} visual tokens.",
-            f"Made by `python -m benchmarks.around`, {where}.",
-            "",
-            "## Training", "", table(["stage", "steps", "minutes", "done"], stages_), "",
-            "## Properties, fixed before any method is measured", "",
-            table(["property", "asked for", "measured", "holds"], rows), "",
-            f"## Accuracy with all tokens, {count} held-out questions a kind", "",
-            f"The goal is {100 * properties.KIND:.0f}%.", "", table(["kind", "right", ""], kinds), "",
-        ]
-    )  # fmt: skip
-
-
 def main(
     out: Annotated[Path, typer.Option(help="Where checkpoints, weights and card go.")] = Path("out/around"),
     minutes: Annotated[float, typer.Option(help="Of training, both stages together.")] = 60.0,
@@ -92,6 +52,8 @@ def main(
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",
     count: Annotated[int, typer.Option(help="Held-out questions of each kind.")] = 200,
     seed: int = 0,
+    to: Annotated[Path | None, typer.Option(help="Where weights and card go; OUT if not given.")] = None,
+    notes: Annotated[str, typer.Option(help="What the card says besides of how the weights came about.")] = "",
 ) -> None:
     around = build(size, seed)
     records = train(around, out, minutes, steps, device, seed)
@@ -100,13 +62,20 @@ def main(
         for n, m in around.trained.items()
         for k, v in m.state_dict().items()
     }
-    write(out / "around.safetensors", lambda part: save_file(weights, part))
-    around = restored(out / "around.safetensors", size)
+    file = (to or out) / "around.safetensors"
+    write(file, lambda part: save_file(weights, part))
+    around = restored(file, size)
     found = properties.properties(around, [generate(0, i, "test") for i in range(40)])
     right = properties.right(around, count)
-    where = f"seed {seed}, on {machine(torch.device(device))}, {os.cpu_count()} cores"
-    write_text(out / "CARD.md", card(records, found, right, count, where))
-    typer.echo((out / "CARD.md").read_text())
+    record = made(records, torch.device(device), ("torch", "transformers")) | {
+        "seed": seed,
+        "right": right,
+        "count": count,
+    }
+    write_json(file.parent / "training.json", record)
+    told = card(record, found, notes)
+    write_text(file.parent / "MODEL_CARD.md", told)
+    typer.echo(told)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ def align(around: Around, seed: int) -> tuple[Any, ...]:
     tower, size = around.trained["tower"], around.model.get_input_embeddings().weight.square().mean()
     with torch.no_grad():
         groups = {"kind": tuple(KINDS), "name": NAMES, "colour": tuple(COLOURS), "row": ROWS, "column": COLUMNS}
-        blank = torch.zeros(1, around.model.get_input_embeddings().embedding_dim)
+        blank = torch.zeros_like(around.model.get_input_embeddings().weight[:1])
         words = {k: torch.cat([blank, around.words(list(g))]) for k, g in groups.items()}
         nothing, middle = around.words([NOTHING, CENTRE])
 
@@ -121,6 +121,9 @@ def answer(around: Around, seed: int) -> tuple[Any, ...]:
 def right(said: Tensor, gold: Tensor, packed: dict[str, Tensor]) -> float:
     """The share of questions whose answer is right to its last token."""
     counts = packed["labels"] != packing.IGNORE
-    rows = torch.arange(len(counts))[:, None].expand_as(counts)[counts] * 1000 + packed["segment"][counts]
+    rows = (
+        torch.arange(len(counts), device=counts.device)[:, None].expand_as(counts)[counts] * 1000
+        + packed["segment"][counts]
+    )
     wrong = rows[said.argmax(-1) != gold].unique()
     return 1 - len(wrong) / len(rows.unique())

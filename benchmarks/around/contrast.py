@@ -58,7 +58,8 @@ def contrast(around: Around, seed: int) -> tuple[Any, ...]:
     tower = around.trained["tower"]
     table = around.model.get_input_embeddings()
     space = Space(tower.config.hidden_size, table.embedding_dim)
-    modules = nn.ModuleDict({"tower": tower, "space": space})
+    modules = nn.ModuleDict({"tower": tower, "space": space}).to(table.weight.device)
+    spelt = table.weight.detach().cpu()  # captions are made where pictures are drawn
     with torch.no_grad():
         words = {k: around.words([NOTHING, *group]) for k, group in GROUPS.items()}
         words = {k: w / w.std(-1, keepdim=True) for k, w in words.items()}
@@ -66,8 +67,7 @@ def contrast(around: Around, seed: int) -> tuple[Any, ...]:
     def make(index: int) -> dict[str, Any]:
         scene = generate(seed, index) if index % 4 == 0 else crowd(seed, index)
         ids = around.tokenizer(caption(scene, np.random.default_rng([seed, index])))["input_ids"]
-        with torch.no_grad():
-            said = table.weight[ids].mean(0)
+        said = spelt[ids].mean(0)
         return {
             "image": np.asarray(picture(scene)), "said": (said / said.std()).numpy(), "fore": foreground(scene),
             **labels(scene, PATCH),
@@ -77,11 +77,11 @@ def contrast(around: Around, seed: int) -> tuple[Any, ...]:
         seen = tower(pixels(batch["image"]), output_hidden_states=True)
         early, features = seen.hidden_states[2][:, 1:], seen.hidden_states[-2][:, 1:]
         patches, shown = space.norm(features), {}
-        loss = torch.zeros(())
+        loss = torch.zeros((), device=patches.device)
         for key, weight in WEIGHTS.items():
             alike = space.compared(space.patch[key](patches), space.word[key](words[key])).flatten(0, 1)
             gold = batch[key].flatten()
-            rare = torch.ones(alike.shape[1])
+            rare = torch.ones(alike.shape[1], device=alike.device)
             rare[0] = 0.05  # background is nearly everything and easy
             loss = loss + weight * F.cross_entropy(alike, gold, weight=rare, ignore_index=IGNORE)
             on = gold > 0
@@ -92,7 +92,7 @@ def contrast(around: Around, seed: int) -> tuple[Any, ...]:
                     shown[kind] = (alike[on].argmax(-1) == gold[on]).float().mean().item()
         things, spelled = batch["kind"] > 0, batch["letters"].any(-1)
         centre = F.binary_cross_entropy_with_logits(
-            space.centre(patches)[..., 0].float(), batch["centre"], pos_weight=torch.tensor(8.0)
+            space.centre(patches)[..., 0].float(), batch["centre"], pos_weight=torch.tensor(8.0, device=patches.device)
         )
         ink = F.binary_cross_entropy_with_logits(space.ink(early).float(), batch["ink"])
         thumb = (space.thumb(patches)[things].float() - batch["thumb"][things]).square().mean()
@@ -102,7 +102,7 @@ def contrast(around: Around, seed: int) -> tuple[Any, ...]:
             else 0.0
         )
         whole = space.compared(space.picture(seen.pooler_output), space.caption(batch["said"]))
-        own = torch.arange(len(whole))
+        own = torch.arange(len(whole), device=whole.device)
         captions = (F.cross_entropy(whole, own) + F.cross_entropy(whole.T, own)) / 2
         shown["caption"] = (whole.argmax(1) == own).float().mean().item()
         norms, high = outliers(features, batch["fore"])
