@@ -59,7 +59,8 @@ def card(record: dict[str, Any], found: Sequence[Property], notes: str = "") -> 
         [
             HEAD,
             "## Training", "", table(["stage", "steps", "minutes", "done"], stages), STAGES,
-            f"Made by `python -m benchmarks.around` on {record['date']}, seed {record['seed']}, on {record['machine']}, {versions}.",
+            f"Made by `python -m benchmarks.around` on {record['date']}, seed {record['seed']},",
+            f"on {record['machine']}, {versions}.",
             *([notes] if notes else []), "",
             "## Properties, fixed before any method was measured", "",
             table(["property", "asked for", "measured", "holds"], rows), "",
