@@ -1,8 +1,9 @@
-"""One page for all methods: accuracy kept on the testbed at four budgets, by kind of question, over three seeds.
+"""One page for all methods: accuracy kept on each testbed at four budgets, by kind of question, over three seeds.
 
-`python -m benchmarks.leaderboard` measures what `out/leaderboard.json` does not hold yet and writes
-docs/measured/leaderboard.md. A seed decides the held-out questions and what methods draw; all methods get the same.
-Retention is accuracy over that of the full model.
+`python -m benchmarks.leaderboard [NAME ...]` measures what `out/leaderboard-NAME.json` does not hold yet of a testbed of
+`benchmarks.beds`, the packaged one by default, and writes its part of docs/measured/leaderboard.md. A seed decides the held-out
+questions and what methods draw; all methods get the same. Retention is accuracy over that of the full model. Kinds of question
+that the full model itself does not answer are left out, and not asked.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import sys
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
-from textwrap import fill
+from textwrap import fill as wrapped
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
 import tokensieve as ts
+from benchmarks.beds import BEDS, LEFT_OUT, Bed, by_kind, told, visual
+from benchmarks.pages import fill
 from benchmarks.resumed import Resumed, weights
-from tokensieve import testbed
 from tokensieve.bench.run import BASELINES
 from tokensieve.core.needs import only_given
 from tokensieve.core.plan import Plan, applied, stages_of
@@ -27,18 +29,24 @@ from tokensieve.sites.cost import encoder_tokens, of_tokens
 from tokensieve.sites.model.structure import find
 
 PAGE = Path(__file__).parent.parent / "docs" / "measured" / "leaderboard.md"
-FORMAT = "tokensieve.leaderboard.1"
-BUDGETS, SEEDS, PER_KIND, BATCH = (192, 128, 64, 32), (0, 1, 2), 10, 25
+FORMAT = "tokensieve.leaderboard.2"
+BATCH = 25
 FAMILIES = ("encoder", "handoff", "prefill", "multistage")
 
 
 class CheckContext:
-    """The testbed model and, for each seed, its questions."""
+    """A testbed's model and, for each seed, its questions."""
 
-    def __init__(self) -> None:
-        self.model, self.processor = testbed.load()
-        self.anatomy = find(self.model)
-        self.items = {s: testbed.test_set(n_scenes=100, questions_per_kind=PER_KIND, seed=100 + s) for s in SEEDS}
+    def __init__(self, bed: Bed) -> None:
+        self.bed = bed
+        self.model, self.processor = bed.load()
+        self.anatomy, self.tokens = find(self.model), visual(self.model)
+        self.items = {s: bed.test_set(10 * bed.per_kind, bed.per_kind, 100 + s) for s in bed.seeds}
+        self.text = bed.text(self.processor, [i for items in self.items.values() for i in items])
+
+    def ask(self, kinds: list[str]) -> None:
+        """From now on of these kinds of question alone."""
+        self.items = {s: [i for i in items if i.kind in kinds] for s, items in self.items.items()}
 
     def measure(self, whole: Plan, seed: int) -> dict[str, Any]:
         """Accuracy by kind, tokens, the share of FLOPs, and milliseconds of selection per image."""
@@ -47,22 +55,20 @@ class CheckContext:
             sieve.timed = True
             right, seen = [], []
             for start in range(0, len(items), BATCH):
-                right += testbed.correct(self.model, self.processor, items[start : start + BATCH], batch=BATCH)
+                some = items[start : start + BATCH]
+                right += self.bed.correct(self.model, self.processor, some, BATCH)
                 assert sieve.last is not None
-                seen.append(sieve.last.layer_tokens)
-            layers = [mean(tokens) for tokens in zip(*seen, strict=True)]  # batches are of one size
+                seen += [sieve.last.layer_tokens] * len(some)
+            layers = [mean(tokens) for tokens in zip(*seen, strict=True)]
         inside = next((s for s in whole.stages if s.site == "encoder"), None)
-        in_encoder = [576.0] * len(self.anatomy.vision.layers)
+        in_encoder = [float(self.tokens)] * len(self.anatomy.vision.layers)
         if inside is not None:
-            in_encoder = encoder_tokens(self.anatomy, inside, 576, round(layers[0]))
-        kinds: dict[str, list[bool]] = {}
-        for ok, item in zip(right, items, strict=True):
-            kinds.setdefault(item.kind, []).append(ok)
+            in_encoder = encoder_tokens(self.anatomy, inside, self.tokens, round(layers[0]))
         return {
-            "accuracy": {kind: sum(ok) / len(ok) for kind, ok in kinds.items()},
+            "accuracy": by_kind(items, right),
             "final": layers[-1],
             "mean": mean(layers),
-            "flops": of_tokens(self.anatomy, layers, [in_encoder], 576, 12).share,
+            "flops": of_tokens(self.anatomy, layers, [in_encoder], self.tokens, self.text).share,
             "ms": 1000 * sieve.seconds / len(items),
         }
 
@@ -75,53 +81,73 @@ def names() -> list[str]:
     return [*BASELINES, *sorted(named - (later & alone))]
 
 
-def measure(file: Path) -> dict[str, Any]:
-    """All cells, resumed from ``file``."""
-    found, bed = Resumed.open(file, FORMAT, weights(testbed.path() / "model.safetensors")), CheckContext()
-    cells = [("full", 1.0)] + [(name, keep) for keep in BUDGETS for name in names()]
-    for name, keep in track(cells, description="leaderboard", console=Console(stderr=True)):
-        for seed in SEEDS:
-            run = partial(bed.measure, applied("uniform" if name == "full" else name, keep), seed)
-            found.add(f"{name}@{keep}#{seed}", run, f"{name}, keep {keep}")
+def key(name: str, keep: int, seed: int) -> str:
+    """Of a cell; ``keep`` is 0 of the full model."""
+    return f"{name}@{keep}#{seed}" if keep else f"full#{seed}"
+
+
+def measure(bed: Bed, file: Path) -> dict[str, Any]:
+    """All cells of a testbed, resumed from ``file``."""
+    asked = {"bed": bed.name, "seeds": list(bed.seeds), "per_kind": bed.per_kind}
+    found, here = Resumed.open(file, FORMAT, asked | weights(bed.weights())), CheckContext(bed)
+    found.data.update(keep=[round(share * here.tokens) for share in bed.shares], tokens=here.tokens)
+    for seed in bed.seeds:
+        found.add(key("full", 0, seed), partial(here.measure, applied("uniform", 1.0), seed))
+    here.ask(list(told(full(found.data))))
+    if not any(here.items.values()):
+        return found.data
+    cells = [(name, keep) for keep in found.data["keep"] for name in names()]
+    for name, keep in track(cells, description=f"leaderboard, {bed.name}", console=Console(stderr=True)):
+        for seed in bed.seeds:
+            found.add(key(name, keep, seed), partial(here.measure, applied(name, keep), seed), f"{name}, keep {keep}")
     return found.data
 
 
-def page(data: dict[str, Any]) -> str:
-    """The page as Markdown."""
-    full = [data["rows"][f"full@1.0#{seed}"]["accuracy"] for seed in SEEDS]
-    kinds = list(full[0])
+def full(data: dict[str, Any]) -> list[dict[str, float]]:
+    """The full model's accuracy by kind, for each seed."""
+    return [data["rows"][key("full", 0, seed)]["accuracy"] for seed in data["seeds"]]
+
+
+def part(bed: Bed, data: dict[str, Any]) -> str:
+    """A testbed's part of the page, as Markdown."""
+    reach, seeds = full(data), data["seeds"]
+    every = {kind: mean(f[kind] for f in reach) for kind in reach[0]}
+    kinds = list(told(reach))
+    out = ["", wrapped(bed.about, 128), ""]
+    said = f"Full model: {', '.join(f'{k} {100 * v:.1f}%' for k, v in every.items())}."
+    missing = [k for k in every if k not in kinds]
+    if missing:
+        said += (
+            f" Left out of the tables, below {100 * LEFT_OUT:.0f}% with all tokens: {', '.join(missing)}; what a method loses of "
+            "these says nothing."
+        )
+    said += (
+        f" {len(seeds)} seeds of {data['per_kind'] * len(kinds)} held-out questions each, the same for all methods. "
+        f"{data['cpu']}, {data['threads']} threads, torch {data['versions']['torch']}, transformers "
+        f"{data['versions']['transformers']}."
+    )
+    out.append(wrapped(said, 128))
     head = ["method", "final", "mean", "FLOPs", *kinds, "all", "±", "selection ms"]
-    what = (
-        f"Accuracy kept, in % of the full model's, on the packaged testbed: {len(SEEDS)} seeds of {PER_KIND * len(kinds)} "
-        "held-out questions each, the same for all methods; ± is the standard deviation of `all` between seeds. `final` and "
-        "`mean` are visual tokens in the last layer and over the language model's layers: compare rows at equal FLOPs, not at "
-        f"equal labels. Milliseconds of selection are per image in batches of {BATCH}. The testbed is a 2.5 M-parameter model "
-        "on generated scenes: it finds mistakes and compares methods, it does not predict a real model's accuracy."
-    )
-    where = (
-        f"Full model: {', '.join(f'{k} {100 * mean(f[k] for f in full):.1f}%' for k in kinds)}. {data['cpu']}, "
-        f"{data['threads']} threads, torch {data['versions']['torch']}, transformers {data['versions']['transformers']}."
-    )
-    out = ["# Leaderboard", "", fill(what, 128), "", fill(where, 128)]
-    for keep in BUDGETS:
-        rows = [_row(data, name, keep, full, kinds) for name in names() if f"{name}@{keep}#{SEEDS[-1]}" in data["rows"]]
+    for keep in data["keep"] if kinds else ():
+        rows = [_row(data, name, keep, reach, kinds) for name in names() if key(name, keep, seeds[-1]) in data["rows"]]
         rows.sort(key=lambda r: -r[1])
         bar = next(value for name, value, _ in rows if name == "random")
-        out += ["", f"## keep = {keep}", "", "| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+        title = f"### {bed.name}, {keep} of {data['tokens']} visual tokens"
+        out += ["", title, "", "| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
         for name, value, cells in rows:
             shown = f"**{name}**" if name in BASELINES else name + (" ↓" if value <= bar else "")
             out.append(f"| {shown} | " + " | ".join(cells) + " |")
-    out += ["", "↓: not above random at this label. Baselines are bold."]
     if data["left"]:
-        out += ["", "## Not measured here", "", *(f"- `{name}`: {why}" for name, why in sorted(data["left"].items()))]
-    return "\n".join(out) + "\n"
+        out += ["", f"### {bed.name}, not measured", ""]
+        out += [f"- `{name}`: {why}" for name, why in sorted(data["left"].items())]
+    return "\n".join([*out, ""])
 
 
 def _row(
-    data: dict[str, Any], name: str, keep: int, full: list[dict[str, float]], kinds: list[str]
+    data: dict[str, Any], name: str, keep: int, reach: list[dict[str, float]], kinds: list[str]
 ) -> tuple[str, float, list[str]]:
-    runs = [data["rows"][f"{name}@{keep}#{seed}"] for seed in SEEDS]
-    kept = [{k: 100 * r["accuracy"][k] / f[k] for k in kinds} for r, f in zip(runs, full, strict=True)]
+    runs = [data["rows"][key(name, keep, seed)] for seed in data["seeds"]]
+    kept = [{k: 100 * r["accuracy"][k] / f[k] for k in kinds} for r, f in zip(runs, reach, strict=True)]
     whole = [mean(k.values()) for k in kept]
     cells = [f"{mean(r['final'] for r in runs):.0f}", f"{mean(r['mean'] for r in runs):.0f}"]
     cells += [f"{100 * mean(r['flops'] for r in runs):.0f}%"]
@@ -133,9 +159,13 @@ def _row(
     )
 
 
-def main(file: Path = Path("out/leaderboard.json")) -> None:
-    PAGE.write_text(page(measure(file)), encoding="utf-8")
+def main(asked: list[str], folder: Path = Path("out"), page: Path = PAGE) -> None:
+    for name in asked or ["packaged"]:
+        if name not in BEDS:
+            raise SystemExit(f"{name!r} is no testbed; they are {', '.join(BEDS)}")
+        bed = BEDS[name]
+        fill(page, bed.name, part(bed, measure(bed, folder / f"leaderboard-{name}.json")))
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(sys.argv[1:])

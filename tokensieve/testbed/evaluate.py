@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -42,10 +42,18 @@ def evaluate(model, processor, split: str = "test", scenes: int = 200, seed: int
     return summarise(results)
 
 
-def correct(model, processor, items: Iterable[Item] | Iterable[Several], batch: int = 16) -> list[bool]:
+def correct(
+    model,
+    processor,
+    items: Iterable[Item] | Iterable[Several],
+    batch: int = 16,
+    prompt: Callable[[str], str] = prompt,
+    new_tokens: int = 4,
+) -> list[bool]:
     """For each item, whether `generate` answers it exactly. Works with whatever is attached to the model.
 
-    Items of several pictures go with the model that `load_several` gives, those of one form at a time.
+    Items of several pictures go with the model that `load_several` gives, those of one form at a time. `prompt` and
+    `new_tokens` are those of `answers`.
     """
     every: list[Any] = list(items)
     right: list[bool] = []
@@ -54,21 +62,34 @@ def correct(model, processor, items: Iterable[Item] | Iterable[Several], batch: 
         if isinstance(group[0], Several):
             said = _said(model, processor, processor(group))
         else:
-            said = answers(model, processor, [i.image for i in group], [i.question.text for i in group])
+            texts = [i.question.text for i in group]
+            said = answers(model, processor, [i.image for i in group], texts, prompt, new_tokens)
         right += [a == item.answer for a, item in zip(said, group, strict=True)]
     return right
 
 
-def answers(model, processor, images: list, texts: list[str]) -> list[str]:
-    """The greedy answers to one question per image, in one batch."""
+def answers(
+    model,
+    processor,
+    images: list,
+    texts: list[str],
+    prompt: Callable[[str], str] = prompt,
+    new_tokens: int = 4,
+) -> list[str]:
+    """The greedy answers to one question per image, in one batch.
+
+    `prompt` makes of a question what the processor expects, that of the packaged model by default; `new_tokens` are written
+    at most.
+    """
     asked = [prompt(text) for text in texts]
-    return _said(model, processor, processor(images=images, text=asked, padding=True, return_tensors="pt"))
+    inputs = processor(images=images, text=asked, padding=True, return_tensors="pt")
+    return _said(model, processor, inputs, new_tokens)
 
 
 @torch.no_grad()
-def _said(model, processor, inputs) -> list[str]:
+def _said(model, processor, inputs, new_tokens: int = 4) -> list[str]:
     inputs = inputs.to(model.device, model.dtype)
-    written = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    written = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
     return [
         text.strip()
         for text in processor.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
