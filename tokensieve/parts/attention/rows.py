@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -12,9 +13,9 @@ from tokensieve.parts.select import compact
 BLOCK = 512
 HELD = 1 << 24
 """Numbers held at once: 64 MB."""
-NEAR, FAR = 1 << 18, 1 << 25
-"""Likewise where they are few beside the cache: on a CPU, near the processor and in memory that need not be asked for anew; on
-other devices."""
+NEAR, NEAR_BFLOAT16, FAR = 1 << 18, 1 << 20, 1 << 25
+"""Likewise where they are few beside the cache: on a CPU, near the processor and in memory that need not be asked for anew, and
+more of them where a product's numbers are half as large and it takes longer to begin; on other devices."""
 
 
 def attend(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = None) -> Tensor:
@@ -28,9 +29,9 @@ def attend(query: Tensor, key: Tensor, scale: float, allowed: Tensor | None = No
     Returns:
         ``(B, H, T, N)``.
     """
-    groups = query.shape[1] // key.shape[1]
-    q = query.float().unflatten(1, (key.shape[1], groups)) * scale
-    scores = (q @ key.float()[:, :, None].transpose(-1, -2)).flatten(1, 2)
+    # The query heads of a key head on end: else its keys would be copied for each.
+    q = query.float().unflatten(1, (key.shape[1], -1)).flatten(2, 3) * scale
+    scores = (q @ key.float().transpose(-1, -2)).view(*query.shape[:3], key.shape[2])
     if allowed is not None:  # in place: rows may be as large as what they are read for
         scores = scores.masked_fill_(~allowed, -torch.inf) if allowed.dtype == torch.bool else scores.add_(allowed)
     probability = scores.softmax(-1)
@@ -82,6 +83,9 @@ def gathered(
 ) -> Tensor:
     """Attention that each of N keys gathers from queries, each of which sees none behind its own place.
 
+    In bfloat16 logits are rounded as the model's own attention would round them, which a processor that has instructions for it
+    computes several times as fast; all else is float32.
+
     Args:
         query: ``(B, H, T, d)``; key: ``(B, G, N, d)`` with G dividing H.
         at: ``(B, G, T)``, the places of the queries among the keys; fast where they are in order.
@@ -99,22 +103,26 @@ def gathered(
     places = at.flatten(0, 1)[:, None, :, None]
     hidden = None if valid is None else ~valid.flatten(0, 1)[:, None, None]
     out = torch.zeros(pairs, groups, n, device=query.device)
-    few = NEAR if query.device.type == "cpu" else FAR
+    rounded = q.dtype == k.dtype == torch.bfloat16
+    few = FAR if query.device.type != "cpu" else NEAR_BFLOAT16 if rounded else NEAR
     block = block or min(max(few // (groups * n), 8), 128)
     blocks = [slice(start, min(start + block, length)) for start in range(0, length, block)]
     spans = [(int(at[..., part].min()) + 1, int(at[..., part].max()) + 1) for part in blocks]
     together = max(1, few // (groups * block * n))
     # Memory asked for anew costs as much as what is computed in it.
     room = torch.empty(min(together, pairs) * groups * block * n, device=query.device)
+    logits = room.to(torch.bfloat16) if rounded else room
     for pair in range(0, pairs, together):
         rows = slice(pair, pair + together)
-        near = k[rows].float().transpose(1, 2)
+        near = k[rows].to(logits.dtype).transpose(1, 2)
         for part, (all_see, upto) in zip(blocks, spans, strict=True):
-            asking = q[rows, :, part].float().flatten(1, 2) * scale
-            flat = room[: len(asking) * asking.shape[1] * upto].view(len(asking), -1, upto)
-            scores = torch.bmm(asking, near[:, :, :upto], out=flat).unflatten(1, (groups, -1))
+            asking = q[rows, :, part].to(logits.dtype).flatten(1, 2)
+            shape = (len(asking), asking.shape[1], upto)
+            product, scores = (x[: math.prod(shape)].view(shape) for x in (logits, room))
+            torch.baddbmm(product, asking, near[:, :, :upto], beta=0, alpha=scale, out=product)
+            scores = (scores.copy_(product) if rounded else scores).unflatten(1, (groups, -1))
             later = torch.arange(all_see, upto, device=scores.device) > places[rows, :, part]
-            scores[..., all_see:].masked_fill_(later, -torch.inf)
+            scores[..., all_see:] += torch.where(later, -torch.inf, 0.0)  # filling takes several times as long
             if hidden is not None:
                 scores.masked_fill_(hidden[rows, ..., :upto], -torch.inf)
             probability = torch.softmax(scores, -1, out=scores)

@@ -120,4 +120,5 @@ def _grouped(x: Tensor, entries: Entries) -> Tensor:
 
 def _some(query: Tensor, at: Tensor) -> Tensor:
     """``(B, H, m, d)``: the queries ``(B, H, q, d)`` at ``(B, m)``."""
-    return query.gather(2, at[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3]))
+    heads = query.shape[1]
+    return select.take(query.flatten(0, 1), at.repeat_interleave(heads, 0)).unflatten(0, (-1, heads))
