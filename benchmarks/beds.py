@@ -13,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from tokensieve import testbed
-from tokensieve.testbed import Item
+from tokensieve.testbed import Item, around
 
 LEFT_OUT = 0.8
 """Accuracy with all tokens below which a kind of question is left out of tables: what is lost of it says nothing."""
@@ -95,4 +95,14 @@ PACKAGED = Bed(
     testbed.prompt,
     4,
 )
-BEDS = {bed.name: bed for bed in (PACKAGED,)}
+AROUND = Bed(
+    "around",
+    "The LLaVA around the real SmolLM2 ([card](https://github.com/tokensieve/tokensieve)): 30 layers, 144 visual tokens.",
+    lambda: around.path() / "around.safetensors",
+    around.load,
+    around.test_set,
+    around.prompt,
+    8,
+    shares=(1 / 3, 1 / 9),
+)
+BEDS = {bed.name: bed for bed in (PACKAGED, AROUND)}

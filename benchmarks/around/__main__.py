@@ -23,7 +23,7 @@ PLAN = {
     "answer": (answer.answer, 0.56, 1e-3, 4),
 }
 """The stages: what is learned, its share of the minutes, learning rate, and batch on a CPU."""
-SLOW = {"tower": 0.1}
+SLOW = {"tower": 0.2}
 
 
 def train(around: Around, out: Path, minutes: float, steps: int | None, device: str, seed: int) -> dict[str, Any]:
