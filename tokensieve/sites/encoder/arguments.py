@@ -76,7 +76,8 @@ def _table(x: Tensor, index: dict[int, Tensor], length: int) -> Tensor:
 def mask(call: taps.Call, now: EncoderReduction) -> Tensor | None:
     """The mask of a call whose tokens are no longer all there: of these, with what is added to attention to each."""
     mask, bias = call.mask, now.bias
-    if mask is not None and mask.shape[-1] != call.key.shape[2]:
+    queries, keys = (now.current.length,) * 2 if now.packing.rows else (call.query.shape[2], call.key.shape[2])
+    if mask is not None and mask.shape[-1] != keys:
         mask = (
             pairs(mask, now.index, call.query.shape[1])
             if mask.dim() > 2
@@ -88,7 +89,6 @@ def mask(call: taps.Call, now: EncoderReduction) -> Tensor | None:
         return mask.masked_fill(bias < 0, 0)
     bias = bias[:, None, None].to(call.query.dtype)
     if mask is None and call.causal:
-        queries, keys = call.query.shape[2], call.key.shape[2]
         mask = torch.ones(queries, keys, dtype=torch.bool, device=bias.device).tril(keys - queries)[None, None]
     if mask is None:
         return bias

@@ -127,3 +127,13 @@ def padding(mask: Any, length: int) -> Tensor | None:
         return None
     seen = mask > torch.finfo(mask.dtype).min / 2 if mask.is_floating_point() else mask.bool()
     return seen if mask.dim() == 2 else seen.flatten(1, -2).any(1) if mask.dim() == 4 else None
+
+
+def grid(stack: Stack, given: Mapping[str, Any], count: int) -> tuple[int, int] | None:
+    """Rows and columns of ``count`` patches of the pictures that an encoder is given; None where that is not known."""
+    pixels, patch = given.get("pixel_values"), getattr(stack.config, "patch_size", None)
+    sides = (patch, patch) if isinstance(patch, int) else patch
+    if not isinstance(pixels, Tensor) or pixels.dim() != 4 or not isinstance(sides, (tuple, list)):
+        return None
+    found = (pixels.shape[2] // sides[0], pixels.shape[3] // sides[-1])
+    return found if found[0] * found[1] == count else None

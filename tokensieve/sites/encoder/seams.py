@@ -15,12 +15,14 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from tokensieve.core.stage import Stage
+from tokensieve.sites.model.blocks import Stack
 from tokensieve.sites.model.calls import Detach
 
 OWN_SUM = frozenset(
@@ -69,6 +71,22 @@ def seam(block: nn.Module) -> Seam | None:
     ):
         return None
     return Seam(children[behind[0]], (), children[behind[-1]])
+
+
+def between(stage: Stage, stack: Stack, found: Sequence[Seam | None], alone: bool) -> bool:
+    """Whether the tokens of a stage leave at the blocks' seams.
+
+    Raises:
+        ValueError: they are to, and a block has none.
+    """
+    if stage.between and None in found:
+        block = stack.layers[list(found).index(None)]
+        raise ValueError(
+            f"between=True: {type(block).__name__} of {type(stack.root).__name__} has no place between its attention and its MLP "
+            "that is known; leave it out, and tokens leave behind the block"
+        )
+    usual = stage.method.between and stage.site == "encoder" and alone
+    return (usual and None not in found) if stage.between is None else stage.between
 
 
 def attach(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokensieve.core.needs import Need
 from tokensieve.core.signals import Signals
 from tokensieve.core.stage import Stage
-from tokensieve.sites.encoder import arguments, inside, readout, roles, schedule, seams
+from tokensieve.sites.encoder import arguments, inside, packed, readout, roles, schedule, seams
 from tokensieve.sites.encoder.state import EncoderReduction
 from tokensieve.sites.encoder.step import Step
 from tokensieve.sites.encoder.watch import INSIDE_SIGNALS, Watch
@@ -22,7 +22,7 @@ from tokensieve.sites.model.calls import Detach
 from tokensieve.sites.model.clock import Clock
 from tokensieve.sites.model.ledger import Ledger
 from tokensieve.sites.model.supply import handed, supplied
-from tokensieve.sites.model.trace import StageTrace, Trace
+from tokensieve.sites.model.trace import Trace
 
 
 class EncoderSite:
@@ -40,7 +40,9 @@ class EncoderSite:
         self.stack, self.stage, self.clock, self.ledger, self.scores = stack, stage, clock, ledger, scores
         self.alone, self.model, self.depth = model is not None, model or stack.root, len(stack.layers)
         self.seams = [seams.seam(layer) for layer in stack.layers]
-        self.between = self._between()
+        self.between = seams.between(stage, stack, self.seams, self.alone)
+        parts = zip(stack.layers, stack.attentions, self.seams, strict=True)
+        self.packs = [self.alone and packed.packable(*part) for part in parts]
         # What leaves behind the last block has cost all that it will.
         self.back = schedule.back(stage, stack)
         self.layers = schedule.layers(stage, stack, last if self.alone and not self.between else last + 1, self.back)
@@ -63,28 +65,21 @@ class EncoderSite:
             ledger.models.append(stack.root)
             ledger.feeds = towers.INPUTS & set(calls.names_of(stack.root))
         needs = [Need(n.name, (), n.instead) for n in stage.needs if own and n.name not in ledger.handed(stage)]
-        self.watch = Watch(stack, needs, clock, self.layers, self._mask)
+        self.watch = Watch(stack, needs, clock, self.layers, self._mask, self._unpacked)
         self.readers = readout.Readers(stack, self.model) if stage.readout == "merged" else None
-        self.trace: Trace | None = None
         self.now: EncoderReduction | None = None
+        self._last: EncoderReduction | None = None  # of a pass that is over
         self.made: list[EncoderReduction] | None = None  # a list while somebody collects the passes
         self._before: EncoderReduction | None = None  # that of the last pass, for a decoder that reads what it left
         self._given: Mapping[str, Any] = {}
 
-    def _between(self) -> bool:
-        asked = self.stage.between
-        if asked and None in self.seams:
-            block = self.stack.layers[self.seams.index(None)]
-            raise ValueError(
-                f"between=True: {type(block).__name__} of {type(self.stack.root).__name__} has no place between its attention "
-                "and its MLP that is known; leave it out, and tokens leave behind the block"
-            )
-        usual = self.stage.method.between and self.stage.site == "encoder" and self.alone
-        return (usual and None not in self.seams) if asked is None else asked
-
     @property
     def stacks(self) -> list[Stack]:
         return [self.stack]
+
+    @property
+    def trace(self) -> Trace | None:
+        return None if self._last is None else self._last.trace(self.stage)
 
     def attach(self) -> list[Detach]:
         out = [*checkpointing.attach(self.stack), *self.watch.attach()]
@@ -99,7 +94,7 @@ class EncoderSite:
                 out += seams.attach(found, partial(self._at_seam, i), self._spread, self._own)
             out.append(layer.register_forward_hook(self._after(i), prepend=True).remove)
             if attention is not None:
-                out.append(taps.attach(attention, limit=lambda call: (self._mask(call), None)))
+                out.append(packed.attach(attention, i, lambda: self.now and self.now.packing, self._mask))
                 out += inside.biases(attention, self)
             out += inside.relative(layer, self, self.heads)
         out += inside.places(self.stack.root, self)
@@ -142,17 +137,9 @@ class EncoderSite:
                 "pictures of one size, or use site='handoff'"
             )
         layout = roles.layout(self.stack, hidden, self._given, seen)
-        now = EncoderReduction(self._grid(layout.count), layout)
+        now = EncoderReduction(roles.grid(self.stack, self._given, layout.count), layout)
         self.watch.seen = {}
         return now
-
-    def _grid(self, count: int) -> tuple[int, int] | None:
-        pixels, patch = self._given.get("pixel_values"), getattr(self.stack.config, "patch_size", None)
-        sides = (patch, patch) if isinstance(patch, int) else patch
-        if not isinstance(pixels, Tensor) or pixels.dim() != 4 or not isinstance(sides, (tuple, list)):
-            return None
-        grid = (pixels.shape[2] // sides[0], pixels.shape[3] // sides[-1])
-        return grid if grid[0] * grid[1] == count else None
 
     def _enter(self, index: int) -> Callable[..., Any]:
         layer = self.stack.layers[index]
@@ -177,6 +164,9 @@ class EncoderSite:
             named = arguments.gathered(named, now.index, heads, now.layout.length)
             if not tapped:
                 named |= {n: arguments.hidden(named[n], now) for n in ("attention_mask", "mask") if n in named}
+            if self.packs[index] and not (module.training or torch.is_grad_enabled()):
+                hidden, named = now.packing.enter(hidden, now.current.real, named)
+                now.entered = hidden
             return (hidden, *(named.pop(name) for name in placed)), named
 
         return hook
@@ -189,29 +179,32 @@ class EncoderSite:
             raise ValueError(
                 "between=True under gradient checkpointing: a block runs again in the backward pass; pass between=False"
             )
-        first = not now.steps
+        first, whole = not now.steps, now.packing.open(hidden)
         with self.clock:
-            fewer = self._reduce(now, now.at(index), hidden)
+            fewer = self._reduce(now, now.at(index), whole)
         if first and now.step is not None and not now.step.averages:
             raise ValueError(
                 f"between: {self.stage.method.name} mixes tokens in shares that are no means; pass between=False, with which "
                 "tokens leave behind the block"
             )
-        return fewer
+        return hidden if fewer is whole else now.packing.close(fewer, now.current.real)
 
     def _own(self, hidden: Tensor) -> bool:
         entered = None if self.now is None else self.now.entered
         return not torch.is_grad_enabled() and entered is not None and hidden.data_ptr() != entered.data_ptr()
 
     def _spread(self, hidden: Tensor) -> Tensor:
-        step = None if self.now is None else self.now.step
-        return hidden if step is None else step.spread(hidden)
+        now = self.now
+        if now is None or now.step is None:
+            return hidden
+        return now.packing.as_entered(now.step.spread(now.packing.open(hidden)))
 
     def _after(self, index: int) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, output: Any) -> Any:
             now, hidden = self.now, output[0] if isinstance(output, (tuple, list)) else output
             if now is None:
                 return None
+            given, hidden = hidden, now.packing.open(hidden)
             at, new = now.at(index), hidden
             if not self.between and at in self.layers:
                 with self.clock:
@@ -219,12 +212,13 @@ class EncoderSite:
             elif now.step is not None and hidden.shape[1] == now.step.layout.length:
                 new = now.step.apply(hidden)
             now.entered = None
+            now.packing.leave()
             now.step, now.calls, now.chained = None, now.calls + 1, isinstance(output, (tuple, list))
             if now.calls == self.back and now.shape is not None:
                 new = now.bring_back(new, output)
             if at == self.depth - 1 and self.readers is None:
                 new, now.restored = now.restore(new), True
-            if new is hidden:
+            if new is given:
                 return None
             return (new, *output[1:]) if isinstance(output, (tuple, list)) else new
 
@@ -281,6 +275,10 @@ class EncoderSite:
             return call.mask
         return arguments.mask(call, now)
 
+    def _unpacked(self, x: Tensor) -> Tensor:
+        """Queries, keys or values of the rows of the batch."""
+        return x if self.now is None else self.now.packing.open(x, 2)
+
     def _widen(self, module: nn.Module, args: Any, output: Any) -> Any:
         now = self.now
         if now is None or not now.by_length or output is None:
@@ -289,12 +287,10 @@ class EncoderSite:
         return readout.widened(now, output, last=not now.restored and not crossed)
 
     def _end(self) -> None:
-        if (now := self.now) is None or (total := now.total) is None:
+        if (now := self.now) is None or not now.targets:
             return
         if self.made is not None:
             self.made.append(now)
         self._before = now if self.readers is not None else None
-        stages, rows = [StageTrace(self.stage, total, now.score, now.grid)], list(range(total.batch))
-        self.trace = Trace(
-            stages, rows, [float(n) for n in now.tokens], now.layout.place, stays=now.stays(), left=now.left()
-        )
+        now.over()
+        self._last = now

@@ -10,9 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokensieve.core.reduction import Reduction
+from tokensieve.core.stage import Stage
 from tokensieve.parts.select import compact, take
+from tokensieve.sites.encoder.packed import Packing
 from tokensieve.sites.encoder.roles import Layout
 from tokensieve.sites.encoder.step import Step
+from tokensieve.sites.model.trace import StageTrace, Trace
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class EncoderReduction:
         shape: what is there now; None while all tokens are.
         bias: ``(B, m)``, what is added to attention to each token; None where nothing is.
         index: by a number of tokens, which of those each one is that is there.
-        step: what leaves in the block that is running; entered: the states that it was called with.
+        step: what leaves in the block that is running; entered: the states that it was called with; packing: how it holds them.
         calls: blocks that have run; tokens: in front of each.
         chained: whether blocks hand on more than states, so that some of it is of the tokens of an earlier block.
         restored: whether the states have their full length again.
@@ -71,6 +74,8 @@ class EncoderReduction:
         self.index: dict[int, Tensor] = {}
         self.step: Step | None = None
         self.entered: Tensor | None = None
+        self.packing = Packing()
+        self._trace: Trace | None = None
         self.calls, self.tokens = 0, list[int]()
         self.chained = self.restored = False
 
@@ -98,6 +103,21 @@ class EncoderReduction:
         """The block that is running: ``index``, or more where one module is called again and again."""
         return max(index, self.calls)
 
+    def over(self) -> None:
+        """The pass is over: the states of what left are let go."""
+        self.parcels = [(block, place, states.new_empty(0)) for block, place, states in self.parcels]
+
+    def trace(self, stage: Stage) -> Trace:
+        """What came of a pass that is over."""
+        if self._trace is None:
+            assert self.total is not None
+            stages, rows = [StageTrace(stage, self.total, self.score, self.grid)], list(range(self.batch))
+            self._trace = Trace(
+                stages, rows, [float(n) for n in self.tokens], self.layout.place, stays=self.stays(), left=self.left(),
+                packed=self.packing.blocks,
+            )  # fmt: skip
+        return self._trace
+
     def follow(self, step: Step, hidden: Tensor, proportional: bool, block: int) -> None:
         """Tokens leave.
 
@@ -124,7 +144,7 @@ class EncoderReduction:
         earlier = self.index if self.chained else {}
         self.index = {n: i.gather(1, step.kept) for n, i in earlier.items() if n != self.layout.count}
         self.index |= {length: step.kept, self.layout.length: place}
-        if self.layout.place is None and step.real is None and self.layout.count != self.layout.length:
+        if self.layout.place is None and (step.real is None or not self.layout.back):
             front = self.layout.front
             self.index.setdefault(self.layout.count, place[:, front : place.shape[1] - self.layout.back] - front)
         self.shape = Remaining(len(self.steps), owner, place, step.slots, len(self.parcels))

@@ -31,6 +31,7 @@ class Watch:
         layers: the blocks of needs that name none.
         mask: where given, all tokens are recorded, keys and values with their heads apart, ``(B, H, n, d)``; it says under which
             mask attention is read.
+        unpacked: from queries, keys or values as the kernel got them to those of the rows of the batch.
     """
 
     def __init__(
@@ -40,8 +41,9 @@ class Watch:
         clock: Clock,
         layers: tuple[int, ...] = (),
         mask: Callable[[taps.Call], Tensor | None] | None = None,
+        unpacked: Callable[[Tensor], Tensor] = lambda x: x,
     ):
-        self.stack, self.clock, self.mask = stack, clock, mask
+        self.stack, self.clock, self.mask, self.unpacked = stack, clock, mask, unpacked
         self.seen: Heard | None = None  # only while somebody listens
         self._wanted: dict[int, dict[str, list[int]]] = {}
         for need in needs:
@@ -100,26 +102,27 @@ class Watch:
 
     def _read(self, name: str, call: taps.Call) -> Tensor:
         first = self.stack.specials if self.mask is None else 0
+        if name in ("keys", "values"):
+            x = self.unpacked(call.key if name == "keys" else call.value)
+            return x if self.mask is not None else x[:, :, first:].transpose(1, 2).flatten(2)
         mask = call.mask if self.mask is None else self.mask(call)
-        if name == "cls_attention":
-            return rows.attend(call.query[:, :, :1], call.key, call.scale, _first(mask))[:, :, 0, first:]
-        if name == "received_attention":
-            return rows.received(call.query, call.key, call.scale, mask)[..., first:]
         if name == "cls_similarity":
-            return rows.attend(call.value[:, :, :1], call.value, 1.0, _first(mask))[:, :, 0, first:]
-        if name == "pagerank":
-            return _settled(call, mask)[..., first:]
-        x = call.key if name == "keys" else call.value
-        return x if self.mask is not None else x[:, :, first:].transpose(1, 2).flatten(2)
+            value = self.unpacked(call.value)
+            return rows.attend(value[:, :, :1], value, 1.0, _first(mask))[:, :, 0, first:]
+        query, key = self.unpacked(call.query), self.unpacked(call.key)
+        if name == "cls_attention":
+            return rows.attend(query[:, :, :1], key, call.scale, _first(mask))[:, :, 0, first:]
+        if name == "received_attention":
+            return rows.received(query, key, call.scale, mask)[..., first:]
+        return _settled(query, key, call.scale, mask)[..., first:]
 
 
-def _settled(call: taps.Call, mask: Tensor | None) -> Tensor:
+def _settled(query: Tensor, key: Tensor, scale: float, mask: Tensor | None) -> Tensor:
     """Where attention comes to rest that all tokens hold alike at first, ``(B, H, n)``."""
-    query, key = call.query, call.key
 
     def attend(first: int, last: int) -> Tensor:
         part = mask if mask is None or mask.dim() < 4 or mask.shape[-2] == 1 else mask[..., first:last, :]
-        return rows.attend(query[:, :, first:last], key, call.scale, part)
+        return rows.attend(query[:, :, first:last], key, scale, part)
 
     return rows.spread(attend, key.new_full((len(key), key.shape[2]), 1 / key.shape[2], dtype=torch.float32), STEPS)
 

@@ -43,6 +43,7 @@ class Trace:
         stays: of a bare encoder, ``(B, L)`` bool, the tokens of the whole sequence whose places are left; None elsewhere.
         left: of a bare encoder, ``(B, L)`` long, the block in which each token was dropped (-1 in front of the first), and the
             number of blocks where it was not; its restored state is the one behind that block. None elsewhere.
+        packed: of a bare encoder, how many blocks ran without padding, rows of different numbers of tokens one behind the other.
         modules: of a denoiser, the module that each entry of ``stages`` and ``layer_tokens`` is about; empty for all others.
     """
 
@@ -53,6 +54,7 @@ class Trace:
     modules: list[str] = field(default_factory=list)
     stays: Tensor | None = field(default=None, repr=False)
     left: Tensor | None = field(default=None, repr=False)
+    packed: int = 0
 
     def of_prompts(self, count: int) -> list[float]:
         """Mean visual tokens per prompt, where :attr:`layer_tokens` are per image and tiles count as images of their own."""
