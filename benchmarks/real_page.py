@@ -112,7 +112,7 @@ def page(measured: Sequence[dict[str, Any]], head: dict[str, Any]) -> str:
     how = (
         "↓ are nats a token (the logarithm of the perplexity), of which less is better; ↑ are answers right in %. In brackets is "
         "the 95% bootstrap interval of the difference from the full cache, text by text; ° marks what cannot be told from random "
-        "at the same budget by such an interval, ‡ what is worse than random by it. (`zipcache` holds far fewer bytes than random "
+        "at the same budget by such an interval, ‡ what is worse than random. (`zipcache` holds far fewer bytes than random "
         f"at its budget.) Methods stand by their mean place over the tasks. {head['cpu']}, "
         f"threads: {head['threads']}, torch {head['versions']['torch']}, transformers {head['versions']['transformers']}, seed 0."
     )
