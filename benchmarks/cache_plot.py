@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -27,6 +27,8 @@ PANELS = {
 }
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLES = (("-", "o"), (":", "^"), ("-.", "s"))
+APART = 0.048
+"""Of the height of a panel, between names."""
 
 
 def plot(
@@ -36,12 +38,14 @@ def plot(
     panels: Mapping[str, Panel] = PANELS,
     across: int = len(PANELS),
 ) -> None:
-    """Draw rows by method and budget, and the full cache's as a line across.
+    """Draw rows by method and budget, and the full cache's as a line across; names stand beside points where each method has one.
 
     Args:
         panels: by task; across: how many stand beside each other.
     """
     matplotlib.use("Agg")
+    rows = {name: budgets for name, budgets in rows.items() if budgets}
+    single = all(len(budgets) == 1 for budgets in rows.values())
     down = len(panels) // across
     figure, grid = plt.subplots(down, across, figsize=(12, 1.4 + 4 * down), layout="constrained", squeeze=False)
     for axis, (task, (label, scale)) in zip(grid.flat, panels.items(), strict=True):
@@ -59,6 +63,28 @@ def plot(
         axis.set(xlabel="bytes held, % of the full cache", ylabel=label)
         axis.grid(color="0.92")
         axis.spines[["top", "right"]].set_visible(False)
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
+        if single:
+            _named(axis)
+    if not single:
+        figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside right center", fontsize=8, frameon=False)
     write(file, lambda part: figure.savefig(part, dpi=110, format="png"))
     plt.close(figure)
+
+
+def _named(axis: Any) -> None:
+    """Names beside the points of a panel, in their order and apart, each tied to its own."""
+    points = [line for line in axis.lines if not line.get_label().startswith("_")]
+    low, high = axis.get_ylim()
+    fraction = {line: (line.get_ydata()[0] - low) / (high - low) for line in points}
+    order = sorted(points, key=fraction.__getitem__)
+    at: list[float] = []
+    for i, line in enumerate(order):
+        least = at[-1] + APART if at else 0.02
+        at.append(min(max(fraction[line], least), 0.98 - APART * (len(order) - 1 - i)))
+    axis.set_xlim(5, 100)
+    for line, place in zip(order, at, strict=True):
+        point = (line.get_xdata()[0], line.get_ydata()[0])
+        look = {"arrowstyle": "-", "color": line.get_color(), "lw": 0.5, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
+        axis.annotate(
+            line.get_label(), point, (0.66, place), textcoords="axes fraction", fontsize=7, va="center", arrowprops=look
+        )

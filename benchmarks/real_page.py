@@ -45,7 +45,7 @@ def value(task: str, row: dict[str, float]) -> float:
 
 
 def cell(task: str, rows: dict[str, list[dict[str, float]]], method: str) -> str:
-    """The mean, what it is more than the full cache's with its interval, and a mark where random cannot be told from it."""
+    """The mean, what it is more than the full cache's with its interval, and a mark where it is no better than random's."""
     if method not in rows:
         return ""
     digits = 2 if task in LEAST else 0
@@ -55,8 +55,11 @@ def cell(task: str, rows: dict[str, list[dict[str, float]]], method: str) -> str
         return told
     less = stats.paired(own, full)
     between = f" ({less.low:+.{digits}f} to {less.high:+.{digits}f})"
-    alike = method != "random" and not stats.paired(own, chance).distinguishable
-    return told + between + (" °" if alike else "")
+    if method == "random":
+        return told + between
+    found = stats.paired(own, chance)
+    worse = (found.mean > 0) == (task in LEAST)
+    return told + between + (" °" if not found.distinguishable else " ‡" if worse else "")
 
 
 def held(rows: Sequence[dict[str, list[dict[str, float]]]], method: str) -> float:
@@ -109,12 +112,20 @@ def page(measured: Sequence[dict[str, Any]], head: dict[str, Any]) -> str:
     how = (
         "↓ are nats a token (the logarithm of the perplexity), of which less is better; ↑ are answers right in %. In brackets is "
         "the 95% bootstrap interval of the difference from the full cache, text by text; ° marks what cannot be told from random "
-        f"at the same budget by that interval. Methods stand by their mean place over the tasks. {head['cpu']}, "
-        f"{head['threads']} threads, torch {head['versions']['torch']}, transformers {head['versions']['transformers']}, seed 0."
+        "at the same budget by such an interval, ‡ what is worse than random. (`zipcache` holds far fewer bytes than random "
+        f"at its budget.) Methods stand by their mean place over the tasks. {head['cpu']}, "
+        f"threads: {head['threads']}, torch {head['versions']['torch']}, transformers {head['versions']['transformers']}, seed 0."
     )
+    counts = [
+        (len(found.get((step.length, keep, task), {}).get("full", ())), step.texts)
+        for step in PLAN
+        for keep in step.budgets
+        for task in TASKS
+    ]
+    goes_on = "The plan has more texts than were measured; `python -m benchmarks.real_cache` goes on where it stopped. "
     rest = (
-        "The plan has more texts than were measured; `python -m benchmarks.real_cache` goes on where it stopped. What reads less "
-        "and drops nothing (`tidaldecode`) is measured on the packaged model below."
+        f"{goes_on if any(count < planned for count, planned in counts) else ''}What reads less and drops nothing "
+        "(`tidaldecode`) is measured on the packaged model below."
     )
     out = [wrapped(what, 128), "", wrapped(how, 128), ""]
     out += [*(f"- **{task}**: {about}" for task, about in TASKS.items()), "", wrapped(rest, 128), ""]

@@ -187,6 +187,22 @@ def test_table_plot_and_page(done):
     assert html.count("data:image/") == 2
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_a_narrow_terminal_is_spared_columns_and_told_which(done, width):
+    """What is left stands whole: nothing is squeezed to nothing."""
+    data = done[0].data
+    console = Console(width=width, record=True, file=StringIO())
+    console.print(tables.table(data, width))
+    text = console.export_text()
+    heads = [cell.strip() for cell in text.splitlines()[2].strip("┃\n").split("┃")]
+    whole = [column.header for column in tables.table(data).columns]
+    assert heads == [name for name in whole if name in heads]
+    assert heads[:2] == ["method", "keep"]
+    left = " ".join(text.split()).partition("see the report: ")[2].split(", ")
+    assert sorted(left) == sorted(set(whole) - set(heads))
+    assert "left out" not in str(tables.table(data, 240).caption)
+
+
 def test_a_column_from_outside_stands_on_the_terminal_the_page_and_in_the_readme(tmp_path, monkeypatch):
     """One function is all it takes."""
     from benchmarks import readme

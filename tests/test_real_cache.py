@@ -119,6 +119,8 @@ def test_the_page_tells_counts_and_what_cannot_be_told_apart(measured, tmp_path,
     real_page.draw(rest, 48)
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     assert "Not reached: 0 of 2 texts a task." in real_page.page([], head)
+    assert "goes on where it stopped" in real_page.page(rest[:-1], head)
+    assert "goes on where it stopped" not in page
 
 
 def test_better_than_random_is_told_by_its_interval():
@@ -133,6 +135,9 @@ def test_better_than_random_is_told_by_its_interval():
     assert real_page.cell("code", rows, "like").endswith("°")
     assert real_page.cell("lists", rows, "good") == "100 (+0 to +0)"
     assert "°" not in real_page.cell("code", rows, "random")
+    worse = rows | {"worse": [{"nats": 9.0 + i, "right": 0.0} for i in range(6)]}
+    assert real_page.cell("code", worse, "worse").endswith("‡")
+    assert "‡" not in real_page.cell("code", rows, "good") + real_page.cell("code", rows, "like")
 
 
 @pytest.fixture(scope="module")

@@ -275,7 +275,7 @@ def even(row: Row, _: Any = None) -> str | None:
 
 
 @register_column("note", text=True)
-def note(row: Row, rows: dict[str, Row]) -> str:
+def note(row: Row, rows: dict[str, Row]) -> str | None:
     """What must not be overlooked about a row."""
     notes = [row["unranked"]] if row.get("unranked") else []
     if beats_random(rows, row) is False:
@@ -285,7 +285,7 @@ def note(row: Row, rows: dict[str, Row]) -> str:
         notes.append(f"{more:.1f}x random's tokens")
     if row.get("break_even") and not row["break_even"]["pays"]:
         notes.append("does not pay")
-    return ", ".join(notes)
+    return ", ".join(notes) or None
 
 
 def _beside_random(rows: dict[str, Row], row: Row) -> float | None:

@@ -227,7 +227,7 @@ def _overlays(
 def tell(results: Results, out: Path, console: Console, skipped: Sequence[str], what: str) -> None:
     """The table, and all that should be known of the run, on the terminal."""
     data = results.data
-    console.print(table(data))
+    console.print(table(data, console.width))
     if (kinds := by_kinds(data)) is not None:
         console.print(kinds)
     if skipped:

@@ -20,9 +20,7 @@ def write(data: dict[str, Any], folder: Path, overlays: Sequence[tuple[str, str,
         overlays: (method, caption, picture).
     """
     plot = embedded((folder / "pareto.svg").read_bytes(), "svg+xml")
-    report = Report(
-        data, plot, tuple((name, caption, picture(made, optimize=True)) for name, caption, made in overlays)
-    )
+    report = Report(data, plot, tuple((name, caption, picture(made)) for name, caption, made in overlays))
     file = folder / "report.html"
     write_text(
         file, templates().get_template("report.html").render(data=data, asked=report.asked, blocks=shown(report))

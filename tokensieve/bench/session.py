@@ -70,7 +70,7 @@ def bench(asked: BenchConfig, console: Console) -> Results:
         bar.update(task, description="drawing", completed=len(pairs) + 1)
         plots.pareto(results.data, asked.out)
         report.write(results.data, asked.out, _overlays(subject, samples, asked))
-    console.print(table(results.data))
+    console.print(table(results.data, console.width))
     if skipped:
         console.print(f"[yellow]{len(skipped)} images could not be read and were skipped:[/] " + "; ".join(skipped[:3]))
     console.print(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
-from tokensieve.bench.columns import COLUMNS, by_kind, columns
+from tokensieve.bench.columns import COLUMNS, Column, by_kind, columns
 from tokensieve.bench.results import quality
 
 PAIRED = "vs: paired by {}, with its 95% interval; random at equal cost"
@@ -19,12 +21,35 @@ CAPTIONS = {
     "context or within it, in %; ms per text (medians), decode per token",
 }
 """Under the table, by what was asked."""
+SPARED = (
+    "select", "prefill", "decode", "encode", "final tok", "KV kB", "agree", "KL", "mean tok", "FLOPs", "pays", "x floor", "note",
+    "before", "vs random",
+)  # fmt: skip
+"""Columns that a narrow terminal is spared, in this order, until all others are shown whole."""
 
 
-def table(data: dict[str, Any]) -> Table:
-    """One line per cell: quality by kind, tokens, cost, time; best first within each budget."""
+def table(data: dict[str, Any], width: int | None = None) -> Table:
+    """One line per cell: quality by kind, tokens, cost, time; best first within each budget.
+
+    Args:
+        width: of the terminal; what does not fit is left out, and said below. None for no limit.
+    """
+    shown = columns("terminal", data["rows"])
+    spared: list[str] = []
+    endless = Console(width=10_000)
+    for name in SPARED:
+        if width is None or _made(data, shown).__rich_measure__(endless, endless.options).maximum <= width:
+            break
+        spared += [c.name for c in shown if c.name == name]
+        shown = [c for c in shown if c.name != name]
+    out = _made(data, shown)
+    if spared:
+        out.caption = f"{out.caption}; left out for want of room, see the report: {', '.join(spared)}"
+    return out
+
+
+def _made(data: dict[str, Any], shown: Sequence[Column]) -> Table:
     rows = data["rows"]
-    shown = columns("terminal", rows)
     what = data.get("asked", "questions")
     out = Table(
         title=f"{data['settings']['model']}: {len(data.get('items', data['samples']))} {what}",
