@@ -141,6 +141,15 @@ def test_twelve_questions_say_how_many_are_needed(folder, tmp_path, monkeypatch)
     )
 
 
+@pytest.mark.parametrize(("name", "packaged"), [("testbed", True), ("smollm2", True), ("somebody/model", False)])
+def test_a_packaged_model_is_not_looked_for_on_the_hub(name, packaged, folder, tmp_path, monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(module, "encodes", lambda name: looked_up.append(name))
+    (folder / "few.jsonl").write_text("\n".join((folder / "q.jsonl").read_text().splitlines()[:12]))
+    assert advise(name, questions=folder / "few.jsonl", out=tmp_path).why == "few"
+    assert looked_up == ([] if packaged else [name])
+
+
 def test_time_that_does_not_suffice_says_the_least(subject, folder, tmp_path):
     made = looked(subject, tmp_path, images=folder, quality=0.6, minutes=1e-5)
     assert (made.plan, made.why) == (None, "late")

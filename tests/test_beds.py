@@ -6,6 +6,7 @@ import pytest
 
 from benchmarks import leaderboard
 from benchmarks.beds import BEDS, PACKAGED, Bed, told, visual
+from benchmarks.systems import bed as checks
 from tokensieve import testbed
 
 MICRO = replace(PACKAGED, name="micro", shares=(1 / 9,), seeds=(0, 1), per_kind=1)
@@ -94,3 +95,31 @@ def test_one_seed_is_too_few_and_an_unknown_name_says_the_known():
         replace(PACKAGED, seeds=(0,))
     with pytest.raises(SystemExit, match="packaged"):
         leaderboard.main(["nothing"])
+
+
+def test_a_check_asks_another_testbed_for_the_same_share_of_its_tokens(bed, monkeypatch):
+    made, asked = bed
+    monkeypatch.setattr(checks, "TOKENS", 4 * 576)
+    context = checks.CheckContext(replace(made, test_set=few))
+    assert context.right("random", 64) == 0.8
+    assert context.left("random", 64) == 16
+    assert len(asked) == 1
+    ((_, kept),) = context.kept("random", 64, count=1)
+    assert len(kept) == 16
+    assert 0 <= context.on_object("random", 64) <= 1
+
+
+@pytest.mark.slow
+def test_checks_on_another_testbed_leave_the_record_alone(bed, tmp_path, monkeypatch):
+    from benchmarks.systems import __main__ as systems
+
+    monkeypatch.setitem(BEDS, "micro", replace(bed[0], test_set=few))
+    before = systems.RECORD.read_bytes()
+    rows = systems.elsewhere("micro", [380], tmp_path)
+    assert (rows["380"]["status"], set(rows["380"])) == ("runs", {"status", "check", "numbers", "record"})
+    assert systems.elsewhere("micro", [], tmp_path) == rows
+    assert systems.RECORD.read_bytes() == before
+
+
+def few(n_scenes, questions_per_kind, seed):
+    return testbed.test_set(10, 1, seed)

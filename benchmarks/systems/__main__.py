@@ -1,7 +1,13 @@
-"""Run every check, or those of the systems named by id, write the record after each, print the table."""
+"""Run every check, or those of the systems named by id, write the record after each, print the table.
+
+`--bed NAME` runs checks on another testbed of `benchmarks.beds`, beside what the record says: the record is left as it is, and
+what was found goes to `out/systems-NAME.json`. Only checks of visual tokens that ask the testbed through its context belong
+there.
+"""
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import os
@@ -20,6 +26,7 @@ from rich.table import Table
 
 import tokensieve as ts
 from benchmarks import systems
+from benchmarks.beds import BEDS
 from benchmarks.systems.bed import CHECKS, SEED, CheckContext
 from tokensieve import catalog
 from tokensieve.core.files import write_json
@@ -45,26 +52,55 @@ def write(rows: dict[str, dict[str, Any]], questions: int) -> None:
     write_json(RECORD, record)
 
 
-def main(asked: Sequence[int] = ()) -> int:
+def checked(system: int, bed: CheckContext) -> dict[str, Any]:
+    """What a check found, as the record holds it."""
+    shown, numbers = CHECKS[system](bed)
+    told = " ".join((CHECKS[system].__doc__ or "").split())
+    return {"status": "shown" if shown else "runs", "check": told, "numbers": numbers}
+
+
+def elsewhere(name: str, asked: Sequence[int], folder: Path = Path("out")) -> dict[str, dict[str, Any]]:
+    """Checks on another testbed; what was found before is kept, and the record left alone."""
+    file = folder / f"systems-{name}.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    bed, record = CheckContext(BEDS[name]), json.loads(RECORD.read_text(encoding="utf-8"))["rows"]
+    for system in track(asked, description=f"checks, {name}", console=Console(stderr=True)):
+        rows[str(system)] = checked(system, bed) | {"record": record.get(str(system), {}).get("status", "missing")}
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, rows)
+    return rows
+
+
+def main(asked: Sequence[int] = (), name: str = "packaged") -> int:
     """All checks, or those of some systems, beside what the record says of the others."""
+    if name != "packaged":
+        show(elsewhere(name, sorted(asked)), f"status, {name}")
+        return 0
     bed = CheckContext()
     rows = {k: row for k, row in json.loads(RECORD.read_text(encoding="utf-8"))["rows"].items() if int(k) in CHECKS}
     for system in track(sorted(asked or CHECKS), description="checks", console=Console(stderr=True)):
-        shown, numbers = CHECKS[system](bed)
-        rows[str(system)] = {
-            "status": "shown" if shown else "runs",
-            "check": " ".join((CHECKS[system].__doc__ or "").split()),
-            "numbers": numbers,
-        }
+        rows[str(system)] = checked(system, bed)
         write(rows, len(bed.items))
-    table = Table("id", "system", "status", "numbers")
-    names = {s.id: s.name for s in catalog.systems()}
-    for system, row in sorted(rows.items(), key=lambda kv: int(kv[0])):
-        numbers = ", ".join(f"{k} {v}" for k, v in row["numbers"].items())
-        table.add_row(system, names[int(system)], row["status"], numbers)
-    Console().print(table)
+    show(rows, "status")
     return 0
 
 
+def show(rows: dict[str, dict[str, Any]], status: str) -> None:
+    """The table, on the terminal; beside a status elsewhere the record's."""
+    beside = any("record" in row for row in rows.values())
+    table = Table("id", "system", status, *(["record"] if beside else []), "numbers")
+    names = {s.id: s.name for s in catalog.systems()}
+    for system, row in sorted(rows.items(), key=lambda kv: int(kv[0])):
+        numbers = ", ".join(f"{k} {v}" for k, v in row["numbers"].items())
+        table.add_row(system, names[int(system)], row["status"], *([row["record"]] if beside else []), numbers)
+    Console().print(table)
+
+
 if __name__ == "__main__":
-    sys.exit(main([int(system) for system in sys.argv[1:]]))
+    reads = argparse.ArgumentParser(prog="python -m benchmarks.systems")
+    reads.add_argument("ids", nargs="*", type=int, help="of systems; all by default")
+    reads.add_argument("--bed", choices=list(BEDS), default="packaged", help="a testbed of benchmarks.beds")
+    given = reads.parse_args()
+    if given.bed != "packaged" and not given.ids:
+        reads.error(f"--bed {given.bed}: say which systems; most checks are of other models than a testbed's")
+    sys.exit(main(given.ids, given.bed))

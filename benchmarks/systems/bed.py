@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ import torch
 
 import tokensieve as ts
 from benchmarks import digits, several
+from benchmarks.beds import PACKAGED, Bed, visual
 from tokensieve import testbed
 from tokensieve.core.method import Method
 
-PER_KIND, BATCH = 40, 25
+PER_KIND, BATCH, TOKENS = 40, 25, 576
 INSIDE = {"layers": 1}  # of 4: the paper's second of 32 is as early; by the second of 4 the text has read the image
 SEED = 7
 Outcome = tuple[bool, dict[str, Any]]
@@ -21,11 +23,16 @@ CHECKS: dict[int, Callable[[CheckContext], Outcome]] = {}
 
 
 class CheckContext:
-    """The testbed model and its held-out questions; accuracies are measured once and kept."""
+    """A testbed's model and its held-out questions; accuracies are measured once and kept.
 
-    def __init__(self) -> None:
-        self.model, self.processor = testbed.load()
-        self.items = testbed.test_set(n_scenes=150, questions_per_kind=PER_KIND, seed=SEED)
+    Checks name counts of the packaged testbed's 576 visual tokens; of another testbed's they are the same share.
+    """
+
+    def __init__(self, bed: Bed = PACKAGED) -> None:
+        self.bed = bed
+        self.model, self.processor = bed.load()
+        self.tokens = visual(self.model)
+        self.items = bed.test_set(n_scenes=150, questions_per_kind=PER_KIND, seed=SEED)
         self._known: dict[str, list[bool]] = {}
         self._left: dict[str, list[float]] = {}
         self._vit: Any = None
@@ -59,22 +66,26 @@ class CheckContext:
         key = json.dumps([name, keep, options], sort_keys=True, default=repr)
         if key not in self._known:
             right, left = [], []
-            with ts.sieve(self.model, name, keep=keep, seed=SEED, **options) as s:
+            with ts.sieve(self.model, name, keep=self._share(keep), seed=SEED, **options) as s:
                 for start in range(0, len(self.items), BATCH):
                     part = self.items[start : start + BATCH]
-                    right += testbed.correct(self.model, self.processor, part, batch=BATCH)
+                    right += self.bed.correct(self.model, self.processor, part, BATCH)
                     assert s.last is not None
                     left += [s.last.layer_tokens[-1]] * len(part)
             self._known[key], self._left[key] = right, left
         return key
 
+    def _share(self, keep: Any) -> Any:
+        """A count of the packaged testbed's tokens, as one of this testbed's."""
+        return max(1, round(keep * self.tokens / TOKENS)) if type(keep) is int else keep
+
     @torch.no_grad()
     def kept(self, name: str, keep: int | float, count: int = 60, **options: Any) -> list[tuple[Any, torch.Tensor]]:
         """Items and the original visual tokens that were kept for them, one by one."""
         out = []
-        with ts.sieve(self.model, name, keep=keep, seed=SEED, **options) as s:
-            for item in self.items[:: len(self.items) // count]:
-                testbed.answers(self.model, self.processor, [item.image], [item.question.text])
+        with ts.sieve(self.model, name, keep=self._share(keep), seed=SEED, **options) as s:
+            for item in self.items[:: max(1, len(self.items) // count)]:
+                self.bed.answers(self.model, self.processor, [item])
                 assert s.last is not None
                 out.append((item, s.last.stages[-1].reduction.kept[0]))
         return out
@@ -98,8 +109,10 @@ class CheckContext:
     def on_object(self, name: str, keep: int | float, **options: Any) -> float:
         """Share of kept tokens whose patch centre lies in a box of what is asked about."""
         hits = total = 0
+        side = math.isqrt(self.tokens)
         for item, kept in self.kept(name, keep, **options):
-            centres = [((int(k) % 24) * 14 + 7, (int(k) // 24) * 14 + 7) for k in kept]
+            patch = item.image.width / side
+            centres = [((int(k) % side + 0.5) * patch, (int(k) // side + 0.5) * patch) for k in kept]
             hits += sum(any(x0 <= x <= x1 and y0 <= y <= y1 for x0, y0, x1, y1 in item.boxes) for x, y in centres)
             total += len(centres)
         return round(hits / total, 4)

