@@ -53,8 +53,8 @@ PLAN = (
     Step(4096, 20, (0.25,)),
     Step(7680, 10, (0.25,), FEW),
 )
-FIRST = 0.4
-"""The share of each step's texts that all steps come to before any goes on."""
+SHARES = (0.2, 0.4, 1.0)
+"""Of each step's texts: every step comes to one of these before any goes on to the next."""
 
 
 def measure(model: Any, tokenizer: Any, text: Text, step: Step) -> dict[str, dict[str, float]]:
@@ -127,7 +127,7 @@ def run(file: Path = FILE) -> None:
         raise ValueError(f"{file} holds results of other weights; delete it, or name another file")
     file.parent.mkdir(parents=True, exist_ok=True)
     known, texts = {line["key"] for line in done}, Texts(tokenizer)
-    cells = [(s, i, task) for part in (FIRST, 1) for s in PLAN for i in range(round(part * s.texts)) for task in TASKS]
+    cells = [(s, i, task) for part in SHARES for s in PLAN for i in range(round(part * s.texts)) for task in TASKS]
     left = {key(task, step, i): (step, i, task) for step, i, task in cells if key(task, step, i) not in known}
     with file.open("a", encoding="utf-8") as out:
         if not head:
