@@ -55,6 +55,7 @@ def test_the_fastest_plan_that_keeps_the_fidelity_is_written(monkeypatch, folder
     assert {"random", "uniform", "pool"} <= {row.method for row in told.rows}
     assert all({"cosine", "tokens", "neighbours"} <= set(row.kept) for row in told.rows)
     assert told.rows[0].count == 32
+    assert {row.packed for row in told.rows} == {0.0}  # all images have as many tokens
     assert "1.67 times as fast" in told.sentence
     assert [s.split(":")[0] for s in told.skipped][:1] == ["notes.txt"]
     with ts.sieve(subject.model, ts.Plan.load(tmp_path / "plan.json")) as s:

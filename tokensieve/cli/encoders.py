@@ -60,10 +60,10 @@ def bench_encoder(
         names = list(dict.fromkeys(what for row in made.rows for what in row.kept))
         table = [
             (r.key, f"{r.time:.3f}", *(f"{r.kept[n].share:.4f} ({r.kept[n].low:.3f})" if n in r.kept else "" for n in names),
-             f"{r.tokens[0]:.0f} to {r.tokens[1]:.0f}")
+             f"{r.tokens[0]:.0f} to {r.tokens[1]:.0f}", f"{r.packed:.1f}")
             for r in made.rows
         ]  # fmt: skip
-        print_table(("plan", "time, share", *(f"{n} (at least)" for n in names), "tokens"), table)
+        print_table(("plan", "time, share", *(f"{n} (at least)" for n in names), "tokens", "packed"), table)
         console().print(made.sentence, markup=False, highlight=False, soft_wrap=True)
         plan = "" if made.plan is None else f"\nplan     {out / 'plan.json'}"
         console().print(f"page     {out / 'encoder.html'}{plan}", highlight=False)

@@ -28,7 +28,8 @@ class AskingEncoder:
 
     Attributes:
         measures: by plan and item every measure; tokens: by plan, in front of each block, of the last batch; seconds: by plan, of
-            each batch ``[full, under the plan]``.
+            each batch ``[full, under the plan]``; packed: by plan, of each batch, how many blocks ran without padding, rows of
+            different numbers of tokens one behind the other.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class AskingEncoder:
         self.measures: dict[str, dict[str, dict[str, float]]] = known.get("measures", {})
         self.tokens: dict[str, list[float]] = known.get("tokens", {})
         self.seconds: dict[str, list[list[float]]] = known.get("seconds", {})
+        self.packed: dict[str, list[int]] = known.get("packed", {})
 
     def embed(self, batch: int, step: Any) -> None:
         """Have the full model's vectors of all items, for ``neighbours``."""
@@ -69,8 +71,8 @@ class AskingEncoder:
                 out[key] = self._under(key, items, inputs, full)
             except (ValueError, RuntimeError) as error:
                 out[key] = str(error).splitlines()[0]
-        data = {"format": FORMAT, "measures": self.measures, "tokens": self.tokens, "seconds": self.seconds}
-        write_json(self.file, data)
+        held = {"measures": self.measures, "tokens": self.tokens, "seconds": self.seconds, "packed": self.packed}
+        write_json(self.file, {"format": FORMAT, **held})
         return out
 
     def _own(self, full: EncoderOutput, index: int, item: EncoderInput) -> float:
@@ -95,6 +97,7 @@ class AskingEncoder:
                 raise ValueError(f"--measure {self.measure}: {self.subject.name} has none; it has {', '.join(row)}")
             self.measures.setdefault(key, {})[item.name] = row
         self.tokens[key] = trace.layer_tokens if trace is not None else []
+        self.packed.setdefault(key, []).append(trace.packed if trace is not None else 0)
         times = self._timed(sieve, inputs)
         self.seconds.setdefault(key, []).append(times)
         return Replies([row[self.measure] for row in rows], times[1] / times[0])

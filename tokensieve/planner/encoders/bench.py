@@ -6,7 +6,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 from rich.console import Console
@@ -20,37 +19,16 @@ from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.candidates import SHARES, candidates, key
 from tokensieve.planner.encoders.fidelity import MEASURES
 from tokensieve.planner.encoders.items import EncoderInput, read_items
+from tokensieve.planner.encoders.rows import EncoderRow, rows_of
 from tokensieve.planner.encoders.shown import examples
 from tokensieve.planner.encoders.subject import EncoderSubject
 from tokensieve.planner.halving import FIRST, Outcome, Terms, needed, search
-from tokensieve.planner.kept import Kept, kept
 from tokensieve.sites.encoder.schedule import Depth
 from tokensieve.sites.encoder.schedule import shares as done_by
 
 PLAN, SEARCH, RESULTS, TABLE = "plan.json", "search.json", "results.json", "encoder.json"
 LENGTHS = (1.5, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 """Times the length that was measured, for which a break-even is looked for."""
-
-
-@dataclass(frozen=True)
-class EncoderRow:
-    """One plan on the inputs that the search did not see.
-
-    Attributes:
-        method, share, schedule: of the plan; time: as a share of the full model's, and its least and most over batches.
-        kept: by measure, the mean over the inputs with its interval.
-        tokens: in front of the first and of the last block; count: inputs.
-    """
-
-    key: str
-    method: str
-    share: float
-    schedule: str
-    time: float
-    times: tuple[float, float]
-    kept: dict[str, Kept]
-    tokens: tuple[float, float]
-    count: int
 
 
 @dataclass(frozen=True)
@@ -151,7 +129,7 @@ def bench_encoder(
         judges = found.judges or _unseen([i.name for i in items], seed, found.why)
         chosen = _chosen(found, fidelity)
         _beside(chosen or _nearest(found), plans, ask, judges, batch, step)
-    rows = _rows(plans, ask, judges, fidelity)
+    rows = rows_of(plans, ask, judges, fidelity)
     made = EncoderAdvice(
         _sentence(chosen, rows, found, subject, wanted, fidelity, batch),
         plans[chosen] if chosen else None,
@@ -212,28 +190,6 @@ def _beside(
         for start in range(0, len(missing), batch):
             step(start, len(missing), f"asking {one}")
             ask(missing[start : start + batch], [one])
-
-
-def _rows(plans: Mapping[str, Plan], ask: AskingEncoder, judges: Sequence[str], goal: float) -> list[EncoderRow]:
-    rows = []
-    for name, told in ask.measures.items():
-        if name not in plans or not judges or any(n not in told for n in judges):
-            continue
-        stage, times = plans[name].stages[0], [b / a for a, b in ask.seconds[name]]
-        measures = {}
-        for what in told[judges[0]]:
-            ours = [told[n][what] for n in judges]
-            measures[what] = kept(ours, [1.0] * len(ours), goal, max(1e-6, 1 - min(ours)))
-        tokens = ask.tokens[name]
-        assert isinstance(stage.keep, float)
-        ends = (tokens[0], tokens[-1]) if tokens else (0.0, 0.0)
-        spread = (min(times), max(times))
-        rows.append(
-            EncoderRow(
-                name, stage.method.name, stage.keep, stage.pace, median(times), spread, measures, ends, len(judges)
-            )
-        )
-    return sorted(rows, key=lambda row: row.time)
 
 
 def _sentence(

@@ -94,7 +94,7 @@ class EncoderSite:
                 out += seams.attach(found, partial(self._at_seam, i), self._spread, self._own)
             out.append(layer.register_forward_hook(self._after(i), prepend=True).remove)
             if attention is not None:
-                out.append(packed.attach(attention, i, lambda: self.now and self.now.packing, self._mask))
+                out.append(packed.attach(attention, i, self._packing, self._mask))
                 out += inside.biases(attention, self)
             out += inside.relative(layer, self, self.heads)
         out += inside.places(self.stack.root, self)
@@ -274,6 +274,9 @@ class EncoderSite:
         if now is None or now.shape is None:
             return call.mask
         return arguments.mask(call, now)
+
+    def _packing(self) -> packed.Packing | None:
+        return None if self.now is None else self.now.packing
 
     def _unpacked(self, x: Tensor) -> Tensor:
         """Queries, keys or values of the rows of the batch."""
