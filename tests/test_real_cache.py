@@ -11,6 +11,7 @@ import tokensieve as ts
 from benchmarks import cache_plot, real_cache, real_page
 from benchmarks.real_cache import Step, judged, lines, measure, run
 from benchmarks.real_texts import TASKS, Text, Texts
+from benchmarks.systems import smollm2
 from tests.models import decoder
 from tokensieve.sites.cache.recording import record
 from tokensieve.sites.model.compatibility import cache_argument, cache_in
@@ -121,6 +122,60 @@ def test_the_page_tells_counts_and_what_cannot_be_told_apart(measured, tmp_path,
     assert "Not reached: 0 of 2 texts a task." in real_page.page([], head)
     assert "goes on where it stopped" in real_page.page(rest[:-1], head)
     assert "goes on where it stopped" not in page
+
+
+@pytest.fixture
+def judges(model, tmp_path, monkeypatch):
+    """Checks of systems on a tiny model, four texts a task."""
+
+    class Few:
+        def __init__(self, tokenizer):
+            self.get = some
+
+    monkeypatch.setattr(smollm2, "FILE", tmp_path / "systems.json")
+    monkeypatch.setattr(smollm2, "SAMPLES", 4)
+    monkeypatch.setattr(smollm2, "LENGTH", 48)
+    monkeypatch.setattr(smollm2, "tried", lambda: {f"{n}@0.5": (ts.get_method(n), 0.5) for n in ("random", "keydiff")})
+    monkeypatch.setattr(smollm2, "Texts", Few)
+    monkeypatch.setattr(smollm2.real, "load", lambda name, dtype: (model, None))
+    monkeypatch.setattr(smollm2.real, "get", lambda name: lm.path())
+    cached = smollm2.measured
+    cached.cache_clear()
+    yield smollm2
+    cached.cache_clear()
+
+
+def test_systems_are_judged_on_copies_of_one_prefill(judges, model, monkeypatch):
+    rows = judges.measured()
+    assert [*rows] == [f"{task} {i}" for i in range(4) for task in judges.READ + judges.ASKED]
+    text = some("code", 48, 2)
+    assert rows["code 2"]["keydiff@0.5"] == measure(model, None, text, STEP)["keydiff@0.5"]
+    told = judges.told("keydiff@0.5", "random@0.5")
+    low, high = told["keydiff@0.5 less random@0.5"][0]
+    assert low < told["keydiff@0.5"][0] - told["random@0.5"][0] < high
+    # What was measured is not measured again, and what was not is.
+    judges.measured.cache_clear()
+    calls, plain = [], judges.row
+    monkeypatch.setattr(judges, "row", lambda *args: calls.append(1) or plain(*args))
+    monkeypatch.setattr(judges, "SAMPLES", 5)
+    assert len(judges.measured()) == 20
+    assert len(calls) == 4
+
+
+def test_an_effect_shows_only_where_its_interval_leaves_none_out(judges, monkeypatch):
+    nats = {"one": [1.0, 1.1, 1.2, 1.3], "other": [1.2, 1.3, 1.3, 1.6], "like": [0.5, 1.6, 1.0, 1.4]}
+    rows = {
+        f"{task} {i}": {name: {"nats": some[i], "right": some[i] / 2, "bytes": 1} for name, some in nats.items()}
+        for i in range(4)
+        for task in judges.READ + judges.ASKED
+    }
+    monkeypatch.setattr(judges, "measured", lambda: rows)
+    assert judges.less("one", "other")
+    assert not judges.less("other", "one")
+    assert not judges.less("one", "other", "like")
+    assert judges.more("other", "one")
+    assert not judges.more("one", "other")
+    assert not judges.more("other", "one", "like")
 
 
 def test_better_than_random_is_told_by_its_interval():
