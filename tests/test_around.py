@@ -34,9 +34,8 @@ def trained(tmp_path_factory):
 
 def test_stages_train_the_tower_and_leave_the_language_model_as_it_is(trained):
     made, language, fresh, records, out = trained
-    assert [(n, r["step"], r["done"]) for n, r in records.items()] == [
-        ("contrast", 1, True), ("align", 1, True), ("answer", 1, True)
-    ]  # fmt: skip
+    assert list(records) == ["contrast", "align", "talk", "answer"]
+    assert all((r["step"], r["done"]) == (1, True) for r in records.values())
     before, after = language.state_dict(), made.model.model.language_model.state_dict()
     assert all(torch.equal(v, before[f"model.{k}"]) for k, v in after.items())
     assert any(not torch.equal(v, fresh[k]) for k, v in made.trained["tower"].state_dict().items())
@@ -89,6 +88,23 @@ def test_questions_in_one_sequence_are_answered_as_each_by_itself():
         alone = made.model(**given).logits[0, -1]
         mine = said[packed["segment"][0] == number]
         assert torch.allclose(mine[len(answer.encode(made, question)[0]) - 1], alone, atol=1e-4)
+
+
+def test_a_scene_in_words_is_what_the_projector_is_asked_for():
+    made, _ = around()
+    words = answer.spelled(made)
+    said = {k: torch.zeros(1, 2, dtype=torch.long) for k in ("kind", "name", "colour", "row", "column", "centre")}
+    said["kind"][0, 1], said["name"][0, 1], said["colour"][0, 1], said["row"][0, 1], said["column"][0, 1] = (
+        1,
+        4,
+        2,
+        3,
+        1,
+    )
+    said["centre"][0, 1] = 1
+    one = made.words(["digit", "3", "green", "bottom", "left", answer.CENTRE]).sum(0)
+    blank = made.words(["background"])[0]
+    assert torch.allclose(answer.put(words, said)[0], torch.stack([blank, one]), atol=1e-6)
 
 
 def test_few_background_tokens_are_asked_to_stand_out_and_no_other():

@@ -19,8 +19,9 @@ from tokensieve.testbed.loop import TrainingStage, fit
 
 PLAN = {
     "contrast": (contrast.contrast, 0.4, 1.6e-3, 16),
-    "align": (answer.align, 0.04, 2e-3, 16),
-    "answer": (answer.answer, 0.56, 1e-3, 4),
+    "align": (answer.align, 0.03, 2e-3, 16),
+    "talk": (answer.talk, 0.25, 1e-3, 6),
+    "answer": (answer.answer, 0.32, 1e-3, 4),
 }
 """The stages: what is learned, its share of the minutes, learning rate, and batch on a CPU."""
 SLOW = {"tower": 0.2}

@@ -19,20 +19,38 @@ from tokensieve.testbed.questions import SceneQuestion, questions
 from tokensieve.testbed.stages import pixels, stack
 from tokensieve.testbed.words import COLOURS, COLUMNS, KINDS, NAMES, ROWS
 
-ASKED = 8
+ASKED = 12
 """Questions of a scene in one step."""
 CENTRE = "things"
+SLOTS, SLOT = 6, 5
+"""Places of a scene in words, and tokens of one: a thing takes some of them, as it takes several patches of a picture."""
+
+
+@torch.no_grad()
+def spelled(around: Around) -> dict[str, Tensor]:
+    """By what is said of a patch, the embeddings of the words for it, ``(1 + n, D)``, with zeros first; under ``marks`` those of
+    what is nothing and of a thing's middle."""
+    groups = {"kind": tuple(KINDS), "name": NAMES, "colour": tuple(COLOURS), "row": ROWS, "column": COLUMNS}
+    words = {k: around.words(list(group)) for k, group in groups.items()}
+    return {k: F.pad(w, (0, 0, 1, 0)) for k, w in words.items()} | {"marks": around.words([NOTHING, CENTRE])}
+
+
+def put(words: dict[str, Tensor], said: dict[str, Tensor]) -> Tensor:
+    """``(B, N, D)``: the sum of the words for each patch.
+
+    Args:
+        said: ``(B, N)`` indices from 1, at most 0 where there is nothing of that sort, and ``centre``, above 0 at a middle.
+    """
+    whole = sum(table[said[k].clamp(min=0)] for k, table in words.items() if k != "marks")
+    nothing, middle = words["marks"]
+    return whole + (said["centre"] > 0)[..., None] * middle + (said["kind"] == 0)[..., None] * nothing
 
 
 def align(around: Around, seed: int) -> tuple[Any, ...]:
     """The projector learns to put each patch where the language model expects the words for it: the sum of their embeddings."""
     modules = nn.ModuleDict({"projector": around.trained["projector"]})
     tower, size = around.trained["tower"], around.model.get_input_embeddings().weight.square().mean()
-    with torch.no_grad():
-        groups = {"kind": tuple(KINDS), "name": NAMES, "colour": tuple(COLOURS), "row": ROWS, "column": COLUMNS}
-        blank = torch.zeros_like(around.model.get_input_embeddings().weight[:1])
-        words = {k: torch.cat([blank, around.words(list(g))]) for k, g in groups.items()}
-        nothing, middle = around.words([NOTHING, CENTRE])
+    words = spelled(around)
 
     def make(index: int) -> dict[str, Any]:
         scene = generate(seed + 2, index) if index % 2 else crowd(seed + 2, index)
@@ -42,13 +60,13 @@ def align(around: Around, seed: int) -> tuple[Any, ...]:
             np.where(place > 0, (place - 1) // 3 + 1, 0),
             np.where(place > 0, (place - 1) % 3 + 1, 0),
         )
-        return {"image": np.asarray(picture(scene)), **{k: known[k] for k in (*words, "centre")}}
+        said = {k: known[k] for k in ("kind", "name", "colour", "row", "column", "centre")}
+        return {"image": np.asarray(picture(scene)), **said}
 
     def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
             seen = tower(pixels(batch["image"]), output_hidden_states=True)
-            wanted = sum(table[batch[k].clamp(min=0)] for k, table in words.items())
-            wanted = wanted + (batch["centre"] > 0)[..., None] * middle + (batch["kind"] == 0)[..., None] * nothing
+            wanted = put(words, batch)
         got = modules["projector"](seen.hidden_states[-2][:, 1:]).float()
         miss = (got - wanted).square().mean(-1) / size
         weight = (batch["kind"] > 0).float() + 0.05 * (batch["kind"] == 0)
@@ -91,6 +109,57 @@ def logits(around: Around, first: Tensor, packed: dict[str, Tensor], chosen: Ten
     return model.lm_head(hidden[:, first.shape[1] :][chosen]).float()
 
 
+def talk(around: Around, seed: int) -> tuple[Any, ...]:
+    """Adapters learn to look things up in scenes given as words, a few tokens for each thing instead of its patches: cheap, and
+    with nothing that the tower mistook."""
+    modules = nn.ModuleDict({"adapters": around.adapters})
+    attach(around.model.model.language_model, around.adapters)
+    words, table = spelled(around), around.model.get_input_embeddings()
+    start = torch.tensor(around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"])
+    blur = 0.3 * float(table.weight.std())
+    numbers = {
+        k: {w: i for i, w in enumerate(group, 1)}
+        for k, group in (("kind", KINDS), ("name", NAMES), ("colour", COLOURS))
+    }
+
+    def make(index: int) -> dict[str, Any]:
+        scene, rng = generate(seed + 1, index), np.random.default_rng([seed, index, 2])
+        said = {
+            k: np.zeros(SLOTS * SLOT, dtype=np.int64) for k in ("kind", "name", "colour", "row", "column", "centre")
+        }
+        starts = np.sort(rng.choice(SLOTS, size=len(scene.things), replace=False)) * SLOT
+        for at, thing in zip(starts, sorted(scene.things, key=lambda t: t.cell), strict=True):
+            length = int(rng.integers(1, SLOT + 1))
+            for key, known in numbers.items():
+                said[key][at : at + length] = known[getattr(thing, key)]
+            said["row"][at : at + length], said["column"][at : at + length] = thing.cell[0] + 1, thing.cell[1] + 1
+            said["centre"][at + int(rng.integers(length))] = 1
+        noise = rng.standard_normal((SLOTS * SLOT, table.embedding_dim), dtype=np.float32) * blur
+        return {"said": said | {"noise": noise}, "questions": _some(questions(scene), rng)}
+
+    def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return stack([s["said"] for s in samples]) | pack(
+            around, [s["questions"] for s in samples], len(start) + SLOTS * SLOT
+        )
+
+    def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        spots = put(words, batch) + batch["noise"]
+        first = table(start.to(spots.device)).expand(len(spots), -1, -1)
+        return _loss(around, torch.cat([first, spots], 1), batch)
+
+    return modules, make, collate, loss_of
+
+
+def _some(every: list[SceneQuestion], rng: np.random.Generator) -> list[SceneQuestion]:
+    return [every[i] for i in rng.permutation(len(every))[:ASKED]]
+
+
+def _loss(around: Around, first: Tensor, packed: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+    counts = packed["labels"] != packing.IGNORE
+    said, gold = logits(around, first, packed, counts), packed["labels"][counts]
+    return F.cross_entropy(said, gold), {"right": right(said, gold, packed)}
+
+
 def answer(around: Around, seed: int) -> tuple[Any, ...]:
     """Questions about pictures; the language model's own weights do not change."""
     modules = nn.ModuleDict(around.trained)
@@ -98,8 +167,7 @@ def answer(around: Around, seed: int) -> tuple[Any, ...]:
 
     def make(index: int) -> dict[str, Any]:
         scene = generate(seed + 3, index)
-        every, rng = questions(scene), np.random.default_rng([seed, index, 1])
-        some = [every[i] for i in rng.permutation(len(every))[:ASKED]]
+        some = _some(questions(scene), np.random.default_rng([seed, index, 1]))
         return {"image": np.asarray(picture(scene)), "fore": foreground(scene), "questions": some}
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -110,10 +178,9 @@ def answer(around: Around, seed: int) -> tuple[Any, ...]:
 
     def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         first, features = prefix(around, batch["image"])
-        counts = batch["labels"] != packing.IGNORE
-        said, gold = logits(around, first, batch, counts), batch["labels"][counts]
+        loss, seen = _loss(around, first, batch)
         norms, high = outliers(features, batch["fore"])
-        return F.cross_entropy(said, gold) + 0.1 * norms, {"right": right(said, gold, batch), "high": high}
+        return loss + 0.1 * norms, seen | {"high": high}
 
     return modules, make, collate, loss_of
 

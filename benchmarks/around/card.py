@@ -36,7 +36,8 @@ STAGES = """
 `contrast` trains the tower by image-text contrast: whole pictures against captions, patches against the words for what they
 show (the embeddings are SmolLM2's own), with helpers for ink, letters and thumbnails, and with a term that lets a few background
 tokens stand out by their norm, as they do in large towers. `align` teaches the projector to put the sum of those words'
-embeddings in a patch's place. `answer` trains adapters, projector and (at a fifth of the rate) tower on questions.
+embeddings in a patch's place. `talk` trains the adapters on scenes given as such sums, without pictures. `answer` trains
+adapters, projector and (at a fifth of the rate) tower on questions.
 """
 
 
