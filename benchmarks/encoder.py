@@ -1,6 +1,7 @@
 """What a sieve in an encoder costs and saves on one thread: ratios inside one run, minima of rounds by turns.
 
-`python -m benchmarks.encoder [--rounds 10] [--batch 8] [--tome FOLDER]` prints a table. The reference merges in a plain loop
+`python -m benchmarks.encoder [--rounds 10] [--batch 8] [--tome FOLDER]` prints a table, CPU seconds behind it; `--packed` prints
+what running rows of different counts one behind the other takes of running them padded. The reference merges in a plain loop
 over the same blocks with the same fused attention, by public ToMe's matching where FOLDER is a checkout of it: its licence
 forbids this project to carry it. Without one a plain loop of our own stands in, by the paper's algorithm, and the table says so.
 """
@@ -10,19 +11,21 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, scaled_dot_product_attention
-from transformers import ViTConfig, ViTModel, WhisperConfig
+from transformers import BertConfig, BertModel, ViTConfig, ViTModel, WhisperConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 import tokensieve as ts
 from tokensieve.bench.results import environment
+from tokensieve.sites.encoder import packed
 
 DEIT_S = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536}
 TINY_EN = {
@@ -35,15 +38,15 @@ TINY_EN = {
 
 
 def turns(runs: Mapping[str, Callable[[], object] | tuple[Any, Callable[[], object]]], rounds: int) -> dict[str, float]:
-    """Seconds of each, the least of rounds in which all run by turns; of a pair, of what runs under a sieve that is attached."""
+    """CPU seconds of each, the least of rounds by turns; of a pair, of what runs under a sieve that is attached."""
     best = dict.fromkeys(runs, float("inf"))
     for _ in range(rounds):
         for name, given in runs.items():
             around, run = given if isinstance(given, tuple) else (nullcontext(), given)
             with around:
-                start = perf_counter()
+                start = process_time()
                 run()
-                best[name] = min(best[name], perf_counter() - start)
+                best[name] = min(best[name], process_time() - start)
     return best
 
 
@@ -123,16 +126,64 @@ def of_lengths(model: ViTModel, x: Tensor, lengths: list[int]) -> Tensor:
     return x
 
 
+LOWEST = (0.95, 0.8, 0.5, 0.2)
+"""The least length of a row, as a share of the longest's."""
+SHAPES = ((384, 12, 128), (384, 6, 200), (128, 4, 64), (768, 12, 200), (64, 4, 576))
+"""Width, heads, tokens of the longest row."""
+
+
+def packing(rounds: int, batch: int) -> None:
+    """Print what blocks take packed of what they take padded, under ``random`` at a half, where rows differ in length."""
+    for width, heads, length in SHAPES:
+        shape = {"hidden_size": width, "num_attention_heads": heads, "intermediate_size": 4 * width}
+        config = BertConfig(**shape, num_hidden_layers=4, max_position_embeddings=length, vocab_size=100)
+        model = BertModel(config, add_pooling_layer=False).eval()
+        for lowest in LOWEST:
+            share = torch.rand(batch, generator=torch.Generator().manual_seed(1)) * (1 - lowest) + lowest
+            share[0] = 1.0
+            real = torch.arange(length) < (share * length).round()[:, None]
+            ids = torch.randint(5, 100, real.shape).masked_fill(~real, 0)
+
+            @torch.no_grad()
+            def run(filled: float, ids: Tensor = ids, real: Tensor = real, model: BertModel = model) -> Tensor:
+                plain, packed.FILLED = packed.FILLED, filled
+                try:
+                    return model(input_ids=ids, attention_mask=real.long()).last_hidden_state
+                finally:
+                    packed.FILLED = plain
+
+            sieve = ts.sieve(model, "random", keep=0.5)
+            forms = {
+                "padded": (sieve, partial(run, 0.0)),
+                "packed": (sieve, partial(run, 1.0)),
+                "full": partial(run, 0.0),
+            }
+            t = turns(forms, rounds)
+            print(
+                f"width {width}, {batch} rows of up to {length} tokens, {real.float().mean():.2f} filled: packed takes "
+                f"{t['packed'] / t['padded']:.3f} of padded; {t['packed'] / t['full']:.2f} of the full model, padded "
+                f"{t['padded'] / t['full']:.2f}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--tome", type=Path, help="a checkout of public ToMe")
+    parser.add_argument(
+        "--packed", action="store_true", help="rows of different counts, packed and padded, and nothing else"
+    )
     asked = parser.parse_args()
     merging = own if asked.tome is None else published(asked.tome)
     reference = "a plain loop of ours" if asked.tome is None else "public ToMe's matching"
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    if asked.packed:
+        print(f"{environment()['cpu']}, one thread, minima of {asked.rounds} rounds by turns, CPU seconds")
+        packing(asked.rounds, asked.batch)
+        return
     model = ViTModel(ViTConfig(**DEIT_S, image_size=224, patch_size=16), add_pooling_layer=False).eval()
     pixels, whole = torch.randn(asked.batch, 3, 224, 224), torch.randn(asked.batch, 197, 384)
 

@@ -15,8 +15,6 @@ from tokensieve.sites.model.blocks import Stack
 
 NAMED = ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "decoder_start_token_id")
 """Fields of configs that name tokens with a role in every text."""
-BEHIND = ("detection_tokens",)
-"""Parameters whose tokens stand behind the patches."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def layout(stack: Stack, hidden: Tensor, given: Mapping[str, Any], mask: Tensor 
     """
     batch, length, _ = hidden.shape
     real = None if mask is None or bool(mask.all()) else mask.expand(batch, length)
-    back = sum(p.shape[-2] for n, p in stack.root.named_parameters() if n.rsplit(".", 1)[-1] in BEHIND)
+    back = stack.behind
     ids = given.get("input_ids")
     text = isinstance(ids, Tensor) and ids.shape == (batch, length)
     if not text and given.get("inputs_embeds") is None:

@@ -252,7 +252,7 @@ class EncoderReduction:
             for _, place, states in self.parcels[: shape.left]:
                 row = torch.arange(len(out), device=out.device)[:, None].expand_as(place)
                 at = place >= 0
-                out = out.index_put((row[at], place[at]), states[at].to(out.dtype))
+                out.index_put_((row[at], place[at]), states[at].to(out.dtype))
         return out
 
     def _mixed(self, out: Tensor, hidden: Tensor, shape: Remaining) -> Tensor:

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from tokensieve.sites.model import compatibility
 
+BEHIND = ("detection_tokens",)
+"""Parameters whose tokens stand behind the patches."""
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -38,6 +41,11 @@ class Stack:
     def attending(self) -> list[nn.Module]:
         """The blocks that have attention."""
         return [layer for layer, attention in zip(self.layers, self.attentions, strict=True) if attention is not None]
+
+    @cached_property
+    def behind(self) -> int:
+        """Tokens behind the patches."""
+        return sum(p.shape[-2] for n, p in self.root.named_parameters() if n.rsplit(".", 1)[-1] in BEHIND)
 
     @cached_property
     def ragged(self) -> bool:

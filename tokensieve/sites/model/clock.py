@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,11 +20,13 @@ class Clock:
         self._depth = 0
         self._since = 0.0
         self._device = device(model)
+        self._exact: AbstractContextManager[Any] = nullcontext()
 
     def __enter__(self) -> None:
         if self._depth == 0:
             # Precision is what each part asks for; an outer autocast is for the model.
-            self._exact = torch.autocast(self._device.type, enabled=False)
+            on = torch.is_autocast_enabled(self._device.type)
+            self._exact = torch.autocast(self._device.type, enabled=False) if on else nullcontext()
             self._exact.__enter__()
         if self.on and self._depth == 0:
             self._since = now(device(self._model))
