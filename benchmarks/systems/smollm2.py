@@ -36,6 +36,8 @@ DECODED = Path("out/systems-smollm2-decoded.json")
 LENGTH, SAMPLES, TEXTS = 1024, 12, 8
 READ, ASKED = ("perplexity", "code"), ("facts before", "facts after")
 """Tasks judged by nats a token, and by answers that are right throughout."""
+OF, BETWEEN = ": nats, % right, % of the bytes", ": nats, % right"
+"""What a record's numbers are."""
 
 
 @dataclass(frozen=True)
@@ -145,11 +147,15 @@ def told(ours: str, *theirs: str) -> dict[str, Any]:
     out: dict[str, Any] = {"texts": SAMPLES * len(READ + ASKED)}
     for name in (ours, *theirs):
         held = mean(r[name]["bytes"] / r["full"]["bytes"] for r in measured().values())
-        out[name] = [round(mean(each(name, READ)), 4), round(100 * mean(each(name, ASKED)), 1), round(100 * held, 1)]
+        out[f"{name}{OF}"] = [
+            round(mean(each(name, READ)), 4),
+            round(100 * mean(each(name, ASKED)), 1),
+            round(100 * held, 1),
+        ]
     for other in theirs:
         pair = difference(ours, other), difference(ours, other, ASKED)
-        out[f"{ours} less {other}"] = [interval(pair[0], 1, 4), interval(pair[1], 100, 1)]
-    return {"nats, % right, % of the bytes": ""} | out
+        out[f"{ours} less {other}{BETWEEN}"] = [interval(pair[0], 1, 4), interval(pair[1], 100, 1)]
+    return out
 
 
 def interval(found: stats.Difference, scale: float, digits: int) -> list[float]:
@@ -163,8 +169,9 @@ def show() -> None:
     table = Table("method", "nats", "less full", "right", "held", title=f"{SAMPLES} texts a task of {LENGTH} tokens")
     for name in ("full", *tried()):
         found = told(name, "full") if name != "full" else told("full")
-        between = found.get(f"{name} less full", [""])[0]
-        table.add_row(name, *(str(x) for x in (found[name][0], between, *found[name][1:])))
+        between = found.get(f"{name} less full{BETWEEN}", [""])[0]
+        own = found[f"{name}{OF}"]
+        table.add_row(name, *(str(x) for x in (own[0], between, *own[1:])))
     Console().print(table)
 
 
