@@ -1,6 +1,8 @@
 """People's own questions under one plan after another: what is said, what it costs, and what it is held against."""
 
+import copy
 import json
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -10,9 +12,11 @@ import torch
 from PIL import Image
 
 import tokensieve as ts
+from benchmarks import own_cost
 from tests.asking import talking_subject
 from tokensieve.bench import columns, equal
 from tokensieve.bench.answers import Answers
+from tokensieve.bench.asking import QuestionPrompts
 from tokensieve.bench.equal import FULL, WHOLE, Cell, Shape
 from tokensieve.bench.own import _questions_rows
 from tokensieve.bench.questions import Question
@@ -362,3 +366,23 @@ def test_differences_are_paired_against_full_and_against_random_at_equal_cost(tm
     names = [c.name for c in columns.columns("terminal", rows)]
     assert {"vs full", "vs random"} <= set(names)
     assert not {"x floor", "ppl", "held", "final tok"} & set(names)
+
+
+def test_what_a_bench_takes_is_told_beside_the_calls_that_it_needs(subject, items, monkeypatch):
+    """The encoder's calls count once, within the model's or beside them; what is not open any more is not clocked."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr(own_cost, "process_time", lambda: float(next(ticks)))
+    plain = copy.deepcopy(subject)
+    monkeypatch.setattr(own_cost.Subject, "load", lambda name: plain)
+    inputs = QuestionPrompts(plain).inputs(items[:1])
+    spent = Counter()
+    with own_cost.clocked(spent):
+        loaded = own_cost.Subject.load("fake")
+        began = next(ticks)
+        loaded.model(**inputs)
+        whole = next(ticks) - began
+        loaded.anatomy.vision.root(inputs["pixel_values"])
+        assert spent == {"loading": 1.0, "calls": 2.0}
+        assert whole == 3
+    assert own_cost.Subject.load("fake") is plain
+    assert spent["loading"] == 1.0

@@ -304,6 +304,23 @@ def test_gathered_attention(past, step, block):
     )
 
 
+@pytest.mark.parametrize("hides", [False, True])
+def test_gathered_attention_of_a_model_in_bfloat16(hides):
+    """Logits are rounded, and nothing else: what each key gathers is within what that makes of it, and all weight is gathered."""
+    g = torch.Generator().manual_seed(3)
+    query, key = (torch.randn(2, h, n, 16, generator=g).bfloat16() for h, n in ((4, 40), (2, 80)))
+    at, weight = (2 * torch.arange(40) + 1).expand(2, 2, -1), torch.rand(2, 40, generator=g)
+    real = torch.arange(80).expand(2, 2, -1) >= 7 if hides else None
+    got = attention_rows.gathered(query, key, 0.25, at, weight, real, 16)
+    exact = attention_rows.gathered(query.float(), key.float(), 0.25, at, weight, real, 16)
+    seen = at[:, 0] >= 7 if hides else torch.ones(2, 40, dtype=torch.bool)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.sum(2), (weight * seen).sum(1, keepdim=True).expand(-1, 4), atol=1e-4, rtol=1e-5)
+    off = (query.float() @ key.float().repeat_interleave(2, 1).transpose(2, 3) * 0.25).abs().max() / 256
+    assert bool(((got - exact).abs() <= 2 * off * exact + 1e-6).all())
+    assert not torch.equal(got, exact)
+
+
 @given(st.integers(1, 40), st.integers(1, 50), st.floats(0.7, 1), st.integers(0, 20))
 def test_queries_that_stand_for_all(count, length, rate, padding):
     """Every query counts what it weighs, within one stretch; those without weight do not."""

@@ -151,8 +151,8 @@ def test_systems_are_judged_on_copies_of_one_prefill(judges, model, monkeypatch)
     text = some("code", 48, 2)
     assert rows["code 2"]["keydiff@0.5"] == measure(model, None, text, STEP)["keydiff@0.5"]
     told = judges.told("keydiff@0.5", "random@0.5")
-    low, high = told["keydiff@0.5 less random@0.5"][0]
-    assert low < told["keydiff@0.5"][0] - told["random@0.5"][0] < high
+    low, high = told[f"keydiff@0.5 less random@0.5{judges.BETWEEN}"][0]
+    assert low < told[f"keydiff@0.5{judges.OF}"][0] - told[f"random@0.5{judges.OF}"][0] < high
     # What was measured is not measured again, and what was not is.
     judges.measured.cache_clear()
     calls, plain = [], judges.row

@@ -72,17 +72,24 @@ def elsewhere(name: str, asked: Sequence[int], folder: Path = Path("out")) -> di
 
 
 def main(asked: Sequence[int] = (), name: str = "packaged") -> int:
-    """All checks, or those of some systems, beside what the record says of the others."""
+    """All checks, or those of some systems, beside what the record says of the others; how many could not be made."""
     if name != "packaged":
         show(elsewhere(name, sorted(asked)), f"status, {name}")
         return 0
     bed = CheckContext()
     rows = {k: row for k, row in json.loads(RECORD.read_text(encoding="utf-8"))["rows"].items() if int(k) in CHECKS}
+    left: list[str] = []
     for system in track(sorted(asked or CHECKS), description="checks", console=Console(stderr=True)):
-        rows[str(system)] = checked(system, bed)
+        try:
+            rows[str(system)] = checked(system, bed)
+        except OSError as error:
+            left.append(f"{system}: {error}; what is recorded stays")
+            continue
         write(rows, len(bed.items))
     show(rows, "status")
-    return 0
+    for line in left:
+        Console(stderr=True).print(line, markup=False)
+    return len(left)
 
 
 def show(rows: dict[str, dict[str, Any]], status: str) -> None:

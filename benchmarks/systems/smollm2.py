@@ -19,6 +19,7 @@ from rich.progress import track
 from rich.table import Table
 
 import tokensieve as ts
+from benchmarks.cache import follow
 from benchmarks.real_cache import judged
 from benchmarks.real_texts import Text, Texts
 from benchmarks.resumed import Resumed, weights
@@ -31,9 +32,12 @@ from tokensieve.sites.cache.recording import record
 from tokensieve.testbed import real
 
 FORMAT, FILE = "tokensieve.systems_smollm2.1", Path("out/systems-smollm2.json")
-LENGTH, SAMPLES = 1024, 12
+DECODED = Path("out/systems-smollm2-decoded.json")
+LENGTH, SAMPLES, TEXTS = 1024, 12, 8
 READ, ASKED = ("perplexity", "code"), ("facts before", "facts after")
 """Tasks judged by nats a token, and by answers that are right throughout."""
+OF, BETWEEN = ": nats, % right, % of the bytes", ": nats, % right"
+"""What a record's numbers are."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,41 @@ def measured() -> dict[str, dict[str, dict[str, float]]]:
     return {f"{task} {number}": found.data["rows"][f"{task} {number}"] for task, number in keys}
 
 
+READING: dict[str, tuple[Method | None, float]] = {
+    "full": (None, 1.0),
+    "window": (ts.get_method("streamingllm"), 0.05),
+    "tidaldecode": (ts.get_method("tidaldecode", dense=1), 0.05),
+    "once": (ts.get_method("tidaldecode", dense=1, again=1 / 30), 0.05),
+}
+"""Of 30 layers the second selects, and the 13th anew, or the second alone."""
+
+
+def answered(model: Any, text: Text) -> dict[str, float]:
+    """The share of a text's questions that are answered right throughout, told token by token where methods act on those."""
+    out, ids = {}, text.ids[None]
+    for name, (method, keep) in READING.items():
+        plan = ts.Plan([]) if method is None else ts.plan(method, keep, site="cache")
+        with ts.sieve(model, plan, seed=SEED):
+            logits = follow(model, ids, text.context, method is not None and method.sparse_decode)[0]
+        right = logits[0].argmax(-1).numpy() == ids[0, text.context :]
+        out[name] = mean(float(right[a - text.context : b - text.context].all()) for a, b in text.answers)
+    return out
+
+
+@functools.cache
+def decoded() -> dict[str, list[float]]:
+    """Right answers of each way of reading a whole cache, text by text."""
+    of = {"length": LENGTH, "tried": {name: repr(made) for name, made in READING.items()}}
+    found = Resumed.open(DECODED, FORMAT, of | weights(real.get("smollm2") / "model.safetensors"))
+    missing = [i for i in range(TEXTS) if str(i) not in found.data["rows"]]
+    if missing:
+        model, tokenizer = real.load("smollm2", dtype=torch.float32)
+        texts = Texts(tokenizer)
+        for number in track(missing, description="SmolLM2, decoding", console=Console(stderr=True)):
+            found.add(str(number), lambda n=number: answered(model, texts.get("facts after", LENGTH, n)))
+    return {name: [found.data["rows"][str(i)][name] for i in range(TEXTS)] for name in READING}
+
+
 def each(name: str, tasks: Sequence[str]) -> list[float]:
     """Nats a token, or the share of right answers, text by text."""
     what = "nats" if tasks == READ else "right"
@@ -108,14 +147,19 @@ def told(ours: str, *theirs: str) -> dict[str, Any]:
     out: dict[str, Any] = {"texts": SAMPLES * len(READ + ASKED)}
     for name in (ours, *theirs):
         held = mean(r[name]["bytes"] / r["full"]["bytes"] for r in measured().values())
-        out[name] = [round(mean(each(name, READ)), 4), round(100 * mean(each(name, ASKED)), 1), round(100 * held, 1)]
+        out[f"{name}{OF}"] = [
+            round(mean(each(name, READ)), 4),
+            round(100 * mean(each(name, ASKED)), 1),
+            round(100 * held, 1),
+        ]
     for other in theirs:
         pair = difference(ours, other), difference(ours, other, ASKED)
-        out[f"{ours} less {other}"] = [_interval(pair[0], 1, 4), _interval(pair[1], 100, 1)]
-    return {"nats, % right, % of the bytes": ""} | out
+        out[f"{ours} less {other}{BETWEEN}"] = [interval(pair[0], 1, 4), interval(pair[1], 100, 1)]
+    return out
 
 
-def _interval(found: stats.Difference, scale: float, digits: int) -> list[float]:
+def interval(found: stats.Difference, scale: float, digits: int) -> list[float]:
+    """Its two ends, for a record."""
     assert found.low is not None
     assert found.high is not None
     return [round(scale * found.low, digits), round(scale * found.high, digits)]
@@ -125,8 +169,9 @@ def show() -> None:
     table = Table("method", "nats", "less full", "right", "held", title=f"{SAMPLES} texts a task of {LENGTH} tokens")
     for name in ("full", *tried()):
         found = told(name, "full") if name != "full" else told("full")
-        between = found.get(f"{name} less full", [""])[0]
-        table.add_row(name, *(str(x) for x in (found[name][0], between, *found[name][1:])))
+        between = found.get(f"{name} less full{BETWEEN}", [""])[0]
+        own = found[f"{name}{OF}"]
+        table.add_row(name, *(str(x) for x in (own[0], between, *own[1:])))
     Console().print(table)
 
 
