@@ -126,7 +126,9 @@ def test_a_model_that_is_always_wrong_gets_no_plan(subject, folder, tmp_path):
     made = looked(subject, tmp_path, questions=folder / "q.jsonl", quality=0.5, sites=["handoff"])
     assert (made.plan, made.why) == (None, "wrong")
     assert "answers none of the 40 questions right by 'exact'" in made.sentence
-    assert "none of the 40" in (tmp_path / "advice.html").read_text()
+    page = (tmp_path / "advice.html").read_text()
+    assert "none of the 40" in page
+    assert "for want of time" not in page  # that was not the reason
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -155,6 +157,20 @@ def test_time_that_does_not_suffice_says_the_least(subject, folder, tmp_path):
     assert (made.plan, made.why) == (None, "late")
     assert "Nothing can be told in 1e-05 minutes" in made.sentence
     assert made.outcome.needed > 1e-5
+    assert made.sentence.endswith("on this machine. Give more --minutes, or fewer --new-tokens, and another --out.")
+
+
+def test_a_page_of_plans_that_nobody_judged_says_so(subject, folder, tmp_path, monkeypatch):
+    """Time ends when the first items were asked."""
+    monkeypatch.setattr("tokensieve.planner.halving._Search._late", lambda *_: True)
+    monkeypatch.setattr("tokensieve.planner.halving._Search._late_to_judge", lambda _: True)
+    made = looked(subject, tmp_path, images=folder, quality=0.01, target="memory")
+    page = (tmp_path / "advice.html").read_text()
+    assert (made.why, made.outcome.judges) == ("late", [])
+    assert "no plan was judged on others" in page
+    assert "Full circles" not in page
+    assert "8 of the images were asked" in page
+    assert page.count("always keeps 32") == 1  # the reason once, for all that it keeps away
 
 
 def test_a_search_that_nothing_survives_says_what_was_nearest(subject, folder, tmp_path):

@@ -189,9 +189,10 @@ def _wrong(outcome: Outcome, asked: AdviseConfig, items: int) -> str:
 
 
 def _late(outcome: Outcome, asked: AdviseConfig, items: int) -> str:
+    less = "a smaller --window" if asked.what == "texts" else "fewer --new-tokens"
     return (
-        f"Nothing can be told in {asked.minutes:g} minutes: on this machine one plan takes {_minutes(outcome.needed)} through as "
-        "many items as are needed. Give --minutes more, or another --out and fewer --new-tokens."
+        f"Nothing can be told in {asked.minutes:g} minutes: to judge one plan on as many {asked.what} as are needed takes about "
+        f"{_minutes(outcome.needed)} on this machine. Give more --minutes, or {less}, and another --out."
     )
 
 
