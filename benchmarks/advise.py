@@ -203,8 +203,9 @@ def page(sweep: Sweep, again: Mapping[float, Found], made: Sequence[Mapping[str,
         f"The full model alone takes {100 * alone:.0f}% of the sweep's time for all questions, since most plans take much less "
         "than it does: in a quarter of that time about half of them can be asked of it and of one or two plans, after a search "
         f"among all. The standard error of a share is then {100 * SQRT2 * typical:.1f} points where the sweep's is "
-        f"{100 * typical:.1f}, and {close} of the {len(sweep.cells)} plans lie no further than that from one of the goals: of these "
-        "a part of the questions often says another thing than all do. The rule by which candidates are passed over was fixed before these questions were drawn: it was "
+        f"{100 * typical:.1f}, and {close} of the {len(sweep.cells)} plans lie no further than that from one of the goals: of "
+        "these a part of the questions often says another thing than all do. The rule by which candidates are passed over was "
+        "fixed before these questions were drawn: it was "
         "changed once, after a sweep with other questions, of which 10 of 27 were right in a quarter of the time and 22 in half."
     )
     where = (

@@ -13,6 +13,7 @@ from tests.models import decoder
 from tokensieve.bench.equal import Shape
 from tokensieve.cli.main import app
 from tokensieve.planner import advise as module
+from tokensieve.planner.advice import likely
 from tokensieve.planner.advise import advise
 from tokensieve.planner.advise_config import AdviseConfig
 from tokensieve.planner.candidates import candidates_of
@@ -92,6 +93,11 @@ def test_what_the_sentence_and_the_page_say_was_measured(advice):
     common = [sum(min(w["full"].count(x), w[made.name].count(x)) for x in set(w["full"])) for w in words.values()]
     assert made.quality.share == pytest.approx(np.mean([2 * c / 6 for c in common]), abs=1e-9)
     assert json.loads(json.dumps(made.to_json()))["name"] == made.name
+
+
+@pytest.mark.parametrize(("chance", "said"), [(0.0, "below 1%"), (0.57, "57%"), (0.994, "99%"), (1.0, "above 99%")])
+def test_a_chance_is_never_certainty(chance, said):
+    assert likely(chance) == said
 
 
 def test_called_again_it_asks_nothing_and_says_the_same(advice, subject, folder, monkeypatch):

@@ -12,7 +12,7 @@ from tokensieve.bench.paired import LEVEL
 from tokensieve.bench.results import environment
 from tokensieve.core.files import write_text
 from tokensieve.planner import charts
-from tokensieve.planner.advice import Advice, label, percent
+from tokensieve.planner.advice import Advice, label, likely, percent
 from tokensieve.planner.advise_config import TARGETS, AdviseConfig
 from tokensieve.planner.asking import Asking
 from tokensieve.planner.kept import kept
@@ -39,7 +39,7 @@ def write(
             "seen": percent(s.seen),
             "count": s.seen.count,
             "held": "" if s.held is None else percent(s.held),
-            "chance": f"{100 * (s.held or s.seen).chance:.0f}%",
+            "chance": likely((s.held or s.seen).chance),
             "chosen": key == made.name,
         }
         for key, s in made.outcome.standings.items()
