@@ -269,7 +269,7 @@ def test_texts_judge_plans_of_the_cache(tmp_path):
     }
     ours, full = (sum(sizes[i] * answers[k][i]["bits"] for i in judges) for k in (made.name, "full"))
     assert made.quality.share == pytest.approx(1 - (ours / full - 1))
-    assert "foresees" in made.sentence
+    assert "of full by bits per byte (" in made.sentence
 
 
 class _Letters:
