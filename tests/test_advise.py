@@ -13,6 +13,7 @@ from tests.models import decoder
 from tokensieve.bench.equal import Shape
 from tokensieve.cli.main import app
 from tokensieve.planner import advise as module
+from tokensieve.planner.advice import likely
 from tokensieve.planner.advise import advise
 from tokensieve.planner.advise_config import AdviseConfig
 from tokensieve.planner.candidates import candidates_of
@@ -94,6 +95,11 @@ def test_what_the_sentence_and_the_page_say_was_measured(advice):
     assert json.loads(json.dumps(made.to_json()))["name"] == made.name
 
 
+@pytest.mark.parametrize(("chance", "said"), [(0.0, "below 1%"), (0.57, "57%"), (0.994, "99%"), (1.0, "above 99%")])
+def test_a_chance_is_never_certainty(chance, said):
+    assert likely(chance) == said
+
+
 def test_called_again_it_asks_nothing_and_says_the_same(advice, subject, folder, monkeypatch):
     made, out = advice
     monkeypatch.setattr(subject, "ask", lambda *_: pytest.fail("asked again"))
@@ -126,7 +132,9 @@ def test_a_model_that_is_always_wrong_gets_no_plan(subject, folder, tmp_path):
     made = looked(subject, tmp_path, questions=folder / "q.jsonl", quality=0.5, sites=["handoff"])
     assert (made.plan, made.why) == (None, "wrong")
     assert "answers none of the 40 questions right by 'exact'" in made.sentence
-    assert "none of the 40" in (tmp_path / "advice.html").read_text()
+    page = (tmp_path / "advice.html").read_text()
+    assert "none of the 40" in page
+    assert "for want of time" not in page  # that was not the reason
     assert not (tmp_path / "plan.json").exists()
 
 
@@ -155,6 +163,20 @@ def test_time_that_does_not_suffice_says_the_least(subject, folder, tmp_path):
     assert (made.plan, made.why) == (None, "late")
     assert "Nothing can be told in 1e-05 minutes" in made.sentence
     assert made.outcome.needed > 1e-5
+    assert made.sentence.endswith("on this machine. Give more --minutes, or fewer --new-tokens, and another --out.")
+
+
+def test_a_page_of_plans_that_nobody_judged_says_so(subject, folder, tmp_path, monkeypatch):
+    """Time ends when the first items were asked."""
+    monkeypatch.setattr("tokensieve.planner.halving._Search._late", lambda *_: True)
+    monkeypatch.setattr("tokensieve.planner.halving._Search._late_to_judge", lambda _: True)
+    made = looked(subject, tmp_path, images=folder, quality=0.01, target="memory")
+    page = (tmp_path / "advice.html").read_text()
+    assert (made.why, made.outcome.judges) == ("late", [])
+    assert "no plan was judged on others" in page
+    assert "Full circles" not in page
+    assert "8 of the images were asked" in page
+    assert page.count("always keeps 32") == 1  # the reason once, for all that it keeps away
 
 
 def test_a_search_that_nothing_survives_says_what_was_nearest(subject, folder, tmp_path):
@@ -247,7 +269,7 @@ def test_texts_judge_plans_of_the_cache(tmp_path):
     }
     ours, full = (sum(sizes[i] * answers[k][i]["bits"] for i in judges) for k in (made.name, "full"))
     assert made.quality.share == pytest.approx(1 - (ours / full - 1))
-    assert "foresees" in made.sentence
+    assert "of full by bits per byte (" in made.sentence
 
 
 class _Letters:

@@ -144,9 +144,20 @@ def test_too_little_time_says_the_least(tmp_path):
     asked = Asked(grid(), seconds=1.0)
     out = found(tmp_path, asked, replace(TERMS, minutes=0.1))
     assert (out.chosen, out.why) == (None, "late")
-    assert out.needed == pytest.approx((halving.FIRST + 20) / 60)
+    assert out.needed == pytest.approx(halving.JUDGED * (halving.FIRST + 20) / 60)
     assert asked.answers == halving.FIRST
     assert out.untried == list(asked.costs)
+
+
+def test_time_that_ends_before_a_plan_is_judged_says_more_than_there_was(tmp_path):
+    asked = Asked(grid((0.0, 0.0, 0.0, 0.0)), seconds=1.0)
+    minutes = 1.6 * (halving.FIRST + 20) / 60
+    out = found(tmp_path, asked, replace(TERMS, minutes=minutes))
+    assert (out.chosen, out.why) == (None, "late")
+    assert out.untried == []
+    assert out.needed > asked.clock / 60 > minutes
+    enough = Asked(grid((0.0, 0.0, 0.0, 0.0)), seconds=1.0)
+    assert found(tmp_path, enough, replace(TERMS, minutes=out.needed), "more.json").chosen is not None
 
 
 def test_candidates_that_there_is_no_time_for_are_named(tmp_path):

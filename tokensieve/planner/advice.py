@@ -124,6 +124,11 @@ def percent(kept: Kept) -> str:
     return f"{100 * kept.share:.1f}% ({100 * kept.low:.1f} to {100 * kept.high:.1f})"
 
 
+def likely(chance: float) -> str:
+    """A chance that was told from some items: never none, and never certainty."""
+    return "below 1%" if chance < 0.005 else "above 99%" if chance >= 0.995 else f"{100 * chance:.0f}%"
+
+
 def _chosen(outcome: Outcome, asked: AdviseConfig, cell: Cell, passes: Passes) -> str:
     standing = outcome.standings[cell.key]
     held = standing.held
@@ -142,14 +147,14 @@ def _chosen(outcome: Outcome, asked: AdviseConfig, cell: Cell, passes: Passes) -
     return (
         f"{label(cell, list(passes[cell.key].values()))}: {', '.join(parts)}, {keeps} {100 * held.share:.1f}% of {of} "
         f"({low:.1f} to {high:.1f}), on {held.count} {asked.what} that the search did not see; at least {100 * asked.quality:g}% "
-        f"with a chance of {100 * held.chance:.0f}%{_even(pays(cell.key, passes), asked)}."
+        f"with a chance of {likely(held.chance)}{_even(pays(cell.key, passes), asked)}."
     )
 
 
 _KEEPS = {
     "questions": ("answers", "full"),
     "images": ("says", "the full model's words"),
-    "texts": ("foresees", "full (bits per byte)"),
+    "texts": ("keeps", "full by bits per byte"),
 }
 
 
@@ -189,9 +194,10 @@ def _wrong(outcome: Outcome, asked: AdviseConfig, items: int) -> str:
 
 
 def _late(outcome: Outcome, asked: AdviseConfig, items: int) -> str:
+    less = "a smaller --window" if asked.what == "texts" else "fewer --new-tokens"
     return (
-        f"Nothing can be told in {asked.minutes:g} minutes: on this machine one plan takes {_minutes(outcome.needed)} through as "
-        "many items as are needed. Give --minutes more, or another --out and fewer --new-tokens."
+        f"Nothing can be told in {asked.minutes:g} minutes: to judge one plan on as many {asked.what} as are needed takes about "
+        f"{_minutes(outcome.needed)} on this machine. Give more --minutes, or {less}, and another --out."
     )
 
 

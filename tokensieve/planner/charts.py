@@ -34,7 +34,9 @@ def frontier(standings: Mapping[str, Standing], chosen: str | None, goal: float,
         [standings[k].cost for k in front], [100 * _share(standings[k]) for k in front], color="#00000022", linewidth=6
     )
     ax.axhline(100 * goal, color="#444444", linewidth=1, linestyle="--")
-    ax.annotate(f"goal {100 * goal:g}%", (0.01, 100 * goal), xycoords=("axes fraction", "data"), va="bottom")
+    ax.annotate(
+        f"goal {100 * goal:g}%", (0.99, 100 * goal), xycoords=("axes fraction", "data"), ha="right", va="bottom"
+    )
     ax.axvline(1, color="#444444", linewidth=1)
     ax.set_xlabel(f"{what}, as a share of the full model's")
     ax.set_ylabel("score, % of the full model's")

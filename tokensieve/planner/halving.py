@@ -228,7 +228,7 @@ class _Search:
             open_ = [k for k, s in stand.items() if s.held is None and k not in gone and k not in self.told.left]
             ahead = [k for k, s in self.told.stand(open_, self.items).items() if s.hope >= PLAUSIBLE][:1]
             if not judges or not ahead or self.told.decided(f"late for {ahead[0]}", self._late):
-                return self._end(self._without(stand, ahead), judges=judges, needed=2 * self.terms.minutes)
+                return self._end(self._without(stand, ahead), judges=judges, needed=self._more())
             gone |= set(ahead)
             for start in range(0, len(judges), self.terms.batch):
                 if self.told.decided(f"late for {ahead[0]} at {start}", self._late):
@@ -260,13 +260,20 @@ class _Search:
             self.told.add(some, told, self.clock() - began)
 
     def _least(self) -> float:
-        """Minutes that the full model alone takes through as many items as are needed."""
-        return self.told.seconds / self.told.answers * (FIRST + self.least) / 60
+        """Minutes that the full model and one candidate take through as many items as are needed."""
+        return self.told.seconds / self.told.answers * JUDGED * (FIRST + self.least) / 60
+
+    def _reserve(self) -> float:
+        """Seconds in which one candidate is judged."""
+        return self.told.first / FIRST * JUDGED * self.least
 
     def _late_to_judge(self) -> bool:
         """Whether there would be no time for one candidate to be judged if another call came first."""
-        reserve = self.told.first / FIRST * JUDGED * self.least
-        return self.told.seconds + self.told.last + reserve > 60 * self.terms.minutes
+        return self.told.seconds + self.told.last + self._reserve() > 60 * self.terms.minutes
+
+    def _more(self) -> float:
+        """Minutes in which what was asked and one candidate that is judged have room; more than there were."""
+        return max(1.5 * self.terms.minutes, (self.told.seconds + self.told.last + self._reserve()) / 60)
 
     def _late(self, share: float = 1.0) -> bool:
         """Whether another call like the last one would end behind that share of the time."""

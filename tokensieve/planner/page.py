@@ -12,7 +12,7 @@ from tokensieve.bench.paired import LEVEL
 from tokensieve.bench.results import environment
 from tokensieve.core.files import write_text
 from tokensieve.planner import charts
-from tokensieve.planner.advice import Advice, label, percent
+from tokensieve.planner.advice import Advice, label, likely, percent
 from tokensieve.planner.advise_config import TARGETS, AdviseConfig
 from tokensieve.planner.asking import Asking
 from tokensieve.planner.kept import kept
@@ -39,18 +39,23 @@ def write(
             "seen": percent(s.seen),
             "count": s.seen.count,
             "held": "" if s.held is None else percent(s.held),
-            "chance": f"{100 * (s.held or s.seen).chance:.0f}%",
+            "chance": likely((s.held or s.seen).chance),
             "chosen": key == made.name,
         }
         for key, s in made.outcome.standings.items()
     ]
     charted = made.outcome.standings
+    left: dict[str, list[str]] = {}
+    for name, why in made.outcome.left.items():
+        left.setdefault(why, []).append(name)
     page = templates("tokensieve.planner").get_template(PAGE).render(
         made=made, asked=asked, rows=rows, target=TARGETS[asked.target], goal=f"{100 * asked.quality:g}%", items=len(items),
         level=f"{100 * LEVEL:.0f}%", found=found, notes=[*found.notes, *(ask.notes if ask is not None else [])],
         frontier=charts.frontier(charted, made.name, asked.quality, TARGETS[asked.target]) if charted else "",
         kinds=charts.kinds(kinds) if len(kinds) > 1 else "", subject=None if subject is None else rows_label(rows, subject),
         broken=broken(ask, items, subject, asked) if ask is not None and subject is not None else [],
+        judged=any(s.held is not None for s in charted.values()), left=left,
+        most=len(ask.records.get(FULL, {})) if charted and ask is not None else 0,
         env=environment(), model=asked.terms(items).about["model"],
     )  # fmt: skip
     write_text(made.out / PAGE, page)
