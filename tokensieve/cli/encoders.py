@@ -65,6 +65,8 @@ def bench_encoder(
         ]  # fmt: skip
         print_table(("plan", "time, share", *(f"{n} (at least)" for n in names), "tokens", "packed"), table)
         console().print(made.sentence, markup=False, highlight=False, soft_wrap=True)
+        for why in made.skipped:
+            console().print(f"skipped  {why}", markup=False, highlight=False, soft_wrap=True)
         plan = "" if made.plan is None else f"\nplan     {out / 'plan.json'}"
         console().print(f"page     {out / 'encoder.html'}{plan}", highlight=False)
 
