@@ -13,10 +13,12 @@ import tokensieve as ts
 from tests.tiny_encoders import made
 from tokensieve.bench.sound import read_sound
 from tokensieve.cli.main import app
+from tokensieve.planner.encoders import trees
 from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.bench import bench_encoder
 from tokensieve.planner.encoders.fidelity import Neighbours, word_errors
-from tokensieve.planner.encoders.items import read_items
+from tokensieve.planner.encoders.items import EncoderInput, read_items
+from tokensieve.planner.encoders.shown import examples
 from tokensieve.planner.encoders.subject import EncoderSubject
 
 
@@ -64,7 +66,8 @@ def test_the_fastest_plan_that_keeps_the_fidelity_is_written(monkeypatch, folder
     page = (tmp_path / "encoder.html").read_text()
     assert told.sentence in page.replace("&#39;", "'")
     assert page.count("tokens in front of each block") == 4
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") >= 4
+    assert "packed blocks" in page
     assert (tmp_path / "encoder.png").stat().st_size > 5000
     assert json.loads((tmp_path / "results.json").read_text())["measures"].keys() >= {"random 0.5"}
 
@@ -94,7 +97,10 @@ def test_a_plan_that_is_not_faster_is_said_not_to_be(monkeypatch, folder, subjec
         ({"measure": "taste"}, "cosine, neighbours, tokens, answer, wer"),
         ({"fidelity": 1.5}, r"lies in \(0, 1\]"),
         ({"batch": 0}, "at least 1"),
-        ({"fidelity": 0.999}, "too few to tell a fidelity of 0.999"),
+        (
+            {"fidelity": 0.999},
+            r"40 images \(2 others were left out: notes.txt.*\) are too few to tell a fidelity of 0.999; it takes .*lower",
+        ),
         ({"labels": "labels.csv"}, "no label of '00.png' and 38 more"),
     ],
 )
@@ -109,6 +115,58 @@ def test_a_folder_that_is_not_there_is_one_line(tmp_path):
     told = CliRunner().invoke(app, ["bench-encoder", "model", "--inputs", str(tmp_path / "none")])
     assert isinstance(told.exception, FileNotFoundError)
     assert "no such folder" in str(told.exception)
+
+
+def test_steps_and_what_flows_together_are_shown(subject, folder):
+    items = read_items(folder, limit=3)[0]
+    seen = examples(subject, ts.Plan(ts.stage("tome", 0.25, site="encoder")), items)
+    blocks = len(subject.stack.layers)
+    for one in seen:
+        assert [layer.name.split(":")[0] for layer in one.layers] == [f"block {i}" for i in range(blocks)]
+        assert one.layers[-1].name == f"block {blocks - 1}: 16 of 64 patches"
+        assert len({layer.picture for layer in one.layers}) == blocks
+    assert [bool(one.tree) for one in seen] == [True, False, False]
+    assert 2 <= seen[0].tree.count("<image") <= trees.LEAVES
+    dropped = examples(subject, ts.Plan(ts.stage("random", 0.25, site="encoder")), items)
+    assert all(one.layers and not one.tree for one in dropped)
+    once = examples(subject, ts.Plan(ts.stage("tome", 0.5, site="encoder", schedule="once")), items)
+    assert all(not one.layers and len(one.tree) > 0 for one in once[:1])
+
+
+def test_texts_are_shown_with_the_words_that_are_left():
+    encoder = made("BertModel")
+
+    class Words:
+        model_max_length = 32
+
+        def __call__(self, texts, **_):
+            ids = torch.tensor([[2, *range(5, 5 + len(t.split())), 3] for t in texts])
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+        def convert_ids_to_tokens(self, ids):
+            return [f"<{i}>" for i in ids]
+
+    item = EncoderInput("line 1", "texts", "a b c d e f g h")
+    plan = ts.Plan(ts.stage("tome", 0.5, site="encoder"))
+    shown = examples(EncoderSubject("bert", encoder.model, Words(), "texts"), plan, [item])[0]
+    left = [sum(kept for _, kept in layer.words) for layer in shown.layers]
+    assert left == [int(layer.name.split()[2]) + 2 for layer in shown.layers]
+    assert left[-1] == 6
+    assert shown.layers[-1].words == shown.words
+    assert "&lt;5&gt;" in shown.tree or "&lt;6&gt;" in shown.tree or "&lt;7&gt;" in shown.tree
+
+
+def test_a_tree_holds_what_met_in_the_step_in_which_it_did():
+    owners = [torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 0, 1, 0, -1])]
+    tree = trees.grown(owners)
+    assert [(t.slot, t.leaves) for t in tree] == [(0, [0, 1, 3])]
+    assert tree[0].levels == [[[0, 1], [2]], [[0, 1, 2]]]
+    drawn = trees.drawn(tree, [1, 4], lambda token, x, y: f"<leaf {token}>", 20, "what")
+    assert [drawn.index(f"<leaf {i}>") > 0 for i in (0, 1, 3)] == [True] * 3
+    assert "block 1" in drawn
+    assert "block 4" in drawn
+    assert trees.grown([torch.arange(5)]) == []
+    assert trees.drawn([], [0], str, 20, "what") == ""
 
 
 # ---- parts --------------------------------------------------------------------------------------------------------------

@@ -105,3 +105,33 @@ def test_ragged_rows_take_rotary_tables_of_patches_alone():
         with ts.sieve(encoder.model, LEAST, keep=0.9, site="encoder", given=given), torch.no_grad():
             alone = encoder.model(**inputs).last_hidden_state
         assert torch.allclose(alone[0], both[0][row], atol=1e-5)
+
+
+def test_states_in_the_midst_of_a_block_are_held_as_it_was_entered():
+    real = torch.arange(4) < torch.tensor([[4], [2]])
+    x, now = torch.randn(2, 4, 3) * real[..., None], packed.Packing()
+    held, _ = now.enter(x, real, {})
+    assert held.shape == (1, 6, 3)
+    fewer = now.close(x[:, :2], None)
+    assert fewer.shape == (1, 4, 3)
+    assert torch.equal(now.open(fewer), x[:, :2])
+    assert torch.equal(now.open(held), x)
+    assert torch.equal(now.as_entered(x), held)
+    now.leave()
+    assert now.open(x) is x
+    assert now.close(x, real) is x
+
+
+def test_a_pass_that_is_over_holds_no_states_of_what_left_and_is_told_when_asked():
+    encoder = made("ViTModel")
+    with ts.sieve(encoder.model, "random", keep=0.5) as s:
+        encoder()
+        (site,) = s._sites.sites
+        assert sum(states.numel() for _, _, states in site._last.parcels) == 0
+        assert site._last._trace is None
+        first = s.last
+    assert s.last is first
+    assert [block for block, _ in first.steps] == [0, 1, 2]
+    assert torch.equal(first.steps[-1][1].kept, first.stages[0].reduction.kept)
+    assert [r.m for _, r in first.steps] == [int(n) - 1 for n in first.layer_tokens[1:]]
+    assert torch.equal(first.places, torch.arange(1, 65).expand(2, -1))

@@ -73,7 +73,7 @@ def overlay(shown: Shown, side: int = 448) -> Image.Image:
     cell_x = np.arange(side) * columns // side
     bright = kept[cell_y][:, cell_x][..., None]
     slot = owner[cell_y][:, cell_x]
-    tint = _colours(int(owner.max()) + 1)[np.maximum(slot, 0)]
+    tint = colours(int(owner.max()) + 1)[np.maximum(slot, 0)]
     merged = ((slot >= 0) & ~bright[..., 0])[..., None]
     grey = pixels.mean(2, keepdims=True)
     out = np.where(bright, pixels, np.where(merged, 0.55 * tint + 0.3 * grey, DIM * pixels))
@@ -81,7 +81,7 @@ def overlay(shown: Shown, side: int = 448) -> Image.Image:
     pen = ImageDraw.Draw(drawn)
     shares = np.bincount(owner[owner >= 0], minlength=int(owner.max()) + 1)
     for y, x in zip(*kept.nonzero(), strict=True):
-        edge = _colours(len(shares))[owner[y, x]] if shares[owner[y, x]] > 1 else np.array([1.0, 1.0, 1.0])
+        edge = colours(len(shares))[owner[y, x]] if shares[owner[y, x]] > 1 else np.array([1.0, 1.0, 1.0])
         box = (x * side // columns, y * side // rows, (x + 1) * side // columns - 1, (y + 1) * side // rows - 1)
         pen.rectangle(box, outline=tuple(int(255 * c) for c in edge), width=2 if shares[owner[y, x]] > 1 else 1)
     return drawn
@@ -117,6 +117,6 @@ def sheet(shown: Shown, title: str, side: int = 448) -> Image.Image:
     return out
 
 
-def _colours(count: int) -> np.ndarray:
+def colours(count: int) -> np.ndarray:
     """Hues apart from one another, in golden steps."""
     return np.array([colorsys.hsv_to_rgb((0.11 + 0.618034 * i) % 1, 0.85, 1.0) for i in range(max(count, 1))])

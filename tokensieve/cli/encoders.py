@@ -63,8 +63,11 @@ def bench_encoder(
              f"{r.tokens[0]:.0f} to {r.tokens[1]:.0f}", f"{r.packed:.1f}")
             for r in made.rows
         ]  # fmt: skip
-        print_table(("plan", "time, share", *(f"{n} (at least)" for n in names), "tokens", "packed"), table)
+        if table:
+            print_table(("plan", "time, share", *(f"{n} (at least)" for n in names), "tokens", "packed"), table)
         console().print(made.sentence, markup=False, highlight=False, soft_wrap=True)
+        for why in made.skipped:
+            console().print(f"skipped  {why}", markup=False, highlight=False, soft_wrap=True)
         plan = "" if made.plan is None else f"\nplan     {out / 'plan.json'}"
         console().print(f"page     {out / 'encoder.html'}{plan}", highlight=False)
 

@@ -18,7 +18,7 @@ from tokensieve.planner.encoders import page
 from tokensieve.planner.encoders.asking import AskingEncoder
 from tokensieve.planner.encoders.candidates import SHARES, candidates, key
 from tokensieve.planner.encoders.fidelity import MEASURES
-from tokensieve.planner.encoders.items import EncoderInput, read_items
+from tokensieve.planner.encoders.items import KINDS, EncoderInput, read_items
 from tokensieve.planner.encoders.rows import EncoderRow, rows_of
 from tokensieve.planner.encoders.shown import examples
 from tokensieve.planner.encoders.subject import EncoderSubject
@@ -118,8 +118,10 @@ def bench_encoder(
             raise ValueError(f"--inputs {folder}: it holds {items[0].kind}; {subject.name} takes {subject.kind}")
         terms = Terms(fidelity, minutes, batch, seed, about=_about(subject, items, wanted, methods, shares))
         if few := needed(len(items), terms):
+            out_of = f" ({len(skipped)} others were left out: {skipped[0]})" if skipped else ""
             raise ValueError(
-                f"--inputs {folder}: {len(items)} {items[0].kind} are too few to tell a fidelity of {fidelity:g}; it takes {few}"
+                f"--inputs {folder}: {len(items)} {KINDS[subject.kind]}{out_of} are too few to tell a fidelity of {fidelity:g}; "
+                f"it takes {few}, or a lower --fidelity"
             )
         out.mkdir(parents=True, exist_ok=True)
         plans, left = candidates(subject, methods, shares)
@@ -201,7 +203,7 @@ def _sentence(
     goal: float,
     batch: int,
 ) -> str:
-    kind = subject.kind
+    kind = KINDS[subject.kind]
     if chosen is not None:
         row = next(r for r in rows if r.key == chosen)
         k = row.kept[measure]

@@ -14,7 +14,8 @@ from tokensieve.bench.sound import SUFFIXES as SOUNDS
 from tokensieve.bench.sound import read_sound
 
 TEXTS = {".txt", ".md", ".rst", ".py"}
-KINDS = ("images", "sound", "texts")
+KINDS = {"images": "images", "sound": "clips", "texts": "texts"}
+"""What a folder holds, and what is counted of it."""
 
 
 @dataclass(frozen=True)

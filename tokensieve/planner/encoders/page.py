@@ -11,6 +11,8 @@ from tokensieve.bench.results import environment
 from tokensieve.bench.run import BASELINES
 from tokensieve.core.files import write, write_text
 from tokensieve.planner.charts import BLUE, GREY, ORANGE
+from tokensieve.planner.encoders.items import KINDS
+from tokensieve.planner.encoders.trees import LEAVES
 from tokensieve.planner.halving import Outcome
 
 PAGE, PLOT = "encoder.html", "encoder.png"
@@ -36,9 +38,10 @@ def write_page(
         chart = svg(figure)
         write(made.out / PLOT, lambda part: figure.savefig(part, dpi=130, format="png"))
     text = templates("tokensieve.planner").get_template(PAGE).render(
-        made=made, name=name, kind=kind, found=found, measure=measure, measures=measures, goal=f"{goal:g}", batch=batch,
+        made=made, name=name, kind=kind, counted=KINDS[kind], found=found, measure=measure,
+        measures=measures, goal=f"{goal:g}", batch=batch,
         items=items, left=left, chart=chart, env=environment(), level=f"{100 * LEVEL:.0f}%", baselines=BASELINES,
-        shown=shown, under=made.chosen or (made.rows[0].key if made.rows else ""),
+        shown=shown, leaves=LEAVES, under=made.chosen or (made.rows[0].key if made.rows else ""),
     )  # fmt: skip
     write_text(made.out / PAGE, text)
 

@@ -43,6 +43,12 @@ class Layout:
             return self.length - self.front - self.back
         return self.place.shape[1]
 
+    def places(self, batch: int) -> Tensor:
+        """``(B, n)`` long: where those that may leave stand, -1 at padding."""
+        if self.place is None:
+            return torch.arange(self.front, self.length - self.back).expand(batch, -1)
+        return self.place if self.valid is None else self.place.masked_fill(~self.valid, -1)
+
     def tokens(self, hidden: Tensor) -> Tensor:
         """``(B, L, D)`` -> ``(B, n, D)``: the states of those that may leave."""
         if self.place is None:

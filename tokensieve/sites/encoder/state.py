@@ -44,7 +44,7 @@ class EncoderReduction:
     Attributes:
         grid: rows and columns of the patches of each image; None where that is not known.
         layout: of the whole sequence; current: of the one that is there.
-        steps: what became of the tokens that may leave, one after the other.
+        steps: what became of the tokens that may leave, one after the other; blocks: in which, -1 in front of the first.
         weights: ``(B, M)``, how many stand for each of those that are left; None where each stands for itself.
         targets: how many are to be left behind each of the site's blocks, a tensor ``(B,)`` each.
         by_length: what was there when the states held so many tokens, special ones included.
@@ -63,6 +63,7 @@ class EncoderReduction:
     def __init__(self, grid: tuple[int, int] | None, layout: Layout):
         self.grid, self.layout, self.current = grid, layout, layout
         self.steps: list[Reduction] = []
+        self.blocks: list[int] = []
         self.weights: Tensor | None = None
         self._totals: list[Reduction] = []
         self.targets: list[Tensor] = []
@@ -112,9 +113,10 @@ class EncoderReduction:
         if self._trace is None:
             assert self.total is not None
             stages, rows = [StageTrace(stage, self.total, self.score, self.grid)], list(range(self.batch))
+            steps = [(block, self.composed(i + 1)) for i, block in enumerate(self.blocks)]
             self._trace = Trace(
-                stages, rows, [float(n) for n in self.tokens], self.layout.place, stays=self.stays(), left=self.left(),
-                packed=self.packing.blocks,
+                stages, rows, [float(n) for n in self.tokens], self.layout.places(self.batch), stays=self.stays(),
+                left=self.left(), packed=self.packing.blocks, steps=steps,
             )  # fmt: skip
         return self._trace
 
@@ -128,6 +130,7 @@ class EncoderReduction:
         length = hidden.shape[1]
         before, intact = self.shape, self.layout.place is None and not self.parcels
         self.steps.append(step.inner)
+        self.blocks.append(block)
         self.weights = self._weights(step.inner)
         if step.inner.loses:
             gone = step.owner < 0 if step.layout.real is None else (step.owner < 0) & step.layout.real

@@ -39,11 +39,13 @@ class Trace:
         layer_tokens: mean visual tokens per image in front of each language-model layer; of a bare encoder the tokens of a row,
             special ones included, in front of each block.
         places: ``(I, n)`` long, the prompt positions of each image's tokens, -1 at padding; of a bare encoder those of the tokens
-            that may leave, None where they are all between special ones in front and behind.
+            that may leave.
         stays: of a bare encoder, ``(B, L)`` bool, the tokens of the whole sequence whose places are left; None elsewhere.
         left: of a bare encoder, ``(B, L)`` long, the block in which each token was dropped (-1 in front of the first), and the
             number of blocks where it was not; its restored state is the one behind that block. None elsewhere.
         packed: of a bare encoder, how many blocks ran without padding, rows of different numbers of tokens one behind the other.
+        steps: of a bare encoder, for each step the block in which tokens left (-1 in front of the first), and the reduction from
+            the original tokens to those that it left.
         modules: of a denoiser, the module that each entry of ``stages`` and ``layer_tokens`` is about; empty for all others.
     """
 
@@ -55,6 +57,7 @@ class Trace:
     stays: Tensor | None = field(default=None, repr=False)
     left: Tensor | None = field(default=None, repr=False)
     packed: int = 0
+    steps: list[tuple[int, Reduction]] = field(default_factory=list, repr=False)
 
     def of_prompts(self, count: int) -> list[float]:
         """Mean visual tokens per prompt, where :attr:`layer_tokens` are per image and tiles count as images of their own."""
