@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from rich.console import Console
@@ -27,13 +27,14 @@ from benchmarks.systems.bed import SEED
 from tokensieve.bench import paired as stats
 from tokensieve.core.method import Method
 from tokensieve.core.needs import AccumulatedAttention
+from tokensieve.core.signals import Signals
 from tokensieve.methods.cache.zipcache import ZipCache
 from tokensieve.sites.cache.recording import record
 from tokensieve.testbed import real
 
 FORMAT, FILE = "tokensieve.systems_smollm2.1", Path("out/systems-smollm2.json")
 DECODED = Path("out/systems-smollm2-decoded.json")
-LENGTH, SAMPLES, TEXTS = 1024, 12, 8
+LENGTH, SAMPLES, TEXTS = 1024, 6, 8
 READ, ASKED = ("perplexity", "code"), ("facts before", "facts after")
 """Tasks judged by nats a token, and by answers that are right throughout."""
 OF, BETWEEN = ": nats, % right, % of the bytes", ": nats, % right"
@@ -47,6 +48,17 @@ class ByAccumulation(ZipCache):
     @property
     def needs(self):
         return (AccumulatedAttention(),)
+
+
+@dataclass(frozen=True)
+class Noted(ZipCache):
+    """Notes what it ranks by, layer by layer."""
+
+    ranks: ClassVar[list[torch.Tensor]] = []
+
+    def score(self, s: Signals) -> torch.Tensor:
+        self.ranks.append(super().score(s))
+        return self.ranks[-1]
 
 
 def tried() -> dict[str, tuple[Method, float]]:
@@ -84,6 +96,20 @@ def measured() -> dict[str, dict[str, dict[str, float]]]:
         for task, number in track(missing, description="SmolLM2", console=Console(stderr=True)):
             found.add(f"{task} {number}", lambda t=task, n=number: row(model, texts.get(t, LENGTH, n), methods))
     return {f"{task} {number}": found.data["rows"][f"{task} {number}"] for task, number in keys}
+
+
+def overlap(share: float) -> float:
+    """Of the tokens that all queries of a text rank on top, the share that zipcache's probes rank there too, over all layers."""
+    model, tokenizer = real.load("smollm2", dtype=torch.float32)
+    text = Texts(tokenizer).get("code", LENGTH, 0)
+    found, tops = record(model, torch.as_tensor(text.ids[None, : text.context])), []
+    count = int(share * text.context)
+    for probes in (ZipCache.probes, 1.0):
+        Noted.ranks.clear()
+        with ts.sieve(model, Noted(probes=probes), keep=share, site="cache"):
+            found.compressed()
+        tops.append([set(x[0].topk(count).indices.tolist()) for x in Noted.ranks])
+    return round(mean(len(a & b) / count for a, b in zip(*tops, strict=True)), 4)
 
 
 READING: dict[str, tuple[Method | None, float]] = {
