@@ -313,6 +313,23 @@ def test_a_runtime_limits_what_is_tried(subject):
     assert "stages inside the language model" in made.left["fastv"]
 
 
+def test_a_page_of_what_vllm_serves_says_how_vllm_is_started(subject, folder, tmp_path):
+    made = looked(
+        subject,
+        tmp_path,
+        images=folder,
+        quality=0.01,
+        target="memory",
+        runtime="vllm",
+        methods=["visionzip", "fastv"],
+        keep=[0.5],
+    )
+    assert [s.site for s in made.plan.stages] == ["handoff"]
+    page = (tmp_path / "advice.html").read_text()
+    assert f'{{"tokensieve": {{"plan": "{tmp_path}/plan.json"}}}}' in page
+    assert "ts.sieve" not in page
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

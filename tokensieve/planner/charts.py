@@ -25,6 +25,7 @@ def frontier(standings: Mapping[str, Standing], chosen: str | None, goal: float,
         ax.errorbar(
             [s.cost], [100 * k.share], [[100 * low], [100 * high]], fmt="o", color=colour, markerfacecolor=face,
             elinewidth=1 if s.held is not None else 0.5, markersize=6, alpha=1 if s.held is not None else 0.7,
+            zorder=4 if key == chosen else 3 if s.held is not None else 2,
         )  # fmt: skip
         if key == chosen or (key in front and s.held is not None):
             ax.annotate(
