@@ -70,10 +70,32 @@ def align(around: Around, seed: int) -> tuple[Any, ...]:
         got = modules["projector"](seen.hidden_states[-2][:, 1:]).float()
         miss = (got - wanted).square().mean(-1) / size
         weight = (batch["kind"] > 0).float() + 0.05 * (batch["kind"] == 0)
-        loss = (miss * weight).sum() / weight.sum()
-        return loss, {}
+        loss, seen_right = (miss * weight).sum() / weight.sum(), {}
+        for key, table in words.items():
+            if key != "marks":
+                part, seen_right[key] = told_apart(
+                    got - wanted, table[1:], batch[key] - 1, 0.1 * float(size) * got.shape[-1]
+                )
+                loss = loss + part
+        return loss, seen_right
 
     return modules, make, stack, loss_of
+
+
+def told_apart(error: Tensor, table: Tensor, gold: Tensor, heat: float) -> tuple[Tensor, float]:
+    """Cross-entropy of which word a patch says among those that could stand in its place, by squared distances over ``heat``, and
+    the share of patches nearest to their own: words that lie close to each other are little of a sum, and all of its meaning.
+
+    Args:
+        error: ``(B, N, D)``, what the projector says less what it should; table: ``(n, D)``; gold: ``(B, N)``, below 0 where no
+            word is wanted.
+    """
+    on = gold >= 0
+    off, own = error[on], gold[on]
+    # The distance to a sum in which word j stands for the right one, less what all j have in common.
+    apart = table[own][:, None] - table
+    near = -(2 * torch.einsum("nd,njd->nj", off, apart) + apart.square().sum(-1)) / heat
+    return F.cross_entropy(near, own), float((near.argmax(1) == own).float().mean())
 
 
 def encode(around: Around, question: SceneQuestion) -> tuple[list[int], list[int]]:
