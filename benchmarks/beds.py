@@ -97,7 +97,8 @@ PACKAGED = Bed(
 )
 AROUND = Bed(
     "around",
-    "The LLaVA around the real SmolLM2 ([card](https://github.com/tokensieve/tokensieve)): 30 layers, 144 visual tokens.",
+    "The LLaVA around the real SmolLM2 ([what it is](../how-to/real-models.md#a-vision-language-model-around-smollm2)): 30 "
+    "layers, 144 visual tokens, clutter behind the things.",
     lambda: around.path() / "around.safetensors",
     around.load,
     around.test_set,

@@ -1,4 +1,4 @@
-"""Train, measure, and write tower, projector and card: `python -m benchmarks.around --out out/around --minutes 60`."""
+"""Train, measure, and write tower, projector and card: `python -m benchmarks.around --out out/around --minutes 95`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tokensieve.testbed.card import made
 from tokensieve.testbed.loop import TrainingStage, fit
 
 PLAN = {
-    "contrast": (contrast.contrast, 0.4, 1.6e-3, 16),
-    "align": (answer.align, 0.03, 2e-3, 16),
-    "talk": (answer.talk, 0.25, 1e-3, 6),
-    "answer": (answer.answer, 0.32, 1e-3, 4),
+    "contrast": (contrast.contrast, 0.45, 1.6e-3, 16),
+    "align": (answer.align, 0.08, 2e-3, 16),
+    "talk": (answer.talk, 0.2, 1e-3, 6),
+    "answer": (answer.answer, 0.27, 5e-4, 4),
 }
 """The stages: what is learned, its share of the minutes, learning rate, and batch on a CPU."""
 SLOW = {"tower": 0.2}
@@ -47,7 +47,7 @@ def train(around: Around, out: Path, minutes: float, steps: int | None, device: 
 
 def main(
     out: Annotated[Path, typer.Option(help="Where checkpoints, weights and card go.")] = Path("out/around"),
-    minutes: Annotated[float, typer.Option(help="Of training, both stages together.")] = 60.0,
+    minutes: Annotated[float, typer.Option(help="Of training, all stages together.")] = 95.0,
     steps: Annotated[int | None, typer.Option(help="Of each stage, in place of minutes.")] = None,
     size: Annotated[str, typer.Option(help=f"The tower's: {', '.join(TOWERS)}.")] = "small",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cuda" if torch.cuda.is_available() else "cpu",

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.around.properties import KIND, LEFT_OUT, Property
+from benchmarks.around.properties import KIND, Property
+from benchmarks.beds import LEFT_OUT
 from benchmarks.pages import table
 from tokensieve.testbed.around.model import RANK, TOWERS, VISUAL
 from tokensieve.testbed.around.scenes import MARKS, WORDS
