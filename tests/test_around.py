@@ -1,16 +1,21 @@
 """The LLaVA around a real language model: its stages run, go on where they stopped, and leave the language model alone."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+import tokensieve as ts
 from benchmarks.around import answer, properties
 from benchmarks.around.__main__ import train
 from benchmarks.around.card import card
 from benchmarks.around.contrast import outliers
+from benchmarks.beds import AROUND
 from tests.models import decoder
+from tests.real import loaded
 from tests.vllm.tiny import tokenizer
-from tokensieve.testbed.around import adapters, prompt, test_set
+from tokensieve.testbed.around import adapters, load, path, prompt, test_set
 from tokensieve.testbed.around.model import IMAGE, VISUAL, build, processor
 from tokensieve.testbed.around.scenes import foreground, generate, picture
 from tokensieve.testbed.card import made as described
@@ -79,7 +84,7 @@ def test_questions_in_one_sequence_are_answered_as_each_by_itself():
     made, _ = around()
     words, scene = processor(made.tokenizer), generate(0, 2, "test")
     seen, asked = picture(scene), questions(scene)[:3]
-    first, _ = answer.prefix(made, torch.from_numpy(np.array(seen))[None])
+    first = answer.prefix(made, torch.from_numpy(np.array(seen))[None])
     packed = answer.pack(made, [asked], first.shape[1])
     said = answer.logits(made, first, packed, torch.ones_like(packed["ids"], dtype=torch.bool))
     for number, question in enumerate(asked, 1):
@@ -133,3 +138,23 @@ def test_the_test_set_is_balanced_and_shows_clutter():
     items = test_set(n_scenes=20, questions_per_kind=2)
     assert len(items) == 10
     assert items == test_set(n_scenes=20, questions_per_kind=2)
+
+
+@pytest.mark.slow
+def test_the_packaged_weights_answer_as_their_card_says():
+    loaded("smollm2")
+    model, processor = load()
+    told = json.loads((path() / "training.json").read_text())["right"]
+    items = test_set(n_scenes=30, questions_per_kind=20, seed=3)
+    right = AROUND.correct(model, processor, items, 25)
+    for kind, share in told.items():
+        found = np.mean([ok for ok, item in zip(right, items, strict=True) if item.kind == kind])
+        assert found == pytest.approx(share, abs=3.5 * np.sqrt(max(share * (1 - share), 0.04) / 20))
+    given = processor(images=[items[0].image], text=[prompt(items[0].question.text)], return_tensors="pt")
+    with torch.no_grad():
+        plain = model(**given).logits
+        with ts.sieve(model, "fastv", keep=1.0):
+            assert torch.equal(model(**given).logits, plain)
+        with ts.sieve(model, "visionzip", keep=32) as s:
+            model(**given)
+    assert s.last.layer_tokens[-1] == 32

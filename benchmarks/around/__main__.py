@@ -21,10 +21,9 @@ PLAN = {
     "contrast": (contrast.contrast, 0.45, 1.6e-3, 16),
     "align": (answer.align, 0.08, 2e-3, 16),
     "talk": (answer.talk, 0.2, 1e-3, 6),
-    "answer": (answer.answer, 0.27, 5e-4, 4),
+    "answer": (answer.answer, 0.27, 3e-4, 4),
 }
 """The stages: what is learned, its share of the minutes, learning rate, and batch on a CPU."""
-SLOW = {"tower": 0.2}
 
 
 def train(around: Around, out: Path, minutes: float, steps: int | None, device: str, seed: int) -> dict[str, Any]:
@@ -37,9 +36,8 @@ def train(around: Around, out: Path, minutes: float, steps: int | None, device: 
         stage = TrainingStage(name, rate, batch * (8 if device == "cuda" else 1), share * minutes, steps)
         torch.manual_seed(seed)
         modules, make, collate, loss_of = stage_of(around, seed * 1000)
-        slow = SLOW if name == "answer" else None
         workers = 4 if device == "cuda" else 0
-        records[name] = fit(stage, modules, make, collate, loss_of, out, slow, workers)
+        records[name] = fit(stage, modules, make, collate, loss_of, out, workers=workers)
         if not records[name]["done"]:
             break
     return records

@@ -1,4 +1,4 @@
-"""The second and third stage: the projector learns words for patches, then everything learns to answer."""
+"""The later stages: the projector learns words for patches, the adapters to look things up, then both to answer."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.around.contrast import NOTHING, outliers
+from benchmarks.around.contrast import NOTHING
 from tokensieve.testbed import packing
 from tokensieve.testbed.around.adapters import attach
 from tokensieve.testbed.around.model import BEFORE, END, PATCH, VISUAL, Around, asked
-from tokensieve.testbed.around.scenes import crowd, foreground, generate, picture
+from tokensieve.testbed.around.scenes import crowd, generate, picture
 from tokensieve.testbed.dense import labels
 from tokensieve.testbed.questions import SceneQuestion, questions
 from tokensieve.testbed.stages import pixels, stack
@@ -105,15 +105,15 @@ def encode(around: Around, question: SceneQuestion) -> tuple[list[int], list[int
     return before, said
 
 
-def prefix(around: Around, images: Tensor) -> tuple[Tensor, Tensor]:
-    """What stands before the questions, embedded, ``(B, P, D)``, and the tower's features, ``(B, M, d)``."""
+def prefix(around: Around, images: Tensor) -> Tensor:
+    """What stands before the questions, embedded: ``(B, P, D)``."""
     model = around.model
     before = torch.tensor([around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]])
-    seen = around.trained["tower"](pixels(images), output_hidden_states=True)
-    features = seen.hidden_states[-2][:, 1:]
-    patches = around.trained["projector"](features)
+    with torch.no_grad():
+        seen = around.trained["tower"](pixels(images), output_hidden_states=True)
+    patches = around.trained["projector"](seen.hidden_states[-2][:, 1:])
     first = model.get_input_embeddings()(before.to(patches.device)).expand(len(patches), -1, -1)
-    return torch.cat([first.to(patches.dtype), patches], 1), features
+    return torch.cat([first.to(patches.dtype), patches], 1)
 
 
 def pack(around: Around, some: list[list[SceneQuestion]], before: int) -> dict[str, Tensor]:
@@ -183,26 +183,22 @@ def _loss(around: Around, first: Tensor, packed: dict[str, Tensor]) -> tuple[Ten
 
 
 def answer(around: Around, seed: int) -> tuple[Any, ...]:
-    """Questions about pictures; the language model's own weights do not change."""
-    modules = nn.ModuleDict(around.trained)
+    """Questions about pictures; tower and the language model's own weights do not change: the tower knows more than answers teach
+    it, and would lose some of that."""
+    modules = nn.ModuleDict({k: around.trained[k] for k in ("projector", "adapters")})
     attach(around.model.model.language_model, around.adapters)
+    before = len(around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]) + VISUAL
 
     def make(index: int) -> dict[str, Any]:
         scene = generate(seed + 3, index)
         some = _some(questions(scene), np.random.default_rng([seed, index, 1]))
-        return {"image": np.asarray(picture(scene)), "fore": foreground(scene), "questions": some}
+        return {"image": np.asarray(picture(scene)), "questions": some}
 
     def collate(samples: list[dict[str, Any]]) -> dict[str, Tensor]:
-        seen = stack([{k: s[k] for k in ("image", "fore")} for s in samples])
-        return seen | pack(around, [s["questions"] for s in samples], before)
-
-    before = len(around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]) + VISUAL
+        return stack([{"image": s["image"]} for s in samples]) | pack(around, [s["questions"] for s in samples], before)
 
     def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        first, features = prefix(around, batch["image"])
-        loss, seen = _loss(around, first, batch)
-        norms, high = outliers(features, batch["fore"])
-        return loss + 0.1 * norms, seen | {"high": high}
+        return _loss(around, prefix(around, batch["image"]), batch)
 
     return modules, make, collate, loss_of
 

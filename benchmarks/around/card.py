@@ -38,7 +38,7 @@ STAGES = """
 show (the embeddings are SmolLM2's own), with helpers for ink, letters and thumbnails, and with a term that lets a few background
 tokens stand out by their norm, as they do in large towers. `align` teaches the projector to put the sum of those words'
 embeddings in a patch's place. `talk` trains the adapters on scenes given as such sums, without pictures. `answer` trains
-adapters, projector and (at a fifth of the rate) tower on questions.
+adapters and projector on questions.
 """
 
 

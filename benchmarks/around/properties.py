@@ -86,7 +86,7 @@ def right(around: Around, count: int, seed: int = 0, batch: int = 10) -> dict[st
         scenes = [generate(seed, index + i, "test") for i in range(batch)]
         index += batch
         images = torch.from_numpy(np.stack([np.asarray(picture(s)) for s in scenes])).to(around.model.device)
-        first, _ = answer.prefix(around, images)
+        first = answer.prefix(around, images)
         every = [questions(s) for s in scenes]
         packed = {k: v.to(first.device) for k, v in answer.pack(around, every, first.shape[1]).items()}
         said = answer.logits(around, first, packed, torch.ones_like(packed["labels"], dtype=torch.bool))
