@@ -26,8 +26,9 @@ OLDEST = "0.42.0"
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = (
-    "compatibility", "sieve", "models", "encoder", "stages", "focus", "cross", "cache", "cache_kinds", "cache_visual", "bits",
-    "room", "sparse", "resumed", "signals", "search", "video", "vcc", "recording", "shared_encoding",
+    "compatibility", "sieve", "models", "encoder", "encoder_packed", "stages", "focus", "cross", "cache",
+    "cache_kinds", "cache_visual", "bits", "room", "sparse", "resumed", "signals", "search", "video", "vcc",
+    "recording", "shared_encoding",
 )  # fmt: skip
 DENOISERS = (
     "diffusion",
