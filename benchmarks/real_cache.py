@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from benchmarks.cache import made
 from benchmarks.real_texts import TASKS, Text, Texts
 from benchmarks.resumed import weights
 from tokensieve.bench.results import environment
+from tokensieve.core.method import Method
 from tokensieve.sites.cache.recording import record, replayable
 from tokensieve.sites.model.compatibility import cache_argument
 from tokensieve.testbed import real
@@ -59,14 +60,25 @@ SHARES = (0.2, 0.4, 1.0)
 
 def measure(model: Any, tokenizer: Any, text: Text, step: Step) -> dict[str, dict[str, float]]:
     """What the full cache and each method's copy of it know of a text, by "method@budget"."""
-    prompt = torch.as_tensor(text.ids[None, : text.context])
-    found = record(model, prompt)
+    return compared(
+        model, text, {f"{n}@{k}": (made(n, tokenizer), k) for n in step.names for k in step.budgets}, seed=0
+    )
+
+
+def compared(
+    model: Any, text: Text, methods: Mapping[str, tuple[Method, float]], seed: int
+) -> dict[str, dict[str, float]]:
+    """What the full cache and each method's copy of it know of a text, of which one prefill is made.
+
+    Args:
+        methods: by name, with the share that each keeps.
+    """
+    found = record(model, torch.as_tensor(text.ids[None, : text.context]))
     rows = {"full": judged(model, found.full(), found.logits, text)}
-    for name in step.names:
-        for keep in step.budgets:
-            with ts.sieve(model, made(name, tokenizer), keep=keep, site="cache", seed=0):
-                cache = found.compressed()
-            rows[f"{name}@{keep}"] = judged(model, cache, found.logits, text)
+    for name, (method, keep) in methods.items():
+        with ts.sieve(model, method, keep=keep, site="cache", seed=seed):
+            cache = found.compressed()
+        rows[name] = judged(model, cache, found.logits, text)
     return rows
 
 

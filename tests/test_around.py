@@ -15,6 +15,7 @@ from benchmarks.beds import AROUND
 from tests.models import decoder
 from tests.real import loaded
 from tests.vllm.tiny import tokenizer
+from tokensieve.testbed import packing
 from tokensieve.testbed.around import adapters, load, path, prompt, test_set
 from tokensieve.testbed.around.model import IMAGE, VISUAL, build, processor
 from tokensieve.testbed.around.scenes import foreground, generate, picture
@@ -86,7 +87,7 @@ def test_questions_in_one_sequence_are_answered_as_each_by_itself():
     seen, asked = picture(scene), questions(scene)[:3]
     first = answer.prefix(made, torch.from_numpy(np.array(seen))[None])
     packed = answer.pack(made, [asked], first.shape[1])
-    said = answer.logits(made, first, packed, torch.ones_like(packed["ids"], dtype=torch.bool))
+    said = packing.run(made.model, first, packed)[0]
     for number, question in enumerate(asked, 1):
         given = words(images=[seen], text=[prompt(question.text)], return_tensors="pt")
         assert (given["input_ids"] == made.model.config.image_token_index).sum() == VISUAL

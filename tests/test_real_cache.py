@@ -155,8 +155,8 @@ def test_systems_are_judged_on_copies_of_one_prefill(judges, model, monkeypatch)
     assert low < told[f"keydiff@0.5{judges.OF}"][0] - told[f"random@0.5{judges.OF}"][0] < high
     # What was measured is not measured again, and what was not is.
     judges.measured.cache_clear()
-    calls, plain = [], judges.row
-    monkeypatch.setattr(judges, "row", lambda *args: calls.append(1) or plain(*args))
+    calls, plain = [], judges.compared
+    monkeypatch.setattr(judges, "compared", lambda *args: calls.append(1) or plain(*args))
     monkeypatch.setattr(judges, "SAMPLES", 5)
     assert len(judges.measured()) == 20
     assert len(calls) == 4

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from benchmarks.around import answer, contrast, properties
 from benchmarks.around.card import card
 from tokensieve.core.files import write, write_json, write_text
+from tokensieve.testbed.around.adapters import attach
 from tokensieve.testbed.around.model import TOWERS, Around, build, restored
 from tokensieve.testbed.around.scenes import generate
 from tokensieve.testbed.card import made
@@ -31,6 +32,7 @@ def train(around: Around, out: Path, minutes: float, steps: int | None, device: 
     out.mkdir(parents=True, exist_ok=True)
     around.model.to(device)
     around.adapters.to(device)
+    attach(around.model.model.language_model, around.adapters)
     records = {}
     for name, (stage_of, share, rate, batch) in PLAN.items():
         stage = TrainingStage(name, rate, batch * (8 if device == "cuda" else 1), share * minutes, steps)

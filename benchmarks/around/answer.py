@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.around.contrast import NOTHING
+from benchmarks.around.contrast import NOTHING, WORDS
 from tokensieve.testbed import packing
-from tokensieve.testbed.around.adapters import attach
 from tokensieve.testbed.around.model import BEFORE, END, PATCH, VISUAL, Around, asked
 from tokensieve.testbed.around.scenes import crowd, generate, picture
 from tokensieve.testbed.dense import labels
 from tokensieve.testbed.questions import SceneQuestion, questions
 from tokensieve.testbed.stages import pixels, stack
-from tokensieve.testbed.words import COLOURS, COLUMNS, KINDS, NAMES, ROWS
+from tokensieve.testbed.words import COLUMNS, ROWS
 
 ASKED = 12
 """Questions of a scene in one step."""
 CENTRE = "things"
+SAID = (*WORDS, "row", "column", "centre")
 SLOTS, SLOT = 6, 5
 """Places of a scene in words, and tokens of one: a thing takes some of them, as it takes several patches of a picture."""
 
@@ -30,8 +30,7 @@ SLOTS, SLOT = 6, 5
 def spelled(around: Around) -> dict[str, Tensor]:
     """By what is said of a patch, the embeddings of the words for it, ``(1 + n, D)``, with zeros first; under ``marks`` those of
     what is nothing and of a thing's middle."""
-    groups = {"kind": tuple(KINDS), "name": NAMES, "colour": tuple(COLOURS), "row": ROWS, "column": COLUMNS}
-    words = {k: around.words(list(group)) for k, group in groups.items()}
+    words = {k: around.words(list(group)) for k, group in (WORDS | {"row": ROWS, "column": COLUMNS}).items()}
     return {k: F.pad(w, (0, 0, 1, 0)) for k, w in words.items()} | {"marks": around.words([NOTHING, CENTRE])}
 
 
@@ -60,8 +59,7 @@ def align(around: Around, seed: int) -> tuple[Any, ...]:
             np.where(place > 0, (place - 1) // 3 + 1, 0),
             np.where(place > 0, (place - 1) % 3 + 1, 0),
         )
-        said = {k: known[k] for k in ("kind", "name", "colour", "row", "column", "centre")}
-        return {"image": np.asarray(picture(scene)), **said}
+        return {"image": np.asarray(picture(scene)), **{k: known[k] for k in SAID}}
 
     def loss_of(batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         with torch.no_grad():
@@ -105,10 +103,14 @@ def encode(around: Around, question: SceneQuestion) -> tuple[list[int], list[int
     return before, said
 
 
+def _start(around: Around) -> list[int]:
+    return around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]
+
+
 def prefix(around: Around, images: Tensor) -> Tensor:
     """What stands before the questions, embedded: ``(B, P, D)``."""
     model = around.model
-    before = torch.tensor([around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]])
+    before = torch.tensor([_start(around)])
     with torch.no_grad():
         seen = around.trained["tower"](pixels(images), output_hidden_states=True)
     patches = around.trained["projector"](seen.hidden_states[-2][:, 1:])
@@ -121,34 +123,27 @@ def pack(around: Around, some: list[list[SceneQuestion]], before: int) -> dict[s
     return packing.pack(some, before, lambda q: encode(around, q), pad)
 
 
-def logits(around: Around, first: Tensor, packed: dict[str, Tensor], chosen: Tensor) -> Tensor:
-    """``(n, V)``, float32: at the chosen places behind the prefix only, since the vocabulary is large."""
-    model = around.model
-    hidden = model.model.language_model(
-        inputs_embeds=torch.cat([first, model.get_input_embeddings()(packed["ids"]).to(first.dtype)], 1),
-        attention_mask=packing.mask(packed["segment"], first.shape[1]), position_ids=packed["positions"], use_cache=False,
-    ).last_hidden_state  # fmt: skip
-    return model.lm_head(hidden[:, first.shape[1] :][chosen]).float()
+def read(around: Around, first: Tensor, packed: dict[str, Tensor]) -> tuple[Tensor, list[list[bool]]]:
+    """Logits at the answers' tokens alone, ``(n, V)``, float32, since the vocabulary is large; and for each row and question
+    whether greedy decoding answers it."""
+    counts = packed["labels"] != packing.IGNORE
+    said = around.model.lm_head(packing.states(around.model, first, packed)[counts]).float()
+    guess = packed["labels"].masked_scatter(counts, said.argmax(-1))
+    return said, packing.answered(guess, packed)
 
 
 def talk(around: Around, seed: int) -> tuple[Any, ...]:
     """Adapters learn to look things up in scenes given as words, a few tokens for each thing instead of its patches: cheap, and
     with nothing that the tower mistook."""
     modules = nn.ModuleDict({"adapters": around.adapters})
-    attach(around.model.model.language_model, around.adapters)
     words, table = spelled(around), around.model.get_input_embeddings()
-    start = torch.tensor(around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"])
+    start = torch.tensor(_start(around))
     blur = 0.3 * float(table.weight.std())
-    numbers = {
-        k: {w: i for i, w in enumerate(group, 1)}
-        for k, group in (("kind", KINDS), ("name", NAMES), ("colour", COLOURS))
-    }
+    numbers = {k: {w: i for i, w in enumerate(group, 1)} for k, group in WORDS.items()}
 
     def make(index: int) -> dict[str, Any]:
         scene, rng = generate(seed + 1, index), np.random.default_rng([seed, index, 2])
-        said = {
-            k: np.zeros(SLOTS * SLOT, dtype=np.int64) for k in ("kind", "name", "colour", "row", "column", "centre")
-        }
+        said = {k: np.zeros(SLOTS * SLOT, dtype=np.int64) for k in SAID}
         starts = np.sort(rng.choice(SLOTS, size=len(scene.things), replace=False)) * SLOT
         for at, thing in zip(starts, sorted(scene.things, key=lambda t: t.cell), strict=True):
             length = int(rng.integers(1, SLOT + 1))
@@ -177,17 +172,16 @@ def _some(every: list[SceneQuestion], rng: np.random.Generator) -> list[SceneQue
 
 
 def _loss(around: Around, first: Tensor, packed: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-    counts = packed["labels"] != packing.IGNORE
-    said, gold = logits(around, first, packed, counts), packed["labels"][counts]
-    return F.cross_entropy(said, gold), {"right": right(said, gold, packed)}
+    said, flags = read(around, first, packed)
+    gold = packed["labels"][packed["labels"] != packing.IGNORE]
+    return F.cross_entropy(said, gold), {"right": float(np.mean([ok for row in flags for ok in row]))}
 
 
 def answer(around: Around, seed: int) -> tuple[Any, ...]:
     """Questions about pictures; tower and the language model's own weights do not change: the tower knows more than answers teach
     it, and would lose some of that."""
     modules = nn.ModuleDict({k: around.trained[k] for k in ("projector", "adapters")})
-    attach(around.model.model.language_model, around.adapters)
-    before = len(around.tokenizer(BEFORE, add_special_tokens=False)["input_ids"]) + VISUAL
+    before = len(_start(around)) + VISUAL
 
     def make(index: int) -> dict[str, Any]:
         scene = generate(seed + 3, index)
@@ -201,14 +195,3 @@ def answer(around: Around, seed: int) -> tuple[Any, ...]:
         return _loss(around, prefix(around, batch["image"]), batch)
 
     return modules, make, collate, loss_of
-
-
-def right(said: Tensor, gold: Tensor, packed: dict[str, Tensor]) -> float:
-    """The share of questions whose answer is right to its last token."""
-    counts = packed["labels"] != packing.IGNORE
-    rows = (
-        torch.arange(len(counts), device=counts.device)[:, None].expand_as(counts)[counts] * 1000
-        + packed["segment"][counts]
-    )
-    wrong = rows[said.argmax(-1) != gold].unique()
-    return 1 - len(wrong) / len(rows.unique())

@@ -15,12 +15,9 @@ from tokensieve.testbed.dense import IGNORE, LETTERS, MASK, THUMB, labels
 from tokensieve.testbed.stages import pixels, stack
 from tokensieve.testbed.words import COLOURS, COLUMNS, KINDS, NAMES, ROWS
 
-GROUPS = {
-    "kind": tuple(KINDS),
-    "name": NAMES,
-    "colour": tuple(COLOURS),
-    "place": [f"{r} {c}" for r in ROWS for c in COLUMNS],
-}
+WORDS = {"kind": tuple(KINDS), "name": NAMES, "colour": tuple(COLOURS)}
+"""What is said of a thing, wherever it is."""
+GROUPS = WORDS | {"place": tuple(f"{r} {c}" for r in ROWS for c in COLUMNS)}
 WEIGHTS = {"kind": 0.3, "name": 2.0, "colour": 0.3, "place": 0.2}
 NOTHING = "background"
 HIGH, PLAIN, SHARE = 4.5, 2.0, 0.03

@@ -11,12 +11,10 @@ import torch
 import tokensieve as ts
 from benchmarks.around import answer
 from tokensieve.sites.model.structure import find
-from tokensieve.testbed import packing
-from tokensieve.testbed.around.model import END, IMAGE, VISUAL, Around, prompt
+from tokensieve.testbed.around.model import Around, processor, prompt
 from tokensieve.testbed.around.scenes import foreground, generate, picture
 from tokensieve.testbed.questions import QUESTION_KINDS, questions
 from tokensieve.testbed.scenes import Scene
-from tokensieve.testbed.stages import pixels
 
 GOALS = {
     "layers of the language model": "at least 12",
@@ -40,16 +38,10 @@ class Property:
 
 def inputs(around: Around, scenes: Sequence[Scene]) -> dict[str, torch.Tensor]:
     """A batch of the scenes' first questions, padded on the left."""
-    tokenizer = around.tokenizer
-    tokenizer.padding_side, tokenizer.pad_token = "left", END
-    texts = [prompt(questions(scene)[0].text).replace(IMAGE, IMAGE * VISUAL) for scene in scenes]
-    given = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
-    images = torch.from_numpy(np.stack([np.asarray(picture(s)) for s in scenes]))
-    device = around.model.device
-    return {
-        "input_ids": given["input_ids"].to(device), "attention_mask": given["attention_mask"].to(device),
-        "pixel_values": pixels(images.to(device)),
-    }  # fmt: skip
+    texts = [prompt(questions(scene)[0].text) for scene in scenes]
+    images = [picture(scene) for scene in scenes]
+    given = processor(around.tokenizer)(images=images, text=texts, padding=True, return_tensors="pt")
+    return dict(given.to(around.model.device))
 
 
 @torch.no_grad()
@@ -89,8 +81,7 @@ def right(around: Around, count: int, seed: int = 0, batch: int = 10) -> dict[st
         first = answer.prefix(around, images)
         every = [questions(s) for s in scenes]
         packed = {k: v.to(first.device) for k, v in answer.pack(around, every, first.shape[1]).items()}
-        said = answer.logits(around, first, packed, torch.ones_like(packed["labels"], dtype=torch.bool))
-        flags = packing.right(said.view(*packed["labels"].shape, -1), packed)
+        flags = answer.read(around, first, packed)[1]
         for some, row in zip(every, flags, strict=True):
             for q, ok in zip(some, row, strict=True):
                 found[q.kind].append(ok)

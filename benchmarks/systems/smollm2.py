@@ -20,7 +20,7 @@ from rich.table import Table
 
 import tokensieve as ts
 from benchmarks.cache import follow
-from benchmarks.real_cache import judged
+from benchmarks.real_cache import compared
 from benchmarks.real_texts import Text, Texts
 from benchmarks.resumed import Resumed, weights
 from benchmarks.systems.bed import SEED
@@ -71,17 +71,6 @@ def tried() -> dict[str, tuple[Method, float]]:
     return out | {"by accumulation@0.4": (ByAccumulation(), 0.4)}
 
 
-def row(model: Any, text: Text, methods: dict[str, tuple[Method, float]]) -> dict[str, dict[str, float]]:
-    """What the full cache and each method's copy of it know of a text."""
-    found = record(model, torch.as_tensor(text.ids[None, : text.context]))
-    out = {"full": judged(model, found.full(), found.logits, text)}
-    for name, (method, keep) in methods.items():
-        with ts.sieve(model, method, keep=keep, site="cache", seed=SEED):
-            cache = found.compressed()
-        out[name] = judged(model, cache, found.logits, text)
-    return out
-
-
 @functools.cache
 def measured() -> dict[str, dict[str, dict[str, float]]]:
     """By task and number of the text, the rows of all methods."""
@@ -94,7 +83,9 @@ def measured() -> dict[str, dict[str, dict[str, float]]]:
         model, tokenizer = real.load("smollm2", dtype=torch.float32)
         texts = Texts(tokenizer)
         for task, number in track(missing, description="SmolLM2", console=Console(stderr=True)):
-            found.add(f"{task} {number}", lambda t=task, n=number: row(model, texts.get(t, LENGTH, n), methods))
+            found.add(
+                f"{task} {number}", lambda t=task, n=number: compared(model, texts.get(t, LENGTH, n), methods, SEED)
+            )
     return {f"{task} {number}": found.data["rows"][f"{task} {number}"] for task, number in keys}
 
 

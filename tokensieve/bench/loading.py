@@ -16,7 +16,12 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 def packaged(model: Any) -> bool:
     """Whether a name is that of a model that comes in a package, and is looked for nowhere else."""
-    return isinstance(model, str) and (model == "testbed" or (model in CARDS and not Path(model).exists()))
+    return isinstance(model, str) and (model == "testbed" or in_wheel(model))
+
+
+def in_wheel(name: str) -> bool:
+    """Whether a name is that of a model that comes inside a wheel, and no file or folder has it here."""
+    return name in CARDS and not Path(name).exists()
 
 
 def language_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
@@ -31,7 +36,7 @@ def language_model(name: str, device: str, dtype: str) -> tuple[Any, Any]:
         from tokensieve.testbed import lm
 
         return lm.load(where, dtype_of(dtype, where))
-    if name in CARDS and not Path(name).exists():
+    if in_wheel(name):
         if name != "smollm2":
             raise ValueError(
                 f"{name} is no language model that continues texts; take smollm2, testbed or a model of your own"

@@ -22,8 +22,8 @@ _KIND, _NAME, _COLOUR = ({word: i for i, word in enumerate(group)} for group in 
 
 
 def labels(scene: Scene, patch: int = PATCH) -> dict[str, np.ndarray]:
-    """Labels of all patches of so many pixels a side, (576,): 0 is background, `IGNORE` the rim of a thing. `present` (50,)
-    belongs to the CLS output."""
+    """Labels of all patches of so many pixels a side, (n,): 0 is background, `IGNORE` the rim of a thing. `present` (50,) belongs
+    to the CLS output."""
     side = SIZE // patch
     maps: dict[str, np.ndarray] = {
         key: np.zeros((side, side), dtype=np.int64) for key in ("kind", "name", "colour", "place")
@@ -59,7 +59,7 @@ def labels(scene: Scene, patch: int = PATCH) -> dict[str, np.ndarray]:
 
 
 def _overlap(box, patch: int) -> np.ndarray:
-    """The share of each patch that the box covers, (24, 24)."""
+    """The share of each patch that the box covers, (side, side)."""
     edges = np.arange(SIZE // patch) * patch
     across, down = (
         np.clip(np.minimum(edges + patch, high) - np.maximum(edges, low), 0, None) / patch

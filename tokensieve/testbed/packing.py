@@ -65,6 +65,11 @@ def mask(segment: torch.Tensor, prefix: int) -> torch.Tensor:
 
 def run(model, prefix: torch.Tensor, packed: dict[str, torch.Tensor]) -> torch.Tensor:
     """Logits (B, L, V) of the packed questions behind the embedded prefix (B, P, D)."""
+    return model.lm_head(states(model, prefix, packed))
+
+
+def states(model, prefix: torch.Tensor, packed: dict[str, torch.Tensor]) -> torch.Tensor:
+    """What the head is given there: (B, L, D)."""
     body = model.model
     embedded = torch.cat([prefix, model.get_input_embeddings()(packed["ids"]).to(prefix.dtype)], dim=1)
     hidden = body.language_model(
@@ -73,7 +78,7 @@ def run(model, prefix: torch.Tensor, packed: dict[str, torch.Tensor]) -> torch.T
         position_ids=packed["positions"],
         use_cache=False,
     ).last_hidden_state
-    return model.lm_head(hidden[:, prefix.shape[1] :])
+    return hidden[:, prefix.shape[1] :]
 
 
 def image_prefix(model, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -88,7 +93,12 @@ def right(logits: torch.Tensor, packed: dict[str, torch.Tensor]) -> list[list[bo
 
     Greedy decoding follows the right answer as long as each next token is right, so one teacher-forced pass decides.
     """
-    wrong = ((logits.argmax(-1) != packed["labels"]) & (packed["labels"] != IGNORE)).cpu()
+    return answered(logits.argmax(-1), packed)
+
+
+def answered(guess: torch.Tensor, packed: dict[str, torch.Tensor]) -> list[list[bool]]:
+    """Likewise from the likeliest tokens (B, L); what stands where nothing has to be predicted does not matter."""
+    wrong = ((guess != packed["labels"]) & (packed["labels"] != IGNORE)).cpu()
     segment = packed["segment"].cpu()
     failed = [set(row[bad].tolist()) for row, bad in zip(segment, wrong, strict=True)]
     return [[k not in bad for k in range(1, int(row.max()) + 1)] for row, bad in zip(segment, failed, strict=True)]

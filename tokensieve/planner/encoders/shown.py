@@ -99,8 +99,7 @@ def _some(trace: Trace) -> list[tuple[int, Reduction]]:
 
 
 def _said(block: int, reduction: Reduction, what: str) -> str:
-    where = "in front" if block < 0 else f"block {block}"
-    return f"{where}: {int(reduction.counts[0])} of {reduction.n} {what}"
+    return f"{trees.where(block)}: {int(reduction.counts[0])} of {reduction.n} {what}"
 
 
 def _patches(inputs: dict[str, Any], trace: Trace) -> Image.Image | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from tokensieve.bench.loading import in_wheel
 from tokensieve.planner.encoders.items import EncoderInput
 from tokensieve.sites.loading import encoder_of
 from tokensieve.sites.model import towers
@@ -64,7 +65,7 @@ class EncoderSubject:
             ValueError: it cannot be loaded, or takes something else.
         """
         where = name
-        if name in real.CARDS and not Path(name).exists():
+        if in_wheel(name):
             try:
                 where = str(real.get(name))
             except (ImportError, OSError) as error:

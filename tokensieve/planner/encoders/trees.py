@@ -97,7 +97,7 @@ def drawn(
             parts.append(_line(f"M{_middle(at, run):.1f} {top:.1f}V4", tint[tree.slot]))
         parts += [leaf(token, a, HEIGHT + 12.0) for token, a in zip(tree.leaves, at, strict=True)]
         x = at[-1] + CELL / 2 + GAP
-    words = {k: "in front" if blocks[k] < 0 else f"block {blocks[k]}" for k in sorted(met)}
+    words = {k: where(blocks[k]) for k in sorted(met)}
     thin = 1 + round(14 / step) if step < 14 else 1
     told = [
         f'<text x="4" y="{level[k] + 4:.1f}" font-size="11" fill="#777">{word}</text>'
@@ -109,6 +109,11 @@ def drawn(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{wide:.0f}" height="{high}" viewBox="0 0 {wide:.0f} {high}" role="img" '
         f'aria-label="{escape(name)}">' + "".join(told + parts) + "</svg>"
     )
+
+
+def where(block: int) -> str:
+    """A block by its number, -1 in front of the first."""
+    return "in front" if block < 0 else f"block {block}"
 
 
 def _middle(at: Sequence[float], run: Sequence[int]) -> float:

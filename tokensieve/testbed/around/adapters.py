@@ -25,11 +25,10 @@ def adapters(language: nn.Module, rank: int) -> nn.ModuleDict:
 
 
 def attach(language: nn.Module, added: nn.ModuleDict) -> None:
-    """Have each layer add what its adapter says, for training: the weights stay as they are. Once is enough, twice no more."""
+    """Have each layer add what its adapter says, for training: the weights stay as they are. Once a model."""
     for name, linear in _linear(language):
         adapter = added[name.replace(".", "-")]
-        if not linear._forward_hooks:
-            linear.register_forward_hook(lambda _, args, out, adapter=adapter: out + adapter(args[0]))
+        linear.register_forward_hook(lambda _, args, out, adapter=adapter: out + adapter(args[0]))
 
 
 @torch.no_grad()
