@@ -130,6 +130,7 @@ def page(measured: Sequence[dict[str, Any]], head: dict[str, Any]) -> str:
     out = [wrapped(what, 128), "", wrapped(how, 128), ""]
     out += [*(f"- **{task}**: {about}" for task, about in TASKS.items()), "", wrapped(rest, 128), ""]
     out += ["![What SmolLM2 still knows against the bytes held](../pictures/cache-smollm2.png)", ""]
+    out += ["Points are of the texts that were measured at every budget.", ""]
     for step in PLAN:
         for keep in step.budgets:
             out += section(found, step, keep)
@@ -155,9 +156,22 @@ def costs(data: dict[str, Any]) -> str:
     return "\n".join(["### What it costs on SmolLM2", "", wrapped(told, 128), "", table(head, rows)])
 
 
+def shared(measured: Sequence[dict[str, Any]], length: int) -> list[dict[str, Any]]:
+    """Lines of that length of the texts that stand at every budget at which all tasks were begun."""
+    here = [(line, {k.partition("@")[2] for k in line["rows"]} - {""}) for line in measured if line["length"] == length]
+    begun: dict[str, set[str]] = defaultdict(set)
+    texts: dict[tuple[str, int], set[str]] = defaultdict(set)
+    for line, budgets in here:
+        texts[line["task"], line["number"]] |= budgets
+        for budget in budgets:
+            begun[budget].add(line["task"])
+    whole = {budget for budget, tasks in begun.items() if len(tasks) == len(TASKS)}
+    return [line for line, _ in here if whole <= texts[line["task"], line["number"]]]
+
+
 def draw(measured: Sequence[dict[str, Any]], length: int = 2048) -> None:
-    """Each task against the bytes held, by method and budget."""
-    found = cells(measured)
+    """Each task against the bytes held, by method and budget, on the same texts at all budgets."""
+    found = cells(shared(measured, length))
     full: dict[str, float] = {"bytes": 100.0}
     rows: dict[str, dict[float, dict[str, float]]] = defaultdict(dict)
     budgets = sorted({keep for n, keep, _ in found if n == length})

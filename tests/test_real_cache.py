@@ -124,6 +124,22 @@ def test_the_page_tells_counts_and_what_cannot_be_told_apart(measured, tmp_path,
     assert "goes on where it stopped" not in page
 
 
+def test_points_of_a_line_are_of_the_same_texts():
+    def line(task, number, *budgets, length=48):
+        return {
+            "task": task,
+            "number": number,
+            "length": length,
+            "rows": {"full": {}} | {f"h2o@{b}": {} for b in budgets},
+        }
+
+    both = [x for task in TASKS for x in (line(task, 0, 0.25), line(task, 0, 0.5, 0.1))]
+    begun = line("code", 3, 0.9)  # a budget of one task alone is not waited for
+    more = [line(task, 1, 0.25) for task in TASKS]
+    assert real_page.shared([*both, begun, *more, line("code", 0, 0.25, length=96)], 48) == both
+    assert real_page.shared(more, 48) == more
+
+
 @pytest.fixture
 def judges(model, tmp_path, monkeypatch):
     """Checks of systems on a tiny model, four texts a task."""
